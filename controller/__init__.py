@@ -1,0 +1,1 @@
+"""The imperative shell of Penstock: observes, obeys, reports; decides nothing."""

@@ -1,0 +1,135 @@
+"""What one replica can do: its configuration and its measured or derived curves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from solvers.errors import InvalidInput
+
+_LABEL = re.compile(
+    r"tp(?P<tp>\d+)(-pp(?P<pp>\d+))?(-ep(?P<ep>\d+))?(-dp(?P<dp>\d+))?(-(?P<variant>[a-z0-9][a-z0-9.-]*))?"
+)
+
+
+class Role(StrEnum):
+    """What a replica does: prompts, output tokens, or both (chunked prefill)."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class EngineConfig:
+    """How one replica is started: the engine, a variant of it, and its parallel degrees."""
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: int = 1
+    data_parallel: int = 1
+    engine: str = "vllm"
+    variant: str = ""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that start together; expert parallelism spans the same GPUs, so it does not multiply."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+    @property
+    def label(self) -> str:
+        """Short and stable, fit for a Kubernetes name: ``tp2``, ``tp4-pp2``, ``tp8-ep8-fp8``."""
+        degrees = (
+            ("tp", self.tensor_parallel, True),
+            ("pp", self.pipeline_parallel, False),
+            ("ep", self.expert_parallel, False),
+            ("dp", self.data_parallel, False),
+        )
+        parts = [f"{name}{degree}" for name, degree, always in degrees if always or degree > 1]
+        return "-".join([*parts, self.variant] if self.variant else parts)
+
+    @classmethod
+    def from_label(cls, label: str, engine: str = "vllm") -> EngineConfig:
+        """Read a label back; ``EngineConfig.from_label(config.label, config.engine) == config``.
+
+        Raises
+        ------
+        InvalidInput
+            When the label does not start with a tensor-parallel degree.
+        """
+        found = _LABEL.fullmatch(label)
+        if found is None:
+            raise InvalidInput(label, "", "is no engine configuration", "write it like tp2, tp8-ep8 or tp4-pp2-fp8")
+        degree = {name: int(found[name] or 1) for name in ("tp", "pp", "ep", "dp")}
+        return cls(
+            tensor_parallel=degree["tp"],
+            pipeline_parallel=degree["pp"],
+            expert_parallel=degree["ep"],
+            data_parallel=degree["dp"],
+            engine=engine,
+            variant=found["variant"] or "",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ProfileKey:
+    """What a profile is measured for."""
+
+    model: str
+    gpu_class: str
+    config: EngineConfig
+
+
+class ProfileSource(StrEnum):
+    """Where the numbers came from, best first."""
+
+    MEASURED = "Measured"
+    SILICON = "Silicon"
+    ROOFLINE = "Roofline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProfile:
+    """Curves of one replica for (model, GPU class, engine config).
+
+    Attributes
+    ----------
+    prefill_tokens, prefill_s : (P,) int, (P,) float s
+        Time to prefill one prompt of so many tokens on an otherwise idle replica; both increasing.
+    decode_batches, decode_contexts : (B,) int, (C,) int
+        Axes of the decode table: sequences in the batch, mean context tokens of a sequence.
+    decode_step_s : (B, C) float s
+        Time of one decode step; not decreasing along either axis.
+    kv_capacity_tokens : int
+        Tokens whose keys and values fit in the replica beside the weights.
+    kv_bytes_per_token : int
+        Bytes moved to a decode replica per prompt token.
+    transfer_bytes_per_s : float
+        KV bandwidth from one prefill replica to a decode replica.
+    prefill_chunk_tokens : int
+        Prompt tokens that a mixed replica computes beside one decode step (chunked prefill).
+    idle_watts_per_gpu, prefill_watts_per_gpu : float
+        Mean draw of one GPU when nothing runs, and while it prefills.
+    decode_watts_per_gpu : (B,) float W
+        Mean draw of one GPU while it decodes, at each of ``decode_batches``.
+    cold_start_s : float
+        From pod start to Ready.
+    """
+
+    key: ProfileKey
+    source: ProfileSource
+    source_detail: str
+    prefill_tokens: tuple[int, ...]
+    prefill_s: tuple[float, ...]
+    decode_batches: tuple[int, ...]
+    decode_contexts: tuple[int, ...]
+    decode_step_s: tuple[tuple[float, ...], ...]
+    kv_capacity_tokens: int
+    kv_bytes_per_token: int
+    transfer_bytes_per_s: float
+    prefill_chunk_tokens: int = 2048
+    idle_watts_per_gpu: float
+    prefill_watts_per_gpu: float
+    decode_watts_per_gpu: tuple[float, ...]
+    cold_start_s: float = 120.0

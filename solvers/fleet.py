@@ -1,0 +1,120 @@
+"""What exists: GPU classes, nodes, power domains, pools, running replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from solvers.engine import EngineConfig, Role
+
+ANYWHERE = "*"
+"""Location of a pool whose placement is ``Class``: any node of the class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuClass:
+    """A kind of accelerator, with its price, memory and power envelope (all per GPU)."""
+
+    name: str
+    resource_name: str
+    node_selector: Mapping[str, str]
+    memory_bytes: int
+    link_island_gpus: int
+    idle_watts: float
+    min_cap_watts: float
+    max_cap_watts: float
+    host_share_watts: float
+    price_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerDomain:
+    """What shares one feed. A domain may have several parents (feeds A and B); each must hold."""
+
+    name: str
+    parents: tuple[str, ...] = ()
+    budget_watts: float
+    fixed_watts: float = 0.0
+    headroom_ratio: float = 0.0
+
+    @property
+    def usable_watts(self) -> float:
+        """What replicas and idle GPUs may draw together: budget less headroom less fixed draw."""
+        return self.budget_watts * (1.0 - self.headroom_ratio) - self.fixed_watts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One managed GPU node.
+
+    Attributes
+    ----------
+    gpus_total : int
+        GPUs that draw at least idle power (capacity, the broken ones included).
+    gpus_usable : int
+        GPUs that our replicas may hold: allocatable less foreign pods; 0 when the node is NotReady or cordoned
+        and holds nothing of ours.
+    held_watts : float
+        Watts above idle that we cannot release: foreign pods at the enforced limit, replicas on a lost node.
+    domains : tuple of str
+        Power domains that feed the node, ancestors included, sorted.
+    """
+
+    name: str
+    gpu_class: str
+    location: str
+    gpus_total: int
+    gpus_usable: int
+    held_watts: float = 0.0
+    domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class PoolKey:
+    """Replicas alike in service, role, GPU class and engine configuration."""
+
+    service: str
+    role: Role
+    gpu_class: str
+    config: EngineConfig
+
+    def __str__(self) -> str:
+        return f"{self.service}/{self.role}/{self.gpu_class}/{self.config.label}"
+
+
+class ReplicaState(StrEnum):
+    """Life of a replica as the operator sees it."""
+
+    PENDING = "Pending"  # no node yet
+    STARTING = "Starting"  # on a node, not Ready
+    READY = "Ready"
+    LEAVING = "Leaving"  # deletion asked for; still holds GPUs and watts
+    LOST = "Lost"  # on a NotReady node; holds watts, serves nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One pod (or group) of a pool. ``location`` is the one it was generated for, ``ANYWHERE`` under Class."""
+
+    name: str
+    pool: PoolKey
+    location: str
+    node: str | None
+    state: ReplicaState
+    age_s: float = 0.0
+    outstanding_requests: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What the fleet looks like at one moment; the only thing a turn of the loop decides on.
+
+    ``desired`` is what the workload objects ask for now: (pool, location) → replicas.
+    """
+
+    gpu_classes: Mapping[str, GpuClass]
+    nodes: tuple[Node, ...]
+    domains: Mapping[str, PowerDomain]
+    replicas: tuple[Replica, ...]
+    desired: Mapping[tuple[PoolKey, str], int]

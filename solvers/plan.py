@@ -1,0 +1,129 @@
+"""A decision and its evidence."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+from solvers.fleet import PoolKey
+
+
+class SolveStatus(StrEnum):
+    """OPTIMAL: proved within ``relative_gap``. FEASIBLE: verified, gap as said. FAILED: no plan."""
+
+    OPTIMAL = "Optimal"
+    FEASIBLE = "Feasible"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Placement:
+    """So many replicas of a pool at a location."""
+
+    pool: PoolKey
+    location: str
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    """What one pool is sized for.
+
+    Attributes
+    ----------
+    demand_ratio : float
+        Share of the service's served requests (of that role) routed to the pool.
+    capacity_requests_per_s : float
+        What the pool carries with the SLOs kept, at the service's mix.
+    cap_watts : float
+        Cap of one GPU; the class maximum while power caps are off.
+    reserved_watts, planned_watts : float
+        Of the whole pool: worst case at the cap, and mean at the planned load; host share and idle included.
+    """
+
+    pool: PoolKey
+    replicas: int
+    demand_ratio: float
+    capacity_requests_per_s: float
+    cap_watts: float
+    reserved_watts: float
+    planned_watts: float
+    cost_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePlan:
+    """What one service gets. ``short_because`` names the binding limits when something is unserved."""
+
+    service: str
+    tier: str
+    demand_requests_per_s: float
+    served_requests_per_s: float
+    short_because: tuple[str, ...] = ()
+
+    @property
+    def unserved_requests_per_s(self) -> float:
+        return max(0.0, self.demand_requests_per_s - self.served_requests_per_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainPlan:
+    """Watts of one power domain under the plan. ``price_usd_per_kilowatt_hour`` is the worth of one more kW."""
+
+    domain: str
+    budget_watts: float
+    reserved_watts: float
+    planned_watts: float
+    price_usd_per_kilowatt_hour: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """A limit with no slack left and what one more unit of it is worth."""
+
+    limit: str
+    subject: str
+    unit: str
+    price_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveReport:
+    """Evidence of a solve. ``gap_ratio`` = (objective − bound) / max(|objective|, 1e-9)."""
+
+    status: SolveStatus
+    objective_usd_per_hour: float
+    bound_usd_per_hour: float
+    gap_ratio: float
+    cost_usd_per_hour: float
+    rounds: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A verified decision for the whole fleet; every tuple is sorted, so equal decisions are equal values.
+
+    ``routing`` states the routing that the sizing assumed.
+    """
+
+    placements: tuple[Placement, ...]
+    pools: tuple[PoolPlan, ...]
+    services: tuple[ServicePlan, ...]
+    domains: tuple[DomainPlan, ...]
+    bindings: tuple[Binding, ...]
+    report: SolveReport
+    routing: str = "least outstanding work, one mix per role, in proportion to capacity"
+
+    @property
+    def is_short(self) -> bool:
+        """True when some demand stays unserved."""
+        return any(s.unserved_requests_per_s > 1e-6 * max(1.0, s.demand_requests_per_s) for s in self.services)
+
+    @property
+    def decision_hash(self) -> str:
+        """Sixteen hex digits over what is decided (placements and caps), not over prices or predictions."""
+        rows = [f"{p.pool}|{p.location}|{p.replicas}" for p in self.placements if p.replicas]
+        caps = [f"{p.pool}|{p.cap_watts:.0f}" for p in self.pools if p.replicas]
+        return hashlib.sha256("\n".join(sorted(rows) + sorted(caps)).encode()).hexdigest()[:16]

@@ -1,0 +1,56 @@
+"""One decision's whole input, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from solvers.engine import EngineProfile, ProfileKey
+from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
+from solvers.workload import Demand, ServedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the decision weighs.
+
+    Attributes
+    ----------
+    energy_usd_per_kilowatt_hour : float
+        Price of a planned kilowatt for an hour.
+    start_cost_hours : float
+        A started replica costs so many hours of its GPU price (lost while it loads weights).
+    min_saving_ratio : float
+        A plan that only saves money must save at least this share before anything moves.
+    max_starts_per_turn : int
+        Replicas that one turn may start, over the whole fleet.
+    tier_penalties : tuple of float
+        Penalty of one unserved request by tier rank, as a multiple of the dearest way to serve it.
+    relative_gap : float
+        The solver stops when objective and bound agree this well.
+    """
+
+    energy_usd_per_kilowatt_hour: float = 0.12
+    start_cost_hours: float = 0.05
+    min_saving_ratio: float = 0.03
+    max_starts_per_turn: int = 8
+    tier_penalties: tuple[float, ...] = (60.0, 20.0, 7.0)
+    relative_gap: float = 0.01
+    time_limit_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What exists, what is asked and what runs. Every mapping is iterated in sorted order.
+
+    ``running`` counts the replicas that serve or will (pending and starting ones too) by (pool, location).
+    """
+
+    services: tuple[ServedModel, ...]
+    demands: Mapping[str, Demand]
+    gpu_classes: Mapping[str, GpuClass]
+    nodes: tuple[Node, ...]
+    domains: Mapping[str, PowerDomain]
+    profiles: Mapping[ProfileKey, EngineProfile]
+    running: Mapping[tuple[PoolKey, str], int] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)

@@ -1,0 +1,73 @@
+"""What is asked: served models with their SLOs, and the demand on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from solvers.engine import Role
+
+
+class SloMetric(StrEnum):
+    """Latencies that an SLO may bound."""
+
+    TTFT = "TTFT"
+    ITL = "ITL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """At least ``percentile_ratio`` (0-1) of requests (TTFT) or token gaps (ITL) stay within ``limit_s``."""
+
+    metric: SloMetric
+    percentile_ratio: float
+    limit_s: float
+
+
+class PlacementMode(StrEnum):
+    """How finely a pool is pinned: any node of the class, or one location (rack or row)."""
+
+    CLASS = "Class"
+    LOCATION = "Location"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One service. ``name`` is ``namespace/name``; ``tier_rank`` 0 is the most important.
+
+    ``gpu_classes`` empty means any that fits. ``max_replicas`` bounds each role.
+    """
+
+    name: str
+    model: str
+    tier: str
+    tier_rank: int
+    slos: tuple[Slo, ...]
+    roles: tuple[Role, ...] = (Role.PREFILL, Role.DECODE, Role.MIXED)
+    gpu_classes: tuple[str, ...] = ()
+    min_replicas: int = 0
+    max_replicas: int = 1000
+    placement: PlacementMode = PlacementMode.LOCATION
+    kv_compatibility_group: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class SizeBucket:
+    """Requests of about one size; ``weight_ratio`` is their share of the service's requests."""
+
+    prompt_tokens: int
+    output_tokens: int
+    weight_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Load expected at the planning horizon, at the quantile that planning uses.
+
+    ``source`` says where it came from (Declared, Gateway, Engine) and which assumption made the joint mix.
+    """
+
+    service: str
+    requests_per_s: float
+    mix: tuple[SizeBucket, ...]
+    source: str = "Declared"
