@@ -1,7 +1,8 @@
 """Watts by the one accounting that planner, checker, rollout and ledger share.
 
 A GPU of the fleet draws at least ``idle_watts``, whoever holds it. A replica adds, for each of its GPUs, its cap
-plus the host's share less that idle draw. So a domain's reserved watts are base + Σ extra over replicas.
+plus the host's share less that idle draw. So a domain's reserved watts are base + Σ extra over the replicas that
+could run in it, and never more than every GPU of the domain at its highest cap.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from solvers.engine import EngineConfig
-from solvers.fleet import GpuClass, Node
+from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey
 
 
 def base_watts(nodes: Iterable[Node], gpu_classes: Mapping[str, GpuClass]) -> float:
@@ -17,7 +18,64 @@ def base_watts(nodes: Iterable[Node], gpu_classes: Mapping[str, GpuClass]) -> fl
     return sum(node.gpus_total * gpu_classes[node.gpu_class].idle_watts + node.held_watts for node in nodes)
 
 
+def ceiling_watts(nodes: Iterable[Node], gpu_classes: Mapping[str, GpuClass]) -> float:
+    """Sum what the nodes could draw at most: every usable GPU at its highest cap, the others as they are held."""
+    return sum(
+        node.gpus_total * gpu_classes[node.gpu_class].idle_watts
+        + node.held_watts
+        + node.gpus_usable * extra_watts(gpu_classes[node.gpu_class], EngineConfig())
+        for node in nodes
+    )
+
+
 def extra_watts(gpu_class: GpuClass, config: EngineConfig, gpu_watts: float | None = None) -> float:
     """Watts that one replica adds to its domains at ``gpu_watts`` a GPU (default: the class's highest cap)."""
     at_gpu = gpu_class.max_cap_watts if gpu_watts is None else gpu_watts
     return config.gpus * max(0.0, at_gpu + gpu_class.host_share_watts - gpu_class.idle_watts)
+
+
+def nodes_by_domain(nodes: Iterable[Node]) -> dict[str, list[Node]]:
+    """Group the nodes by every power domain that feeds them."""
+    members: dict[str, list[Node]] = {}
+    for node in nodes:
+        for domain in node.domains:
+            members.setdefault(domain, []).append(node)
+    return dict(sorted(members.items()))
+
+
+def charged_domains(nodes: Iterable[Node], gpu_class: str, location: str) -> tuple[str, ...]:
+    """Domains that a replica of the class placed at the location could draw from, sorted.
+
+    The scheduler chooses the node inside a location, so every domain that feeds any candidate is charged in full.
+    """
+    candidates = (n for n in nodes if n.gpu_class == gpu_class and location in (n.location, ANYWHERE))
+    return tuple(sorted({domain for node in candidates for domain in node.domains}))
+
+
+def reserved_watts(
+    nodes: tuple[Node, ...],
+    gpu_classes: Mapping[str, GpuClass],
+    counts: Mapping[tuple[PoolKey, str], int],
+    gpu_watts: Mapping[PoolKey, float] | None = None,
+) -> dict[str, float]:
+    """Sum the worst case of every power domain with ``counts`` replicas by (pool, location).
+
+    Parameters
+    ----------
+    counts : mapping of (pool, location) to int
+        Replicas that hold watts, leaving ones too.
+    gpu_watts : mapping of pool to float W, optional
+        Draw of one GPU; without it the class's highest cap.
+
+    Returns
+    -------
+    dict of domain to float, W
+        Fixed draw of the domain itself not included (see ``PowerDomain.usable_watts``).
+    """
+    members = nodes_by_domain(nodes)
+    reserved = {domain: base_watts(inside, gpu_classes) for domain, inside in members.items()}
+    for (pool, location), count in sorted(counts.items()):
+        extra = extra_watts(gpu_classes[pool.gpu_class], pool.config, (gpu_watts or {}).get(pool))
+        for domain in charged_domains(nodes, pool.gpu_class, location):
+            reserved[domain] += count * extra
+    return {d: min(watts, ceiling_watts(members[d], gpu_classes)) for d, watts in reserved.items()}
