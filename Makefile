@@ -1,0 +1,67 @@
+# Everything a newcomer needs: `make demo` and `make test`. Each target sets up what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TRACE ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-planner bench-simcluster bench-operator clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Penstock needs Python 3.11 or newer, found " + sys.version.split()[0] + "; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+assets: $(VENV)/ready ## Build the simulated cluster's binaries into the cache (needs Go)
+	$(BIN)/python -m tests.simcluster.assets
+
+setup: $(VENV)/ready assets ## Make the virtual environment and the binaries
+
+lint: $(VENV)/ready ## Check style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: setup lint ## Set up everything, then run all checks and tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+unit: $(VENV)/ready ## Run the tests that need no cluster
+	$(BIN)/pytest -m "not cluster" $(PYTEST_ARGS)
+
+demo: setup ## Run the operator on a simulated cluster replaying a trace (TRACE=FILE)
+	$(BIN)/penstock demo $(if $(TRACE),--trace $(TRACE))
+
+demo-short: setup ## The 90-second form of the demo
+	$(BIN)/penstock demo --short $(if $(TRACE),--trace $(TRACE))
+
+protos: $(VENV)/ready ## Generate the gRPC code again
+	$(BIN)/python -m protos.generate
+
+crds: $(VENV)/ready ## Generate the resource definitions again
+	$(BIN)/python -m controller.crds
+
+chart: crds ## Copy the resource definitions into the chart and render deploy/operator.yaml again
+	$(BIN)/python -m tests.render_chart
+
+bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten services
+	$(BIN)/python -m tests.bench_planner
+
+bench-simcluster: setup ## Bring up 1,000 nodes with 10,000 pods
+	$(BIN)/python -m tests.bench_simcluster
+
+bench-operator: setup ## Time the operator on 1,000 nodes with 10,000 pods
+	$(BIN)/python -m tests.bench_operator
+
+lock: ## Pin the dependencies again (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev --extra silicon pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o deploy/requirements.lock
+
+clean: ## Remove what the targets made in this folder (the binaries' cache stays)
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
