@@ -1,0 +1,353 @@
+# mypy: ignore-errors
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_PREFILL: _ClassVar[Role]
+    ROLE_DECODE: _ClassVar[Role]
+    ROLE_MIXED: _ClassVar[Role]
+
+class SolveStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SOLVE_STATUS_UNSPECIFIED: _ClassVar[SolveStatus]
+    SOLVE_STATUS_OPTIMAL: _ClassVar[SolveStatus]
+    SOLVE_STATUS_FEASIBLE: _ClassVar[SolveStatus]
+    SOLVE_STATUS_FAILED: _ClassVar[SolveStatus]
+ROLE_UNSPECIFIED: Role
+ROLE_PREFILL: Role
+ROLE_DECODE: Role
+ROLE_MIXED: Role
+SOLVE_STATUS_UNSPECIFIED: SolveStatus
+SOLVE_STATUS_OPTIMAL: SolveStatus
+SOLVE_STATUS_FEASIBLE: SolveStatus
+SOLVE_STATUS_FAILED: SolveStatus
+
+class EngineConfig(_message.Message):
+    __slots__ = ("engine", "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel", "variant", "gpus", "label")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    DATA_PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    expert_parallel: int
+    data_parallel: int
+    variant: str
+    gpus: int
+    label: str
+    def __init__(self, engine: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., pipeline_parallel: _Optional[int] = ..., expert_parallel: _Optional[int] = ..., data_parallel: _Optional[int] = ..., variant: _Optional[str] = ..., gpus: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
+
+class Pool(_message.Message):
+    __slots__ = ("service", "role", "gpu_class", "config")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    GPU_CLASS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    role: Role
+    gpu_class: str
+    config: EngineConfig
+    def __init__(self, service: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., gpu_class: _Optional[str] = ..., config: _Optional[_Union[EngineConfig, _Mapping]] = ...) -> None: ...
+
+class LocationReplicas(_message.Message):
+    __slots__ = ("location", "replicas")
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    location: str
+    replicas: int
+    def __init__(self, location: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...
+
+class PoolPlan(_message.Message):
+    __slots__ = ("pool", "replicas", "placements", "demand_ratio", "capacity_requests_per_s", "cap_watts", "reserved_watts", "planned_watts", "cost_usd_per_hour")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_RATIO_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    CAP_WATTS_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_WATTS_FIELD_NUMBER: _ClassVar[int]
+    PLANNED_WATTS_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    pool: Pool
+    replicas: int
+    placements: _containers.RepeatedCompositeFieldContainer[LocationReplicas]
+    demand_ratio: float
+    capacity_requests_per_s: float
+    cap_watts: float
+    reserved_watts: float
+    planned_watts: float
+    cost_usd_per_hour: float
+    def __init__(self, pool: _Optional[_Union[Pool, _Mapping]] = ..., replicas: _Optional[int] = ..., placements: _Optional[_Iterable[_Union[LocationReplicas, _Mapping]]] = ..., demand_ratio: _Optional[float] = ..., capacity_requests_per_s: _Optional[float] = ..., cap_watts: _Optional[float] = ..., reserved_watts: _Optional[float] = ..., planned_watts: _Optional[float] = ..., cost_usd_per_hour: _Optional[float] = ...) -> None: ...
+
+class ServicePlan(_message.Message):
+    __slots__ = ("service", "tier", "demand_requests_per_s", "served_requests_per_s", "unserved_requests_per_s", "short_because")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SERVED_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SHORT_BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    tier: str
+    demand_requests_per_s: float
+    served_requests_per_s: float
+    unserved_requests_per_s: float
+    short_because: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, service: _Optional[str] = ..., tier: _Optional[str] = ..., demand_requests_per_s: _Optional[float] = ..., served_requests_per_s: _Optional[float] = ..., unserved_requests_per_s: _Optional[float] = ..., short_because: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DomainPlan(_message.Message):
+    __slots__ = ("domain", "budget_watts", "reserved_watts", "planned_watts", "price_usd_per_kilowatt_hour")
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_WATTS_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_WATTS_FIELD_NUMBER: _ClassVar[int]
+    PLANNED_WATTS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_USD_PER_KILOWATT_HOUR_FIELD_NUMBER: _ClassVar[int]
+    domain: str
+    budget_watts: float
+    reserved_watts: float
+    planned_watts: float
+    price_usd_per_kilowatt_hour: float
+    def __init__(self, domain: _Optional[str] = ..., budget_watts: _Optional[float] = ..., reserved_watts: _Optional[float] = ..., planned_watts: _Optional[float] = ..., price_usd_per_kilowatt_hour: _Optional[float] = ...) -> None: ...
+
+class Binding(_message.Message):
+    __slots__ = ("limit", "subject", "unit", "price_usd_per_hour")
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    PRICE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    limit: str
+    subject: str
+    unit: str
+    price_usd_per_hour: float
+    def __init__(self, limit: _Optional[str] = ..., subject: _Optional[str] = ..., unit: _Optional[str] = ..., price_usd_per_hour: _Optional[float] = ...) -> None: ...
+
+class SolveReport(_message.Message):
+    __slots__ = ("status", "objective_usd_per_hour", "bound_usd_per_hour", "gap_ratio", "cost_usd_per_hour", "rounds", "notes")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    BOUND_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    GAP_RATIO_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    status: SolveStatus
+    objective_usd_per_hour: float
+    bound_usd_per_hour: float
+    gap_ratio: float
+    cost_usd_per_hour: float
+    rounds: int
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, status: _Optional[_Union[SolveStatus, str]] = ..., objective_usd_per_hour: _Optional[float] = ..., bound_usd_per_hour: _Optional[float] = ..., gap_ratio: _Optional[float] = ..., cost_usd_per_hour: _Optional[float] = ..., rounds: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("number", "decision_hash", "pools", "services", "domains", "bindings", "report", "routing", "is_short")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DECISION_HASH_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    SERVICES_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    BINDINGS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    IS_SHORT_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    decision_hash: str
+    pools: _containers.RepeatedCompositeFieldContainer[PoolPlan]
+    services: _containers.RepeatedCompositeFieldContainer[ServicePlan]
+    domains: _containers.RepeatedCompositeFieldContainer[DomainPlan]
+    bindings: _containers.RepeatedCompositeFieldContainer[Binding]
+    report: SolveReport
+    routing: str
+    is_short: bool
+    def __init__(self, number: _Optional[int] = ..., decision_hash: _Optional[str] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServicePlan, _Mapping]]] = ..., domains: _Optional[_Iterable[_Union[DomainPlan, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., report: _Optional[_Union[SolveReport, _Mapping]] = ..., routing: _Optional[str] = ..., is_short: _Optional[bool] = ...) -> None: ...
+
+class GetPlanRequest(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class GetPlanResponse(_message.Message):
+    __slots__ = ("plan",)
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    plan: Plan
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
+
+class WatchPlansRequest(_message.Message):
+    __slots__ = ("after_number",)
+    AFTER_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    after_number: int
+    def __init__(self, after_number: _Optional[int] = ...) -> None: ...
+
+class WatchPlansResponse(_message.Message):
+    __slots__ = ("plan",)
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    plan: Plan
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
+
+class DemandChange(_message.Message):
+    __slots__ = ("service", "requests_per_s", "factor_ratio")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_RATIO_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    requests_per_s: float
+    factor_ratio: float
+    def __init__(self, service: _Optional[str] = ..., requests_per_s: _Optional[float] = ..., factor_ratio: _Optional[float] = ...) -> None: ...
+
+class BudgetChange(_message.Message):
+    __slots__ = ("domain", "budget_watts")
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_WATTS_FIELD_NUMBER: _ClassVar[int]
+    domain: str
+    budget_watts: float
+    def __init__(self, domain: _Optional[str] = ..., budget_watts: _Optional[float] = ...) -> None: ...
+
+class NodesChange(_message.Message):
+    __slots__ = ("gpu_class", "location", "nodes", "gpus_per_node", "domains")
+    GPU_CLASS_FIELD_NUMBER: _ClassVar[int]
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    GPUS_PER_NODE_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    gpu_class: str
+    location: str
+    nodes: int
+    gpus_per_node: int
+    domains: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, gpu_class: _Optional[str] = ..., location: _Optional[str] = ..., nodes: _Optional[int] = ..., gpus_per_node: _Optional[int] = ..., domains: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PriceChange(_message.Message):
+    __slots__ = ("gpu_class", "price_usd_per_hour")
+    GPU_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    gpu_class: str
+    price_usd_per_hour: float
+    def __init__(self, gpu_class: _Optional[str] = ..., price_usd_per_hour: _Optional[float] = ...) -> None: ...
+
+class WhatIfRequest(_message.Message):
+    __slots__ = ("demands", "budgets", "nodes", "prices", "removed_nodes")
+    DEMANDS_FIELD_NUMBER: _ClassVar[int]
+    BUDGETS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    PRICES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
+    demands: _containers.RepeatedCompositeFieldContainer[DemandChange]
+    budgets: _containers.RepeatedCompositeFieldContainer[BudgetChange]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodesChange]
+    prices: _containers.RepeatedCompositeFieldContainer[PriceChange]
+    removed_nodes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, demands: _Optional[_Iterable[_Union[DemandChange, _Mapping]]] = ..., budgets: _Optional[_Iterable[_Union[BudgetChange, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodesChange, _Mapping]]] = ..., prices: _Optional[_Iterable[_Union[PriceChange, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PlacementDifference(_message.Message):
+    __slots__ = ("pool", "location", "from_replicas", "to_replicas")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
+    FROM_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    TO_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    pool: Pool
+    location: str
+    from_replicas: int
+    to_replicas: int
+    def __init__(self, pool: _Optional[_Union[Pool, _Mapping]] = ..., location: _Optional[str] = ..., from_replicas: _Optional[int] = ..., to_replicas: _Optional[int] = ...) -> None: ...
+
+class ServiceDifference(_message.Message):
+    __slots__ = ("service", "from_served_requests_per_s", "to_served_requests_per_s")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    FROM_SERVED_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    TO_SERVED_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    from_served_requests_per_s: float
+    to_served_requests_per_s: float
+    def __init__(self, service: _Optional[str] = ..., from_served_requests_per_s: _Optional[float] = ..., to_served_requests_per_s: _Optional[float] = ...) -> None: ...
+
+class DomainDifference(_message.Message):
+    __slots__ = ("domain", "from_reserved_watts", "to_reserved_watts")
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    FROM_RESERVED_WATTS_FIELD_NUMBER: _ClassVar[int]
+    TO_RESERVED_WATTS_FIELD_NUMBER: _ClassVar[int]
+    domain: str
+    from_reserved_watts: float
+    to_reserved_watts: float
+    def __init__(self, domain: _Optional[str] = ..., from_reserved_watts: _Optional[float] = ..., to_reserved_watts: _Optional[float] = ...) -> None: ...
+
+class PlanDifference(_message.Message):
+    __slots__ = ("placements", "services", "domains", "from_cost_usd_per_hour", "to_cost_usd_per_hour", "starting_replicas", "stopping_replicas")
+    PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
+    SERVICES_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    FROM_COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    TO_COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    STARTING_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    placements: _containers.RepeatedCompositeFieldContainer[PlacementDifference]
+    services: _containers.RepeatedCompositeFieldContainer[ServiceDifference]
+    domains: _containers.RepeatedCompositeFieldContainer[DomainDifference]
+    from_cost_usd_per_hour: float
+    to_cost_usd_per_hour: float
+    starting_replicas: int
+    stopping_replicas: int
+    def __init__(self, placements: _Optional[_Iterable[_Union[PlacementDifference, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServiceDifference, _Mapping]]] = ..., domains: _Optional[_Iterable[_Union[DomainDifference, _Mapping]]] = ..., from_cost_usd_per_hour: _Optional[float] = ..., to_cost_usd_per_hour: _Optional[float] = ..., starting_replicas: _Optional[int] = ..., stopping_replicas: _Optional[int] = ...) -> None: ...
+
+class WhatIfResponse(_message.Message):
+    __slots__ = ("plan", "base_number", "difference")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    BASE_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    plan: Plan
+    base_number: int
+    difference: PlanDifference
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., base_number: _Optional[int] = ..., difference: _Optional[_Union[PlanDifference, _Mapping]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("service", "number")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    number: int
+    def __init__(self, service: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
+
+class Alternative(_message.Message):
+    __slots__ = ("role", "gpu_class", "config", "cost_usd_per_million_requests", "extra_usd_per_million_requests", "reason")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    GPU_CLASS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_PER_MILLION_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_USD_PER_MILLION_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    gpu_class: str
+    config: EngineConfig
+    cost_usd_per_million_requests: float
+    extra_usd_per_million_requests: float
+    reason: str
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., gpu_class: _Optional[str] = ..., config: _Optional[_Union[EngineConfig, _Mapping]] = ..., cost_usd_per_million_requests: _Optional[float] = ..., extra_usd_per_million_requests: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("number", "text", "service", "pools", "alternatives", "bindings")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    BINDINGS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    text: str
+    service: ServicePlan
+    pools: _containers.RepeatedCompositeFieldContainer[PoolPlan]
+    alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
+    bindings: _containers.RepeatedCompositeFieldContainer[Binding]
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ...) -> None: ...
