@@ -1,0 +1,131 @@
+"""Lookups in the tables of an ``EngineProfile``.
+
+Every table is linear between its knots. Below the first knot the first value holds (a shorter prompt or a smaller
+batch is never slower, so the answer errs on the safe side). Above the last knot nothing was measured: ``OutOfRange``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from solvers.engine import EngineProfile, Role
+from solvers.errors import OutOfRange
+
+Floats = NDArray[np.float64]
+
+
+def prefill_s(profile: EngineProfile, prompt_tokens: float) -> float:
+    """Time in seconds to prefill one prompt on an otherwise idle replica.
+
+    Raises
+    ------
+    OutOfRange
+        When the prompt is longer than the table.
+    """
+    _check_within(profile, "prefill_tokens", prompt_tokens, profile.prefill_tokens[-1])
+    return _interpolate(profile.prefill_tokens, profile.prefill_s, prompt_tokens)
+
+
+def chunk_s(profile: EngineProfile, done_tokens: float, chunk_tokens: float) -> float:
+    """Time in seconds that the next ``chunk_tokens`` of a prompt add to a step when ``done_tokens`` are computed."""
+    whole = prefill_s(profile, done_tokens + chunk_tokens)
+    return whole - prefill_s(profile, done_tokens) if done_tokens > 0 else whole
+
+
+def chunks_s(profile: EngineProfile, prompt_tokens: int) -> tuple[float, ...]:
+    """Times in seconds that the chunks of one prompt add to the steps of a mixed replica; they sum to its prefill."""
+    starts = range(0, max(prompt_tokens, 1), profile.prefill_chunk_tokens)
+    return tuple(chunk_s(profile, at, min(profile.prefill_chunk_tokens, prompt_tokens - at)) for at in starts)
+
+
+def decode_step_s(profile: EngineProfile, batch: float, mean_context: float) -> float:
+    """Time in seconds of one decode step of ``batch`` sequences that hold ``mean_context`` tokens each on average.
+
+    Raises
+    ------
+    OutOfRange
+        When the batch or the context is above the table.
+    """
+    return float(decode_steps_s(profile, [batch], [mean_context])[0])
+
+
+def decode_steps_s(profile: EngineProfile, batches: ArrayLike, mean_contexts: ArrayLike) -> Floats:
+    """Times of many decode steps at once: bilinear between the knots of (batch, mean context).
+
+    Parameters
+    ----------
+    batches : (N,) float
+        Sequences in the batch.
+    mean_contexts : (N,) float, tokens
+        Mean context of the sequences of each batch.
+
+    Returns
+    -------
+    (N,) float, s
+
+    Raises
+    ------
+    OutOfRange
+        When any batch or context is above the table.
+    """
+    batch, context = np.asarray(batches, dtype=float), np.asarray(mean_contexts, dtype=float)
+    _check_within(profile, "decode_batches", float(batch.max()), profile.decode_batches[-1])
+    _check_within(profile, "decode_contexts", float(context.max()), profile.decode_contexts[-1])
+    table = np.asarray(profile.decode_step_s)
+    row, row_share = _cell(profile.decode_batches, batch)
+    column, column_share = _cell(profile.decode_contexts, context)
+    next_row, next_column = np.minimum(row + 1, len(table) - 1), np.minimum(column + 1, table.shape[1] - 1)
+    low = table[row, column] * (1 - column_share) + table[row, next_column] * column_share
+    high = table[next_row, column] * (1 - column_share) + table[next_row, next_column] * column_share
+    return np.asarray(low * (1 - row_share) + high * row_share)
+
+
+def gpu_watts(profile: EngineProfile, role: Role, batch: float) -> float:
+    """Draw in watts of one GPU while a replica works on ``batch`` requests; its idle draw when there is none.
+
+    A mixed replica is given at its decode draw; while a chunk of a prompt is in its step it draws the prefill watts.
+    """
+    if batch <= 0:
+        return profile.idle_watts_per_gpu
+    if role is Role.PREFILL:
+        return profile.prefill_watts_per_gpu
+    return _interpolate(profile.decode_batches, profile.decode_watts_per_gpu, min(batch, profile.decode_batches[-1]))
+
+
+def decode_watts(profile: EngineProfile, batches: Floats) -> Floats:
+    """Draw in watts of one GPU at each of many batches, (N,); idle at none, flat above the table."""
+    busy = np.interp(batches, profile.decode_batches, profile.decode_watts_per_gpu)
+    return np.where(batches > 0, busy, profile.idle_watts_per_gpu)
+
+
+def _interpolate(knots: Sequence[int], values: Sequence[float], at: float) -> float:
+    right = bisect_right(knots, at)
+    if right == 0:
+        return values[0]
+    if right == len(knots):
+        return values[-1]
+    share = (at - knots[right - 1]) / (knots[right] - knots[right - 1])
+    return values[right - 1] + share * (values[right] - values[right - 1])
+
+
+def _cell(knots: Sequence[int], at: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """Index of the knot at or below each value, and how far towards the next one it is, 0-1."""
+    knot = np.asarray(knots, dtype=float)
+    place = np.interp(at, knot, np.arange(len(knot), dtype=float))
+    index = np.minimum(place.astype(np.intp), len(knot) - 1)
+    return index, place - index
+
+
+def _check_within(profile: EngineProfile, axis: str, value: float, last: int) -> None:
+    if value > last:
+        key = profile.key
+        raise OutOfRange(
+            f"EngineProfile/{key.model} on {key.gpu_class}/{key.config.label}",
+            axis,
+            f"{value:,.0f} is above the last measured point {last:,}",
+            "measure further out, or bound the requests",
+        )
