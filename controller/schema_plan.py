@@ -1,0 +1,190 @@
+"""FleetPlan: one decision with its evidence, immutable, in parts that etcd takes.
+
+Numbers are rounded to the unit in the field's name; ``resources.parse_fleet_plan`` states what that means.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from controller.schema_base import (
+    Amount,
+    ConfigLabel,
+    Count,
+    DnsLabel,
+    DnsName,
+    GpuWatts,
+    Message,
+    Resource,
+    Rule,
+    ServiceName,
+    Status,
+    Watts,
+    Word,
+    text,
+)
+from solvers.engine import Role
+from solvers.plan import SolveStatus
+
+SignedAmount = Annotated[int, Field(ge=-1_000_000_000_000, le=1_000_000_000_000)]
+
+
+class PlanPoolKey(Resource):
+    """Which pool."""
+
+    service: ServiceName
+    """ServedModel, as namespace/name."""
+    role: Role
+    """Role of its replicas."""
+    gpu_class: DnsLabel
+    """GpuClass of its replicas."""
+    engine: DnsLabel = "vllm"
+    """Engine of its replicas."""
+    config: ConfigLabel
+    """Engine configuration, as tp2."""
+
+
+class PlanPool(PlanPoolKey):
+    """What one pool is sized for."""
+
+    replicas: Count
+    """Replicas over all locations."""
+    demand_parts_per_million: Annotated[int, Field(ge=0, le=1_000_000)]
+    """Share of the service's served requests, of that role, routed to the pool."""
+    capacity_milli_requests_per_second: Amount
+    """What the pool carries with the SLOs kept."""
+    cap_watts: GpuWatts
+    """Power cap of one GPU."""
+    reserved_watts: Watts
+    """Worst case of the whole pool."""
+    planned_watts: Watts
+    """Mean draw of the whole pool at the planned load."""
+    cost_milli_usd_per_hour: Amount
+    """Price of the pool's GPUs."""
+
+
+class PlanLocation(Resource):
+    """So many replicas at one place."""
+
+    location: Annotated[str, text(63)]
+    """Value of the location label; * for any node of the class."""
+    replicas: Count
+    """Replicas there."""
+
+
+class PlanPlacement(PlanPoolKey):
+    """Where the replicas of one pool go; a pool of many places may be spread over parts."""
+
+    locations: Annotated[tuple[PlanLocation, ...], Field(max_length=8192)]
+    """Places with their replicas."""
+
+
+class PlanService(Resource):
+    """What one service gets."""
+
+    service: ServiceName
+    """ServedModel, as namespace/name."""
+    tier: DnsLabel
+    """Its tier."""
+    demand_milli_requests_per_second: Amount
+    """Load that was planned for."""
+    served_milli_requests_per_second: Amount
+    """What of it is served inside the SLOs."""
+    short_because: Annotated[tuple[Message, ...], Field(max_length=32)] = ()
+    """Limits that stand in the way of the rest."""
+
+
+class PlanDomain(Resource):
+    """Watts of one power domain under the plan."""
+
+    domain: DnsName
+    """PowerDomain."""
+    budget_watts: Watts
+    """Its budget when the plan was made."""
+    reserved_watts: Watts
+    """Worst case, fixed draw not included."""
+    planned_watts: Watts
+    """Mean draw at the planned load."""
+    price_milli_usd_per_kilowatt_hour: SignedAmount
+    """What one more kilowatt would be worth in an hour."""
+
+
+class PlanBinding(Resource):
+    """A limit with no slack left."""
+
+    limit: Annotated[str, text(253)]
+    """The limit, as power or gpus."""
+    subject: Annotated[str, text(253)]
+    """What it binds."""
+    unit: Annotated[str, text(63)]
+    """Unit of the price."""
+    price_milli_usd_per_hour: SignedAmount
+    """What one more unit would be worth."""
+
+
+class PlanReport(Resource):
+    """Evidence of the solve."""
+
+    status: SolveStatus
+    """Optimal, proved within the gap; Feasible, verified; Failed."""
+    objective_milli_usd_per_hour: SignedAmount
+    """Cost, energy, churn and penalties together."""
+    bound_milli_usd_per_hour: SignedAmount | None = None
+    """No plan can have a lower objective; absent when nothing was proved."""
+    gap_parts_per_million: Annotated[int, Field(ge=0)] | None = None
+    """Distance of objective and bound; absent when nothing was proved."""
+    cost_milli_usd_per_hour: Amount
+    """Price of the GPUs in use."""
+    rounds: Count
+    """Rounds of sizing."""
+    notes: Annotated[tuple[Message, ...], Field(max_length=64)] = ()
+    """What else the reader should know."""
+
+
+class FleetPlanSpec(Resource):
+    """One part of a decision; lists of all parts together are the plan."""
+
+    number: Annotated[int, Field(ge=1, le=999_999_999)]
+    """Number of the plan, one above the last."""
+    part: Annotated[int, Field(ge=1, le=999)] = 1
+    """Which part this is, from 1."""
+    parts: Annotated[int, Field(ge=1, le=999)] = 1
+    """How many parts the plan has."""
+    decision_hash: Annotated[str, text(64, pattern=r"^[0-9a-f]+$")]
+    """Hash over placements and caps; equal decisions are not written twice."""
+    routing: Annotated[str, text(253)] = ""
+    """Routing that the sizing assumed."""
+    report: PlanReport
+    """Evidence of the solve."""
+    services: Annotated[tuple[PlanService, ...], Field(max_length=4096)] = ()
+    """What each service gets."""
+    pools: Annotated[tuple[PlanPool, ...], Field(max_length=4096)] = ()
+    """What each pool is sized for."""
+    placements: Annotated[tuple[PlanPlacement, ...], Field(max_length=4096)] = ()
+    """Where replicas go."""
+    domains: Annotated[tuple[PlanDomain, ...], Field(max_length=4096)] = ()
+    """Watts of each power domain."""
+    bindings: Annotated[tuple[PlanBinding, ...], Field(max_length=4096)] = ()
+    """Limits with no slack left."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.part <= self.parts",
+            field="part",
+            message="part must not exceed parts",
+            holds=lambda spec: spec.part <= spec.parts,
+        ),
+    )
+
+
+class FleetPlanStatus(Status):
+    """What came of the decision."""
+
+    state: Word | None = None
+    """Advised, Active, Held, Rejected or Superseded."""
+    applied: Word | None = None
+    """Replicas ready/wanted."""
+    message: Message | None = None
+    """Why it is in that state."""
