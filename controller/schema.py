@@ -97,7 +97,7 @@ _AGE = ("AGE", ".metadata.creationTimestamp", "date")
 
 # The names of these objects become label values of pods, which end at 63 characters.
 _LABEL_SIZED = Rule(
-    cel="size(self.metadata.name) <= 63", field="metadata.name", message="the name must not exceed 63 characters"
+    cel="size(self.metadata.name) <= 63", field="metadata", message="the name must not exceed 63 characters"
 )
 
 KINDS: dict[str, Kind] = {
@@ -214,7 +214,7 @@ KINDS: dict[str, Kind] = {
             rules=(
                 Rule(
                     cel="self.metadata.name == 'default'",
-                    field="metadata.name",
+                    field="metadata",
                     message="there is one FleetPolicy and its name is default",
                 ),
             ),

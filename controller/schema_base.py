@@ -60,9 +60,7 @@ def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
         if field.default_factory is None:
             continue
         made = field.get_default(call_default_factory=True, validated_data={})
-        # Nested objects default to {}: the server then fills in their own defaults.
-        default = {} if isinstance(made, BaseModel) else to_jsonable_python(made, by_alias=True)
-        schema["properties"][field.alias or name]["default"] = default
+        schema["properties"][field.alias or name]["default"] = to_jsonable_python(made, by_alias=True, exclude_none=True)
 
 
 class Resource(BaseModel):
