@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -133,3 +136,55 @@ class EngineProfile:
     prefill_watts_per_gpu: float
     decode_watts_per_gpu: tuple[float, ...]
     cold_start_s: float = 120.0
+
+
+def check_profile(profile: EngineProfile) -> None:
+    """Hold a profile against what every look-up assumes.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the first field whose length, order or sign is wrong.
+    """
+    subject = f"EngineProfile/{profile.key.model} on {profile.key.gpu_class}/{profile.key.config.label}"
+    for field, problem in _faults(profile):
+        raise InvalidInput(subject, field, problem, "correct the table, or smooth it before use")
+
+
+def _faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
+    """Say what is wrong, as (field, problem)."""
+    axes = ("prefill_tokens", "decode_batches", "decode_contexts")
+    for axis in axes:
+        if not _grows(getattr(profile, axis), strictly=True):
+            yield axis, "must hold at least one value, above 0 and increasing"
+    yield from _table_faults(profile)
+    amounts = ("kv_capacity_tokens", "kv_bytes_per_token", "transfer_bytes_per_s", "prefill_chunk_tokens")
+    for field in amounts:
+        if not getattr(profile, field) > 0:
+            yield field, f"is {getattr(profile, field)}, must be above 0"
+    busy = (profile.prefill_watts_per_gpu, *profile.decode_watts_per_gpu)
+    if not 0 <= profile.idle_watts_per_gpu <= min(busy):
+        yield "idle_watts_per_gpu", f"is {profile.idle_watts_per_gpu}, must be between 0 and the busy draws {min(busy)}"
+    if not profile.cold_start_s >= 0:
+        yield "cold_start_s", f"is {profile.cold_start_s}, must not be negative"
+
+
+def _table_faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
+    rows, columns = len(profile.decode_batches), len(profile.decode_contexts)
+    if len(profile.prefill_s) != len(profile.prefill_tokens):
+        yield "prefill_s", f"has {len(profile.prefill_s)} values for {len(profile.prefill_tokens)} prompts"
+    if not _grows(profile.prefill_s):
+        yield "prefill_s", "must be above 0 and not decrease with the prompt"
+    if [len(row) for row in profile.decode_step_s] != [columns] * rows:
+        yield "decode_step_s", f"must have {rows} rows (batches) of {columns} values (contexts)"
+    elif not all(_grows(line) for line in (*profile.decode_step_s, *zip(*profile.decode_step_s, strict=True))):
+        yield "decode_step_s", "must be above 0 and not decrease with batch or context"
+    if len(profile.decode_watts_per_gpu) != rows:
+        yield "decode_watts_per_gpu", f"has {len(profile.decode_watts_per_gpu)} values for {rows} batches"
+
+
+def _grows(values: Sequence[float], *, strictly: bool = False) -> bool:
+    if not values or not all(math.isfinite(value) for value in values) or values[0] <= 0:
+        return False
+    pairs = itertools.pairwise(values)
+    return all(a < b for a, b in pairs) if strictly else all(a <= b for a, b in pairs)

@@ -1,0 +1,229 @@
+"""An ``EngineProfile`` from first principles, when nothing was measured.
+
+Every step costs the larger of its arithmetic and its memory traffic, plus all-reduces and a fixed launch cost. The
+efficiencies are round figures that such kernels reach in practice; expect errors of 20-40 %, and measure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, check_profile
+from solvers.errors import InvalidInput
+
+PROMPT_GRID = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+BATCH_GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONTEXT_GRID = (256, 1024, 4096, 8192, 16384, 32768)
+
+COMPUTE_EFFICIENCY = 0.6  # of the dense peak; large matrix products reach 0.55-0.75 in public kernel tables
+MEMORY_EFFICIENCY = 0.8  # of the data sheet's bandwidth; the silicon tables' own correction factor is 0.8
+LINK_EFFICIENCY = 0.7  # of the link's one-way rate, for rings over 2-8 GPUs
+NETWORK_EFFICIENCY = 0.7  # of the network's rate, for KV blocks
+ALL_REDUCE_LATENCY_S = 10e-6  # one small all-reduce inside a node
+STEP_OVERHEAD_S = 0.002  # launch, sampling and scheduling of one engine step
+
+MEMORY_USE_RATIO = 0.9  # share of the memory that an engine takes by default
+RUNTIME_BYTES = 3_500_000_000  # activations, graphs and communication buffers; the silicon tables reserve as much
+
+PREFILL_POWER_RATIO = 0.72  # B200 tables at a 1000 W limit: prefill attention 710 W, experts 718 W
+DECODE_POWER_RATIO = 0.35  # memory-bound decode draws 0.2-0.55 of the limit; B200 decode attention 435 W of 1000 W
+DECODE_POWER_GROWTH_RATIO = 0.20  # added on the way to the largest batch, by the logarithm of the batch
+
+CHUNK_BUDGET_S = 0.03  # a chunk of a prompt may stretch a decode step by so much: 50 ms ITL less a usual step
+CHUNK_SIZES = (256, 512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What first principles need to know of a model.
+
+    Attributes
+    ----------
+    parameters, active_parameters : float
+        All of them, and those that one token passes through; equal for a dense model.
+    attention_width : int
+        Query heads × head size.
+    kv_values_per_token : int
+        Numbers cached per token over all layers, keys and values together.
+    experts, experts_per_token : int
+        1 and 1 for a dense model.
+    """
+
+    name: str
+    parameters: float
+    active_parameters: float
+    layers: int
+    hidden_size: int
+    attention_width: int
+    kv_values_per_token: int
+    experts: int = 1
+    experts_per_token: int = 1
+
+    def touched_parameters(self, tokens: float) -> float:
+        """Parameters read from memory for a step of ``tokens``: the experts that at least one token picks."""
+        if self.experts <= self.experts_per_token:
+            return self.parameters
+        per_expert = (self.parameters - self.active_parameters) / (self.experts - self.experts_per_token)
+        shared = self.parameters - self.experts * per_expert
+        picked = 1.0 - math.pow(1.0 - self.experts_per_token / self.experts, tokens)
+        return shared + self.experts * per_expert * picked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts:
+    """What first principles need to know of a GPU class; peaks as in its data sheet, dense.
+
+    ``link_bytes_per_s`` joins the GPUs of one replica, one way; ``network_bytes_per_s`` is one GPU's share of the
+    network between replicas.
+    """
+
+    name: str
+    memory_bytes: float
+    memory_bytes_per_s: float
+    bf16_flops_per_s: float
+    fp8_flops_per_s: float | None
+    link_bytes_per_s: float
+    network_bytes_per_s: float
+    idle_watts: float
+    max_watts: float
+
+
+def roofline_profile(
+    model: ModelFacts,
+    gpu: GpuFacts,
+    config: EngineConfig,
+    *,
+    chunk_tokens: int | None = None,
+    cold_start_s: float = 120.0,
+) -> EngineProfile:
+    """Derive the curves of one replica from the facts of its model and GPUs.
+
+    Weights, activations and keys and values are bf16, or fp8 where the configuration's variant says so. Latency falls
+    with tensor parallelism; pipeline stages only add memory; data-parallel copies split a decode batch.
+
+    Raises
+    ------
+    InvalidInput
+        When the weights do not fit, or the GPU has no fp8 arithmetic.
+    """
+    maker = _Roofline(model=model, gpu=gpu, config=config)
+    longest = maker.kv_capacity_tokens()
+    prompts = within(PROMPT_GRID, longest)
+    prefill = tuple(round(maker.prefill_s(tokens), 6) for tokens in prompts)
+    idle, prefill_watts, decode_watts = draw_watts(gpu, BATCH_GRID)
+    contexts = within(CONTEXT_GRID, longest)
+    profile = EngineProfile(
+        key=ProfileKey(model=model.name, gpu_class=gpu.name, config=config),
+        source=ProfileSource.ROOFLINE,
+        source_detail=f"first principles: compute {COMPUTE_EFFICIENCY} and memory {MEMORY_EFFICIENCY} of peak",
+        prefill_tokens=prompts,
+        prefill_s=prefill,
+        decode_batches=BATCH_GRID,
+        decode_contexts=contexts,
+        decode_step_s=tuple(tuple(round(maker.decode_s(b, c), 6) for c in contexts) for b in BATCH_GRID),
+        kv_capacity_tokens=longest,
+        kv_bytes_per_token=model.kv_values_per_token * maker.value_bytes,
+        transfer_bytes_per_s=transfer_bytes_per_s(gpu, config),
+        prefill_chunk_tokens=chunk_tokens or chunk_for(prompts, prefill),
+        idle_watts_per_gpu=idle,
+        prefill_watts_per_gpu=prefill_watts,
+        decode_watts_per_gpu=decode_watts,
+        cold_start_s=cold_start_s,
+    )
+    check_profile(profile)
+    return profile
+
+
+def within(grid: Sequence[int], longest: int) -> tuple[int, ...]:
+    """Knots of a grid up to ``longest``, and at least the first two."""
+    return tuple(tokens for index, tokens in enumerate(grid) if tokens <= longest or index < 2)
+
+
+def transfer_bytes_per_s(gpu: GpuFacts, config: EngineConfig) -> float:
+    """KV bandwidth out of one replica: each tensor-parallel rank sends its own shard."""
+    return float(round(NETWORK_EFFICIENCY * gpu.network_bytes_per_s * config.tensor_parallel))
+
+
+def draw_watts(gpu: GpuFacts, batches: Sequence[int]) -> tuple[float, float, tuple[float, ...]]:
+    """Mean draw of one GPU: idle, while it prefills, and while it decodes each of ``batches``."""
+    growth = DECODE_POWER_GROWTH_RATIO / math.log2(max(batches[-1], 2))
+    decode = tuple(
+        max(gpu.idle_watts, round(gpu.max_watts * (DECODE_POWER_RATIO + growth * math.log2(batch)), 0))
+        for batch in batches
+    )
+    return gpu.idle_watts, max(gpu.idle_watts, round(gpu.max_watts * PREFILL_POWER_RATIO, 0)), decode
+
+
+def chunk_for(prompt_tokens: Sequence[int], prefill_s: Sequence[float]) -> int:
+    """Largest usual chunk whose prefill stays within the budget; the smallest one when none does."""
+    fits = [size for size, time in zip(prompt_tokens, prefill_s, strict=True) if time <= CHUNK_BUDGET_S]
+    return max((size for size in CHUNK_SIZES if size in fits), default=CHUNK_SIZES[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Roofline:
+    model: ModelFacts
+    gpu: GpuFacts
+    config: EngineConfig
+
+    @property
+    def value_bytes(self) -> int:
+        return 1 if "fp8" in self.config.variant else 2
+
+    @property
+    def flops_per_s(self) -> float:
+        peak = self.gpu.fp8_flops_per_s if self.value_bytes == 1 else self.gpu.bf16_flops_per_s
+        if peak is None:
+            raise InvalidInput(
+                f"profile {self.model.name} on {self.gpu.name}",
+                "precision",
+                f"{self.gpu.name} has no fp8 arithmetic",
+                "use bf16",
+            )
+        return COMPUTE_EFFICIENCY * peak * self.config.tensor_parallel
+
+    def kv_capacity_tokens(self) -> int:
+        """Tokens that fit beside the weights; every data-parallel copy holds the whole model."""
+        ranks = self.config.tensor_parallel * self.config.pipeline_parallel
+        room = ranks * (MEMORY_USE_RATIO * self.gpu.memory_bytes - RUNTIME_BYTES)
+        weights = self.model.parameters * self.value_bytes
+        tokens = int((room - weights) / (self.model.kv_values_per_token * self.value_bytes))
+        if tokens < PROMPT_GRID[0]:
+            raise InvalidInput(
+                f"profile {self.model.name} on {self.gpu.name}/{self.config.label}",
+                "",
+                f"weights take {weights / 1e9:,.0f} GB, {ranks} GPUs offer {room / 1e9:,.0f} GB",
+                "use more GPUs per replica, a smaller precision or a larger GPU",
+            )
+        return tokens * self.config.data_parallel
+
+    def prefill_s(self, tokens: int) -> float:
+        """Linear layers, causal attention (half of the square), one pass over the weights, all-reduces."""
+        flops = 2.0 * self.model.active_parameters * tokens
+        flops += 2.0 * self.model.layers * self.model.attention_width * tokens**2
+        return self._step_s(flops, self._weight_bytes(tokens), tokens)
+
+    def decode_s(self, batch: int, context: int) -> float:
+        """Each step reads the touched weights once and every cached key and value once."""
+        rows = batch / self.config.data_parallel
+        flops = 2.0 * self.model.active_parameters * rows
+        flops += 4.0 * self.model.layers * self.model.attention_width * rows * context
+        cached = rows * context * self.model.kv_values_per_token * self.value_bytes
+        return self._step_s(flops, self._weight_bytes(rows) + cached, rows)
+
+    def _weight_bytes(self, tokens: float) -> float:
+        return self.model.touched_parameters(max(tokens, 1.0)) * self.value_bytes
+
+    def _step_s(self, flops: float, moved_bytes: float, tokens: float) -> float:
+        bandwidth = MEMORY_EFFICIENCY * self.gpu.memory_bytes_per_s * self.config.tensor_parallel
+        return STEP_OVERHEAD_S + max(flops / self.flops_per_s, moved_bytes / bandwidth) + self._all_reduce_s(tokens)
+
+    def _all_reduce_s(self, tokens: float) -> float:
+        """Two all-reduces a layer; a ring moves 2(n-1)/n of the activations over every link."""
+        ranks = self.config.tensor_parallel
+        if ranks == 1:
+            return 0.0
+        moved = 2.0 * (ranks - 1) / ranks * tokens * self.model.hidden_size * 2.0
+        return 2.0 * self.model.layers * (ALL_REDUCE_LATENCY_S + moved / (LINK_EFFICIENCY * self.gpu.link_bytes_per_s))
