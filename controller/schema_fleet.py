@@ -136,7 +136,7 @@ class PowerDomainStatus(Status):
     measured_watts: Watts | None = None
     """What the meters say; absent while they say nothing."""
     state: Annotated[str, text(32)] | None = None
-    """Within, Tight, Over or Unknown."""
+    """Within, Tight (the reserve nearly fills what may be used) or Over."""
 
 
 class EngineConfigSpec(Resource):

@@ -77,7 +77,7 @@ class PlanLocation(Resource):
 class PlanPlacement(PlanPoolKey):
     """Where the replicas of one pool go; a pool of many places may be spread over parts."""
 
-    locations: Annotated[tuple[PlanLocation, ...], Field(max_length=8192)]
+    locations: Annotated[tuple[PlanLocation, ...], Field(max_length=64)]
     """Places with their replicas."""
 
 
