@@ -1,0 +1,167 @@
+"""The solver in a process of its own: bounded in memory and time, killed and replaced when it exceeds either.
+
+The loop must stay alive whatever a solve does, so a solve runs in a spawned (never forked) process that is kept warm
+between solves. One solve is in flight at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from solvers.errors import PenstockError, SolveFailed
+from solvers.plan import Plan
+from solvers.problem import Problem
+
+log = logging.getLogger("penstock.worker")
+
+Solver = Callable[..., Plan]
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def plan_solver(problem: Problem, previous: Plan | None) -> Plan:
+    """Solve with the planner; imported here so that only the child pays for the modeller."""
+    from solvers.planner import make_plan
+
+    return make_plan(problem, previous=previous)
+
+
+class SolverWorker:
+    """One child process, started on the first solve.
+
+    Parameters
+    ----------
+    solver : callable
+        Module-level function of (problem, previous) that runs in the child.
+    """
+
+    def __init__(self, *, memory_bytes: int, solver: Solver = plan_solver) -> None:
+        self._memory_bytes, self._solver = memory_bytes, solver
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._busy = threading.Lock()
+        self.restarts = 0
+
+    def solve(self, problem: Problem, previous: Plan | None = None, deadline_s: float = 60.0) -> Plan:
+        """Solve in the child, wait for the answer.
+
+        Parameters
+        ----------
+        deadline_s : float
+            Waiting for an earlier solve included; then the child is killed.
+
+        Raises
+        ------
+        SolveFailed
+            When the child crashed, ran out of memory or did not answer in time.
+        PenstockError
+            What the solver itself raised.
+        """
+        began_s = time.monotonic()
+        if not self._busy.acquire(timeout=max(0.0, deadline_s)):
+            raise SolveFailed(f"another solve kept the solver busy for {deadline_s:g} s")
+        try:
+            return self._solve(problem, previous, deadline_s - (time.monotonic() - began_s))
+        finally:
+            self._busy.release()
+
+    def stop(self) -> None:
+        """Kill the child, whatever it does."""
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = None
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            process.kill()
+            process.join()
+            process.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None before the first solve."""
+        return self._process.pid if self._process is not None else None
+
+    def _solve(self, problem: Problem, previous: Plan | None, remaining_s: float) -> Plan:
+        pipe = self._ready_pipe()
+        try:
+            pipe.send((problem, previous))
+            if not pipe.poll(max(0.0, remaining_s)):
+                self._replace()
+                raise SolveFailed(f"the solver did not answer in {remaining_s:.1f} s and was killed")
+            answer: Plan | Exception = pipe.recv()
+        except (EOFError, OSError) as error:
+            code = self._exit_code()
+            self._replace()
+            raise SolveFailed(f"the solver's process ended with code {code}; out of memory?") from error
+        if isinstance(answer, PenstockError):
+            raise answer
+        if isinstance(answer, Exception):
+            raise SolveFailed(f"the solver failed: {answer!r}") from answer
+        return answer
+
+    def _ready_pipe(self) -> Connection:
+        if self._pipe is None or self._process is None or not self._process.is_alive():
+            self.stop()
+            self._start()
+        assert self._pipe is not None
+        return self._pipe
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(
+            target=serve, args=(theirs, self._solver, self._memory_bytes), name="penstock-solver", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._pipe = ours
+
+    def _replace(self) -> None:
+        self.restarts += 1
+        self.stop()
+
+    def _exit_code(self) -> int | None:
+        if self._process is None:
+            return None
+        self._process.join(timeout=1.0)
+        return self._process.exitcode
+
+
+def serve(pipe: Connection, solver: Solver, memory_bytes: int) -> None:
+    """Answer problems until the pipe closes; runs in the child."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # read when the libraries load, so before the first solve
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    while True:
+        try:
+            problem, previous = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_answer(solver, problem, previous))
+
+
+def _answer(solver: Solver, problem: Problem, previous: Plan | None) -> Any:
+    try:
+        return solver(problem, previous)
+    except PenstockError as error:
+        return error
+    except MemoryError:
+        os._exit(137)  # the heap is in an unknown state; the parent starts another
+    except Exception as error:  # noqa: BLE001 - whatever a solver raises must reach the loop as a failed solve
+        return SolveFailed(f"the solver failed: {error!r}")
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(0)

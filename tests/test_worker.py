@@ -1,0 +1,119 @@
+"""The solver's process: answers, deadline, crash, memory limit, no leftovers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from controller.worker import Solver, SolverWorker
+from solvers.errors import InvalidInput, SolveFailed
+from solvers.plan import Plan, SolveReport, SolveStatus
+from solvers.problem import Problem
+from tests.simcluster.poll import wait_until
+
+MEBIBYTE = 1024**2
+EMPTY = Problem(services=(), demands={}, gpu_classes={}, nodes=(), domains={}, profiles={})
+
+
+def plan(note: str) -> Plan:
+    report = SolveReport(
+        status=SolveStatus.OPTIMAL,
+        objective_usd_per_hour=0.0,
+        bound_usd_per_hour=0.0,
+        gap_ratio=0.0,
+        cost_usd_per_hour=0.0,
+        rounds=1,
+        notes=(note,),
+    )
+    return Plan(placements=(), pools=(), services=(), domains=(), bindings=(), report=report)
+
+
+def echo(problem: Problem, previous: Plan | None) -> Plan:
+    return plan(f"{os.getpid()} after {previous.report.notes[0] if previous else 'nothing'}")
+
+
+def hang_once(problem: Problem, previous: Plan | None) -> Plan:
+    while previous is None:
+        time.sleep(0.01)
+    return previous
+
+
+def crash(problem: Problem, previous: Plan | None) -> Plan:
+    os._exit(11)
+
+
+def devour(problem: Problem, previous: Plan | None) -> Plan:
+    return plan(str(len(bytearray(1024 * MEBIBYTE))))
+
+
+def refuse(problem: Problem, previous: Plan | None) -> Plan:
+    raise InvalidInput("PowerDomain/a", "spec.parents", "cycle a → b → a", "remove one")
+
+
+def stumble(problem: Problem, previous: Plan | None) -> Plan:
+    raise ZeroDivisionError("oops")
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[[Solver], SolverWorker]]:
+    made: list[SolverWorker] = []
+
+    def maker(solver: Solver) -> SolverWorker:
+        made.append(SolverWorker(memory_bytes=768 * MEBIBYTE, solver=solver))
+        return made[-1]
+
+    yield maker
+    for worker in made:
+        worker.stop()
+
+
+def test_the_child_stays_warm_between_solves(make: Callable[[Solver], SolverWorker]) -> None:
+    worker = make(echo)
+    first = worker.solve(EMPTY)
+    second = worker.solve(EMPTY, replace(first))
+    assert first.report.notes == (f"{worker.pid} after nothing",)
+    assert second.report.notes == (f"{worker.pid} after {worker.pid} after nothing",)
+    assert worker.pid != os.getpid()
+
+
+def test_a_solve_past_its_deadline_is_killed_and_the_next_one_works(make: Callable[[Solver], SolverWorker]) -> None:
+    worker = make(hang_once)
+    worker.solve(EMPTY, plan("warm"))
+    hung = worker.pid
+    with pytest.raises(SolveFailed, match="did not answer"):
+        worker.solve(EMPTY, deadline_s=0.2)
+    wait_until(lambda: not Path(f"/proc/{hung}").exists(), "the hung solver to be gone")
+    assert worker.solve(EMPTY, plan("again")).report.notes == ("again",)
+    assert worker.restarts == 1
+
+
+def test_a_crash_is_a_failed_solve_with_the_exit_code(make: Callable[[Solver], SolverWorker]) -> None:
+    worker = make(crash)
+    with pytest.raises(SolveFailed, match="ended with code 11"):
+        worker.solve(EMPTY)
+    assert worker.restarts == 1
+
+
+def test_a_solve_beyond_the_memory_limit_fails(make: Callable[[Solver], SolverWorker]) -> None:
+    with pytest.raises(SolveFailed, match="ended with code 137; out of memory"):
+        make(devour).solve(EMPTY)
+
+
+def test_errors_of_the_solver_arrive_as_themselves(make: Callable[[Solver], SolverWorker]) -> None:
+    with pytest.raises(InvalidInput, match=r"PowerDomain/a spec.parents: cycle"):
+        make(refuse).solve(EMPTY)
+    with pytest.raises(SolveFailed, match=r"ZeroDivisionError\('oops'\)"):
+        make(stumble).solve(EMPTY)
+
+
+def test_stopping_leaves_no_process(make: Callable[[Solver], SolverWorker]) -> None:
+    worker = make(echo)
+    worker.solve(EMPTY)
+    pid = worker.pid
+    worker.stop()
+    assert not Path(f"/proc/{pid}").exists()
