@@ -1,0 +1,223 @@
+"""Bays (the nodes of one class at one location) and their grouping: what is interchangeable is counted once.
+
+Grouping is colour refinement over the graph of bays and power domains. It ends in an equitable partition: every bay
+of one colour holds the same free GPUs and charges the same number of domains of each colour. Averaging a solution over
+the members of each colour keeps every limit, so the linear relaxation over groups is worth exactly what it is worth
+over bays, and the integer model over groups bounds the one over bays from below.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from solvers.fleet import ANYWHERE, Node
+from solvers.power import base_watts, ceiling_watts, charged_domains, nodes_by_domain
+from solvers.problem import Problem
+
+WATT_TOLERANCE = 1e-3  # far below the draw of one GPU; sums of a million watts round at 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bay:
+    """The nodes of one GPU class at one location; replicas inside are packed by the scheduler.
+
+    Attributes
+    ----------
+    free : tuple of int
+        GPUs that our replicas may hold on each node, descending, zeros left out.
+    charged : tuple of str
+        Limiting power domains that any node of the bay draws from.
+    """
+
+    location: str
+    gpu_class: str
+    free: tuple[int, ...]
+    charged: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.location, self.gpu_class
+
+    def slots(self, gpus: int) -> int:
+        """Replicas of so many GPUs that fit when nothing else is there."""
+        return sum(free // gpus for free in self.free)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BayGroup:
+    """Interchangeable bays, members sorted."""
+
+    gpu_class: str
+    bays: tuple[Bay, ...]
+
+    def slots(self, gpus: int) -> int:
+        return len(self.bays) * self.bays[0].slots(gpus)
+
+    @property
+    def label(self) -> str:
+        first = self.bays[0]
+        more = f"+{len(self.bays) - 1}" if len(self.bays) > 1 else ""
+        return f"{first.location}{more}/{self.gpu_class}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainGroup:
+    """Interchangeable power domains. ``room_watts`` is what replicas may add to idle draw in each member."""
+
+    domains: tuple[str, ...]
+    room_watts: float
+
+    @property
+    def label(self) -> str:
+        return self.domains[0] + (f"+{len(self.domains) - 1}" if len(self.domains) > 1 else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouping:
+    """The fleet as the model sees it.
+
+    Attributes
+    ----------
+    charges : mapping of (group, domain group) to int
+        Domains of the domain group that one replica in a bay of the group charges.
+    class_charges : mapping of (gpu class, domain group) to int
+        The same for a replica that may land on any node of its class.
+    """
+
+    groups: tuple[BayGroup, ...]
+    domain_groups: tuple[DomainGroup, ...]
+    charges: Mapping[tuple[int, int], int]
+    class_charges: Mapping[tuple[str, int], int]
+
+
+def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
+    """Split the nodes with free GPUs into bays, sorted by location and class."""
+    members: dict[tuple[str, str], list[Node]] = {}
+    for node in sorted(problem.nodes, key=lambda n: n.name):
+        members.setdefault((node.location, node.gpu_class), []).append(node)
+    return tuple(
+        Bay(
+            location=location,
+            gpu_class=gpu_class,
+            free=tuple(sorted((n.gpus_usable for n in nodes if n.gpus_usable > 0), reverse=True)),
+            charged=tuple(sorted({d for n in nodes for d in n.domains if d in limiting})),
+        )
+        for (location, gpu_class), nodes in sorted(members.items())
+        if any(n.gpus_usable > 0 for n in nodes)
+    )
+
+
+def domain_rooms(problem: Problem) -> dict[str, float]:
+    """Watts that replicas may add in each domain that can bind; domains that even full GPUs cannot fill are left out.
+
+    A budget below the idle draw of its GPUs leaves no room (0), never less: switching GPUs off is not ours to do.
+    """
+    rooms = {}
+    for name, nodes in nodes_by_domain(problem.nodes).items():
+        domain = problem.domains.get(name)
+        if domain is None or ceiling_watts(nodes, problem.gpu_classes) <= domain.usable_watts + WATT_TOLERANCE:
+            continue
+        rooms[name] = max(0.0, domain.usable_watts - base_watts(nodes, problem.gpu_classes))
+    return rooms
+
+
+def group_bays(problem: Problem, sizes: Mapping[str, Collection[int]], *, split_running: bool = True) -> Grouping:
+    """Group bays and power domains that no limit can tell apart.
+
+    Parameters
+    ----------
+    sizes : mapping of gpu class to collection of int
+        Group sizes (GPUs of one replica) that may be placed on the class.
+    split_running : bool
+        Tell bays apart by what runs there. Without it the churn of a group is counted in sum, which is a lower bound.
+    """
+    rooms = domain_rooms(problem)
+    bays = [bay for bay in find_bays(problem, rooms) if sizes.get(bay.gpu_class)]
+    running = _running_by_bay(problem) if split_running else {}
+    bay_colours, domain_colours = _refine(
+        bays,
+        rooms,
+        [(b.gpu_class, tuple(b.slots(q) for q in sorted(sizes[b.gpu_class])), running.get(b.key, ())) for b in bays],
+        _domain_seeds(problem, rooms),
+    )
+    return _collect(problem, bays, rooms, bay_colours, domain_colours)
+
+
+def _running_by_bay(problem: Problem) -> dict[tuple[str, str], tuple[object, ...]]:
+    held: dict[tuple[str, str], list[object]] = {}
+    for (pool, location), count in sorted(problem.running.items()):
+        if count and location != ANYWHERE:
+            held.setdefault((location, pool.gpu_class), []).append((str(pool), count))
+    return {key: tuple(values) for key, values in held.items()}
+
+
+def _domain_seeds(problem: Problem, rooms: Mapping[str, float]) -> dict[str, object]:
+    """What tells a domain apart by itself: its room and the classes that reach it from anywhere."""
+    reach = {g: set(charged_domains(problem.nodes, g, ANYWHERE)) for g in sorted(problem.gpu_classes)}
+    return {
+        d: (round(room / WATT_TOLERANCE), tuple(g for g, domains in reach.items() if d in domains))
+        for d, room in sorted(rooms.items())
+    }
+
+
+def _refine(
+    bays: list[Bay], rooms: Mapping[str, float], bay_seeds: list[tuple[object, ...]], domain_seeds: Mapping[str, object]
+) -> tuple[list[int], dict[str, int]]:
+    """Refine colours until neither side splits any more; returns a colour per bay and per domain."""
+    members: dict[str, list[int]] = {d: [] for d in rooms}
+    for index, bay in enumerate(bays):
+        for domain in bay.charged:
+            members[domain].append(index)
+    bay_colours = _ranks(bay_seeds)
+    domain_colours = dict(zip(domain_seeds, _ranks(list(domain_seeds.values())), strict=True))
+    while True:
+        parts = len(set(bay_colours)), len(set(domain_colours.values()))
+        domain_colours = dict(
+            zip(
+                rooms,
+                _ranks([(domain_colours[d], tuple(sorted(bay_colours[i] for i in members[d]))) for d in rooms]),
+                strict=True,
+            )
+        )
+        bay_colours = _ranks(
+            [(bay_colours[i], tuple(sorted(domain_colours[d] for d in b.charged))) for i, b in enumerate(bays)]
+        )
+        if parts == (len(set(bay_colours)), len(set(domain_colours.values()))):
+            return bay_colours, domain_colours
+
+
+def _ranks(values: Iterable[object]) -> list[int]:
+    """Number the distinct values in order of first appearance, which is sorted order of the members."""
+    seen: dict[object, int] = {}
+    return [seen.setdefault(value, len(seen)) for value in values]
+
+
+def _collect(
+    problem: Problem,
+    bays: list[Bay],
+    rooms: Mapping[str, float],
+    bay_colours: list[int],
+    domain_colours: Mapping[str, int],
+) -> Grouping:
+    by_bay: dict[int, list[Bay]] = {}
+    for bay, colour in zip(bays, bay_colours, strict=True):
+        by_bay.setdefault(colour, []).append(bay)
+    by_domain: dict[int, list[str]] = {}
+    for domain, colour in domain_colours.items():
+        by_domain.setdefault(colour, []).append(domain)
+    groups = tuple(BayGroup(gpu_class=b[0].gpu_class, bays=tuple(b)) for b in by_bay.values())
+    order = {colour: index for index, colour in enumerate(by_domain)}
+    classes = sorted({g.gpu_class for g in groups})
+    return Grouping(
+        groups=groups,
+        domain_groups=tuple(DomainGroup(domains=tuple(d), room_watts=rooms[d[0]]) for d in by_domain.values()),
+        charges=Counter((i, order[domain_colours[d]]) for i, g in enumerate(groups) for d in g.bays[0].charged),
+        class_charges=Counter(
+            (g, order[domain_colours[d]])
+            for g in classes
+            for d in charged_domains(problem.nodes, g, ANYWHERE)
+            if d in domain_colours
+        ),
+    )

@@ -1,0 +1,282 @@
+"""Which pools a service may have, and what each carries at each size: profiles and SLOs become coefficients.
+
+Pools have economies of scale: a larger pool carries more per replica. Sizes are therefore cut into steps, each with
+one capacity per replica, taken at the step's upper end. That is hopeful inside a wide step, never below the truth, so
+a bound proved with steps holds for the exact curve; the planner narrows the steps around the sizes a solution takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from solvers.engine import EngineProfile
+from solvers.fleet import PoolKey
+from solvers.power import extra_watts
+from solvers.problem import Problem
+from solvers.sizing import Capacity, Unfit
+from solvers.workload import Demand, PlacementMode, ServedModel
+
+CapacityOf = Callable[..., Capacity | Unfit]
+"""``solvers.sizing.replica_capacity`` or a table with its signature."""
+
+EVERY_SIZE_UP_TO = 8  # pools this small gain most from one more replica; beyond, steps widen
+STEP_GROWTH = 1.3
+CURVE_ENDS = 64  # sizing counts economies of scale up to this pool size
+SERVED_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A range of pool sizes with one capacity and draw per replica; ``gpu_watts`` is the mean draw of one GPU."""
+
+    lower: int
+    upper: int
+    capacity_requests_per_s: float
+    gpu_watts: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOption:
+    """A pool that could exist.
+
+    Attributes
+    ----------
+    steps : tuple of Step
+        Ascending, without holes, from one replica to the most that could be of use.
+    reserved_watts : float
+        What one replica adds to its domains at the highest cap.
+    """
+
+    pool: PoolKey
+    profile: EngineProfile
+    is_anywhere: bool
+    gpus: int
+    price_usd_per_hour: float
+    reserved_watts: float
+    host_watts: float
+    steps: tuple[Step, ...]
+
+    @property
+    def most(self) -> int:
+        return self.steps[-1].upper
+
+    def replica_watts(self, gpu_watts: float) -> float:
+        """Planned draw of one replica, host share included."""
+        return self.gpus * gpu_watts + self.host_watts
+
+    def step_usd_per_hour(self, step: Step, energy_usd_per_kilowatt_hour: float) -> float:
+        return self.price_usd_per_hour + energy_usd_per_kilowatt_hour * self.replica_watts(step.gpu_watts) / 1000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Pools of every service, sorted by key, and why other candidates fell out, by service."""
+
+    pools: tuple[PoolOption, ...]
+    unfit: Mapping[str, tuple[str, ...]]
+
+    def of(self, service: str) -> tuple[PoolOption, ...]:
+        return tuple(option for option in self.pools if option.pool.service == service)
+
+
+@dataclass(slots=True, kw_only=True)
+class Sizer:
+    """Capacities of one problem by (pool, pool size), each asked for once."""
+
+    problem: Problem
+    capacity_of: CapacityOf
+    _known: dict[tuple[PoolKey, int], Capacity | Unfit] = field(default_factory=dict)
+
+    def at(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> Capacity | Unfit:
+        """Capacity of one replica of the pool at the size; it never falls as the pool grows."""
+        size = min(replicas, CURVE_ENDS)
+        key = (pool, size)
+        if key not in self._known:
+            service = next(s for s in self.problem.services if s.name == pool.service)
+            mix = self.problem.demands[pool.service].mix
+            self._known[key] = self.capacity_of(profile, pool.role, mix, service.slos, pool_replicas=size)
+        return self._known[key]
+
+
+def find_options(problem: Problem, sizer: Sizer, refined: Mapping[PoolKey, Collection[int]]) -> Options:
+    """List the pools that could serve something, with their steps.
+
+    Parameters
+    ----------
+    refined : mapping of pool to collection of int
+        Sizes that get a step of their own, besides the usual cuts.
+    """
+    pools: list[PoolOption] = []
+    unfit: dict[str, tuple[str, ...]] = {}
+    slots = _slots(problem)
+    for service in sorted(problem.services, key=lambda s: s.name):
+        reasons: list[str] = []
+        found: list[PoolOption] = []
+        for pool, profile in _candidates(problem, service):
+            option = _option(problem, service, pool, profile, sizer, slots, refined.get(pool, ()))
+            if isinstance(option, PoolOption):
+                found.append(option)
+            else:
+                reasons.append(f"{pool.role} on {pool.gpu_class}/{pool.config.label}: {option}")
+        pools += _without_dominated(problem, service, found)
+        unfit[service.name] = tuple(reasons)
+    return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
+
+
+def _candidates(problem: Problem, service: ServedModel) -> Iterable[tuple[PoolKey, EngineProfile]]:
+    for key, profile in sorted(problem.profiles.items()):
+        if key.model != service.model or (service.gpu_classes and key.gpu_class not in service.gpu_classes):
+            continue
+        for role in sorted(service.roles):
+            yield PoolKey(service=service.name, role=role, gpu_class=key.gpu_class, config=key.config), profile
+
+
+def _slots(problem: Problem) -> Mapping[tuple[str, int], int]:
+    """Replicas that the free nodes of a class hold, by (class, GPUs of one replica)."""
+    sizes = {key.config.gpus for key in problem.profiles}
+    slots: dict[tuple[str, int], int] = {}
+    for node in problem.nodes:
+        for size in sizes:
+            slots[node.gpu_class, size] = slots.get((node.gpu_class, size), 0) + max(0, node.gpus_usable) // size
+    return slots
+
+
+def _option(
+    problem: Problem,
+    service: ServedModel,
+    pool: PoolKey,
+    profile: EngineProfile,
+    sizer: Sizer,
+    slots: Mapping[tuple[str, int], int],
+    refined: Collection[int],
+) -> PoolOption | str:
+    """Return the pool, or why it cannot be."""
+    gpus, demand = pool.config.gpus, problem.demands[service.name]
+    room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
+    if room <= 0:
+        return _no_room(problem, service, pool)
+    most = _useful_size(pool, profile, demand, room, service.min_replicas, sizer)
+    if isinstance(most, str):
+        return most
+    gpu_class = problem.gpu_classes[pool.gpu_class]
+    return PoolOption(
+        pool=pool,
+        profile=profile,
+        is_anywhere=service.placement is PlacementMode.CLASS,
+        gpus=gpus,
+        price_usd_per_hour=gpus * gpu_class.price_usd_per_hour,
+        reserved_watts=extra_watts(gpu_class, pool.config),
+        host_watts=gpus * gpu_class.host_share_watts,
+        steps=_steps(pool, profile, most, refined, sizer),
+    )
+
+
+def _no_room(problem: Problem, service: ServedModel, pool: PoolKey) -> str:
+    if service.max_replicas <= 0:
+        return "maxReplicas is 0"
+    nodes = [n for n in problem.nodes if n.gpu_class == pool.gpu_class]
+    largest = max((n.gpus_usable for n in nodes), default=0)
+    return f"one replica takes {pool.config.gpus} GPUs, the roomiest of {len(nodes)} nodes has {largest} free"
+
+
+def _useful_size(
+    pool: PoolKey, profile: EngineProfile, demand: Demand, room: int, least: int, sizer: Sizer
+) -> int | str:
+    """Replicas with which the pool alone carries the whole demand, within the room; or why it carries nothing."""
+    if demand.requests_per_s <= 0.0 and not demand.mix:
+        return min(room, max(1, least))
+    low, high = 0, 1
+    while (carried := _carried(pool, profile, high, sizer)) < demand.requests_per_s - SERVED_TOLERANCE and high < room:
+        low, high = high, min(room, 2 * high)
+    if carried <= 0.0:
+        last = sizer.at(pool, profile, high)
+        return last.reason if isinstance(last, Unfit) else "it carries no load"
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = _carried(pool, profile, middle, sizer) >= demand.requests_per_s - SERVED_TOLERANCE
+        low, high = (low, middle) if enough else (middle, high)
+    return min(room, max(high, least))
+
+
+def _carried(pool: PoolKey, profile: EngineProfile, replicas: int, sizer: Sizer) -> float:
+    capacity = sizer.at(pool, profile, replicas)
+    return 0.0 if isinstance(capacity, Unfit) else replicas * capacity.requests_per_s
+
+
+def _steps(
+    pool: PoolKey, profile: EngineProfile, most: int, refined: Collection[int], sizer: Sizer
+) -> tuple[Step, ...]:
+    """Cut 1…most into steps; neighbours with the same coefficients become one."""
+    steps: list[Step] = []
+    lower = 1
+    for upper in _cuts(most, refined):
+        step = _step(pool, profile, lower, upper, sizer)
+        if steps and _alike(steps[-1], step):
+            steps[-1] = Step(
+                lower=steps[-1].lower,
+                upper=upper,
+                capacity_requests_per_s=step.capacity_requests_per_s,
+                gpu_watts=steps[-1].gpu_watts,
+            )
+        else:
+            steps.append(step)
+        lower = upper + 1
+    return tuple(steps)
+
+
+def _cuts(most: int, refined: Collection[int]) -> list[int]:
+    """Upper ends of the steps: every size when small, then geometric, and each refined size by itself."""
+    cuts = set(range(1, min(most, EVERY_SIZE_UP_TO) + 1)) | {most}
+    size = float(EVERY_SIZE_UP_TO)
+    while (size := size * STEP_GROWTH) < most:
+        cuts.add(int(size))
+    cuts |= {c for size in refined for c in (size - 1, size) if 0 < c < most}
+    return sorted(cuts)
+
+
+def _step(pool: PoolKey, profile: EngineProfile, lower: int, upper: int, sizer: Sizer) -> Step:
+    if not sizer.problem.demands[pool.service].mix:
+        return Step(lower=lower, upper=upper, capacity_requests_per_s=0.0, gpu_watts=profile.idle_watts_per_gpu)
+    high, low = sizer.at(pool, profile, upper), sizer.at(pool, profile, lower)
+    if isinstance(high, Unfit):
+        return Step(lower=lower, upper=upper, capacity_requests_per_s=0.0, gpu_watts=profile.idle_watts_per_gpu)
+    watts = high.gpu_watts if isinstance(low, Unfit) else min(low.gpu_watts, high.gpu_watts)
+    return Step(lower=lower, upper=upper, capacity_requests_per_s=high.requests_per_s, gpu_watts=watts)
+
+
+def _alike(one: Step, other: Step) -> bool:
+    pairs = (
+        (one.capacity_requests_per_s, other.capacity_requests_per_s),
+        (one.gpu_watts, other.gpu_watts),
+    )
+    return all(abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-9) for a, b in pairs)
+
+
+def _without_dominated(problem: Problem, service: ServedModel, found: Sequence[PoolOption]) -> list[PoolOption]:
+    """Leave out pools that smaller groups of the same class replace at no loss, size for size; running ones stay."""
+    running = {pool for (pool, _), count in problem.running.items() if count}
+    return [
+        option
+        for option in found
+        if option.pool in running or not any(_dominates(service, other, option) for other in found)
+    ]
+
+
+def _dominates(service: ServedModel, small: PoolOption, large: PoolOption) -> bool:
+    """True when ``ratio`` replicas of ``small`` do what one of ``large`` does, at every size, for no more watts."""
+    same = (small.pool.role, small.pool.gpu_class) == (large.pool.role, large.pool.gpu_class)
+    ratio, rest = divmod(large.gpus, small.gpus)
+    if not same or rest or ratio < 2 or large.most * ratio > service.max_replicas:
+        return False
+    return all(
+        (inside := step_at(small, min(step.lower * ratio, small.most))) is not None
+        and ratio * inside.capacity_requests_per_s >= step.capacity_requests_per_s
+        and inside.gpu_watts <= step.gpu_watts
+        for step in large.steps
+    )
+
+
+def step_at(option: PoolOption, replicas: int) -> Step | None:
+    """Return the step that holds the size, None outside 1…most."""
+    return next((s for s in option.steps if s.lower <= replicas <= s.upper), None)
