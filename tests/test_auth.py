@@ -30,11 +30,14 @@ from controller.auth import (
     TokenGate,
     bearer_token,
     check_listen,
+    review_by,
 )
-from controller.client import Unreachable
+from controller.client import Transport, Unreachable, load_configuration
 from controller.placement_pb2_grpc import PlacementStub
 from solvers.errors import InvalidInput
 from tests import placement_world as world
+from tests.simcluster.api import Json
+from tests.simcluster.cluster import SimCluster
 
 AUDIENCE = "penstock"
 GET = Permission(verb="get")
@@ -350,3 +353,44 @@ def test_both_proofs_are_asked_for_when_both_are_configured(tmp_path: Path) -> N
         assert ask(server.port, authority.ca, authority.issue("client")) is grpc.StatusCode.UNAUTHENTICATED
     finally:
         server.stop(grace_s=0.5)
+
+
+def rbac(account: str, rules: list[dict[str, list[str]]]) -> list[Json]:
+    """A service account of the default namespace with these rights in the whole cluster."""
+    api = "rbac.authorization.k8s.io"
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": "default"}
+    role = {"apiGroup": api, "kind": "ClusterRole", "name": account}
+    named = {"metadata": {"name": account}}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", **named},
+        {"apiVersion": f"{api}/v1", "kind": "ClusterRole", **named, "rules": rules},
+        {"apiVersion": f"{api}/v1", "kind": "ClusterRoleBinding", **named, "roleRef": role, "subjects": [subject]},
+    ]
+
+
+def mint(cluster: SimCluster, account: str, audience: str) -> str:
+    path = f"/api/v1/namespaces/default/serviceaccounts/{account}/token"
+    token: str = cluster.api.request("POST", path, {"spec": {"audiences": [audience]}})["status"]["token"]
+    return token
+
+
+def test_a_real_api_server_proves_tokens_and_grants(simcluster: SimCluster) -> None:
+    rules = [{"apiGroups": ["penstock.dev"], "resources": ["fleetplans"], "verbs": ["get", "watch"]}]
+    what_if_only = [{"apiGroups": ["penstock.dev"], "resources": ["fleetplans/whatif"], "verbs": ["create"]}]
+    simcluster.create(rbac("reader", rules) + rbac("asker", what_if_only))
+    transport = Transport(load_configuration(str(simcluster.kubeconfig)))
+    gate = TokenGate(review_by(transport), AUDIENCE)
+    reader, asker = mint(simcluster, "reader", AUDIENCE), mint(simcluster, "asker", AUDIENCE)
+    try:
+        gate.check(reader, GET)
+        gate.check(asker, WHAT_IF)
+        codes = [
+            refused(partial(gate.check, reader, WHAT_IF)).code,
+            refused(partial(gate.check, asker, GET)).code,
+            refused(partial(gate.check, mint(simcluster, "reader", "somebody-else"), GET)).code,
+            refused(partial(gate.check, "not.a.token", GET)).code,
+        ]
+    finally:
+        transport.close()
+    denied, unknown = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED
+    assert codes == [denied, denied, unknown, unknown]
