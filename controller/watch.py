@@ -80,12 +80,13 @@ def connection_info(transport: Transport) -> kopf.ConnectionInfo:
 class Watch:
     """The watches in their own thread.
 
-    Start it when every kind could be listed: kopf looks once at its start which kinds exist.
+    Start it when every kind could be listed, and again (``renew``) when a kind came back: kopf looks only once, at
+    its start, which kinds exist.
     """
 
     def __init__(self, cache: Cache, transport: Transport) -> None:
         self._cache, self._transport = cache, transport
-        self._stop_flag = threading.Event()
+        self._stopping, self._round = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self.restarts = 0
 
@@ -98,29 +99,35 @@ class Watch:
         """Begin to watch."""
         self._thread.start()
 
+    def renew(self) -> None:
+        """Begin anew, looking again which kinds exist."""
+        self._round.set()
+
     def stop(self) -> None:
         """Stop watching; waits for the thread."""
-        self._stop_flag.set()
+        self._stopping.set()
+        self._round.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10.0)
 
     def _run(self) -> None:
-        while not self._stop_flag.is_set():
+        while True:
             try:
                 asyncio.run(self._operate())
-            except Exception:
-                log.exception("the watches broke")
-            if self._stop_flag.is_set():
+            except Exception as error:  # noqa: BLE001 - whatever ended the watches, they must be started again
+                log.warning("the watches broke: %s", error)
+            if not self._round.is_set():
+                self._stopping.wait(RESTART_PAUSE_S)
+            self._round.clear()
+            if self._stopping.is_set():
                 return
             self.restarts += 1
             self._cache.suspect_all()
-            log.warning("the watches ended, starting them again in %g s", RESTART_PAUSE_S)
-            self._stop_flag.wait(RESTART_PAUSE_S)
 
     async def _operate(self) -> None:
         await kopf.operator(
             registry=make_registry(self._cache, self._transport),
             settings=make_settings(),
             clusterwide=True,
-            stop_flag=self._stop_flag,
+            stop_flag=self._round,
         )
