@@ -1,7 +1,7 @@
 """The six kinds of ``penstock.dev/v1alpha1``: names, types, printer columns and rules on the whole object.
 
-The types themselves are in ``schema_fleet``, ``schema_service`` and ``schema_plan``; ``controller.crds`` writes the
-CustomResourceDefinitions from this table.
+The types themselves are in ``schema_fleet``, ``schema_service``, ``schema_policy`` and ``schema_plan``;
+``controller.crds`` writes the CustomResourceDefinitions from this table.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from controller.schema_fleet import (
     PowerDomainStatus,
 )
 from controller.schema_plan import FleetPlanSpec, FleetPlanStatus
+from controller.schema_policy import FleetPolicySpec, FleetPolicyStatus
 from controller.schema_service import (
     DeletionPolicy,
     DemandSource,
-    FleetPolicySpec,
-    FleetPolicyStatus,
     Management,
     Mode,
     ServedModelSpec,

@@ -60,7 +60,9 @@ def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
         if field.default_factory is None:
             continue
         made = field.get_default(call_default_factory=True, validated_data={})
-        schema["properties"][field.alias or name]["default"] = to_jsonable_python(made, by_alias=True, exclude_none=True)
+        schema["properties"][field.alias or name]["default"] = to_jsonable_python(
+            made, by_alias=True, exclude_none=True
+        )
 
 
 class Resource(BaseModel):

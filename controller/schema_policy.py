@@ -1,0 +1,174 @@
+"""How to decide: FleetPolicy."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from controller.schema_base import (
+    LIST_SET,
+    Count,
+    DnsLabel,
+    LabelKey,
+    Resource,
+    Rule,
+    Selector,
+    Status,
+    Word,
+    immutable,
+    text,
+)
+from controller.schema_service import Mode
+
+
+class Modes(Resource):
+    """Modes of the levers for the fleet. Everyone starts with Advise."""
+
+    replicas: Mode = Mode.ADVISE
+    """Replica counts."""
+    placement: Mode = Mode.ADVISE
+    """Where replicas run."""
+    power_caps: Literal["Off"] = "Off"
+    """Power caps of GPUs; only Off in this version."""
+
+
+class Tier(Resource):
+    """One tier; the first of the list is the most important."""
+
+    name: DnsLabel
+    """Name that ServedModels use."""
+    namespaces: Annotated[tuple[DnsLabel, ...], Field(max_length=256), LIST_SET] = ()
+    """Namespaces that may use the tier; empty for all."""
+
+
+def _usual_tiers() -> tuple[Tier, ...]:
+    return tuple(Tier(name=name) for name in ("critical", "standard", "best-effort"))
+
+
+class Objective(Resource):
+    """What the decision weighs."""
+
+    energy_milli_usd_per_kilowatt_hour: Annotated[int, Field(ge=0, le=100_000)] = 120
+    """Price of energy."""
+    start_cost_seconds: Annotated[int, Field(ge=0, le=86_400)] = 180
+    """A started replica costs so many seconds of its GPUs' price."""
+
+
+class Churn(Resource):
+    """How much may move."""
+
+    max_starts_per_turn: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Replicas that may be starting at a time, over the whole fleet."""
+    min_saving_percent: Annotated[int, Field(ge=0, le=100)] = 3
+    """A plan that only saves money must save so much before anything moves."""
+
+
+class Cadence(Resource):
+    """How often the loop turns."""
+
+    decision_seconds: Annotated[int, Field(ge=1, le=86_400)] = 60
+    """Between full decisions."""
+    tick_seconds: Annotated[int, Field(ge=1, le=3_600)] = 5
+    """Between steps of a rollout."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.tickSeconds <= self.decisionSeconds",
+            field="tickSeconds",
+            message="tickSeconds must not exceed decisionSeconds",
+            holds=lambda cadence: cadence.tick_seconds <= cadence.decision_seconds,
+        ),
+    )
+
+
+class Headroom(Resource):
+    """What demand is planned for, above what arrives now."""
+
+    demand_percentile: Annotated[int, Field(ge=50, le=99)] = 90
+    """Quantile of the forecast that is planned for."""
+    horizon_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
+    """How far ahead: at least the cold start of a replica."""
+    capacity_percent: Annotated[int, Field(ge=0, le=300)] = 10
+    """Capacity kept above that demand."""
+
+
+class PlanHistory(Resource):
+    """Which FleetPlans are kept."""
+
+    days: Annotated[int, Field(ge=1, le=365)] = 7
+    """Older ones are removed."""
+    count: Annotated[int, Field(ge=2, le=500)] = 50
+    """Beyond so many, the oldest are removed."""
+
+
+class Telemetry(Resource):
+    """Which readings count."""
+
+    max_age_seconds: Annotated[int, Field(ge=1, le=3_600)] = 45  # three scrapes of 15 s; one lost scrape is normal
+    """Older readings change nothing: the loop holds."""
+
+
+class Solver(Resource):
+    """When the solver stops."""
+
+    gap_permille: Annotated[int, Field(ge=0, le=500)] = 10
+    """Proved distance to the best possible plan, in thousandths of the objective."""
+    time_limit_seconds: Annotated[int, Field(ge=1, le=3_600)] = 20
+    """Time after which the best plan found so far is taken."""
+
+
+class FleetPolicySpec(Resource):
+    """How the fleet is run; there is one, named default."""
+
+    modes: Modes = Field(default_factory=Modes)
+    """Modes of the levers."""
+    paused: bool = False
+    """Stop rollouts; power stays protected."""
+    managed_nodes: Selector = Field(default_factory=lambda: {"penstock.dev/managed": "true"})
+    """Labels of the nodes that Penstock may place on; empty for all nodes."""
+    location_label: LabelKey = "topology.penstock.dev/rack"
+    """Node label whose value is the location: rack or row."""
+    tiers: Annotated[tuple[Tier, ...], Field(min_length=1, max_length=5)] = Field(default_factory=_usual_tiers)
+    """Tiers, most important first."""
+    objective: Objective = Field(default_factory=Objective)
+    """What the decision weighs."""
+    churn: Churn = Field(default_factory=Churn)
+    """How much may move."""
+    cadence: Cadence = Field(default_factory=Cadence)
+    """How often the loop turns."""
+    headroom: Headroom = Field(default_factory=Headroom)
+    """What demand is planned for."""
+    telemetry: Telemetry = Field(default_factory=Telemetry)
+    """Which readings count."""
+    solver: Solver = Field(default_factory=Solver)
+    """When the solver stops."""
+    plan_history: PlanHistory = Field(default_factory=PlanHistory)
+    """Which FleetPlans are kept."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.tiers.all(a, self.tiers.exists_one(b, a.name == b.name))",
+            field="tiers",
+            message="tiers must not repeat a name",
+            holds=lambda spec: len({tier.name for tier in spec.tiers}) == len(spec.tiers),
+        ),
+        immutable("locationLabel", because="running pools are pinned by it; remove the FleetPolicy first"),
+    )
+
+
+class FleetPolicyStatus(Status):
+    """What the loop does."""
+
+    active_plan: Word | None = None
+    """FleetPlan in force."""
+    leader: Annotated[str, text(253)] | None = None
+    """Replica of the operator that writes."""
+    nodes: Count | None = None
+    """Managed nodes with a known GPU class."""
+    gpus_total: Count | None = None
+    """GPUs on them."""
+    gpus_used: Count | None = None
+    """GPUs that replicas of Penstock hold."""
+    usd_per_hour: Word | None = None
+    """Cost of the plan in force."""
