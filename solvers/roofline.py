@@ -31,7 +31,7 @@ PREFILL_POWER_RATIO = 0.72  # B200 tables at a 1000 W limit: prefill attention 7
 DECODE_POWER_RATIO = 0.35  # memory-bound decode draws 0.2-0.55 of the limit; B200 decode attention 435 W of 1000 W
 DECODE_POWER_GROWTH_RATIO = 0.20  # added on the way to the largest batch, by the logarithm of the batch
 
-CHUNK_BUDGET_S = 0.03  # a chunk of a prompt may stretch a decode step by so much: 50 ms ITL less a usual step
+CHUNK_BUDGET_S = 0.04  # a chunk may stretch a decode step by so much: 50 ms ITL less a usual step
 CHUNK_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 
 

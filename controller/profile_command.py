@@ -1,0 +1,172 @@
+"""``penstock profile``: make engine profiles and print them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from controller.profiles import ProfileRequest, Source, make_profile
+from controller.render import profile_name, render_engine_profile
+from solvers.curves import decode_step_s, prefill_s
+from solvers.engine import EngineConfig, EngineProfile
+from solvers.errors import InvalidInput, OutOfRange
+
+TABLE_PROMPTS = (1024, 8192)
+TABLE_BATCHES = (1, 32, 256)
+TABLE_CONTEXT = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; lists are separated by commas and combined with one another."""
+    parser.epilog = (
+        "Example: penstock profile --model meta-llama/Llama-3.1-8B --gpu-class h100-sxm --tensor-parallel 1,2"
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="model as ServedModels name it")
+    add("--gpu-class", required=True, type=_words, help="GPU classes, as h100-sxm,l40s")
+    add("--tensor-parallel", default=[1], type=_degrees, metavar="N[,N]", help="tensor-parallel degrees (default 1)")
+    add("--pipeline-parallel", default=1, type=int, metavar="N", help="pipeline stages (default 1)")
+    add("--expert-parallel", default=1, type=int, metavar="N", help="GPUs that share the experts (default 1)")
+    add("--data-parallel", default=1, type=int, metavar="N", help="attention copies (default 1)")
+    add("--engine", default="vllm", help="vllm, sglang or trtllm (default vllm)")
+    add("--precision", default="", help="fp8 or fp4; without it what the checkpoint says, bf16 as a rule")
+    add("--source", default=Source.AUTO, type=Source, choices=list(Source), help="where the numbers come from (auto)")
+    add("--csv", type=Path, metavar="FILE", help="measurements: phase,size,context,seconds")
+    add("--model-config", type=Path, metavar="FILE", help="the model's config.json, for a roofline of any model")
+    add("--kv-capacity-tokens", type=int, metavar="N", help="KV room as the engine reports it at start")
+    add("--chunk-tokens", type=int, metavar="N", help="prompt tokens per step of a mixed replica")
+    add("--cold-start-seconds", default=120.0, type=float, metavar="S", help="pod start to Ready (default 120)")
+    add("--skip-unfit", action="store_true", help="leave out what does not fit, and say so, instead of failing")
+    add("-o", "--output", default="yaml", choices=sorted(OUTPUTS), help="output format (yaml)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the profiles; exit code 0, or 1 (by ``InvalidInput``) when one cannot be made."""
+    profiles = list(_profiles(args))
+    if not profiles:
+        raise InvalidInput("profile", "", "none of the asked combinations fits", "ask for more GPUs per replica")
+    sys.stdout.write(OUTPUTS[args.output](profiles, args))
+    return 0
+
+
+def requests(args: argparse.Namespace) -> Iterator[ProfileRequest]:
+    """Every asked GPU class with every asked tensor-parallel degree."""
+    config = _read_config(args.model_config)
+    for gpu_class in args.gpu_class:
+        for degree in args.tensor_parallel:
+            yield ProfileRequest(
+                model=args.model,
+                gpu_class=gpu_class,
+                config=EngineConfig(
+                    tensor_parallel=degree,
+                    pipeline_parallel=args.pipeline_parallel,
+                    expert_parallel=args.expert_parallel,
+                    data_parallel=args.data_parallel,
+                    engine=args.engine,
+                    variant=args.precision,
+                ),
+                source=args.source,
+                csv_path=args.csv,
+                model_config=config,
+                chunk_tokens=args.chunk_tokens,
+                kv_capacity_tokens=args.kv_capacity_tokens,
+                cold_start_s=args.cold_start_seconds,
+            )
+
+
+def _profiles(args: argparse.Namespace) -> Iterator[EngineProfile]:
+    for request in requests(args):
+        try:
+            yield make_profile(request)
+        except InvalidInput as unfit:
+            if not args.skip_unfit:
+                raise
+            print(f"left out {request.gpu_class}/{request.config.label}: {unfit}", file=sys.stderr)
+
+
+def to_yaml(profiles: Sequence[EngineProfile], args: argparse.Namespace) -> str:
+    """One document per profile, under the command that makes the file again."""
+    documents = [
+        yaml.safe_dump(render_engine_profile(profile), default_flow_style=None, sort_keys=False, width=118)
+        for profile in profiles
+    ]
+    return f"# Made by: {command_line(args)}\n" + "---\n".join(documents)
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """Write the command again from its options, those at their defaults left out."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["penstock", "profile"]
+    for option in parser._actions:
+        value = getattr(args, option.dest, None)
+        if value in (None, False, parser.get_default(option.dest)) or option.dest == "output":
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += [option.option_strings[-1]] if value is True else [option.option_strings[-1], text]
+    return shlex.join(words)
+
+
+def _to_json(profiles: Sequence[EngineProfile], _args: argparse.Namespace) -> str:
+    items = [render_engine_profile(profile) for profile in profiles]
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1) + "\n"
+
+
+def _to_table(profiles: Sequence[EngineProfile], _args: argparse.Namespace) -> str:
+    """Times in milliseconds; decode at a context of 4,096 tokens."""
+    header = ["NAME", "SOURCE", "KV TOKENS"]
+    header += [f"PREFILL {tokens}" for tokens in TABLE_PROMPTS] + [f"STEP b{batch}" for batch in TABLE_BATCHES]
+    rows = [header, *(_row(profile) for profile in profiles)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(profile: EngineProfile) -> list[str]:
+    prefills = [_milliseconds(prefill_s, profile, tokens) for tokens in TABLE_PROMPTS]
+    steps = [_milliseconds(decode_step_s, profile, batch, TABLE_CONTEXT) for batch in TABLE_BATCHES]
+    return [profile_name(profile), str(profile.source), f"{profile.kv_capacity_tokens}", *prefills, *steps]
+
+
+def _milliseconds(look_up: Callable[..., float], profile: EngineProfile, *at: float) -> str:
+    try:
+        return f"{look_up(profile, *at) * 1e3:.1f}"
+    except OutOfRange:
+        return "-"
+
+
+OUTPUTS: Mapping[str, Callable[[Sequence[EngineProfile], argparse.Namespace], str]] = {
+    "yaml": to_yaml,
+    "json": _to_json,
+    "table": _to_table,
+}
+
+
+def _read_config(path: Path | None) -> Mapping[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(str(path), "", f"cannot be read: {error}", "name the model's config.json") from error
+    if not isinstance(config, dict):
+        raise InvalidInput(str(path), "", "is not a JSON object", "name the model's config.json")
+    return config
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _degrees(text: str) -> list[int]:
+    degrees = [int(word) for word in _words(text)]
+    if not degrees or min(degrees) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds no degree of at least 1")
+    return degrees
