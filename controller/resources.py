@@ -107,8 +107,6 @@ class ServedModelSpec:
         InferencePool whose gateway metrics count.
     declared : Demand, optional
         Declared load; the demand itself when ``demand_source`` is Declared, else only where no telemetry exists.
-    engine_configs : tuple of str
-        Labels of the engine configurations allowed, empty for any.
     modes : Modes
         The strictest of the policy's and the service's own.
     templates : mapping of Role to pod template
@@ -121,7 +119,6 @@ class ServedModelSpec:
     demand_source: DemandSource
     inference_pool: str
     declared: Demand | None
-    engine_configs: tuple[str, ...]
     management: Management
     modes: Modes
     deletion_policy: DeletionPolicy
@@ -264,7 +261,6 @@ def parse_served_model(body: Json, policy: FleetPolicySpec) -> ServedModelSpec:
         demand_source=spec.demand.source,
         inference_pool=spec.demand.inference_pool or name,
         declared=_declared_demand(service, spec.demand.declared),
-        engine_configs=tuple(sorted(spec.engine_configs)),
         management=spec.management,
         modes=Modes(
             replicas=strictest(policy.modes.replicas, own.replicas or Mode.ACT),
@@ -295,6 +291,7 @@ def _served_model(spec: schema.ServedModelSpec, service: str, tier_rank: int) ->
         max_replicas=spec.replicas.max,
         placement=spec.placement,
         kv_compatibility_group=spec.kv_compatibility_group,
+        engine_configs=tuple(sorted(spec.engine_configs)),
     )
 
 

@@ -102,7 +102,7 @@ class PowerDomainSpec(Resource):
     budget_watts: Annotated[Watts, Field(ge=1)]
     """What everything in the domain may draw together."""
     fixed_watts: Watts = 0
-    """Draw of what Penstock does not place: switches, storage, losses."""
+    """Draw of what Penstock does not place (switches, storage, losses) in this domain and all below it."""
     headroom_percent: Annotated[int, Field(ge=0, le=90)] = 0
     """Share of the budget that is never planned on."""
 

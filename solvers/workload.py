@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from solvers.engine import Role
+from solvers.engine import EngineConfig, Role
 
 
 class SloMetric(StrEnum):
@@ -35,7 +35,8 @@ class PlacementMode(StrEnum):
 class ServedModel:
     """One service. ``name`` is ``namespace/name``; ``tier_rank`` 0 is the most important.
 
-    ``gpu_classes`` empty means any that fits. ``max_replicas`` bounds each role.
+    ``gpu_classes`` empty means any that fits, ``engine_configs`` (labels) any with a profile. ``max_replicas`` bounds
+    each role.
     """
 
     name: str
@@ -49,6 +50,13 @@ class ServedModel:
     max_replicas: int = 1000
     placement: PlacementMode = PlacementMode.LOCATION
     kv_compatibility_group: str = ""
+    engine_configs: tuple[str, ...] = ()
+
+    def allows(self, gpu_class: str, config: EngineConfig) -> bool:
+        """Tell whether the service may run on the GPU class in this configuration."""
+        return (not self.gpu_classes or gpu_class in self.gpu_classes) and (
+            not self.engine_configs or config.label in self.engine_configs
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
