@@ -1,0 +1,433 @@
+"""Discrete-event fleet: requests arrive, queue, are prefilled, move their KV cache, decode, and draw power.
+
+The clock counts whole picoseconds, so equal replicas tie exactly and a run of decode steps is an exact arithmetic
+progression: the fleet jumps from one change of a batch to the next. At equal times arrivals come first, then KV
+transfers, then engine boundaries; lower index first.
+
+Seconds at the interface, whole ticks inside; the caller decides when: ``advance`` moves the clock, and replicas come,
+drain and fail between calls. Cutting an ``advance`` in pieces changes nothing.
+
+Routing: each request goes to the replica with least outstanding work *in seconds of that replica's own time* (its
+prompts by its prefill curve, its sequences by its decode table), so unlike pools share in proportion to what they can
+do. A prompt computed by a prefill replica moves over that replica's own link, one transfer at a time in order, to the
+decode replica with least work at that moment.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Mapping
+from heapq import heappop, heappush
+
+from solvers.engine import EngineProfile, Role
+from solvers.errors import InvalidInput
+from solvers.sim_replica import FirstTokens, Replica
+from solvers.sim_results import (
+    FinishedRequest,
+    FirstToken,
+    GapHistogram,
+    LiveRequest,
+    Rejected,
+    ReplicaView,
+    SimRequest,
+)
+from solvers.sim_routing import ServiceState
+from solvers.sim_tables import NEVER, TICKS_PER_S, compile_profile, to_ticks
+
+TRANSFERS_FIRST = -(1 << 60)  # rank of transfer i is this + i, of replica i it is i: transfers win ties
+Event = tuple[int, int, "LiveRequest | Replica"]
+
+
+class Fleet:
+    """A fleet of simulated replicas serving requests of several services.
+
+    Parameters
+    ----------
+    itl_limits_s : mapping of service to float s, optional
+        Limit against which late token gaps are counted exactly, by gap and by request.
+    record_first_tokens : bool
+        Keep a row for each first token until ``take_first_tokens`` is called.
+    """
+
+    def __init__(self, *, itl_limits_s: Mapping[str, float] | None = None, record_first_tokens: bool = False) -> None:
+        self.itl_limits_s = dict(itl_limits_s or {})
+        self._now = 0
+        self._events: list[Event] = []
+        self._arrivals: list[LiveRequest] = []  # sorted by (arrival, index) from _next on
+        self._next = 0
+        self._submitted = 0
+        self._replicas: dict[str, Replica] = {}
+        self._by_index: list[Replica] = []
+        self._names: dict[int, str] = {}
+        self._services: dict[str, ServiceState] = {}
+        self._finished: list[LiveRequest] = []
+        self._rejected: list[Rejected] = []
+        self._first_tokens: FirstTokens = deque(maxlen=None if record_first_tokens else 0)
+        self._gone_energy = 0
+        self._gone_extrapolated = [0, 0]
+
+    # ------------------------------------------------------------------ the caller's side
+
+    @property
+    def now_s(self) -> float:
+        """Virtual seconds since the start."""
+        return self._now / TICKS_PER_S
+
+    def add_replica(
+        self, replica_id: str, service: str, role: Role, profile: EngineProfile, ready_at_s: float | None = None
+    ) -> None:
+        """Add a replica; it draws idle power at once and serves from ``ready_at_s`` (default: now).
+
+        Raises
+        ------
+        InvalidInput
+            When the name is taken or the profile is no table.
+        """
+        if replica_id in self._replicas:
+            raise InvalidInput(f"replica/{replica_id}", "", "exists already", "remove it first or use another name")
+        tables = compile_profile(profile)
+        replica = Replica(
+            len(self._by_index),
+            replica_id,
+            service,
+            role,
+            tables,
+            now=self._now,
+            late_limit=self._service(service).late_limit,
+            started=self._first_tokens,
+        )
+        self._replicas[replica_id] = replica
+        self._by_index.append(replica)
+        self._names[replica.index] = replica_id
+        ready_at = self._now if ready_at_s is None else max(self._now, to_ticks(ready_at_s))
+        replica.due = ready_at
+        if ready_at == self._now:
+            self._make_ready(replica)
+        else:
+            heappush(self._events, (ready_at, replica.index, replica))
+
+    def drain_replica(self, replica_id: str) -> None:
+        """Send nothing new to a replica; what it holds is served to its end."""
+        replica = self._find(replica_id)
+        replica.is_draining = True
+        self._ungroup(replica)
+
+    def remove_replica(self, replica_id: str) -> int:
+        """Take a replica away at once, as when its node is lost.
+
+        Returns
+        -------
+        int
+            Requests that it held; each begins again on another replica, with its old arrival time.
+        """
+        replica = self._find(replica_id)
+        self._ungroup(replica)
+        del self._replicas[replica_id]
+        service = self._services[replica.service]
+        lost = replica.abandon(self._now) + self._lost_on_the_way(replica, service)
+        service.gone_gaps.merge(replica.gaps)
+        self._gone_energy += replica.energy
+        self._gone_extrapolated[0] += replica.extrapolated_steps
+        self._gone_extrapolated[1] += replica.extrapolated_prompts
+        service.counts["rerouted"] += len(lost)
+        for request in sorted(lost, key=lambda r: r.index):
+            self._begin_again(request)
+        return len(lost)
+
+    def submit(self, request: SimRequest) -> None:
+        """Hand in a request that arrives now or later.
+
+        Raises
+        ------
+        InvalidInput
+            When it arrives in the past, or asks for no prompt or no output token.
+        """
+        live = LiveRequest(request, self._submitted)
+        if live.arrival < self._now or live.prompt < 1 or live.output < 1:
+            asked = f"arrives at {request.arrival_s} s with {live.prompt} prompt and {live.output} output tokens"
+            remedy = f"give at least one token each and an arrival at or after {self.now_s} s"
+            raise InvalidInput(f"request/{request.name}", "", asked, remedy)
+        self._submitted += 1
+        self._service(request.service).counts["submitted"] += 1
+        if self._arrivals and live.arrival < self._arrivals[-1].arrival:
+            insort(self._arrivals, live, lo=self._next, key=lambda r: r.arrival)
+        else:
+            self._arrivals.append(live)
+
+    def advance(self, until_s: float) -> None:
+        """Process every event up to ``until_s`` (virtual seconds, may be ``inf``: until nothing is left to happen)."""
+        if until_s == float("inf"):
+            self._run(NEVER - 1)
+            return
+        until = to_ticks(until_s)
+        self._run(until)
+        self._now = max(self._now, until)
+
+    def settle(self) -> None:
+        """Bring every replica's counts up to now; without it they stand at the last change of its batch."""
+        for replica in self._replicas.values():
+            replica.settle(self._now)
+
+    def take_finished(self) -> list[FinishedRequest]:
+        """Requests that finished since the last call, in order of their end."""
+        taken, self._finished = self._finished, []
+        return [request.finished(self._names) for request in taken]
+
+    def take_rejected(self) -> list[Rejected]:
+        """Requests rejected since the last call."""
+        taken, self._rejected = self._rejected, []
+        return taken
+
+    def take_first_tokens(self) -> list[FirstToken]:
+        """First tokens since the last call; empty unless the fleet records them."""
+        taken = [
+            FirstToken(
+                service=service,
+                replica_id=self._names[replica],
+                ttft_s=ticks / TICKS_PER_S,
+                engine_ttft_s=engine / TICKS_PER_S,
+            )
+            for service, replica, ticks, engine in self._first_tokens
+        ]
+        self._first_tokens.clear()
+        return taken
+
+    def replica_ids(self) -> tuple[str, ...]:
+        """Replicas that exist now, in the order in which they came."""
+        return tuple(self._replicas)
+
+    def replica(self, replica_id: str) -> ReplicaView:
+        """One replica as it stands."""
+        return self._find(replica_id).view(self._now)
+
+    def outstanding(self, replica_id: str) -> int:
+        """Requests that a replica holds or waits for, transfers under way to or from it included."""
+        replica = self._find(replica_id)
+        return len(replica.queue) + len(replica.active) + len(self._on_the_way(replica))
+
+    def queued(self, service: str) -> int:
+        """Requests of a service that wait at the gateway because no replica could take them."""
+        return len(self._service(service).waiting)
+
+    def counts(self, service: str) -> Mapping[str, int]:
+        """Totals of a service: submitted, finished, rejected, rerouted, prompt_tokens, output_tokens (finished)."""
+        return dict(self._service(service).counts)
+
+    def gaps(self, service: str) -> GapHistogram:
+        """Token gaps of a service so far, a copy."""
+        total = GapHistogram()
+        total.merge(self._service(service).gone_gaps)
+        for replica in self._replicas.values():
+            if replica.service == service:
+                total.merge(replica.gaps)
+        return total
+
+    def energy_joules(self) -> float:
+        """Energy drawn so far, replicas that are gone included."""
+        gone = self._gone_energy / (1000 * TICKS_PER_S)
+        return gone + sum(r.view(self._now).energy_joules for r in self._replicas.values())
+
+    def extrapolated(self) -> tuple[int, int]:
+        """(decode steps, prompts) that were read beyond the tables."""
+        live = self._replicas.values()
+        return (
+            self._gone_extrapolated[0] + sum(r.extrapolated_steps for r in live),
+            self._gone_extrapolated[1] + sum(r.extrapolated_prompts for r in live),
+        )
+
+    def services(self) -> tuple[str, ...]:
+        """Services that a replica or a request has named, sorted."""
+        return tuple(sorted(self._services))
+
+    # ------------------------------------------------------------------ the event loop
+
+    def _run(self, until: int) -> None:
+        events, arrivals = self._events, self._arrivals
+        while True:
+            due = events[0][0] if events else NEVER
+            if self._next < len(arrivals) and arrivals[self._next].arrival <= due:
+                request = arrivals[self._next]
+                if request.arrival > until:
+                    return
+                self._next += 1
+                self._now = request.arrival
+                self._route(request)
+                continue
+            if due > until:
+                self._forget_arrived()
+                return
+            _, _, thing = heappop(events)
+            if thing.due != due:
+                continue  # rescheduled since
+            self._now = due
+            if isinstance(thing, Replica):
+                self._boundary(thing)
+            else:
+                self._deliver(thing)
+
+    def _forget_arrived(self) -> None:
+        if self._next > 4096:
+            del self._arrivals[: self._next]
+            self._next = 0
+
+    def _schedule(self, replica: Replica) -> None:
+        heappush(self._events, (replica.due, replica.index, replica))
+
+    def _boundary(self, replica: Replica) -> None:
+        now = self._now
+        if not replica.is_ready:
+            self._make_ready(replica)
+            return
+        leaving = replica.finish_run(now) if replica.run_steps else ()
+        replica.plan(now)
+        if replica.due != NEVER:
+            heappush(self._events, (replica.due, replica.index, replica))
+        for request in leaving:
+            if request.end < 0:
+                self._hand_on(request)
+            else:
+                self._finish(request)
+
+    def _finish(self, request: LiveRequest) -> None:
+        self._finished.append(request)
+        counts = self._services[request.asked.service].counts
+        counts["finished"] += 1
+        counts["prompt_tokens"] += request.prompt
+        counts["output_tokens"] += request.output
+
+    # ------------------------------------------------------------------ routing
+
+    def _route(self, request: LiveRequest) -> None:
+        service = self._services[request.asked.service]
+        group = service.entry
+        if request.prompt + request.output < service.easy_tokens and group.replicas:
+            replica = group.lightest()
+        else:
+            fitting = service.entries(request)
+            if not fitting:
+                self._wait_or_reject(request, service)
+                return
+            replica = min(fitting, key=lambda r: r.loads[r.slot])
+        work = replica.prompt_work(request)
+        if replica.role is Role.MIXED:
+            work += replica.tables.sequence_work
+            request.replica = replica.index
+        replica.loads[replica.slot] += work
+        request.prefill_replica = replica.index
+        request.routed = self._now
+        if replica.enqueue(request, self._now):
+            self._schedule(replica)
+
+    def _wait_or_reject(self, request: LiveRequest, service: ServiceState) -> None:
+        if not service.entry.replicas:
+            service.waiting.append(request)
+            return
+        self._reject(request, service, (*service.entry.replicas, *service.decode.replicas))
+
+    def _reject(self, request: LiveRequest, service: ServiceState, among: Iterable[Replica]) -> None:
+        room = max(r.tables.kv_capacity for r in among)
+        reason = (
+            f"{request.prompt:,} prompt and {request.output:,} output tokens do not fit the KV room of any chain of "
+            f"replicas (the largest holds {room:,} tokens)"
+        )
+        asked = request.asked
+        service.counts["rejected"] += 1
+        self._rejected.append(
+            Rejected(name=asked.name, service=asked.service, arrival_s=asked.arrival_s, reason=reason)
+        )
+
+    def _hand_on(self, request: LiveRequest) -> None:
+        """Send a computed prompt to the lightest decode replica that can hold it to its end."""
+        service = self._services[request.asked.service]
+        group = service.decode
+        if not group.replicas:
+            service.stranded.append(request)
+            return
+        receiver = group.lightest()
+        if request.prompt + request.output > receiver.tables.kv_capacity:
+            fitting = [r for r in group.replicas if r.tables.fits(Role.DECODE, request.prompt, request.output)]
+            if not fitting:
+                self._release(request)
+                self._reject(request, service, group.replicas)
+                return
+            receiver = min(fitting, key=lambda r: r.loads[r.slot])
+        receiver.loads[receiver.slot] += receiver.tables.sequence_work
+        request.replica = receiver.index
+        giver = self._by_index[request.prefill_replica]
+        giver.link_free = max(self._now, giver.link_free) + giver.tables.transfer(request.prompt)
+        request.due = giver.link_free
+        heappush(self._events, (request.due, TRANSFERS_FIRST + request.index, request))
+
+    def _deliver(self, request: LiveRequest) -> None:
+        request.transferred, request.due = self._now, NEVER
+        self._release(request)
+        receiver = self._by_index[request.replica]
+        if receiver.enqueue(request, self._now):
+            self._schedule(receiver)
+
+    def _release(self, request: LiveRequest) -> None:
+        """Free the KV cache that a computed prompt holds on its prefill replica."""
+        giver = self._by_index[request.prefill_replica]
+        giver.kv -= request.kv
+        request.kv = 0
+        if giver.wake(self._now):
+            self._schedule(giver)
+
+    # ------------------------------------------------------------------ replicas come and go
+
+    def _service(self, name: str) -> ServiceState:
+        if name not in self._services:
+            limit = self.itl_limits_s.get(name)
+            self._services[name] = ServiceState(NEVER if limit is None else to_ticks(limit))
+        return self._services[name]
+
+    def _find(self, replica_id: str) -> Replica:
+        if replica_id not in self._replicas:
+            raise InvalidInput(f"replica/{replica_id}", "", "does not exist", "add it first")
+        return self._replicas[replica_id]
+
+    def _make_ready(self, replica: Replica) -> None:
+        replica.is_ready, replica.due = True, NEVER
+        if replica.is_draining:
+            return
+        service = self._services[replica.service]
+        (service.decode if replica.role is Role.DECODE else service.entry).add(replica)
+        service.regroup()
+        for held, send in ((service.waiting, self._route), (service.stranded, self._hand_on)):
+            again = list(held)
+            held.clear()
+            for request in again:
+                send(request)
+
+    def _ungroup(self, replica: Replica) -> None:
+        service = self._services[replica.service]
+        for group in (service.entry, service.decode):
+            group.remove(replica)
+        service.regroup()
+
+    def _on_the_way(self, replica: Replica) -> list[LiveRequest]:
+        """Requests on a link from or to the replica; rare enough to look through the clock."""
+        return [
+            thing
+            for due, _, thing in self._events
+            if isinstance(thing, LiveRequest)
+            and thing.due == due
+            and replica.index in (thing.prefill_replica, thing.replica)
+        ]
+
+    def _lost_on_the_way(self, replica: Replica, service: ServiceState) -> list[LiveRequest]:
+        stranded = [r for r in service.stranded if r.prefill_replica == replica.index]
+        for request in stranded:
+            service.stranded.remove(request)
+        return self._on_the_way(replica) + stranded
+
+    def _begin_again(self, request: LiveRequest) -> None:
+        if request.due != NEVER:  # it was on a link: both ends forget it
+            request.due = NEVER
+            self._release(request)
+            receiver = self._by_index[request.replica]
+            receiver.loads[receiver.slot] -= receiver.tables.sequence_work
+        request.restart()
+        request.reroutes += 1
+        self._route(request)

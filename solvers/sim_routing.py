@@ -1,0 +1,74 @@
+"""Where requests of one service can go: groups of replicas by kind of work, and what waits for them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, deque
+
+from solvers.engine import Role
+from solvers.sim_replica import Replica
+from solvers.sim_results import GapHistogram, LiveRequest
+
+
+class Group:
+    """Replicas that one kind of work of a service is routed over; ``loads`` are ticks of outstanding work."""
+
+    __slots__ = ("loads", "replicas")
+
+    def __init__(self) -> None:
+        self.replicas: list[Replica] = []
+        self.loads: list[int] = []
+
+    def add(self, replica: Replica) -> None:
+        """Route to a replica from now on, with the work it has; replicas stay in the order in which they came."""
+        place = bisect_left(self.replicas, replica.index, key=lambda r: r.index)
+        self.replicas.insert(place, replica)
+        self.loads.insert(place, replica.loads[0])
+        replica.loads = self.loads
+        self._number()
+
+    def remove(self, replica: Replica) -> None:
+        """Route no more to a replica, if it is one of the group."""
+        if replica.loads is not self.loads:
+            return
+        self.replicas.pop(replica.slot)
+        replica.loads, replica.slot = [self.loads.pop(replica.slot)], 0
+        self._number()
+
+    def _number(self) -> None:
+        for slot, replica in enumerate(self.replicas):
+            replica.slot = slot
+
+    def lightest(self) -> Replica:
+        """Replica with least outstanding work; the one that came first among equals."""
+        return self.replicas[self.loads.index(min(self.loads))]
+
+
+class ServiceState:
+    """Routing state and counters of one service."""
+
+    __slots__ = ("counts", "decode", "easy_tokens", "entry", "gone_gaps", "late_limit", "stranded", "waiting")
+
+    def __init__(self, late_limit: int) -> None:
+        self.entry, self.decode = Group(), Group()
+        self.waiting: deque[LiveRequest] = deque()  # at the gateway: nobody to send to
+        self.stranded: deque[LiveRequest] = deque()  # computed, but no decode replica
+        self.late_limit = late_limit
+        self.easy_tokens = 0
+        self.gone_gaps = GapHistogram()
+        self.counts: Counter[str] = Counter()
+
+    def regroup(self) -> None:
+        """Find the request size below which every replica of each group may serve, so that routing need not look."""
+        roles = {r.role for r in self.entry.replicas}
+        sizes = [r.tables.kv_capacity for r in (*self.entry.replicas, *self.decode.replicas)]
+        hard = len(roles) == 2 and not self.decode.replicas
+        self.easy_tokens = 0 if hard else min(sizes, default=0)
+
+    def entries(self, request: LiveRequest) -> list[Replica]:
+        """Entry replicas from which the request can reach its end."""
+        fitting = [r for r in self.entry.replicas if r.tables.fits(r.role, request.prompt, request.output)]
+        decode_fits = any(r.tables.fits(Role.DECODE, request.prompt, request.output) for r in self.decode.replicas)
+        served = [r for r in fitting if r.role is Role.MIXED or decode_fits]
+        # With no decode replica at all a computed prompt may wait for one; with too small ones it may not.
+        return served if served or self.decode.replicas else fitting

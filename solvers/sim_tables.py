@@ -1,0 +1,196 @@
+"""Engine curves as whole picoseconds: the form in which the simulation steps over them.
+
+Curves are polygons with integer knots and integer slopes, continuous by construction, so that a run of steps is an
+exact arithmetic progression and two equal replicas tie exactly. Rounding a slope to whole picoseconds a token costs
+less than 1e-4 of any value of a real profile.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+from solvers.engine import EngineProfile, Role
+from solvers.errors import InvalidInput
+
+TICKS_PER_S = 1_000_000_000_000
+NEVER = 1 << 62
+
+NOMINAL_CONTEXT_TOKENS = 1024  # where a sequence's share of a replica is read for routing
+NOMINAL_OUTPUT_TOKENS = 256  # routers do not know output lengths; only the ratio to prompt work matters
+
+
+def to_ticks(seconds: float) -> int:
+    """Round seconds to whole picoseconds."""
+    return round(seconds * TICKS_PER_S)
+
+
+class Polygon:
+    """A continuous piecewise-linear curve over whole tokens, in ticks.
+
+    Flat before the first knot, the last slope kept beyond the last one; the last segment starts at the last knot, so
+    a lookup that lands in it was extrapolated.
+    """
+
+    __slots__ = ("knots", "slopes", "values")
+
+    def __init__(self, tokens: Sequence[int], ticks: Sequence[float]) -> None:
+        pairs = list(zip(tokens, ticks, strict=True))
+        rises = [max(0, round((y1 - y0) / (x1 - x0))) for (x0, y0), (x1, y1) in pairwise(pairs)]
+        self.knots: list[int] = [0] if tokens[0] > 0 else []
+        self.slopes: list[int] = [0] * len(self.knots)
+        self.values: list[int] = [max(1, round(ticks[0]))] * len(self.knots)
+        value = max(1, round(ticks[0]))
+        for i, (knot, rise) in enumerate(zip(tokens, [*rises, rises[-1] if rises else 0], strict=True)):
+            if i:
+                value += rises[i - 1] * (knot - tokens[i - 1])
+            self.knots.append(knot)
+            self.values.append(value)
+            self.slopes.append(rise)
+
+    def segment(self, tokens: int) -> int:
+        """Index of the segment that holds ``tokens`` (0 or more)."""
+        return bisect_right(self.knots, tokens) - 1
+
+    def at(self, tokens: int) -> int:
+        """Value in ticks."""
+        i = bisect_right(self.knots, tokens) - 1
+        return self.values[i] + self.slopes[i] * (tokens - self.knots[i])
+
+
+class EngineTables:
+    """Everything that the simulation asks of one profile.
+
+    Attributes
+    ----------
+    max_batch : int
+        Largest batch in the decode table; the engine admits no more sequences, so batches are never extrapolated.
+    sequence_work : int, ticks
+        What one sequence in decode costs the replica, for routing between unlike replicas.
+    """
+
+    __slots__ = (
+        "_decode_milliwatts",
+        "_rows",
+        "chunk_tokens",
+        "gpus",
+        "idle_milliwatts",
+        "kv_capacity",
+        "max_batch",
+        "prefill_line",
+        "prefill_milliwatts",
+        "profile",
+        "sequence_work",
+    )  # fmt: skip
+
+    def __init__(self, profile: EngineProfile) -> None:
+        _check(profile)
+        self.profile = profile
+        self.gpus = profile.key.config.gpus
+        self.kv_capacity = profile.kv_capacity_tokens
+        self.chunk_tokens = profile.prefill_chunk_tokens
+        self.max_batch = profile.decode_batches[-1]
+        self.prefill_line = Polygon(profile.prefill_tokens, [s * TICKS_PER_S for s in profile.prefill_s])
+        self.idle_milliwatts = round(1000 * self.gpus * profile.idle_watts_per_gpu)
+        self.prefill_milliwatts = round(1000 * self.gpus * profile.prefill_watts_per_gpu)
+        self._rows: list[Polygon | None] = [None] * (self.max_batch + 1)
+        self._decode_milliwatts: list[int] = [
+            round(1000 * self.gpus * _between(profile.decode_batches, profile.decode_watts_per_gpu, batch))
+            for batch in range(self.max_batch + 1)
+        ]
+        batch = max(1, min(self.max_batch, self.kv_capacity // NOMINAL_CONTEXT_TOKENS))
+        step = self.row(batch).at(batch * NOMINAL_CONTEXT_TOKENS)
+        self.sequence_work = max(1, NOMINAL_OUTPUT_TOKENS * step // batch)
+
+    def row(self, batch: int) -> Polygon:
+        """Decode step time of ``batch`` sequences over the *sum* of their contexts."""
+        made = self._rows[batch]
+        if made is None:
+            made = self._rows[batch] = self._make_row(batch)
+        return made
+
+    def _make_row(self, batch: int) -> Polygon:
+        profile = self.profile
+        columns = range(len(profile.decode_contexts))
+        steps = [
+            _between(profile.decode_batches, [row[c] for row in profile.decode_step_s], batch) * TICKS_PER_S
+            for c in columns
+        ]
+        return Polygon([context * batch for context in profile.decode_contexts], steps)
+
+    def prefill(self, tokens: int) -> int:
+        """Ticks to prefill one prompt on its own."""
+        return self.prefill_line.at(tokens)
+
+    def piece(self, done: int, tokens: int) -> int:
+        """Ticks to prefill ``tokens`` more of a prompt whose first ``done`` tokens are computed."""
+        line = self.prefill_line
+        return line.at(done + tokens) - line.at(done) if done else line.at(tokens)
+
+    def pieces(self, done: int, tokens: int) -> tuple[int, int]:
+        """(how many, ticks of each): successive pieces of ``tokens`` that cost the same from ``done`` on."""
+        line = self.prefill_line
+        i = line.segment(done)
+        end = line.knots[i + 1] if i + 1 < len(line.knots) else NEVER
+        alike = (end - done) // tokens if done else 0  # the first piece carries the curve's start
+        return (alike, line.slopes[i] * tokens) if alike else (1, self.piece(done, tokens))
+
+    def milliwatts(self, batch: int, *, prefilling: bool) -> int:
+        """Draw of the replica: the larger of the two phases when a step does both."""
+        decoding = self._decode_milliwatts[batch] if batch else self.idle_milliwatts
+        return max(decoding, self.prefill_milliwatts) if prefilling else decoding
+
+    def transfer(self, prompt_tokens: int) -> int:
+        """Ticks on the link for the keys and values of one prompt."""
+        return round(prompt_tokens * self.profile.kv_bytes_per_token * TICKS_PER_S / self.profile.transfer_bytes_per_s)
+
+    def fits(self, role: Role, prompt_tokens: int, output_tokens: int) -> bool:
+        """True when an otherwise empty replica could serve the request to its end."""
+        grown = 1 if role is Role.PREFILL else output_tokens
+        return prompt_tokens + grown <= self.kv_capacity
+
+
+@lru_cache(maxsize=4096)
+def compile_profile(profile: EngineProfile) -> EngineTables:
+    """Compile a profile once; replicas of one pool share the tables.
+
+    Raises
+    ------
+    InvalidInput
+        When an axis is empty, not increasing, or disagrees with its table.
+    """
+    return EngineTables(profile)
+
+
+def _between(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
+    """Interpolate; flat outside the axis."""
+    i = bisect_right(xs, x)
+    if i == 0 or i == len(xs):
+        return ys[0] if i == 0 else ys[-1]
+    share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
+    return ys[i - 1] + share * (ys[i] - ys[i - 1])
+
+
+def _check(profile: EngineProfile) -> None:
+    where = f"EngineProfile/{profile.key.model}/{profile.key.gpu_class}/{profile.key.config.label}"
+    batches, contexts = profile.decode_batches, profile.decode_contexts
+    for field, axis, size in (
+        ("prefill_tokens", profile.prefill_tokens, len(profile.prefill_s)),
+        ("decode_batches", batches, len(profile.decode_step_s)),
+        ("decode_batches", batches, len(profile.decode_watts_per_gpu)),
+        ("decode_contexts", contexts, min((len(row) for row in profile.decode_step_s), default=0)),
+        ("decode_contexts", contexts, max((len(row) for row in profile.decode_step_s), default=0)),
+    ):
+        if not axis or len(axis) != size or axis[0] < 0 or any(b <= a for a, b in pairwise(axis)):
+            problem = f"{len(axis)} knots for {size} values, or knots that do not increase"
+            raise InvalidInput(where, field, problem, "give one value for each of at least one increasing knot")
+    for field, number in (
+        ("kv_capacity_tokens", profile.kv_capacity_tokens),
+        ("transfer_bytes_per_s", profile.transfer_bytes_per_s),
+        ("prefill_chunk_tokens", profile.prefill_chunk_tokens),
+        ("decode_batches", batches[0]),
+    ):
+        if number <= 0:
+            raise InvalidInput(where, field, f"is {number}", "give a positive number")
