@@ -20,6 +20,17 @@ Json = dict[str, Any]
 
 FIELD_MANAGER = "simcluster"
 _PARALLEL_REQUESTS = 8
+# A server that is busy, or makes ready to serve a new kind, says 429 and when to come back.
+_RETRY_WHEN_BUSY = urllib3.Retry(
+    total=20,
+    connect=0,
+    read=0,
+    other=0,
+    redirect=0,
+    status_forcelist=(429,),
+    allowed_methods=None,
+    raise_on_status=False,
+)
 _TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 
 
@@ -96,7 +107,7 @@ class KubeApi:
         headers = self._headers | ({"Content-Type": content_type} if body is not None else {})
         content = None if body is None else json.dumps(body).encode()
         try:
-            answer = self._pool.request(method, url, body=content, headers=headers)
+            answer = self._pool.request(method, url, body=content, headers=headers, retries=_RETRY_WHEN_BUSY)
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(f"{method} {url}: {error}") from error
         decoded = _decode(answer.data)
@@ -116,7 +127,7 @@ class KubeApi:
                 return None
             raise
 
-    def list(self, path: str, *, label_selector: str = "", field_selector: str = "") -> list[Json]:
+    def list_all(self, path: str, *, label_selector: str = "", field_selector: str = "") -> list[Json]:
         """Return the items of a collection, such as ``/api/v1/nodes``."""
         selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
         query = {name: value for name, value in selectors.items() if value}
@@ -135,6 +146,9 @@ class KubeApi:
         """Change an object by a JSON merge patch."""
         return self.request("PATCH", path, patch, content_type="application/merge-patch+json")
 
+    def put(self, path: str, body: Json) -> Json:
+        return self.request("PUT", path, body)
+
     def delete(self, path: str, *, grace_s: int | None = None) -> bool:
         """Delete an object or a collection; say whether there was one."""
         options: Json = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
@@ -152,6 +166,11 @@ class KubeApi:
         """Create many objects, several at a time; in the order given where their kinds need it, call it twice."""
         with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             return list(pool.map(self.create, objs))
+
+    def delete_all(self, paths: Iterable[str], *, grace_s: int | None = None) -> None:
+        """Delete many objects, several at a time; what is gone already is no error."""
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+            list(pool.map(lambda path: self.delete(path, grace_s=grace_s), paths))
 
     def path_of(self, obj: Json) -> str:
         """Return the path of an object, from its apiVersion, kind, namespace (or ``default``) and name."""
@@ -183,7 +202,7 @@ class KubeApi:
 def load_objects(text: str) -> list[Json]:
     """Parse YAML documents into objects; empty documents are left out and lists are unpacked."""
     documents = [document for document in yaml.safe_load_all(text) if document]
-    return [obj for document in documents for obj in (document["items"] if "items" in document else [document])]
+    return [obj for document in documents for obj in document.get("items", [document])]
 
 
 def _base(api_version: str) -> str:

@@ -1,8 +1,9 @@
 """Build the simulated cluster's binaries from their published Go modules, into a cache outside the repository.
 
-Each folder below ``go/`` is a Go module that pins one component by ``go.mod`` and ``go.sum``. A component is built with the
-ordinary ``go`` tool into a folder named for the hash of these two files, the build flags and the Go version, so that two
-checkouts share what is equal and never mix what is not. Run ``python -m tests.simcluster.assets`` to build what is missing.
+Each folder below ``go/`` is a Go module that pins one component by ``go.mod`` and ``go.sum``. A component is built
+with the ordinary ``go`` tool into a folder named for the hash of these two files, the build flags and the Go version,
+so that two checkouts share what is equal and never mix what is not. ``python -m tests.simcluster.assets`` builds what
+is missing.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ def build_assets(components: Sequence[Component] = COMPONENTS, *, say: Callable[
     """
     version = go_version()
     with _lock(cache_dir(), say):
+        for abandoned in cache_dir().glob(".*-*"):  # by a build that was killed: we hold the lock
+            shutil.rmtree(abandoned)
         for component in components:
             _build(component, component_dir(component, version), say)
     return find_assets(components)
@@ -212,6 +215,11 @@ def _lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def _say(line: str) -> None:
+    """Tell of progress on stderr: stdout is for the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.simcluster.assets", description=(__doc__ or "").split("\n")[0]
@@ -220,9 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the path of each binary rather than the folder")
     options = parser.parse_args(arguments)
     try:
-        assets = (
-            find_assets() if options.check else build_assets(say=lambda line: print(line, file=sys.stderr, flush=True))
-        )
+        assets = find_assets() if options.check else build_assets(say=_say)
     except AssetsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,8 @@
 """Replace this process by the given command, which dies with the process that started it.
 
-Run as ``python -I -S bound.py PARENT_PID COMMAND ...``. The kernel sends SIGKILL when the *thread* that started this process
-ends, so the starter keeps one thread for it. (A ``preexec_fn`` would do the same, but may deadlock in a threaded program.)
+Run as ``python -I -S bound.py PARENT_PID COMMAND ...``. The kernel sends SIGKILL when the *thread* that started this
+process ends, so the starter keeps one thread for it. A ``preexec_fn`` would do the same, but may deadlock in a program
+with threads.
 """
 
 import ctypes

@@ -168,6 +168,8 @@ class SimCluster:
     def stop_component(self, name: str, *, kill: bool = False) -> None:
         """Stop a component, such as ``kube-apiserver``, ``etcd`` or ``prometheus``; its ports and data stay its own.
 
+        A new ``kwok`` takes the nodes over only when the leases of the former one end (``config.node_lease_s``).
+
         Raises
         ------
         UnsupportedError
@@ -203,7 +205,7 @@ class SimCluster:
             if name not in self.pids() and self._control_plane.name == "assets":
                 self.start_component(name)
         wait_until(self._is_up, "the API server to be ready")
-        reset(self.api, self._baseline)
+        reset(self.api, self._baseline, force=self._control_plane.name == "assets")
         if self._monitoring is not None:
             self.set_scrape_jobs(())
 
@@ -239,8 +241,8 @@ class SimCluster:
         return [self.api.apply(obj) for obj in (load_objects(text) if isinstance(text, str) else text)]
 
     def pods(self, namespace: str = "default", **selectors: str) -> list[Json]:
-        """Return the pods of a namespace; ``selectors`` as for `KubeApi.list`."""
-        return self.api.list(f"/api/v1/namespaces/{namespace}/pods", **selectors)
+        """Return the pods of a namespace; ``selectors`` as for `KubeApi.list_all`."""
+        return self.api.list_all(f"/api/v1/namespaces/{namespace}/pods", **selectors)
 
     def create_namespace(self, name: str) -> None:
         self.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -327,7 +329,7 @@ class SimCluster:
 
         def late() -> list[str]:
             selector = f"{SIMULATED_LABEL}=true" + ("" if names else f",!{FAILED_LABEL}")
-            nodes = self.api.list("/api/v1/nodes", label_selector=selector)
+            nodes = self.api.list_all("/api/v1/nodes", label_selector=selector)
             seen = {node["metadata"]["name"]: is_ready(node) for node in nodes}
             return sorted(name for name in (names or seen) if seen.get(name) is not ready)
 

@@ -43,7 +43,7 @@ class ClusterConfig:
     """
 
     node_grace_s: int = 10
-    not_ready_toleration_s: int = 10
+    not_ready_toleration_s: int = 5
     audit: bool = False
     prometheus: bool = True
     start_timeout_s: float = 60.0
@@ -196,13 +196,14 @@ def kwok(folder: Path, assets: Assets, kubeconfig: Path, config: ClusterConfig) 
         "manage-nodes-with-label-selector": f"{SIMULATED_LABEL}=true,!{FAILED_LABEL}",
         "cidr": _POD_CIDR,
         "node-lease-duration-seconds": config.node_lease_s,
+        "v": "WARN",  # else a line for every pod and heartbeat
     }
     options = folder / "kwok.yaml"
     options.write_text(yaml.safe_dump(_KWOK_OPTIONS))
-    stages = [f"--config={path}" for path in (options, *STAGES)]
+    configs = [f"--config={path}" for path in (options, *STAGES)]
     return Command(
         name="kwok",
-        arguments=(str(assets["kwok"]), *_flags(flags), *stages),
+        arguments=(str(assets["kwok"]), *_flags(flags), *configs),
         environment=minimal_environment(folder, (("KWOK_WORKDIR", str(folder / "kwok")),)),
     )
 
@@ -226,6 +227,7 @@ def prometheus(folder: Path, assets: Assets, config_file: Path, port: int) -> Co
         "storage.tsdb.retention.time": "6h",
         "web.listen-address": f"127.0.0.1:{port}",
         "web.enable-lifecycle": None,
+        "scrape.discovery-reload-interval": "200ms",  # how soon new targets are scraped; 5 s else
         "log.level": "warn",
     }
     return Command(

@@ -23,7 +23,7 @@ def wait_until(
     probe : callable
         Asked again and again; what it raises ends the wait.
     what : str or callable
-        What is waited for, as it shall read in the error; a callable is asked at the deadline, to tell what was last seen.
+        What is waited for, as it shall read in the error; a callable is asked at the deadline, to tell what it saw.
     timeout_s, interval_s : float, s
         How long to wait in total, and between two questions.
 

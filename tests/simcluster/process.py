@@ -104,8 +104,9 @@ class Supervisor:
         return {name: process.pid for name, process in self._running.items() if process.poll() is None}
 
     def log_tail(self, name: str, lines: int = 20) -> str:
+        """Return the last lines of a component's log, long ones cut short."""
         path = self.logs_dir / f"{name}.log"
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(line[:300] for line in path.read_text(errors="replace").splitlines()[-lines:])
 
     def listeners(self) -> list[Listener]:
         """Return every TCP socket on which a component accepts connections."""

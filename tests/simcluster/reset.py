@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.simcluster.api import ApiError, Json, KubeApi
@@ -32,6 +33,7 @@ _NAMESPACED = (
     "/apis/apps/v1|statefulsets",
     "/apis/apps/v1|daemonsets",
     "/apis/apps/v1|replicasets",
+    "/apis/apps/v1|controllerrevisions",
     "/apis/policy/v1|poddisruptionbudgets",
     "/api/v1|services",
     "/api/v1|configmaps",
@@ -43,6 +45,8 @@ _NAMESPACED = (
     "/apis/rbac.authorization.k8s.io/v1|roles",
     "/apis/coordination.k8s.io/v1|leases",
     "/api/v1|pods",
+    "/api/v1|persistentvolumeclaims",
+    "/api/v1|events",
 )
 
 
@@ -56,36 +60,53 @@ class Baseline:
 def take_baseline(api: KubeApi) -> Baseline:
     """Remember every object that `reset` might otherwise delete."""
     paths = (_NODES, _NAMESPACES, *_CLUSTER_SCOPED, *_in_namespace("default"))
-    return Baseline(uids=frozenset(obj["metadata"]["uid"] for path in paths for obj in api.list(path)))
+    return Baseline(uids=frozenset(obj["metadata"]["uid"] for path in paths for obj in api.list_all(path)))
 
 
-def reset(api: KubeApi, baseline: Baseline, *, timeout_s: float = 60.0) -> None:
+def reset(api: KubeApi, baseline: Baseline, *, force: bool, timeout_s: float = 60.0) -> None:
     """Delete what came since the baseline: simulated nodes, namespaces, workloads, custom resources, cluster roles.
 
     Pods go at once, whatever their grace period; finalizers of custom resources are removed.
+
+    Parameters
+    ----------
+    force : bool
+        Finalize emptied namespaces ourselves, where Kubernetes would look at them only after 5 s.
     """
     for path in _CLUSTER_SCOPED:
-        for obj in _new(api, path, baseline):
-            if path == _CRDS:
-                _strip_finalizers(api, obj)
-            api.delete(f"{path}/{obj['metadata']['name']}")
-    for namespace in _new_namespaces(api, baseline):
-        _empty(api, namespace, baseline)
-        api.delete(f"{_NAMESPACES}/{namespace}")
-    _empty(api, "default", baseline)
-    for node in _simulated_nodes(api):
-        api.delete(f"{_NODES}/{node['metadata']['name']}")
-    wait_until(
-        lambda: _is_clean(api, baseline), lambda: f"a clean cluster; left: {_left(api, baseline)}", timeout_s=timeout_s
-    )
+        _delete_cluster_scoped(api, path, _new(api, path, baseline))
+    namespaces = _new_namespaces(api, baseline)
+    for namespace in namespaces:
+        api.delete(f"{_NAMESPACES}/{namespace}")  # first: what is then deleted in it is not made anew
+        for path in _in_namespace(namespace):
+            api.delete(path, grace_s=_grace_s(path))
+    for path in _in_namespace("default"):
+        api.delete_all((_path(path, obj) for obj in _new(api, path, baseline)), grace_s=_grace_s(path))
+    api.delete_all(_path(_NODES, node) for node in _simulated_nodes(api))
+
+    def what() -> str:
+        return f"a clean cluster; left are {_left(api, baseline)}"
+
+    wait_until(lambda: _is_empty(api, baseline), what, timeout_s=timeout_s)
+    for namespace in namespaces if force else ():
+        _finalize(api, namespace)
+    wait_until(lambda: not _left(api, baseline), what, timeout_s=timeout_s)
 
 
 def _in_namespace(namespace: str) -> tuple[str, ...]:
     return tuple(path.replace("|", f"/namespaces/{namespace}/") for path in _NAMESPACED)
 
 
+def _path(collection: str, obj: Json) -> str:
+    return f"{collection}/{obj['metadata']['name']}"
+
+
+def _grace_s(path: str) -> int | None:
+    return 0 if path.endswith("/pods") else None
+
+
 def _new(api: KubeApi, path: str, baseline: Baseline) -> list[Json]:
-    return [obj for obj in api.list(path) if obj["metadata"]["uid"] not in baseline.uids]
+    return [obj for obj in api.list_all(path) if obj["metadata"]["uid"] not in baseline.uids]
 
 
 def _new_namespaces(api: KubeApi, baseline: Baseline) -> list[str]:
@@ -93,15 +114,20 @@ def _new_namespaces(api: KubeApi, baseline: Baseline) -> list[str]:
     return [name for name in names if name not in _SYSTEM_NAMESPACES]
 
 
+def _new_pods(api: KubeApi, baseline: Baseline) -> list[str]:
+    found = (pod["metadata"] for pod in _new(api, "/api/v1/pods", baseline))
+    return [f"{pod['namespace']}/pods/{pod['name']}" for pod in found if pod["namespace"] not in _SYSTEM_NAMESPACES]
+
+
 def _simulated_nodes(api: KubeApi) -> list[Json]:
-    return api.list(_NODES, label_selector=f"{SIMULATED_LABEL}=true")
+    return api.list_all(_NODES, label_selector=f"{SIMULATED_LABEL}=true")
 
 
-def _empty(api: KubeApi, namespace: str, baseline: Baseline) -> None:
-    for path in _in_namespace(namespace):
-        grace_s = 0 if path.endswith("/pods") else None
-        for obj in _new(api, path, baseline):
-            api.delete(f"{path}/{obj['metadata']['name']}", grace_s=grace_s)
+def _delete_cluster_scoped(api: KubeApi, path: str, objs: list[Json]) -> None:
+    for obj in objs:
+        if path == _CRDS:
+            _strip_finalizers(api, obj)
+        api.delete(_path(path, obj))
 
 
 def _strip_finalizers(api: KubeApi, crd: Json) -> None:
@@ -113,39 +139,31 @@ def _strip_finalizers(api: KubeApi, crd: Json) -> None:
         if obj["metadata"].get("finalizers"):
             namespace = obj["metadata"].get("namespace")
             scope = f"/namespaces/{namespace}" if namespace else ""
-            _merge_if_there(
-                api, f"{base}{scope}/{plural}/{obj['metadata']['name']}", {"metadata": {"finalizers": None}}
-            )
+            _unless_gone(api.merge, _path(f"{base}{scope}/{plural}", obj), {"metadata": {"finalizers": None}})
 
 
-def _merge_if_there(api: KubeApi, path: str, patch: Json) -> None:
+def _finalize(api: KubeApi, namespace: str) -> None:
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}, "spec": {"finalizers": []}}
+    _unless_gone(api.put, f"{_NAMESPACES}/{namespace}/finalize", body)
+
+
+def _unless_gone(change: Callable[[str, Json], Json], path: str, body: Json) -> None:
     try:
-        api.merge(path, patch)
+        change(path, body)
     except ApiError as error:
         if error.status != 404:
             raise
 
 
-def _is_clean(api: KubeApi, baseline: Baseline) -> bool:
+def _is_empty(api: KubeApi, baseline: Baseline) -> bool:
     """Ask, and delete again the pods that a controller made while its owner went."""
-    _empty_pods(api, baseline)
-    return not _left(api, baseline)
-
-
-def _empty_pods(api: KubeApi, baseline: Baseline) -> None:
-    for pod in _new(api, "/api/v1/pods", baseline):
-        meta = pod["metadata"]
-        if meta["namespace"] not in _SYSTEM_NAMESPACES:
-            api.delete(f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}", grace_s=0)
+    pods = _new_pods(api, baseline)
+    api.delete_all((f"{_NAMESPACES}/{pod}" for pod in pods), grace_s=0)
+    return not pods and not _new(api, _CRDS, baseline) and not _simulated_nodes(api)
 
 
 def _left(api: KubeApi, baseline: Baseline) -> list[str]:
     nodes = [f"node {node['metadata']['name']}" for node in _simulated_nodes(api)]
     namespaces = [f"namespace {name}" for name in _new_namespaces(api, baseline)]
     crds = [f"crd {crd['metadata']['name']}" for crd in _new(api, _CRDS, baseline)]
-    pods = [
-        f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
-        for pod in _new(api, "/api/v1/pods", baseline)
-        if pod["metadata"]["namespace"] not in _SYSTEM_NAMESPACES
-    ]
-    return nodes + namespaces + crds + pods
+    return nodes + namespaces + crds + _new_pods(api, baseline)
