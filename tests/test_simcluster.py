@@ -118,8 +118,16 @@ def test_a_deleted_pod_drains_as_long_as_its_annotation_says(simcluster: SimClus
     draining = pod(simcluster, "leaving")
     assert draining["metadata"]["deletionGracePeriodSeconds"] == 30
     assert is_ready(draining)
-    gone = wait_until(lambda: not simcluster.pods(), "the pod to be gone", timeout_s=20.0)
-    assert gone
+    wait_until(lambda: not simcluster.pods(), "the pod to be gone", timeout_s=20.0)
+
+
+def test_a_deleted_pod_without_that_annotation_drains_for_its_grace_period(simcluster: SimCluster) -> None:
+    simcluster.add_nodes(h100_nodes(1))
+    simcluster.create([gpu_pod("leaving", gpus=1)])
+    wait_pod_ready(simcluster, "leaving")
+    simcluster.api.delete("/api/v1/namespaces/default/pods/leaving", grace_s=1)
+    assert pod(simcluster, "leaving")["metadata"]["deletionGracePeriodSeconds"] == 1
+    wait_until(lambda: not simcluster.pods(), "the pod to be gone", timeout_s=20.0)
 
 
 # Faults
