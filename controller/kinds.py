@@ -150,7 +150,7 @@ def deployment_record(body: Body) -> DeploymentRecord:
 
 
 def replicas_manager(managed_fields: Iterable[Body]) -> str:
-    """Name who owns ``spec.replicas``: another manager first, then ours for scaling, then whoever created it."""
+    """Name who owns ``spec.replicas``: another manager first, then ours that creates, then ours that scales."""
     owners = [
         str(entry.get("manager", ""))
         for entry in managed_fields
@@ -160,7 +160,7 @@ def replicas_manager(managed_fields: Iterable[Body]) -> str:
 
 
 def _rank(manager: str) -> int:
-    return {"penstock-scale": 1, "penstock": 2}.get(manager, 0)
+    return {"penstock": 1, "penstock-scale": 2}.get(manager, 0)
 
 
 def object_record(body: Body) -> ObjectRecord:

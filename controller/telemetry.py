@@ -1,7 +1,8 @@
 """Prometheus → readings in base units, each with the time it was true.
 
 ``QUERIES`` is the one place where vendors' names live: our name → PromQL. Gateway series have two names, those of
-the Gateway API inference extension and the newer ones of the llm-d endpoint picker that replace them. A file of the user's may replace any entry.
+the Gateway API inference extension and the newer ones of the llm-d endpoint picker that replace them. A file of the
+user's may replace any entry.
 
 Served time may run faster than real time (simulations): Prometheus counts per real second, so rates are divided by
 ``time_scale``. Latencies and sizes are not rates and stay as they are.
