@@ -218,7 +218,8 @@ class Replica:
             if not room or not request.left or not self._admit(request, now):
                 break
             take = min(request.left, room)
-            cost += self.tables.piece(request.kv - request.left, take)
+            done = self.chunk or request.kv - request.left  # a prompt that joins others reads no weights again
+            cost += self.tables.piece(done, take)
             room -= take
             self.chunk += take
             if take < request.left:

@@ -124,7 +124,10 @@ class Engine:
             self.pieces, self.due = None, NEVER
             self.charge(now, self.tables.idle_milliwatts)
             return
-        took = sum(self.tables.piece(s.reserved - s.left, tokens) for s, tokens in pieces)
+        took = before = 0
+        for s, tokens in pieces:
+            took += self.tables.piece(before or s.reserved - s.left, tokens)
+            before += tokens
         if self.decoding:
             took += self.tables.row(len(self.decoding)).at(sum(s.context for s in self.decoding))
         self.charge(now, self.tables.milliwatts(len(self.decoding), prefilling=bool(pieces)))
