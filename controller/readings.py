@@ -73,7 +73,10 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSample:
-    """Mean arrivals over the ``window_s`` seconds that ended at ``time_s``."""
+    """Mean arrivals over the ``window_s`` seconds that ended at ``time_s``.
+
+    Times are in seconds of the served world, counted back from when the reading was taken.
+    """
 
     time_s: float
     requests_per_s: float

@@ -153,7 +153,7 @@ class Telemetry:
     rate_window_s: float = 60.0
     time_scale: float = 1.0
     clock: Callable[[], float] = time.time
-    _history: dict[str, deque[LoadSample]] = field(default_factory=dict)
+    _history: dict[str, deque[tuple[float, float]]] = field(default_factory=dict)
 
     def read(self, targets: Iterable[ServiceTarget]) -> Readings:
         """Query and assemble; what cannot be read is absent and named in ``faults``, never guessed."""
@@ -211,11 +211,18 @@ class Telemetry:
         return None
 
     def _remember(self, service: str, now_s: float, requests_per_s: float, as_of_s: float) -> tuple[LoadSample, ...]:
-        """Add to the service's load history; nothing is added while no newer sample was scraped."""
+        """Add to the service's load history; nothing is added while no newer sample was scraped.
+
+        Forecasts think in served time: ages and windows are stretched by the time scale, seen from now.
+        """
         history = self._history.setdefault(service, deque(maxlen=HISTORY))
-        if not history or as_of_s > history[-1].time_s:
-            history.append(LoadSample(time_s=as_of_s, requests_per_s=requests_per_s, window_s=self.rate_window_s))
-        return tuple(history)
+        if not history or as_of_s > history[-1][0]:
+            history.append((as_of_s, requests_per_s))
+        window_s = self.rate_window_s * self.time_scale
+        return tuple(
+            LoadSample(time_s=now_s - (now_s - at_s) * self.time_scale, requests_per_s=rate, window_s=window_s)
+            for at_s, rate in history
+        )
 
 
 def _value(vectors: Vectors, name: str, labels: tuple[str, str], key: Key) -> float | None:

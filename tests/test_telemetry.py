@@ -102,6 +102,11 @@ def test_history_grows_only_with_new_scrapes() -> None:
     ]
 
 
+def test_history_is_stretched_to_served_time_seen_from_now() -> None:
+    (sample,) = telemetry(gateway(as_of_s=1000.0), time_scale=20.0).read([CHAT]).services["team-a/chat"].history
+    assert (sample.time_s, sample.window_s) == (1005.0 - 5.0 * 20.0, 60.0 * 20.0)
+
+
 def test_nodes_and_pods_are_read() -> None:
     readings = telemetry(
         {
