@@ -362,7 +362,7 @@ def smoothing(*tables: tuple[Floats, Floats]) -> str:
     """Say how many values were raised to keep the tables monotone, and by how much at most."""
     raised = np.concatenate([(grown / raw - 1.0).ravel() for raw, grown in tables])
     count = int((raised > 0).sum())
-    return f"; {count} of {raised.size} values raised to be monotone, by {raised.max():.0%} at most" if count else ""
+    return f"; {count} of {raised.size} values raised to be monotone, by {raised.max():.1%} at most" if count else ""
 
 
 def _plain(name: str) -> str:

@@ -134,7 +134,7 @@ class Decoding:
         """Share of token gaps that fall into each state, (N,)."""
         gaps = np.zeros_like(probabilities)
         gaps[1:] = (probabilities * self.chain.batches)[1:] / self.chain.step_s[1:]
-        return gaps / gaps.sum()
+        return np.asarray(gaps / gaps.sum())
 
     def itl_s(self, probabilities: Floats, percentile_ratio: float) -> float:
         """Step time that the asked share of token gaps stays within."""

@@ -233,14 +233,15 @@ def _mixed_result(
     profile: EngineProfile, pool: pools.Mixed, load: float, slos: tuple[Slo, ...], replicas: int
 ) -> Capacity:
     rate = load * pool.saturation_per_s
-    time, prefill_ratio = pool.time_in_states(rate), pool.prefill_ratio(rate)
+    time = pool.time_in_states(rate)
     percentile = _percentile(_limits(slos, SloMetric.TTFT))
     prompts = pool.prompts(time, percentile)
+    chunked = min(1.0, rate * float(prompts.weight @ prompts.service_s))  # time in steps that carry a chunk
     decoding_watts = float(time @ decode_watts(profile, pool.decoding.chain.batches))
     return Capacity(
         requests_per_s=rate,
         utilisation_ratio=load,
-        gpu_watts=prefill_ratio * profile.prefill_watts_per_gpu + (1.0 - prefill_ratio) * decoding_watts,
+        gpu_watts=chunked * profile.prefill_watts_per_gpu + (1.0 - chunked) * decoding_watts,
         ttft_s=prompts.quantile_s(percentile, prompts.tail(rate * replicas, replicas)),
         itl_s=_mixed_itl_s(pool, rate, time, _percentile(_limits(slos, SloMetric.ITL))),
     )
