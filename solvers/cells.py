@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.grouping import Grouping, group_bays
 from solvers.options import Options, PoolOption, Step
+from solvers.penalties import find_penalties
 from solvers.problem import Policy, Problem
 from solvers.workload import ServedModel
 
@@ -22,9 +23,6 @@ PROMPT_ROLES = (Role.PREFILL, Role.MIXED)
 TOKEN_ROLES = (Role.DECODE, Role.MIXED)
 CHAINS: tuple[tuple[str, tuple[Role, ...]], ...] = (("prompts", PROMPT_ROLES), ("tokens", TOKEN_ROLES))
 """Every request passes both chains; a mixed pool carries the same requests in both."""
-
-FLOOR_WEIGHT = 10.0
-"""A missing replica below ``min_replicas`` weighs this many times the highest tier penalty on the dearest replica."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,13 +74,18 @@ class Cells:
 
 
 def build_cells(
-    problem: Problem, options: Options, *, split_running: bool = True, only: Collection[PoolKey] | None = None
+    problem: Problem,
+    options: Options,
+    *,
+    split_running: bool = True,
+    one_by_one: bool = False,
+    only: Collection[PoolKey] | None = None,
 ) -> Cells:
     """Cross pools with the groups of bays that can hold them.
 
     Parameters
     ----------
-    split_running : bool
+    split_running, one_by_one : bool
         See ``grouping.group_bays``.
     only : collection of PoolKey, optional
         Leave every other pool out.
@@ -91,7 +94,7 @@ def build_cells(
     sizes: dict[str, set[int]] = {}
     for option in pools:
         sizes.setdefault(option.pool.gpu_class, set()).add(option.gpus)
-    grouping = group_bays(problem, sizes, split_running=split_running)
+    grouping = group_bays(problem, sizes, split_running=split_running, one_by_one=one_by_one)
     pairs = [
         (p, g)
         for p, option in enumerate(pools)
@@ -102,7 +105,7 @@ def build_cells(
     order = {service.name: index for index, service in enumerate(services)}
     steps = [(p, step) for p, option in enumerate(pools) for step in option.steps]
     held = _held(problem, pools, grouping)
-    penalties = _penalties(problem, services, options)
+    penalties = find_penalties(problem, options)
     return Cells(
         problem=problem,
         grouping=grouping,
@@ -117,10 +120,8 @@ def build_cells(
         held_group=_ints(g for _, g, _ in held),
         held_now=_ints(now for _, _, now in held),
         demand_per_s=np.array([problem.demands[s.name].requests_per_s for s in services], dtype=float),
-        penalty_usd_per_hour=penalties,
-        floor_usd_per_hour=FLOOR_WEIGHT
-        * max(problem.policy.tier_penalties, default=1.0)
-        * max((o.price_usd_per_hour for o in options.pools), default=1.0),
+        penalty_usd_per_hour=np.array([penalties.unserved_usd_per_hour[s.name] for s in services], dtype=float),
+        floor_usd_per_hour=penalties.floor_usd_per_hour,
     )
 
 
@@ -142,39 +143,3 @@ def _held(problem: Problem, pools: tuple[PoolOption, ...], grouping: Grouping) -
         elif not pools[p].is_anywhere and (g := group_of.get((location, pool.gpu_class))) is not None:
             held[p, g] = held.get((p, g), 0) + count
     return [(p, g, now) for (p, g), now in sorted(held.items())]
-
-
-def tier_weight(policy: Policy, rank: int) -> float:
-    """Penalty weight of a tier; ranks past the table weigh as its last entry."""
-    weights = policy.tier_penalties or (1.0,)
-    return weights[min(max(rank, 0), len(weights) - 1)]
-
-
-def _penalties(problem: Problem, services: tuple[ServedModel, ...], options: Options) -> Floats:
-    """Price of leaving the whole demand of each service unserved, from the dearest way to serve it."""
-    costs = [_dearest_usd_per_hour(problem, options.of(service.name)) for service in services]
-    fallback = max((cost for cost in costs if cost > 0.0), default=1.0)
-    weights = [tier_weight(problem.policy, service.tier_rank) for service in services]
-    demands = [problem.demands[service.name].requests_per_s for service in services]
-    # a service that nothing can serve still shows in the objective, at the dearest rate of the others
-    return np.array(
-        [w * (cost or fallback) * max(rate, 0.0) for w, cost, rate in zip(weights, costs, demands, strict=True)],
-        dtype=float,
-    )
-
-
-def _dearest_usd_per_hour(problem: Problem, pools: tuple[PoolOption, ...]) -> float:
-    """Hourly cost of carrying one request per second by the dearest pair of pools, or the dearest mixed pool."""
-    worst: Mapping[Role, float] = {role: max(_costs(problem, pools, role), default=0.0) for role in Role}
-    pair = worst[Role.PREFILL] + worst[Role.DECODE] if worst[Role.PREFILL] and worst[Role.DECODE] else 0.0
-    return max(pair, worst[Role.MIXED])
-
-
-def _costs(problem: Problem, pools: tuple[PoolOption, ...], role: Role) -> list[float]:
-    energy = problem.policy.energy_usd_per_kilowatt_hour
-    return [
-        option.step_usd_per_hour(step, energy) / step.capacity_requests_per_s
-        for option in pools
-        for step in option.steps[-1:]
-        if option.pool.role is role and step.capacity_requests_per_s > 0.0
-    ]

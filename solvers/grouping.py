@@ -123,7 +123,9 @@ def domain_rooms(problem: Problem) -> dict[str, float]:
     return rooms
 
 
-def group_bays(problem: Problem, sizes: Mapping[str, Collection[int]], *, split_running: bool = True) -> Grouping:
+def group_bays(
+    problem: Problem, sizes: Mapping[str, Collection[int]], *, split_running: bool = True, one_by_one: bool = False
+) -> Grouping:
     """Group bays and power domains that no limit can tell apart.
 
     Parameters
@@ -132,16 +134,19 @@ def group_bays(problem: Problem, sizes: Mapping[str, Collection[int]], *, split_
         Group sizes (GPUs of one replica) that may be placed on the class.
     split_running : bool
         Tell bays apart by what runs there. Without it the churn of a group is counted in sum, which is a lower bound.
+    one_by_one : bool
+        Leave every bay in a group of its own.
     """
     rooms = domain_rooms(problem)
     bays = [bay for bay in find_bays(problem, rooms) if sizes.get(bay.gpu_class)]
     running = _running_by_bay(problem) if split_running else {}
-    bay_colours, domain_colours = _refine(
-        bays,
-        rooms,
-        [(b.gpu_class, tuple(b.slots(q) for q in sorted(sizes[b.gpu_class])), running.get(b.key, ())) for b in bays],
-        _domain_seeds(problem, rooms),
-    )
+    seeds: list[tuple[object, ...]] = [
+        (bay.gpu_class, tuple(bay.slots(q) for q in sorted(sizes[bay.gpu_class])), running.get(bay.key, ()))
+        for bay in bays
+    ]
+    if one_by_one:
+        seeds = [(bay.key,) for bay in bays]
+    bay_colours, domain_colours = _refine(bays, rooms, seeds, _domain_seeds(problem, rooms))
     return _collect(problem, bays, rooms, bay_colours, domain_colours)
 
 

@@ -98,12 +98,25 @@ class Sizer:
             self._known[key] = self.capacity_of(profile, pool.role, mix, service.slos, pool_replicas=size)
         return self._known[key]
 
+    def carried(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> float:
+        """Requests per second of the whole pool, 0 when it cannot serve the mix."""
+        capacity = self.at(pool, profile, replicas)
+        return 0.0 if isinstance(capacity, Unfit) else replicas * capacity.requests_per_s
 
-def find_options(problem: Problem, sizer: Sizer, refined: Mapping[PoolKey, Collection[int]]) -> Options:
+
+def find_options(
+    problem: Problem,
+    sizer: Sizer,
+    *,
+    refined: Mapping[PoolKey, Collection[int]] | None = None,
+    wanted: Collection[PoolKey] = (),
+) -> Options:
     """List the pools that could serve something, with their steps.
 
     Parameters
     ----------
+    wanted : collection of PoolKey
+        Pools that stay listed although others do the same for less: what runs and what the last plan asks for.
     refined : mapping of pool to collection of int
         Sizes that get a step of their own, besides the usual cuts.
     """
@@ -114,19 +127,19 @@ def find_options(problem: Problem, sizer: Sizer, refined: Mapping[PoolKey, Colle
         reasons: list[str] = []
         found: list[PoolOption] = []
         for pool, profile in _candidates(problem, service):
-            option = _option(problem, service, pool, profile, sizer, slots, refined.get(pool, ()))
+            option = _option(problem, service, pool, profile, sizer, slots, (refined or {}).get(pool, ()))
             if isinstance(option, PoolOption):
                 found.append(option)
             else:
                 reasons.append(f"{pool.role} on {pool.gpu_class}/{pool.config.label}: {option}")
-        pools += _without_dominated(problem, service, found)
+        pools += _without_dominated(service, found, wanted)
         unfit[service.name] = tuple(reasons)
     return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
 
 
 def _candidates(problem: Problem, service: ServedModel) -> Iterable[tuple[PoolKey, EngineProfile]]:
     for key, profile in sorted(problem.profiles.items()):
-        if key.model != service.model or (service.gpu_classes and key.gpu_class not in service.gpu_classes):
+        if key.model != service.model or not service.allows(key.gpu_class, key.config):
             continue
         for role in sorted(service.roles):
             yield PoolKey(service=service.name, role=role, gpu_class=key.gpu_class, config=key.config), profile
@@ -187,21 +200,16 @@ def _useful_size(
     if demand.requests_per_s <= 0.0 and not demand.mix:
         return min(room, max(1, least))
     low, high = 0, 1
-    while (carried := _carried(pool, profile, high, sizer)) < demand.requests_per_s - SERVED_TOLERANCE and high < room:
+    while (carried := sizer.carried(pool, profile, high)) < demand.requests_per_s - SERVED_TOLERANCE and high < room:
         low, high = high, min(room, 2 * high)
     if carried <= 0.0:
         last = sizer.at(pool, profile, high)
         return last.reason if isinstance(last, Unfit) else "it carries no load"
     while high - low > 1:
         middle = (low + high) // 2
-        enough = _carried(pool, profile, middle, sizer) >= demand.requests_per_s - SERVED_TOLERANCE
+        enough = sizer.carried(pool, profile, middle) >= demand.requests_per_s - SERVED_TOLERANCE
         low, high = (low, middle) if enough else (middle, high)
     return min(room, max(high, least))
-
-
-def _carried(pool: PoolKey, profile: EngineProfile, replicas: int, sizer: Sizer) -> float:
-    capacity = sizer.at(pool, profile, replicas)
-    return 0.0 if isinstance(capacity, Unfit) else replicas * capacity.requests_per_s
 
 
 def _steps(
@@ -253,13 +261,14 @@ def _alike(one: Step, other: Step) -> bool:
     return all(abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-9) for a, b in pairs)
 
 
-def _without_dominated(problem: Problem, service: ServedModel, found: Sequence[PoolOption]) -> list[PoolOption]:
-    """Leave out pools that smaller groups of the same class replace at no loss, size for size; running ones stay."""
-    running = {pool for (pool, _), count in problem.running.items() if count}
+def _without_dominated(
+    service: ServedModel, found: Sequence[PoolOption], wanted: Collection[PoolKey]
+) -> list[PoolOption]:
+    """Leave out pools that smaller groups of the same class replace at no loss, size for size; wanted ones stay."""
     return [
         option
         for option in found
-        if option.pool in running or not any(_dominates(service, other, option) for other in found)
+        if option.pool in wanted or not any(_dominates(service, other, option) for other in found)
     ]
 
 

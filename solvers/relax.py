@@ -126,7 +126,7 @@ def solve_whole(
     Parameters
     ----------
     start : (columns,) float, optional
-        A solution to begin with; a wrong one is ignored by HiGHS.
+        A solution to begin with, NaN where HiGHS shall complete it; a wrong one it ignores.
     """
     options = {
         "time_limit": time_limit_s,
@@ -137,9 +137,8 @@ def solve_whole(
     }
     highs = _load(arrays, whole=True, options=options)
     if start is not None:
-        given = highspy.HighsSolution()
-        given.col_value = list(start)
-        highs.setSolution(given)
+        known = np.flatnonzero(~np.isnan(start))
+        highs.setSolution(len(known), known.astype(np.int32), start[known])
     return _run(highs, arrays, is_whole=True)
 
 

@@ -1,0 +1,74 @@
+"""Reject what no plan can be made of: names that lead nowhere, rates that are no rates."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from solvers.errors import InvalidInput
+from solvers.fleet import Node
+from solvers.problem import Problem
+from solvers.workload import Demand
+
+
+def check_problem(problem: Problem) -> None:
+    """Raise on the first object that cannot be planned with.
+
+    Raises
+    ------
+    InvalidInput
+        Names the object, its field, the number and the remedy. Demand that cannot be met is no such case: it ends in a
+        plan that is short.
+    """
+    _unique("ServedModel", (service.name for service in problem.services))
+    _unique("Node", (node.name for node in problem.nodes))
+    for service in problem.services:
+        if service.name not in problem.demands:
+            raise InvalidInput(f"ServedModel/{service.name}", "demand", "is not known", "declare 0 if nothing is asked")
+        if service.min_replicas > service.max_replicas:
+            counts = f"{service.min_replicas} is above maxReplicas {service.max_replicas}"
+            raise InvalidInput(f"ServedModel/{service.name}", "minReplicas", counts, "lower it or raise maxReplicas")
+        _check_demand(problem.demands[service.name])
+    for node in problem.nodes:
+        _check_node(problem, node)
+    for domain in problem.domains.values():
+        _finite(f"PowerDomain/{domain.name}", "budgetWatts", domain.usable_watts, least=-math.inf)
+    for gpu_class in problem.gpu_classes.values():
+        for field in ("idle_watts", "max_cap_watts", "host_share_watts", "price_usd_per_hour"):
+            _finite(f"GpuClass/{gpu_class.name}", field, getattr(gpu_class, field), least=0.0)
+
+
+def _unique(kind: str, names: Iterable[str]) -> None:
+    for name, times in sorted(Counter(names).items()):
+        if times > 1:
+            raise InvalidInput(f"{kind}/{name}", "name", f"is given {times} times", "give each object its own name")
+
+
+def _finite(subject: str, field: str, value: float, *, least: float) -> None:
+    if not math.isfinite(value) or value < least:
+        raise InvalidInput(subject, field, f"is {value!r}", f"give a finite number of at least {max(least, 0.0):g}")
+
+
+def _check_demand(demand: Demand) -> None:
+    subject = f"ServedModel/{demand.service}"
+    _finite(subject, "demand.requestsPerSecond", demand.requests_per_s, least=0.0)
+    if demand.requests_per_s > 0.0 and not demand.mix:
+        raise InvalidInput(subject, "demand.mix", "is empty", "give at least one size of prompt and output")
+    for index, bucket in enumerate(demand.mix):
+        _finite(subject, f"demand.mix[{index}].weight", bucket.weight_ratio, least=0.0)
+    if demand.mix and sum(bucket.weight_ratio for bucket in demand.mix) <= 0.0:
+        raise InvalidInput(subject, "demand.mix", "weighs nothing", "give one bucket a weight above 0")
+
+
+def _check_node(problem: Problem, node: Node) -> None:
+    subject = f"Node/{node.name}"
+    if node.gpu_class not in problem.gpu_classes:
+        raise InvalidInput(subject, "gpuClass", f"{node.gpu_class!r} is not defined", "create the GpuClass")
+    for domain in node.domains:
+        if domain not in problem.domains:
+            raise InvalidInput(subject, "powerDomain", f"{domain!r} is not defined", "create the PowerDomain")
+    if not 0 <= node.gpus_usable <= node.gpus_total:
+        counts = f"{node.gpus_usable} usable of {node.gpus_total}"
+        raise InvalidInput(subject, "gpus", f"{counts} GPUs", "count usable GPUs between 0 and the total")
+    _finite(subject, "heldWatts", node.held_watts, least=0.0)

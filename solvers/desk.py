@@ -1,0 +1,74 @@
+"""Everything that the stages of one decision share: the problem, exact capacities, options, penalties."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from solvers.fleet import PoolKey
+from solvers.options import CapacityOf, Options, Sizer, find_options
+from solvers.packing import Counts, Room, pack
+from solvers.penalties import Penalties, find_penalties
+from solvers.plan import Plan
+from solvers.problem import Problem
+from solvers.rounding import fill
+from solvers.tally import Worth, weigh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """One problem with what was worked out about it."""
+
+    problem: Problem
+    sizer: Sizer
+    options: Options
+    penalties: Penalties
+    wanted: frozenset[PoolKey]
+
+    @classmethod
+    def of(cls, problem: Problem, capacity_of: CapacityOf, previous: Plan | None = None) -> Desk:
+        wanted = frozenset(pool for (pool, _), count in problem.running.items() if count)
+        if previous is not None:
+            wanted |= {row.pool for row in previous.placements}
+        sizer = Sizer(problem=problem, capacity_of=capacity_of)
+        options = find_options(problem, sizer, wanted=wanted)
+        return cls(
+            problem=problem,
+            sizer=sizer,
+            options=options,
+            penalties=find_penalties(problem, options),
+            wanted=wanted,
+        )
+
+    def worth(self, counts: Counts) -> Worth:
+        return weigh(self.problem, self.sizer, self.penalties, counts)
+
+    def empty_room(self) -> Room:
+        return Room.of(self.problem, {option.pool for option in self.options.pools})
+
+    def allowed(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
+        """Leave out pools that are no option (any more), and what is beyond the ceiling of a role."""
+        known = {option.pool for option in self.options.pools}
+        most = {service.name: service.max_replicas for service in self.problem.services}
+        kept: dict[tuple[PoolKey, str], int] = {}
+        in_role: dict[tuple[str, str], int] = {}
+        for (pool, location), count in sorted(counts.items()):
+            if pool not in known or count <= 0:
+                continue
+            role = (pool.service, pool.role)
+            kept[pool, location] = min(count, most[pool.service] - in_role.get(role, 0))
+            in_role[role] = in_role.get(role, 0) + kept[pool, location]
+        return {key: count for key, count in kept.items() if count > 0}
+
+    def fits(self, counts: Counts) -> bool:
+        """True when all of it is allowed and has whole groups and watts."""
+        wanted = {key: count for key, count in counts.items() if count > 0}
+        if self.allowed(wanted) != wanted or self.empty_room().take_all(wanted):
+            return False
+        return not pack(self.problem, wanted).left
+
+    def repaired(self, counts: Counts) -> Worth:
+        """Keep what fits of the counts and fill what is short; from nothing, this is the greedy plan."""
+        room, base = self.empty_room(), self.allowed(counts)
+        left = room.take_all(base)
+        kept = {key: count - left.get(key, 0) for key, count in base.items()}
+        return self.worth(fill(self.problem, self.sizer, self.options, room, kept))

@@ -1,0 +1,112 @@
+"""Between model and fleet: counts per group of bays become counts per location, and counts a start for the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.cells import Cells, Floats
+from solvers.fleet import ANYWHERE, PoolKey
+from solvers.grouping import Bay
+from solvers.options import step_at
+from solvers.packing import Counts, Room
+from solvers.relax import Arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Replicas by (pool, location), the room that remains, and how many found no place."""
+
+    counts: Mapping[tuple[PoolKey, str], int]
+    room: Room
+    left: int
+
+
+def place(cells: Cells, replicas: Floats) -> Placed:
+    """Spread whole counts per cell over the bays of its group.
+
+    What runs stays where it runs, as far as the count goes; the rest goes in by decreasing group size, each replica to
+    the bay whose feed keeps most watts.
+
+    Parameters
+    ----------
+    replicas : (C,) float
+        Whole up to the solver's tolerance.
+    """
+    room = Room.of(cells.problem, {option.pool for option in cells.pools})
+    counts: dict[tuple[PoolKey, str], int] = {}
+    wanted = {c: round(float(n)) for c, n in enumerate(replicas) if round(float(n)) > 0}
+    order = sorted(wanted, key=lambda c: (-cells.pools[cells.cell_pool[c]].gpus, c))
+    for c in order:
+        wanted[c] -= _keep_running(cells, c, wanted[c], room, counts)
+    for c in order:
+        wanted[c] -= _spread(cells, c, wanted[c], room, counts)
+    return Placed(counts=dict(sorted(counts.items())), room=room, left=sum(wanted.values()))
+
+
+def _bays(cells: Cells, cell: int) -> tuple[Bay, ...]:
+    return cells.grouping.groups[int(cells.cell_group[cell])].bays
+
+
+def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
+    option = cells.pools[cells.cell_pool[cell]]
+    if option.is_anywhere:
+        return 0
+    kept = 0
+    for bay in _bays(cells, cell):
+        runs = cells.problem.running.get((option.pool, bay.location), 0)
+        kept += _take(option.pool, bay.location, min(runs, wanted - kept), bay, room, counts)
+    return kept
+
+
+def _spread(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
+    option = cells.pools[cells.cell_pool[cell]]
+    taken = 0
+    while taken < wanted:
+        bay = room.best_bay(option.pool, _bays(cells, cell), ANYWHERE if option.is_anywhere else None)
+        if bay is None:
+            return taken
+        taken += _take(option.pool, ANYWHERE if option.is_anywhere else bay.location, 1, bay, room, counts)
+    return taken
+
+
+def _take(
+    pool: PoolKey, location: str, count: int, bay: Bay, room: Room, counts: dict[tuple[PoolKey, str], int]
+) -> int:
+    taken = room.take(pool, location, count, bay)
+    if taken:
+        counts[pool, location] = counts.get((pool, location), 0) + taken
+    return taken
+
+
+def start_columns(cells: Cells, arrays: Arrays, counts: Counts) -> Floats | None:
+    """Turn placed counts into a value for every whole column (the others are NaN), None when a pool has no cell."""
+    x = np.full(len(arrays.cost), np.nan)
+    x[arrays.whole] = 0.0
+    group_of = {bay.key: g for g, group in enumerate(cells.grouping.groups) for bay in group.bays}
+    pairs = zip(cells.cell_pool, cells.cell_group, strict=True)
+    cell_of = {(cells.pools[p].pool, int(g)): c for c, (p, g) in enumerate(pairs)}
+    first = arrays.columns["replicas"].start
+    totals: dict[PoolKey, int] = {}
+    for (pool, location), count in sorted(counts.items()):
+        cell = cell_of.get((pool, group_of.get((location, pool.gpu_class), -1)))
+        if cell is None:
+            return None
+        x[first + cell] += count
+        totals[pool] = totals.get(pool, 0) + count
+    return x if _choose_steps(cells, arrays, totals, x) else None
+
+
+def _choose_steps(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, int], x: Floats) -> bool:
+    first, step_index = arrays.columns["chosen"].start, 0
+    for option in cells.pools:
+        total = totals.get(option.pool, 0)
+        if total:
+            step = step_at(option, total)
+            if step is None:
+                return False
+            x[first + step_index + option.steps.index(step)] = 1.0
+        step_index += len(option.steps)
+    return True

@@ -1,0 +1,173 @@
+"""What a set of counts is worth, at the exact capacity of every pool size: served demand, cost, churn, penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from solvers.engine import ProfileKey, Role
+from solvers.fleet import PoolKey
+from solvers.options import Sizer
+from solvers.packing import Counts
+from solvers.penalties import Penalties
+from solvers.power import extra_watts
+from solvers.problem import Problem
+from solvers.sizing import Capacity
+from solvers.workload import ServedModel
+
+ROUNDING = 1e-7  # relative; a demand met to this is met, as ``limits.CAPACITY_SLACK`` allows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolWorth:
+    """One pool at its size. ``share_ratio`` is its part of what the service serves, in its chain."""
+
+    pool: PoolKey
+    replicas: int
+    capacity_requests_per_s: float
+    share_ratio: float
+    reserved_watts: float
+    planned_watts: float
+    cost_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worth:
+    """Counts with all that follows from them; ``served_per_s`` and ``missing`` (replicas below floors) by service."""
+
+    counts: Counts
+    pools: tuple[PoolWorth, ...]
+    demand_per_s: Mapping[str, float]
+    served_per_s: Mapping[str, float]
+    missing: Mapping[str, int]
+    cost_usd_per_hour: float
+    start_usd_per_hour: float
+    penalty_usd_per_hour: float
+
+    @property
+    def objective_usd_per_hour(self) -> float:
+        return self.cost_usd_per_hour + self.start_usd_per_hour + self.penalty_usd_per_hour
+
+    @property
+    def short(self) -> tuple[str, ...]:
+        """Services that lack capacity or replicas."""
+        return tuple(s for s in self.demand_per_s if self.unserved_per_s(s) > 0.0 or self.missing[s])
+
+    def unserved_per_s(self, service: str) -> float:
+        return self.demand_per_s[service] - self.served_per_s[service]
+
+    def serves_no_less_than(self, other: Worth) -> bool:
+        """True when no service is shorter here, and no floor more missing."""
+        return all(
+            self.unserved_per_s(s) <= other.unserved_per_s(s) + 1e-6 * rate and self.missing[s] <= other.missing[s]
+            for s, rate in self.demand_per_s.items()
+        )
+
+
+def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) -> Worth:
+    """Work out what the counts serve and cost; places are taken as they come, unchecked."""
+    kept = {key: count for key, count in sorted(counts.items()) if count > 0}
+    totals: dict[str, dict[PoolKey, int]] = {service.name: {} for service in problem.services}
+    for (pool, _), count in kept.items():
+        totals[pool.service][pool] = totals[pool.service].get(pool, 0) + count
+    pools: list[PoolWorth] = []
+    served: dict[str, float] = {}
+    for service in sorted(problem.services, key=lambda s: s.name):
+        worth, served[service.name] = _weigh_service(problem, sizer, service, totals[service.name])
+        pools += worth
+    demands = {s: problem.demands[s].requests_per_s for s in served}
+    missing = {service.name: _missing(service, totals[service.name]) for service in problem.services}
+    short = (penalties.unserved_usd_per_hour[s] * (1.0 - served[s] / rate) for s, rate in demands.items() if rate > 0.0)
+    return Worth(
+        counts=kept,
+        pools=tuple(sorted(pools, key=lambda w: w.pool)),
+        demand_per_s=demands,
+        served_per_s=served,
+        missing=missing,
+        cost_usd_per_hour=sum(worth.cost_usd_per_hour for worth in pools),
+        start_usd_per_hour=_start_usd_per_hour(problem, kept),
+        penalty_usd_per_hour=sum(short) + penalties.floor_usd_per_hour * sum(missing.values()),
+    )
+
+
+def _weigh_service(
+    problem: Problem, sizer: Sizer, service: ServedModel, totals: Mapping[PoolKey, int]
+) -> tuple[list[PoolWorth], float]:
+    sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in sorted(totals.items())}
+    carried = {pool: totals[pool] * capacity.requests_per_s for pool, capacity in sized.items()}
+    by_role = {role: sum((rate for pool, rate in carried.items() if pool.role is role), 0.0) for role in Role}
+    able, demand = able_per_s(by_role), problem.demands[service.name].requests_per_s
+    served = demand if able >= demand * (1.0 - ROUNDING) else able
+    mixed = by_role[Role.MIXED] / able if able > 0.0 else 0.0  # split in proportion, mixed against the tighter chain
+    share = {Role.MIXED: mixed, Role.PREFILL: 1.0 - mixed, Role.DECODE: 1.0 - mixed}
+    return [
+        _pool_worth(
+            problem,
+            pool,
+            totals[pool],
+            capacity,
+            share[pool.role] * carried[pool] / by_role[pool.role] if able > 0.0 and by_role[pool.role] > 0.0 else 0.0,
+        )
+        for pool, capacity in sized.items()
+    ], served
+
+
+def carried_by_role(problem: Problem, sizer: Sizer, totals: Mapping[PoolKey, int]) -> dict[Role, float]:
+    """Requests per second that the pools of each role carry at their sizes."""
+    rates = dict.fromkeys(Role, 0.0)
+    for pool, count in sorted(totals.items()):
+        rates[pool.role] += count * _capacity(problem, sizer, pool, count).requests_per_s
+    return rates
+
+
+def able_per_s(by_role: Mapping[Role, float]) -> float:
+    """Requests per second that pass both chains: mixed pools, and pairs of prefill and decode."""
+    return by_role[Role.MIXED] + min(by_role[Role.PREFILL], by_role[Role.DECODE])
+
+
+def _capacity(problem: Problem, sizer: Sizer, pool: PoolKey, count: int) -> Capacity:
+    """Capacity of one replica; nothing at the idle draw when the pool cannot serve the mix (or none is asked)."""
+    key = profile_key(problem, pool)
+    profile = problem.profiles.get(key)
+    idle_watts = profile.idle_watts_per_gpu if profile else problem.gpu_classes[pool.gpu_class].idle_watts
+    sized = sizer.at(pool, profile, count) if profile and problem.demands[pool.service].mix else None
+    if isinstance(sized, Capacity):
+        return sized
+    return Capacity(requests_per_s=0.0, utilisation_ratio=0.0, gpu_watts=idle_watts, ttft_s=None, itl_s=None)
+
+
+def profile_key(problem: Problem, pool: PoolKey) -> ProfileKey:
+    """Name the profile that a pool of the problem is sized by."""
+    model = next(s.model for s in problem.services if s.name == pool.service)
+    return ProfileKey(model=model, gpu_class=pool.gpu_class, config=pool.config)
+
+
+def _pool_worth(problem: Problem, pool: PoolKey, replicas: int, capacity: Capacity, share: float) -> PoolWorth:
+    gpu_class, gpus = problem.gpu_classes[pool.gpu_class], replicas * pool.config.gpus
+    planned = gpus * (capacity.gpu_watts + gpu_class.host_share_watts)
+    energy = problem.policy.energy_usd_per_kilowatt_hour * planned / 1000.0
+    return PoolWorth(
+        pool=pool,
+        replicas=replicas,
+        capacity_requests_per_s=replicas * capacity.requests_per_s,
+        share_ratio=share,
+        reserved_watts=replicas * (extra_watts(gpu_class, pool.config) + pool.config.gpus * gpu_class.idle_watts),
+        planned_watts=planned,
+        cost_usd_per_hour=gpus * gpu_class.price_usd_per_hour + energy,
+    )
+
+
+def _missing(service: ServedModel, totals: Mapping[PoolKey, int]) -> int:
+    """Replicas below the floor, over both chains."""
+    by_role = {role: sum(n for pool, n in totals.items() if pool.role is role) for role in Role}
+    chains = (by_role[Role.PREFILL] + by_role[Role.MIXED], by_role[Role.DECODE] + by_role[Role.MIXED])
+    return sum(max(0, service.min_replicas - able) for able in chains)
+
+
+def _start_usd_per_hour(problem: Problem, counts: Counts) -> float:
+    return problem.policy.start_cost_hours * sum(
+        max(0, count - problem.running.get((pool, location), 0))
+        * pool.config.gpus
+        * problem.gpu_classes[pool.gpu_class].price_usd_per_hour
+        for (pool, location), count in counts.items()
+    )

@@ -1,0 +1,291 @@
+"""The check: every limit recomputed in plain arithmetic, from the plan and the problem alone.
+
+Shares no code with the modeller. What it takes from elsewhere is the types and the one watt accounting
+(``solvers.power``). An empty answer means that the plan may be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from solvers.engine import ProfileKey, Role
+from solvers.fleet import ANYWHERE, PoolKey
+from solvers.plan import Plan, SolveStatus
+from solvers.power import base_watts, nodes_by_domain, reserved_watts
+from solvers.problem import Problem
+from solvers.workload import PlacementMode, ServedModel
+
+RELATIVE = 1e-6
+WATTS = 0.01  # far below one GPU's draw, far above the rounding of sums
+MONEY_USD_PER_HOUR = 1e-6
+
+
+def verify(plan: Plan, problem: Problem) -> tuple[str, ...]:
+    """Return every violation, with names and numbers; empty when the plan is sound."""
+    return (*verify_places(plan, problem), *verify_service(plan, problem), *verify_evidence(plan, problem))
+
+
+def verify_places(plan: Plan, problem: Problem) -> tuple[str, ...]:
+    """Check what a step of a rollout relies on: counts, allowed places, whole groups on nodes, power."""
+    shape = tuple(_shape(plan))
+    if shape:
+        return shape  # sums over malformed rows would only repeat the fault
+    unknown = tuple(_allowed(plan, problem))
+    return unknown or (*_groups(plan, problem), *_power(plan, problem), *_ceilings(plan, problem))
+
+
+def verify_service(plan: Plan, problem: Problem) -> tuple[str, ...]:
+    """Check demand: rates, shares, capacity, floors, and that whatever is short says why."""
+    found = list(_services_match(plan, problem))
+    return tuple(found) if found else (*_shares(plan), *_capacities(plan), *_floors(plan, problem))
+
+
+def verify_evidence(plan: Plan, problem: Problem) -> tuple[str, ...]:
+    """Recompute money, watts, objective and gap."""
+    if tuple(_shape(plan)) or tuple(_allowed(plan, problem)):
+        return ()
+    return (*_costs(plan, problem), *_watts(plan, problem), *_objective(plan, problem))
+
+
+def _close(one: float, other: float, absolute: float = 1e-9) -> bool:
+    return abs(one - other) <= max(absolute, RELATIVE * max(abs(one), abs(other)))
+
+
+def _totals(plan: Plan) -> dict[PoolKey, int]:
+    totals: dict[PoolKey, int] = {}
+    for row in plan.placements:
+        totals[row.pool] = totals.get(row.pool, 0) + row.replicas
+    return totals
+
+
+def _shape(plan: Plan) -> Iterator[str]:
+    """Whole positive counts, sorted rows without repeats, pools that add up to their placements."""
+    for row in plan.placements:
+        if type(row.replicas) is not int or row.replicas <= 0:
+            yield f"placements[{row.pool}@{row.location}]: {row.replicas!r} replicas, must be a whole number above 0"
+            return
+    places = [(row.pool, row.location) for row in plan.placements]
+    yield from _ordered("placements", places)
+    yield from _ordered("pools", [p.pool for p in plan.pools])
+    yield from _ordered("services", [s.service for s in plan.services])
+    totals = _totals(plan)
+    for pool in plan.pools:
+        if pool.replicas != totals.pop(pool.pool, 0):
+            yield f"pools[{pool.pool}]: {pool.replicas} replicas, its placements sum to another number"
+    for name, count in totals.items():
+        yield f"pools[{name}]: missing, {count} replicas are placed"
+
+
+def _ordered(what: str, keys: Sequence[Any]) -> Iterator[str]:
+    for one, other in pairwise(keys):
+        if not one < other:
+            label = "@".join(map(str, other)) if isinstance(other, tuple) else other
+            yield f"{what}[{label}]: rows are not sorted or repeat"
+
+
+def _allowed(plan: Plan, problem: Problem) -> Iterator[str]:
+    services = {service.name: service for service in problem.services}
+    for row in plan.placements:
+        service = services.get(row.pool.service)
+        fault = "no such service" if service is None else _forbidden(row.pool, row.location, service, problem)
+        if fault:
+            yield f"placements[{row.pool}@{row.location}]: {fault}"
+
+
+def _forbidden(pool: PoolKey, location: str, service: ServedModel, problem: Problem) -> str:
+    is_anywhere = location == ANYWHERE
+    key = ProfileKey(model=service.model, gpu_class=pool.gpu_class, config=pool.config)
+    here = [n for n in problem.nodes if n.gpu_class == pool.gpu_class and (is_anywhere or n.location == location)]
+    checks = (
+        (pool.gpu_class in problem.gpu_classes, "no such GPU class"),
+        (pool.role in service.roles, f"role is not among {', '.join(service.roles)}"),
+        (not service.gpu_classes or pool.gpu_class in service.gpu_classes, "class is not allowed by the service"),
+        (is_anywhere == (service.placement is PlacementMode.CLASS), f"placement mode is {service.placement}"),
+        (key in problem.profiles, "no profile for this model, class and configuration"),
+        (bool(here), "no node of the class there"),
+    )
+    return next((fault for holds, fault in checks if not holds), "")
+
+
+def _groups(plan: Plan, problem: Problem) -> Iterator[str]:
+    """Put every replica on a node: larger groups first, fullest node that still fits."""
+    free: dict[str, dict[str, list[int]]] = {}
+    for node in sorted(problem.nodes, key=lambda n: n.name):
+        free.setdefault(node.gpu_class, {}).setdefault(node.location, []).append(node.gpus_usable)
+    for gpu_class in sorted({row.pool.gpu_class for row in plan.placements}):
+        yield from _groups_of_class(plan, gpu_class, free.get(gpu_class, {}))
+
+
+def _groups_of_class(plan: Plan, gpu_class: str, free: dict[str, list[int]]) -> Iterator[str]:
+    rows = [row for row in plan.placements if row.pool.gpu_class == gpu_class]
+    inside: dict[str, list[int]] = {
+        where: [r.pool.config.gpus for r in rows if r.location == where for _ in range(r.replicas)] for where in free
+    }
+    roaming = [r.pool.config.gpus for r in rows if r.location == ANYWHERE for _ in range(r.replicas)]
+    for size in sorted(roaming, reverse=True):  # where most groups of its size stay free beside what must be there
+        spare = {where: _spare_groups(free[where], inside[where], size) for where in sorted(free)}
+        best = max(spare, key=lambda where: (spare[where], where), default=None)
+        if best is None or spare[best] <= 0:
+            yield f"gpus[{gpu_class}]: no node has room for a replica of {size} GPUs placed anywhere"
+            return
+        inside[best].append(size)
+    for where, sizes in sorted(inside.items()):
+        nodes = list(free[where])
+        for size in sorted(sizes, reverse=True):
+            able = [index for index, left in enumerate(nodes) if left >= size]
+            if not able:
+                yield (
+                    f"gpus[{gpu_class}@{where}]: {sum(sizes)} GPUs in groups of {sorted(set(sizes), reverse=True)} "
+                    f"do not fit on nodes with {free[where]} free"
+                )
+                break
+            nodes[min(able, key=lambda index: nodes[index])] -= size
+
+
+def _spare_groups(free: list[int], held: list[int], gpus: int) -> int:
+    """Groups of so many GPUs still possible, by whole-group counts at every size up to it."""
+    sizes = {gpus, *(size for size in held if size < gpus)}
+    return min((sum(f // size for f in free) - sum(h // size for h in held)) // (gpus // size) for size in sizes)
+
+
+def _power(plan: Plan, problem: Problem) -> Iterator[str]:
+    counts = {(row.pool, row.location): row.replicas for row in plan.placements}
+    reserved = reserved_watts(problem.nodes, problem.gpu_classes, counts, {p.pool: p.cap_watts for p in plan.pools})
+    idle = {name: base_watts(nodes, problem.gpu_classes) for name, nodes in nodes_by_domain(problem.nodes).items()}
+    for name, watts in sorted(reserved.items()):
+        if name not in problem.domains:
+            yield f"power[{name}]: feeds a node and is not defined"
+        elif watts > max(problem.domains[name].usable_watts, idle[name]) + WATTS:  # idle draw is there without us
+            yield f"power[{name}]: needs {watts:,.0f} W, usable {problem.domains[name].usable_watts:,.0f} W"
+
+
+def _by_role(plan: Plan, service: str) -> dict[Role, int]:
+    counts = dict.fromkeys(Role, 0)
+    for row in plan.placements:
+        if row.pool.service == service:
+            counts[row.pool.role] += row.replicas
+    return counts
+
+
+def _ceilings(plan: Plan, problem: Problem) -> Iterator[str]:
+    for service in problem.services:
+        for role, count in _by_role(plan, service.name).items():
+            if count > service.max_replicas:
+                yield f"ceiling[{service.name}]: {count} {role} replicas, at most {service.max_replicas}"
+
+
+def _services_match(plan: Plan, problem: Problem) -> Iterator[str]:
+    planned = {s.service: s for s in plan.services}
+    for name in sorted(set(planned) ^ {service.name for service in problem.services}):
+        yield f"services[{name}]: planned and asked services differ"
+        return
+    for name, row in planned.items():
+        asked = problem.demands[name].requests_per_s
+        if not _close(row.demand_requests_per_s, asked):
+            yield f"demand[{name}]: planned for {row.demand_requests_per_s:g} requests/s, asked {asked:g}"
+        if not 0.0 <= row.served_requests_per_s <= asked * (1.0 + RELATIVE):
+            yield f"demand[{name}]: serves {row.served_requests_per_s:g} of {asked:g} requests/s"
+        if row.unserved_requests_per_s > RELATIVE * max(asked, 1.0) and not row.short_because:
+            yield f"demand[{name}]: short by {row.unserved_requests_per_s:g} requests/s without a reason"
+
+
+def _shares(plan: Plan) -> Iterator[str]:
+    """Each chain carries everything that is served, exactly once."""
+    for service in plan.services:
+        if service.served_requests_per_s <= 0.0:
+            continue
+        for chain in ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED)):
+            shares = [p.demand_ratio for p in plan.pools if p.pool.service == service.service and p.pool.role in chain]
+            if any(share < 0.0 for share in shares) or not _close(sum(shares), 1.0, RELATIVE):
+                yield f"shares[{service.service}]: {' + '.join(chain)} carry {sum(shares):.6f} of what is served"
+
+
+def _capacities(plan: Plan) -> Iterator[str]:
+    served = {s.service: s.served_requests_per_s for s in plan.services}
+    for pool in plan.pools:
+        load = pool.demand_ratio * served.get(pool.pool.service, 0.0)
+        if not load <= pool.capacity_requests_per_s * (1.0 + RELATIVE):
+            yield f"capacity[{pool.pool}]: {load:g} requests/s, carries {pool.capacity_requests_per_s:g}"
+
+
+def _floors(plan: Plan, problem: Problem) -> Iterator[str]:
+    reasons = {s.service: s.short_because for s in plan.services}
+    for service in problem.services:
+        counts = _by_role(plan, service.name)
+        for chain in ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED)):
+            able = sum(counts[role] for role in chain)
+            if able < service.min_replicas and not reasons[service.name]:
+                yield f"floor[{service.name}]: {able} replicas of {' + '.join(chain)}, at least {service.min_replicas}"
+
+
+def _costs(plan: Plan, problem: Problem) -> Iterator[str]:
+    for pool in plan.pools:
+        gpu_class, gpus = problem.gpu_classes[pool.pool.gpu_class], pool.replicas * pool.pool.config.gpus
+        energy = problem.policy.energy_usd_per_kilowatt_hour * pool.planned_watts / 1000.0
+        cost = gpus * gpu_class.price_usd_per_hour + energy
+        if not _close(pool.cost_usd_per_hour, cost, MONEY_USD_PER_HOUR):
+            yield f"cost[{pool.pool}]: said {pool.cost_usd_per_hour:.6f} USD/h, is {cost:.6f}"
+        if not gpu_class.min_cap_watts <= pool.cap_watts <= gpu_class.max_cap_watts:
+            allowed = f"{gpu_class.min_cap_watts:g}-{gpu_class.max_cap_watts:g}"
+            yield f"cap[{pool.pool}]: {pool.cap_watts:g} W, the class allows {allowed} W"
+        worst = gpus * max(gpu_class.idle_watts, pool.cap_watts + gpu_class.host_share_watts)
+        if not _close(pool.reserved_watts, worst, WATTS):
+            yield f"watts[{pool.pool}]: reserved {pool.reserved_watts:,.0f} W, worst case is {worst:,.0f} W"
+        if not 0.0 <= pool.planned_watts <= worst + WATTS:
+            yield f"watts[{pool.pool}]: planned {pool.planned_watts:,.0f} W, worst case is {worst:,.0f} W"
+
+
+def _watts(plan: Plan, problem: Problem) -> Iterator[str]:
+    counts = {(row.pool, row.location): row.replicas for row in plan.placements}
+    reserved = reserved_watts(problem.nodes, problem.gpu_classes, counts, {p.pool: p.cap_watts for p in plan.pools})
+    for domain in plan.domains:
+        watts = reserved.get(domain.domain, 0.0)
+        if not _close(domain.reserved_watts, watts, WATTS):
+            yield f"watts[{domain.domain}]: said {domain.reserved_watts:,.0f} W reserved, is {watts:,.0f} W"
+    missing = set(problem.domains) ^ {domain.domain for domain in plan.domains}
+    for name in sorted(missing):
+        yield f"watts[{name}]: planned and existing domains differ"
+
+
+def _starts_usd_per_hour(plan: Plan, problem: Problem) -> float:
+    return problem.policy.start_cost_hours * sum(
+        max(0, row.replicas - problem.running.get((row.pool, row.location), 0))
+        * row.pool.config.gpus
+        * problem.gpu_classes[row.pool.gpu_class].price_usd_per_hour
+        for row in plan.placements
+    )
+
+
+def _objective(plan: Plan, problem: Problem) -> Iterator[str]:
+    report = plan.report
+    cost = sum(pool.cost_usd_per_hour for pool in plan.pools)
+    if not _close(report.cost_usd_per_hour, cost, MONEY_USD_PER_HOUR):
+        yield f"cost: said {report.cost_usd_per_hour:.6f} USD/h, pools sum to {cost:.6f}"
+    paid = cost + _starts_usd_per_hour(plan, problem)
+    penalty = report.objective_usd_per_hour - paid
+    lacks = plan.is_short or any(_floors_missing(plan, problem))
+    if penalty < -max(MONEY_USD_PER_HOUR, RELATIVE * paid) or (not lacks and not _close(penalty + paid, paid, 1e-4)):
+        yield f"objective: said {report.objective_usd_per_hour:.6f} USD/h, cost and starts are {paid:.6f}"
+    yield from _certificate(plan, problem)
+
+
+def _floors_missing(plan: Plan, problem: Problem) -> Iterable[bool]:
+    for service in problem.services:
+        counts = _by_role(plan, service.name)
+        yield counts[Role.MIXED] + min(counts[Role.PREFILL], counts[Role.DECODE]) < service.min_replicas
+
+
+def _certificate(plan: Plan, problem: Problem) -> Iterator[str]:
+    report = plan.report
+    value, bound = report.objective_usd_per_hour, report.bound_usd_per_hour
+    gap = (value - bound) / max(abs(value), 1e-9)
+    if not bound <= value + max(MONEY_USD_PER_HOUR, RELATIVE * abs(value)):
+        yield f"bound: {bound:.6f} USD/h lies above the objective {value:.6f}"
+    if not _close(report.gap_ratio, gap, RELATIVE):
+        yield f"gap: said {report.gap_ratio:.6f}, is {gap:.6f}"
+    if report.status is SolveStatus.OPTIMAL and not gap <= problem.policy.relative_gap + RELATIVE:
+        yield f"status: said Optimal at a gap of {gap:.4f}, asked {problem.policy.relative_gap:.4f}"
+    if report.status is SolveStatus.FAILED:
+        yield "status: Failed is no plan"
