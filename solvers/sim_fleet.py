@@ -32,11 +32,10 @@ from solvers.sim_results import (
     ReplicaView,
     SimRequest,
 )
-from solvers.sim_routing import ServiceState
+from solvers.sim_routing import Event, ServiceState, on_the_way
 from solvers.sim_tables import NEVER, TICKS_PER_S, compile_profile, to_ticks
 
 TRANSFERS_FIRST = -(1 << 60)  # rank of transfer i is this + i, of replica i it is i: transfers win ties
-Event = tuple[int, int, "LiveRequest | Replica"]
 
 
 class Fleet:
@@ -48,9 +47,19 @@ class Fleet:
         Limit against which late token gaps are counted exactly, by gap and by request.
     record_first_tokens : bool
         Keep a row for each first token until ``take_first_tokens`` is called.
+    replica_queue_limit : int, optional
+        Flow control: a replica whose queue is this long gets nothing; requests wait at the gateway in order of
+        arrival. Without it everything goes to a replica at once.
     """
 
-    def __init__(self, *, itl_limits_s: Mapping[str, float] | None = None, record_first_tokens: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        itl_limits_s: Mapping[str, float] | None = None,
+        record_first_tokens: bool = False,
+        replica_queue_limit: int | None = None,
+    ) -> None:
+        self._queue_limit = NEVER if replica_queue_limit is None else replica_queue_limit
         self.itl_limits_s = dict(itl_limits_s or {})
         self._now = 0
         self._events: list[Event] = []
@@ -133,6 +142,7 @@ class Fleet:
         service.counts["rerouted"] += len(lost)
         for request in sorted(lost, key=lambda r: r.index):
             self._begin_again(request)
+        service.waiting = deque(sorted(service.waiting, key=lambda r: (r.arrival, r.index)))
         return len(lost)
 
     def submit(self, request: SimRequest) -> None:
@@ -181,15 +191,7 @@ class Fleet:
 
     def take_first_tokens(self) -> list[FirstToken]:
         """First tokens since the last call; empty unless the fleet records them."""
-        taken = [
-            FirstToken(
-                service=service,
-                replica_id=self._names[replica],
-                ttft_s=ticks / TICKS_PER_S,
-                engine_ttft_s=engine / TICKS_PER_S,
-            )
-            for service, replica, ticks, engine in self._first_tokens
-        ]
+        taken = [FirstToken.of(row, self._names) for row in self._first_tokens]
         self._first_tokens.clear()
         return taken
 
@@ -204,7 +206,7 @@ class Fleet:
     def outstanding(self, replica_id: str) -> int:
         """Requests that a replica holds or waits for, transfers under way to or from it included."""
         replica = self._find(replica_id)
-        return len(replica.queue) + len(replica.active) + len(self._on_the_way(replica))
+        return len(replica.queue) + len(replica.active) + len(on_the_way(self._events, replica))
 
     def queued(self, service: str) -> int:
         """Requests of a service that wait at the gateway because no replica could take them."""
@@ -252,7 +254,7 @@ class Fleet:
                     return
                 self._next += 1
                 self._now = request.arrival
-                self._route(request)
+                self._arrive(request)
                 continue
             if due > until:
                 self._forget_arrived()
@@ -288,6 +290,9 @@ class Fleet:
                 self._hand_on(request)
             else:
                 self._finish(request)
+        service = self._services[replica.service]
+        if service.waiting:
+            self._let_in(service)
 
     def _finish(self, request: LiveRequest) -> None:
         self._finished.append(request)
@@ -298,17 +303,24 @@ class Fleet:
 
     # ------------------------------------------------------------------ routing
 
-    def _route(self, request: LiveRequest) -> None:
+    def _arrive(self, request: LiveRequest) -> None:
         service = self._services[request.asked.service]
-        group = service.entry
-        if request.prompt + request.output < service.easy_tokens and group.replicas:
-            replica = group.lightest()
-        else:
-            fitting = service.entries(request)
-            if not fitting:
-                self._wait_or_reject(request, service)
-                return
-            replica = min(fitting, key=lambda r: r.loads[r.slot])
+        if service.waiting or not self._route(request, service):
+            service.waiting.append(request)
+
+    def _let_in(self, service: ServiceState) -> None:
+        """Route what waits at the gateway, as far as it goes now."""
+        while service.waiting and self._route(service.waiting[0], service):
+            service.waiting.popleft()
+
+    def _route(self, request: LiveRequest, service: ServiceState) -> bool:
+        """Send or reject a request; False when it must wait at the gateway."""
+        replica = self._choose(request, service)
+        if replica is None:
+            if service.entry.replicas and not service.entries(request):
+                self._reject(request, service, (*service.entry.replicas, *service.decode.replicas))
+                return True
+            return False
         work = replica.prompt_work(request)
         if replica.role is Role.MIXED:
             work += replica.tables.sequence_work
@@ -318,12 +330,16 @@ class Fleet:
         request.routed = self._now
         if replica.enqueue(request, self._now):
             self._schedule(replica)
+        return True
 
-    def _wait_or_reject(self, request: LiveRequest, service: ServiceState) -> None:
-        if not service.entry.replicas:
-            service.waiting.append(request)
-            return
-        self._reject(request, service, (*service.entry.replicas, *service.decode.replicas))
+    def _choose(self, request: LiveRequest, service: ServiceState) -> Replica | None:
+        group = service.entry
+        if request.prompt + request.output < service.easy_tokens and group.replicas:
+            replica = group.lightest()
+            if len(replica.queue) < self._queue_limit:
+                return replica
+        fitting = (r for r in service.entries(request) if len(r.queue) < self._queue_limit)
+        return min(fitting, key=lambda r: r.loads[r.slot], default=None)
 
     def _reject(self, request: LiveRequest, service: ServiceState, among: Iterable[Replica]) -> None:
         room = max(r.tables.kv_capacity for r in among)
@@ -394,11 +410,10 @@ class Fleet:
         service = self._services[replica.service]
         (service.decode if replica.role is Role.DECODE else service.entry).add(replica)
         service.regroup()
-        for held, send in ((service.waiting, self._route), (service.stranded, self._hand_on)):
-            again = list(held)
-            held.clear()
-            for request in again:
-                send(request)
+        self._let_in(service)
+        stranded, service.stranded = service.stranded, deque()
+        for request in stranded:
+            self._hand_on(request)
 
     def _ungroup(self, replica: Replica) -> None:
         service = self._services[replica.service]
@@ -406,21 +421,11 @@ class Fleet:
             group.remove(replica)
         service.regroup()
 
-    def _on_the_way(self, replica: Replica) -> list[LiveRequest]:
-        """Requests on a link from or to the replica; rare enough to look through the clock."""
-        return [
-            thing
-            for due, _, thing in self._events
-            if isinstance(thing, LiveRequest)
-            and thing.due == due
-            and replica.index in (thing.prefill_replica, thing.replica)
-        ]
-
     def _lost_on_the_way(self, replica: Replica, service: ServiceState) -> list[LiveRequest]:
         stranded = [r for r in service.stranded if r.prefill_replica == replica.index]
         for request in stranded:
             service.stranded.remove(request)
-        return self._on_the_way(replica) + stranded
+        return on_the_way(self._events, replica) + stranded
 
     def _begin_again(self, request: LiveRequest) -> None:
         if request.due != NEVER:  # it was on a link: both ends forget it
@@ -430,4 +435,4 @@ class Fleet:
             receiver.loads[receiver.slot] -= receiver.tables.sequence_work
         request.restart()
         request.reroutes += 1
-        self._route(request)
+        self._arrive(request)

@@ -50,6 +50,17 @@ class FirstToken:
     ttft_s: float
     engine_ttft_s: float
 
+    @classmethod
+    def of(cls, row: tuple[str, int, int, int], names: Mapping[int, str]) -> FirstToken:
+        """Make one of a row in ticks (service, replica, from arrival, in the engine) and names by index."""
+        service, replica, ticks, engine = row
+        return cls(
+            service=service,
+            replica_id=names[replica],
+            ttft_s=ticks / TICKS_PER_S,
+            engine_ttft_s=engine / TICKS_PER_S,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRequest:

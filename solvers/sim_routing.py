@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Iterable
+from typing import TypeAlias
 
 from solvers.engine import Role
 from solvers.sim_replica import Replica
 from solvers.sim_results import GapHistogram, LiveRequest
+
+Event: TypeAlias = tuple[int, int, LiveRequest | Replica]
+"""(ticks, rank at equal ticks, whose): a transfer that lands or a boundary of a replica."""
 
 
 class Group:
@@ -72,3 +77,14 @@ class ServiceState:
         served = [r for r in fitting if r.role is Role.MIXED or decode_fits]
         # With no decode replica at all a computed prompt may wait for one; with too small ones it may not.
         return served if served or self.decode.replicas else fitting
+
+
+def on_the_way(events: Iterable[Event], replica: Replica) -> list[LiveRequest]:
+    """Requests on a link from or to the replica; asked rarely enough to look through the clock."""
+    return [
+        thing
+        for due, _, thing in events
+        if isinstance(thing, LiveRequest)
+        and thing.due == due
+        and replica.index in (thing.prefill_replica, thing.replica)
+    ]

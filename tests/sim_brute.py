@@ -229,6 +229,7 @@ class BruteFleet:
             reachable = fitting
         if not entries:
             self.waiting.append(sequence)
+            self.waiting.sort(key=lambda s: s.index)
         elif not reachable:
             sequence.is_rejected = True
         else:

@@ -334,6 +334,31 @@ def test_requests_wait_at_the_gateway_until_a_replica_is_ready() -> None:
     assert fleet.queued("s") == 0
 
 
+def test_flow_control_keeps_the_backlog_at_the_gateway_in_order() -> None:
+    fleet = Fleet(replica_queue_limit=3)
+    fleet.add_replica("p0", "s", Role.PREFILL, make_profile())
+    fleet.add_replica("d0", "s", Role.DECODE, make_profile())
+    for i in range(40):
+        fleet.submit(ask(f"r{i}", at=i * 1e-6))
+    fleet.advance(0.05)
+    assert (fleet.outstanding("p0"), fleet.queued("s")) == (3, 37)
+    fleet.add_replica("p1", "s", Role.PREFILL, make_profile())
+    assert (fleet.outstanding("p1"), fleet.queued("s")) == (3, 34)
+    fleet.remove_replica("p0")
+    assert fleet.queued("s") == 37
+    fleet.advance(math.inf)
+    finished = fleet.take_finished()
+    assert [r.name for r in finished] == [f"r{i}" for i in (3, 4, 5, 0, 1, 2, *range(6, 40))]
+    assert finished[-1].queue_s == pytest.approx(0.05 + 3.9, abs=1e-3)  # p1 was never idle
+
+
+def test_without_a_backlog_flow_control_changes_nothing() -> None:
+    def run(limit: int | None) -> Any:
+        return replay(small_fleet(replica_queue_limit=limit), some_requests(rate=4.0))
+
+    assert run(50) == run(None)
+
+
 def test_a_computed_prompt_waits_for_a_decode_replica() -> None:
     fleet = Fleet()
     fleet.add_replica("p0", "s", Role.PREFILL, make_profile())
