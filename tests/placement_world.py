@@ -147,10 +147,14 @@ class Source:
         return self.solve(changed, deadline_s)
 
     def decide(self, number: int, *, chat_replicas: int = 2) -> None:
-        """Put a new turn in force and tell everyone, as the operator's thread does."""
-        self.turn = Turn(plan=plan(chat_replicas=chat_replicas), problem=problem(), number=number)
+        """Put a new small plan in force."""
+        self.put(Turn(plan=plan(chat_replicas=chat_replicas), problem=problem(), number=number))
+
+    def put(self, turn: Turn) -> None:
+        """Put a turn in force and tell everyone, as the operator's thread does."""
+        self.turn = turn
         for callback in tuple(self.callbacks):
-            callback(self.turn)
+            callback(turn)
 
 
 class Gate:

@@ -23,7 +23,9 @@ from controller.placement_pb2_grpc import PlacementStub
 from controller.what_if import BadRequest, changed_problem
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.plan import Plan
+from solvers.planner import make_plan
 from solvers.problem import Problem
+from tests import fleets
 from tests import placement_world as world
 
 
@@ -300,6 +302,29 @@ def test_time_for_a_solve_is_what_is_left_less_the_answer() -> None:
     assert solve_time_s(None) == 30.0
     assert with_time_limit(world.problem(), 10.0).policy.time_limit_s == pytest.approx(8.0)
     assert with_time_limit(world.problem(), 1000.0).policy.time_limit_s == world.problem().policy.time_limit_s
+
+
+def test_the_planner_answers_a_budget_cut_and_a_surge(stub: PlacementStub, source: world.Source) -> None:
+    """The real planner behind the server, on the small fleet of its own tests."""
+    problem = fleets.demo(0.5)
+    in_force = make_plan(problem)
+    assert source.turn is not None
+    source.put(world.Turn(plan=in_force, problem=problem, number=source.turn.number + 1))
+    source.solve = lambda changed, deadline_s: make_plan(changed, previous=in_force)
+    row = next(domain for domain in in_force.domains if domain.domain == "row-a")
+
+    surge = stub.WhatIf(pb.WhatIfRequest(demands=[pb.DemandChange(service="default/chat-8b", factor_ratio=3.0)]))
+    assert surge.difference.starting_replicas > 0
+    assert surge.difference.to_cost_usd_per_hour > surge.difference.from_cost_usd_per_hour
+    (served,) = (each for each in surge.plan.services if each.service == "default/chat-8b")
+    assert served.demand_requests_per_s == pytest.approx(3 * problem.demands["default/chat-8b"].requests_per_s)
+
+    budget_watts = 0.9 * row.reserved_watts
+    cut = stub.WhatIf(pb.WhatIfRequest(budgets=[pb.BudgetChange(domain="row-a", budget_watts=budget_watts)]))
+    (after,) = (each for each in cut.plan.domains if each.domain == "row-a")
+    assert after.budget_watts == pytest.approx(budget_watts)
+    assert after.reserved_watts <= budget_watts
+    assert cut.difference.stopping_replicas > 0
 
 
 def test_nodes_come_and_go_with_the_feeds_of_their_neighbours() -> None:
