@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from controller.cache import Cache
 from controller.client import MANAGER, Body, KubeClient, NotFound, ReplicasOwnedByOther
+from controller.inventory import Place, place_of
 from controller.kinds import TEMPLATE_HASH
 from controller.records import DELETION_COST, POOL_LABEL, DeploymentRecord
-from controller.workloads import Blueprints, Place, place_of, workload_name, workload_path
-from solvers.errors import PenstockError
+from controller.workloads import Blueprints, workload_name, workload_path
+from solvers.errors import InvalidInput, PenstockError
 from solvers.fleet import PoolKey
 from solvers.rollout import Scale
 
@@ -57,8 +58,8 @@ class DeploymentTargets:
         """Apply again what a changed ServedModel or an interrupted creation left different from its blueprint."""
         jobs = []
         for record in self._cache.view().deployments.values():
-            place = place_of(record.namespace, record.labels)
-            if place is not None and blueprints.knows(place[0]) and _is_outdated(record, blueprints.body(*place)):
+            place = _known_place(record, blueprints)
+            if place is not None and _is_outdated(record, blueprints.body(*place)):
                 jobs.append(_job(place, self._ensuring(place, blueprints)))
         return tuple(self._client.in_parallel(jobs))
 
@@ -160,6 +161,15 @@ def pod_key(action: Scale, name: str) -> str:
 
 def _place(action: Scale) -> Place:
     return action.pool, action.location
+
+
+def _known_place(record: DeploymentRecord, blueprints: Blueprints) -> Place | None:
+    """Pool and location of a workload that we can make; one with broken labels is told of by the inventory."""
+    try:
+        place = place_of(record)
+    except (InvalidInput, KeyError):
+        return None
+    return place if blueprints.knows(place[0]) else None
 
 
 def _is_outdated(record: DeploymentRecord, body: Body) -> bool:

@@ -24,16 +24,13 @@ from controller.records import (
 )
 from controller.resources import FleetPolicySpec, ServedModelSpec
 from controller.schema import API_VERSION, DeletionPolicy
-from solvers.engine import EngineConfig, Role
-from solvers.errors import InvalidInput
+from solvers.engine import Role
 from solvers.fleet import ANYWHERE, GpuClass, PoolKey
 
 Body = dict[str, Any]
 
 NAME_LENGTH = 46  # so that a pod's name (a dash and ten, a dash and five more) still is a host name of 63
 ROUTER_ROLES = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.MIXED: "both"}
-
-Place = tuple[PoolKey, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,21 +87,6 @@ def pool_labels(pool: PoolKey, location: str) -> dict[str, str]:
         POOL_LABEL: workload_name(pool, location),
     }
     return labels if location == ANYWHERE else {**labels, LOCATION_LABEL: location}
-
-
-def place_of(namespace: str, labels: Mapping[str, str]) -> Place | None:
-    """Read (pool, location) back from the labels; None when they are not ours or not whole."""
-    try:
-        config = EngineConfig.from_label(labels[CONFIG_LABEL], labels[ENGINE_LABEL])
-        pool = PoolKey(
-            service=f"{namespace}/{labels[MODEL_LABEL]}",
-            role=Role(labels[ROLE_LABEL]),
-            gpu_class=labels[GPU_CLASS_LABEL],
-            config=config,
-        )
-    except (KeyError, ValueError, InvalidInput):
-        return None
-    return pool, labels.get(LOCATION_LABEL, ANYWHERE)
 
 
 def deployment_body(

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from controller.cache import Cache
 from controller.client import Body, Forbidden, KubeClient, NotFound, ReplicasOwnedByOther
+from controller.inventory import Place, place_of
+from controller.kinds import deployment_record
 from controller.records import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
 from controller.resources import parse_fleet_policy, parse_gpu_class, parse_served_model
 from controller.targets import LEAVING_COST, DeploymentTargets
-from controller.workloads import Blueprints, Place, deployment_body, place_of, pool_labels, workload_name
+from controller.workloads import Blueprints, deployment_body, pool_labels, workload_name
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.rollout import Scale
@@ -89,6 +91,12 @@ def blueprints(**spec: Any) -> Blueprints:
     return Blueprints(services={"team-a/chat": model}, gpu_classes={"l40s": L40S}, policy=POLICY)
 
 
+def read_back(namespace: str, labels: dict[str, str]) -> Place:
+    return place_of(
+        deployment_record({"metadata": {"namespace": namespace, "name": "d", "uid": "u", "labels": labels}})
+    )
+
+
 def body(place: Place = PLACE, **spec: Any) -> Body:
     return blueprints(**spec).body(*place)
 
@@ -122,7 +130,7 @@ def test_counts_are_in_nobodys_template_and_updates_do_not_surge() -> None:
 def test_class_placement_pins_no_location_and_labels_say_so() -> None:
     made = body((POOL, ANYWHERE))
     assert "example.com/rack" not in made["spec"]["template"]["spec"]["nodeSelector"]
-    assert place_of("team-a", made["metadata"]["labels"]) == (POOL, ANYWHERE)
+    assert read_back("team-a", made["metadata"]["labels"]) == (POOL, ANYWHERE)
 
 
 def test_the_hash_changes_with_the_template_and_with_nothing_else() -> None:
@@ -154,7 +162,7 @@ places = st.tuples(
 @given(place=places)
 def test_labels_read_back_and_names_are_valid(place: Place) -> None:
     namespace = place[0].service.partition("/")[0]
-    assert place_of(namespace, pool_labels(*place)) == place
+    assert read_back(namespace, pool_labels(*place)) == place
     name = workload_name(*place)
     assert len(name) <= 46
     assert name.replace("-", "a").isalnum()
