@@ -165,7 +165,7 @@ class _Stock:
     def _find_class(self, node: NodeRecord) -> GpuClass | None:
         matching = [c for c in self.gpu_classes.values() if c.node_selector.items() <= node.labels.items()]
         resources = {c.resource_name for c in self.gpu_classes.values()}
-        has_gpus = any(name in resources or name.endswith("/gpu") for name in node.capacity)
+        has_gpus = any(n and (name in resources or name.endswith("/gpu")) for name, n in node.capacity.items())
         if len(matching) > 1:
             names = " and ".join(sorted(c.name for c in matching))
             self._node_fault(node, "metadata.labels", f"match GpuClass {names}", "make their nodeSelectors exclusive")
