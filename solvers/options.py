@@ -24,6 +24,7 @@ EVERY_SIZE_UP_TO = 8  # pools this small gain most from one more replica; beyond
 STEP_GROWTH = 1.3
 CURVE_ENDS = 64  # sizing counts economies of scale up to this pool size
 SERVED_TOLERANCE = 1e-9
+CEILING_SLACK = 4  # a role mixes few pools, and each of them alone could carry everything with its ``most``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,18 +266,17 @@ def _without_dominated(
     service: ServedModel, found: Sequence[PoolOption], wanted: Collection[PoolKey]
 ) -> list[PoolOption]:
     """Leave out pools that smaller groups of the same class replace at no loss, size for size; wanted ones stay."""
-    return [
-        option
-        for option in found
-        if option.pool in wanted or not any(_dominates(service, other, option) for other in found)
-    ]
+    most = max((option.most for option in found), default=0)
+    if service.max_replicas < CEILING_SLACK * most:
+        return list(found)  # where replicas are counted, few large ones are worth something
+    return [o for o in found if o.pool in wanted or not any(_dominates(other, o) for other in found)]
 
 
-def _dominates(service: ServedModel, small: PoolOption, large: PoolOption) -> bool:
+def _dominates(small: PoolOption, large: PoolOption) -> bool:
     """True when ``ratio`` replicas of ``small`` do what one of ``large`` does, at every size, for no more watts."""
     same = (small.pool.role, small.pool.gpu_class) == (large.pool.role, large.pool.gpu_class)
     ratio, rest = divmod(large.gpus, small.gpus)
-    if not same or rest or ratio < 2 or large.most * ratio > service.max_replicas:
+    if not same or rest or ratio < 2:
         return False
     return all(
         (inside := step_at(small, min(step.lower * ratio, small.most))) is not None

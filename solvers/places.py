@@ -100,13 +100,14 @@ def start_columns(cells: Cells, arrays: Arrays, counts: Counts) -> Floats | None
 
 
 def _choose_steps(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, int], x: Floats) -> bool:
-    first, step_index = arrays.columns["chosen"].start, 0
+    chosen, step_index = arrays.columns.get("chosen"), 0  # absent when no pool has more than one step
     for option in cells.pools:
         total = totals.get(option.pool, 0)
         if total:
             step = step_at(option, total)
             if step is None:
                 return False
-            x[first + step_index + option.steps.index(step)] = 1.0
+            if chosen is not None:
+                x[chosen.start + step_index + option.steps.index(step)] = 1.0
         step_index += len(option.steps)
     return True
