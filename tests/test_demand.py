@@ -125,7 +125,8 @@ def test_a_mix_of_two_marginals_by_hand() -> None:
     # Bands 0-0.5: uniform 100-662.5; 0.5-0.9: (707.5 + 797.5 + 887.5 + 977.5 + 1900) / 5; 0.9-1: uniform 2500-4000.
     assert [bucket.prompt_tokens for bucket in mix] == [380, 380, 1100, 1100, 3200, 3200]
     assert [bucket.weight_ratio for bucket in mix] == pytest.approx([0.35, 0.15, 0.28, 0.12, 0.07, 0.03])
-    assert {bucket.output_tokens for bucket in mix} == {68, 290}
+    # Bands 0-0.7: (7 + 21 + 35 + 49 + 141) / 5; 0.7-1: uniform 190-400, two digits of 295.
+    assert {bucket.output_tokens for bucket in mix} == {51, 300}
 
 
 BOUNDS = (16.0, 128.0, 1024.0, 8192.0, float("inf"))
