@@ -1,0 +1,77 @@
+"""``penstock plan``: decide placements from manifests, without a cluster, and print the FleetPlan."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from controller.output import add_output_argument, one_object, print_output
+from controller.plan_bodies import render_fleet_plan
+from controller.planning import Planned, add_folder_arguments, plan_folder
+from controller.tables import Cell, render_table
+from solvers.fleet import ANYWHERE, PoolKey
+from solvers.plan import Plan
+
+EXIT_SHORT = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_folder_arguments(parser)
+    add_output_argument(parser)
+    parser.epilog = "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and print; exit code 2 when demand stays unserved or a service cannot be planned."""
+    planned = plan_folder(args)
+    body = one_object(render_fleet_plan(planned.plan, number=1))
+    print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan)))
+    return EXIT_SHORT if planned.plan.is_short or _unplanned(planned) else 0
+
+
+def _unplanned(planned: Planned) -> bool:
+    return any(fault.subject.startswith("ServedModel/") for fault in planned.observation.faults)
+
+
+def _sections(plan: Plan) -> Iterator[str]:
+    yield _headline(plan)
+    yield render_table(("SERVICE", "ROLE", "GPU CLASS", "CONFIG", "REPLICAS", "WHERE", "USD/H"), _pool_rows(plan))
+    yield render_table(("SERVICE", "TIER", "DEMAND/S", "SERVED/S"), _service_rows(plan))
+    yield render_table(("POWER", "BUDGET W", "RESERVED W", "PLANNED W", "USD/H PER KW MORE"), _domain_rows(plan))
+    short = [f"short: {s.service}: {reason}" for s in plan.services for reason in s.short_because]
+    notes = [f"note: {note}" for note in plan.report.notes]
+    if short or notes:
+        yield "\n".join([*short, *notes])
+
+
+def _headline(plan: Plan) -> str:
+    report = plan.report
+    return (
+        f"{report.status}: {report.cost_usd_per_hour:.2f} USD/h, objective {report.objective_usd_per_hour:.2f}, "
+        f"bound {report.bound_usd_per_hour:.2f}, gap {100 * report.gap_ratio:.2f} %"
+    )
+
+
+def _pool_rows(plan: Plan) -> Iterator[tuple[Cell, ...]]:
+    for pool in plan.pools:
+        if pool.replicas:
+            key = pool.pool
+            cost = pool.cost_usd_per_hour
+            yield key.service, str(key.role), key.gpu_class, key.config.label, pool.replicas, _where(plan, key), cost
+
+
+def _where(plan: Plan, pool: PoolKey) -> str:
+    rows = [row for row in plan.placements if row.pool == pool and row.replicas]
+    return ", ".join("any node" if row.location == ANYWHERE else f"{row.location} ×{row.replicas}" for row in rows)
+
+
+def _service_rows(plan: Plan) -> Iterator[tuple[Cell, ...]]:
+    for service in plan.services:
+        yield service.service, service.tier, service.demand_requests_per_s, service.served_requests_per_s
+
+
+def _domain_rows(plan: Plan) -> Iterator[tuple[Cell, ...]]:
+    for domain in plan.domains:
+        watts = (round(w) for w in (domain.budget_watts, domain.reserved_watts, domain.planned_watts))
+        yield domain.domain, *watts, domain.price_usd_per_kilowatt_hour

@@ -1,0 +1,100 @@
+"""From a folder of manifests to a plan: what ``plan``, ``explain`` and ``replay`` share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from controller.inventory import Records
+from controller.manifests import load_folder
+from controller.observe import Observation, build_problem
+from controller.readings import Readings
+from controller.specs import specs_of_manifests
+from solvers.errors import InvalidInput
+from solvers.plan import Plan
+from solvers.planner import make_plan
+from solvers.problem import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A folder, what it asks, and the decision."""
+
+    observation: Observation
+    problem: Problem
+    plan: Plan
+
+
+def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say what to plan for."""
+    parser.add_argument(
+        "-f",
+        "--folder",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder or file with GpuClass, PowerDomain, EngineProfile, FleetPolicy, ServedModel and v1/Node manifests",
+    )
+    parser.add_argument(
+        "--demand",
+        action="append",
+        default=[],
+        metavar="NAMESPACE/NAME=REQUESTS_PER_S",
+        help="plan for this load instead of the declared one (repeatable)",
+    )
+
+
+def plan_folder(args: argparse.Namespace) -> Planned:
+    """Read the folder, report what is left out on standard error, and decide.
+
+    Raises
+    ------
+    InvalidInput, InvalidManifests
+        When a manifest or an option is wrong; all that is wrong is listed.
+    SolveFailed
+        When no verified plan was found.
+    """
+    observation = observe_folder(args.folder)
+    for fault in observation.faults:
+        print(f"warning: {fault}", file=sys.stderr)
+    problem = with_demands(observation.problem, args.demand)
+    return Planned(observation=observation, problem=problem, plan=make_plan(problem))
+
+
+def observe_folder(folder: Path) -> Observation:
+    """Build the problem that a folder states, with nothing running yet."""
+    if not folder.exists():
+        raise InvalidInput(str(folder), "", "no such file or folder", "name a folder of manifests with -f")
+    manifests = load_folder(folder)
+    records, silence = Records(nodes=manifests.nodes), Readings(taken_at_s=0.0)
+    return build_problem(specs_of_manifests(manifests), records, silence, now_s=0.0, is_advice=True)
+
+
+def with_demands(problem: Problem, overrides: list[str]) -> Problem:
+    """Replace loads by those of ``--demand NAMESPACE/NAME=REQUESTS_PER_S``."""
+    demands = dict(problem.demands)
+    for override in overrides:
+        service, rate = parse_assignment("--demand", override)
+        if service not in demands:
+            known = ", ".join(sorted(demands)) or "none"
+            raise InvalidInput("--demand", "", f"names no planned service: {service!r}", f"planned are {known}")
+        demands[service] = replace(demands[service], requests_per_s=rate, source="Declared (--demand)")
+    return replace(problem, demands=demands)
+
+
+def parse_assignment(option: str, text: str) -> tuple[str, float]:
+    """Read ``NAME=NUMBER`` of an option.
+
+    >>> parse_assignment("--demand", "prod/chat=12.5")
+    ('prod/chat', 12.5)
+    """
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not name or not 0.0 <= value < float("inf"):
+        raise InvalidInput(option, "", f"cannot read {text!r}", "write NAME=NUMBER with a number of 0 or more")
+    return name, value
