@@ -24,7 +24,7 @@ GPU_FACTS: Mapping[str, GpuFacts] = {
             fp8_flops_per_s=None,
             link_bytes_per_s=300e9,
             network_bytes_per_s=25e9,
-            idle_watts=55.0,
+            idle_watts=60.0,
             max_watts=400.0,
         ),
         GpuFacts(
@@ -35,7 +35,7 @@ GPU_FACTS: Mapping[str, GpuFacts] = {
             fp8_flops_per_s=1979 * TB,
             link_bytes_per_s=450e9,
             network_bytes_per_s=50e9,
-            idle_watts=70.0,
+            idle_watts=75.0,
             max_watts=700.0,
         ),
         GpuFacts(
@@ -46,7 +46,7 @@ GPU_FACTS: Mapping[str, GpuFacts] = {
             fp8_flops_per_s=1979 * TB,
             link_bytes_per_s=450e9,
             network_bytes_per_s=50e9,
-            idle_watts=75.0,
+            idle_watts=80.0,
             max_watts=700.0,
         ),
         GpuFacts(
