@@ -20,14 +20,13 @@ Json = dict[str, Any]
 
 FIELD_MANAGER = "simcluster"
 _PARALLEL_REQUESTS = 8
-# A server that is busy, or makes ready to serve a new kind, says 429 and when to come back.
+# A server that is busy, or makes ready to serve a new kind, says when to come back (Retry-After).
 _RETRY_WHEN_BUSY = urllib3.Retry(
-    total=20,
+    total=10,
     connect=0,
     read=0,
     other=0,
     redirect=0,
-    status_forcelist=(429,),
     allowed_methods=None,
     raise_on_status=False,
 )
@@ -134,6 +133,30 @@ class KubeApi:
         items: list[Json] = self.request("GET", path, query=query)["items"]
         return items
 
+    def watch(self, path: str, resource_version: str, *, timeout_s: int = 10) -> Iterator[Json]:
+        """Yield the events of a collection after a version, until the server ends the watch.
+
+        Raises
+        ------
+        ApiError
+            If the server refuses, as with 410 when the version is too old: list again.
+        UnreachableError
+            If it does not answer, or the connection breaks.
+        """
+        query = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(timeout_s)}
+        url = f"{self.server}{path}?{urlencode(query | {'resourceVersion': resource_version})}"
+        timeout = urllib3.Timeout(connect=5.0, read=timeout_s + 10.0)
+        try:
+            answer = self._pool.request("GET", url, headers=self._headers, preload_content=False, timeout=timeout)
+            try:
+                if answer.status >= 400:
+                    raise ApiError("WATCH", path, answer.status, _decode(answer.data))
+                yield from map(json.loads, _lines(answer.stream()))
+            finally:
+                answer.close()
+        except urllib3.exceptions.HTTPError as error:
+            raise UnreachableError(f"WATCH {url}: {error}") from error
+
     def create(self, obj: Json) -> Json:
         return self.request("POST", self.collection_of(obj), obj)
 
@@ -207,6 +230,13 @@ def load_objects(text: str) -> list[Json]:
 
 def _base(api_version: str) -> str:
     return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from filter(None, lines)
 
 
 def _decode(content: bytes) -> Json:

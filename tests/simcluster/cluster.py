@@ -14,13 +14,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.simcluster import components
 from tests.simcluster.api import Json, KubeApi, load_objects
-from tests.simcluster.assets import COMPONENTS, Assets, find_assets
+from tests.simcluster.assets import Assets, find_assets
 from tests.simcluster.components import FAILED_LABEL, SIMULATED_LABEL, ClusterConfig
 from tests.simcluster.drivers import DRIVER_VARIABLE, ControlPlane, is_api_ready, make_control_plane
 from tests.simcluster.monitoring import Monitoring, ScrapeJob
@@ -29,6 +30,12 @@ from tests.simcluster.pki import write_kubeconfig
 from tests.simcluster.poll import wait_until
 from tests.simcluster.process import Listener, Supervisor, free_ports, minimal_environment
 from tests.simcluster.reset import reset, take_baseline
+
+
+def _temporary_folder(cleanup: ExitStack) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="penstock-simcluster-"))
+    cleanup.callback(shutil.rmtree, folder)
+    return folder
 
 
 class SimCluster:
@@ -46,15 +53,24 @@ class SimCluster:
     """
 
     def __init__(
-        self, config: ClusterConfig, folder: Path, assets: Assets, supervisor: Supervisor, control_plane: ControlPlane
+        self,
+        config: ClusterConfig,
+        folder: Path,
+        assets: Assets,
+        supervisor: Supervisor,
+        control_plane: ControlPlane,
+        cleanup: ExitStack,
     ) -> None:
         self.config = config
         self.folder = folder
+        self.kubeconfig = control_plane.kubeconfig
+        self.api = KubeApi(self.kubeconfig)
         self._assets = assets
         self._supervisor = supervisor
         self._control_plane = control_plane
+        self._cleanup = cleanup
         self._monitoring: Monitoring | None = None
-        self._owns_folder = False
+        cleanup.callback(self.api.close)
 
     @classmethod
     def start(
@@ -79,26 +95,24 @@ class SimCluster:
         """
         config = config or ClusterConfig()
         driver = driver or os.environ.get(DRIVER_VARIABLE) or "assets"
-        assets = find_assets(COMPONENTS)
-        base = folder or Path(tempfile.mkdtemp(prefix="penstock-simcluster-"))
-        supervisor = Supervisor(base / "logs")
-        control_plane = make_control_plane(driver, base, assets, supervisor, config)
-        cluster = cls(config, base, assets, supervisor, control_plane)
-        cluster._owns_folder = folder is None
-        try:
+        assets = find_assets()
+        with ExitStack() as cleanup:
+            base = folder or _temporary_folder(cleanup)
+            supervisor = Supervisor(base / "logs")
+            cleanup.callback(supervisor.close)
+            control_plane = make_control_plane(driver, base, assets, supervisor, config)
+            cleanup.callback(control_plane.close)
+            control_plane.start()
+            cluster = cls(config, base, assets, supervisor, control_plane, cleanup)
             cluster._bring_up()
-        except BaseException:
-            cluster.close()
-            raise
+            cluster._cleanup = cleanup.pop_all()
         return cluster
 
     def _bring_up(self) -> None:
         if self.config.prometheus:
             self._start_prometheus()
-        self._control_plane.start()
-        self.kubeconfig = self._control_plane.kubeconfig
-        self.api = KubeApi(self.kubeconfig)
         self._supervisor.start(components.kwok(self.folder, self._assets, self.kubeconfig, self.config))
+        self._cleanup.callback(self._supervisor.stop, "kwok")
         # Pods are refused before the controllers have made this account.
         account = "/api/v1/namespaces/default/serviceaccounts/default"
         wait_until(lambda: self.api.find(account), "the default service account", timeout_s=self.config.start_timeout_s)
@@ -106,18 +120,8 @@ class SimCluster:
         self.wait_ready()
 
     def close(self) -> None:
-        """Stop every process that was started, the last first, and remove the temporary folder."""
-        if "kwok" in self._supervisor.names:
-            self._supervisor.stop("kwok")
-        try:
-            self._control_plane.close()
-        finally:
-            self._supervisor.close()
-            for client in (getattr(self, "api", None), self._monitoring):
-                if client is not None:
-                    client.close()
-            if self._owns_folder:
-                shutil.rmtree(self.folder, ignore_errors=True)
+        """Stop every process that was started, the last first, and remove the temporary folder; twice does no harm."""
+        self._cleanup.close()
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +206,7 @@ class SimCluster:
     def reset(self) -> None:
         """Start what was stopped, and delete every object that came after the start of the cluster."""
         for name in self.components:
-            if name not in self.pids() and self._control_plane.name == "assets":
+            if name not in self.pids():
                 self.start_component(name)
         wait_until(self._is_up, "the API server to be ready")
         reset(self.api, self._baseline, force=self._control_plane.name == "assets")
@@ -310,6 +314,7 @@ class SimCluster:
     def _start_prometheus(self) -> None:
         (port,) = free_ports(1)
         self._monitoring = Monitoring(self.folder / "prometheus.yaml", port)
+        self._cleanup.callback(self._monitoring.close)
         self._supervisor.start(components.prometheus(self.folder, self._assets, self._monitoring.config_file, port))
 
     def _wait_prometheus(self) -> None:

@@ -25,8 +25,6 @@ from tests.simcluster.process import Command, ProcessError, Supervisor
 
 DRIVER_VARIABLE = "PENSTOCK_CLUSTER"
 _KIND_CONFIG = Path(__file__).parents[2] / "deploy" / "kind" / "cluster.yaml"
-_START_ATTEMPTS = 3  # another process may take a port between our choice and its use
-_PORT_TAKEN = "address already in use"
 
 
 class UnsupportedError(RuntimeError):
@@ -72,10 +70,15 @@ class AssetsControlPlane(ControlPlane):
     name = "assets"
 
     def __init__(self, folder: Path, assets: Assets, supervisor: Supervisor, config: ClusterConfig) -> None:
-        self.folder = folder
-        self.assets = assets
         self.supervisor = supervisor
         self.config = config
+        self.layout = components.make_layout(folder, assets)
+        self.kubeconfig = self.layout.kubeconfig("admin", "penstock-test-admin", "system:masters")
+        self.api = KubeApi(self.kubeconfig)
+        self._pool = urllib3.PoolManager(
+            retries=False, timeout=urllib3.Timeout(5.0), ca_certs=str(self.layout.authority.certificate_path)
+        )
+        self._probes = self._make_probes(self.layout)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -88,14 +91,11 @@ class AssetsControlPlane(ControlPlane):
         return self.layout.audit_log
 
     def start(self) -> None:
-        for attempt in range(1, _START_ATTEMPTS + 1):
-            try:
-                return self._start_once()
-            except ProcessError as error:
-                self._stop_all()
-                if _PORT_TAKEN not in str(error) or attempt == _START_ATTEMPTS:
-                    raise
-        return None
+        for wave in self._waves(self.layout):
+            for command in wave:
+                self.supervisor.start(command)
+            for command in wave:
+                self._wait_ready(command.name)
 
     def stop_component(self, component: str, *, kill: bool = False) -> None:
         self.supervisor.stop(component, kill=kill)
@@ -105,23 +105,11 @@ class AssetsControlPlane(ControlPlane):
         self._wait_ready(component)
 
     def close(self) -> None:
-        self._stop_all()
+        for name in reversed(self.components):
+            if name in self.supervisor.names:
+                self.supervisor.stop(name)
         self.api.close()
         self._pool.clear()
-
-    def _start_once(self) -> None:
-        self.layout = components.make_layout(self.folder, self.assets)
-        self.kubeconfig = self.layout.kubeconfig("admin", "penstock-test-admin", "system:masters")
-        self.api = KubeApi(self.kubeconfig)
-        self._pool = urllib3.PoolManager(
-            retries=False, timeout=urllib3.Timeout(5.0), ca_certs=str(self.layout.authority.certificate_path)
-        )
-        self._probes = self._make_probes(self.layout)
-        for wave in self._waves(self.layout):
-            for command in wave:
-                self.supervisor.start(command)
-            for command in wave:
-                self._wait_ready(command.name)
 
     def _waves(self, layout: Layout) -> tuple[tuple[Command, ...], ...]:
         """What starts together; the API server only where etcd answers, the rest only where the API server does."""
@@ -146,13 +134,10 @@ class AssetsControlPlane(ControlPlane):
             self.supervisor.check()
             return self._probes[component]()
 
-        tail = lambda: f"{component} to be ready; the end of its log:\n{self.supervisor.log_tail(component)}"  # noqa: E731
-        wait_until(is_ready, tail, timeout_s=self.config.start_timeout_s)
+        def what() -> str:
+            return f"{component} to be ready; the end of its log:\n{self.supervisor.log_tail(component)}"
 
-    def _stop_all(self) -> None:
-        for name in reversed(self.components):
-            if name in self.supervisor.names:
-                self.supervisor.stop(name)
+        wait_until(is_ready, what, timeout_s=self.config.start_timeout_s)
 
 
 class KindControlPlane(ControlPlane):

@@ -1,0 +1,142 @@
+"""What the demo sees of its world, second by second, with its own check of every power budget.
+
+The check does not ask the operator: it lists nodes, pods and Deployments itself, sums the worst case of all that
+exists or is asked for, and reads what the twin's meters say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controller.inventory import Records
+from controller.kinds import deployment_record, node_record, pod_record
+from controller.observe import build_problem
+from controller.readings import Readings
+from controller.records import GPU_CLASS_LABEL, MODEL_LABEL, ROLE_LABEL, PodRecord
+from controller.specs import Specs, parse_specs
+from solvers.ledger import DomainBalance, balance
+from tests.simcluster.demo_world import SERVED_NAMESPACE, World
+
+PLURALS = {
+    "GpuClass": "gpuclasses",
+    "PowerDomain": "powerdomains",
+    "FleetPolicy": "fleetpolicies",
+    "EngineProfile": "engineprofiles",
+    "ServedModel": "servedmodels",
+}
+SLOWLY_CHANGING = frozenset(PLURALS) - {"PowerDomain"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainNow:
+    """Watts of one power domain; ``measured_watts`` holds GPUs, hosts and the domain's fixed draw."""
+
+    name: str
+    budget_watts: float
+    usable_watts: float
+    reserved_watts: float
+    measured_watts: float
+
+    @property
+    def is_over(self) -> bool:
+        """True when the meters show more than the budget, or the worst case is more than may be used."""
+        return self.measured_watts > self.budget_watts or self.reserved_watts > self.usable_watts + 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One look at the world.
+
+    Attributes
+    ----------
+    at_s : float
+        Virtual seconds since the requests began.
+    services : mapping of service to the twin's description of its last window
+    replicas : mapping of (service, role, GPU class) to int
+        Ready ones.
+    pods : int
+        All of them, in whatever state.
+    gpus : mapping of GPU class to int
+        Held by pods.
+    """
+
+    at_s: float
+    services: Mapping[str, Mapping[str, Any]]
+    replicas: Mapping[tuple[str, str, str], int]
+    pods: int
+    gpus: Mapping[str, int]
+    usd_per_hour: float
+    domains: tuple[DomainNow, ...]
+
+
+class Watcher:
+    """Takes samples of a world. Resources that nobody changes during a demo are read once."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._bodies = {kind: world.list_kind(PLURALS[kind]) for kind in sorted(SLOWLY_CHANGING)}
+        self.samples: list[Sample] = []
+
+    def look(self) -> Sample:
+        """Take one sample and keep it."""
+        state = self._world.twin_state()
+        specs = parse_specs(self._bodies | {"PowerDomain": self._world.list_kind(PLURALS["PowerDomain"])})
+        records = self._records()
+        pods = [pod for pod in records.pods if MODEL_LABEL in pod.labels]
+        gpus = _gpus_by_class(pods)
+        prices = {each.name: each.price_usd_per_hour for each in specs.gpu_classes}
+        sample = Sample(
+            at_s=state["now_s"],
+            services=state["services"],
+            replicas=Counter(_group(pod) for pod in pods if pod.is_ready and not pod.is_leaving),
+            pods=len(pods),
+            gpus=gpus,
+            usd_per_hour=sum(prices[name] * count for name, count in gpus.items()),
+            domains=tuple(_domains(specs, records, state)),
+        )
+        self.samples.append(sample)
+        return sample
+
+    def _records(self) -> Records:
+        api = self._world.cluster.api
+        # Deployments first: a pod that one asks for and that comes in between is then counted once, not missed.
+        deployments = api.list_all(f"/apis/apps/v1/namespaces/{SERVED_NAMESPACE}/deployments")
+        return Records(
+            deployments=[deployment_record(body) for body in deployments],
+            pods=[pod_record(body) for body in self._world.serving_pods()],
+            nodes=[node_record(body) for body in api.list_all("/api/v1/nodes")],
+        )
+
+
+def _group(pod: PodRecord) -> tuple[str, str, str]:
+    service = f"{pod.namespace}/{pod.labels[MODEL_LABEL]}"
+    return service, pod.labels.get(ROLE_LABEL, ""), pod.labels.get(GPU_CLASS_LABEL, "")
+
+
+def _gpus_by_class(pods: Iterable[PodRecord]) -> dict[str, int]:
+    held: Counter[str] = Counter()
+    for pod in pods:
+        held[pod.labels.get(GPU_CLASS_LABEL, "")] += sum(pod.requests.values())
+    return dict(sorted(held.items()))
+
+
+def _domains(specs: Specs, records: Records, state: Mapping[str, Any]) -> Iterable[DomainNow]:
+    readings = Readings(taken_at_s=0.0)  # no demand is asked here, only what exists
+    snapshot = build_problem(specs, records, readings, now_s=0.0).snapshot
+    fixed = {spec.domain.name: spec.domain.fixed_watts for spec in specs.power_domains}
+    draws = {name: node["draw_watts"] for name, node in state["power"]["nodes"].items()}
+    for row in balance(snapshot, None, {node.name: 0.0 for node in snapshot.nodes} | draws):
+        yield _domain_now(row, fixed[row.domain])
+
+
+def _domain_now(row: DomainBalance, fixed_watts: float) -> DomainNow:
+    return DomainNow(
+        name=row.domain,
+        budget_watts=row.budget_watts,
+        usable_watts=row.usable_watts,
+        reserved_watts=row.reserved_watts,
+        measured_watts=(row.measured_watts or 0.0) + fixed_watts,
+    )
