@@ -58,7 +58,10 @@ OPTIONS = (
 
 
 class PlanTurn(Protocol):
-    """A decision with what it was decided on; never changes once handed out."""
+    """A decision with what it was decided on; never changes once handed out.
+
+    ``number`` is that of its FleetPlan, 0 while there is none; watchers are sent numbered ones only.
+    """
 
     @property
     def plan(self) -> Plan: ...
@@ -92,11 +95,14 @@ class PlacementService(placement_pb2_grpc.PlacementServicer):
         self._solves = 0
         self._is_stopping = False
 
-    def learn(self, turn: PlanTurn | None) -> None:
-        """Take in the turn in force; older ones than the newest known change nothing."""
-        if turn is None or (self._newest is not None and turn.number < self._newest.number):
+    def learn(self) -> None:
+        """Take in the turn in force. Always the source's own word: news from other threads may overtake each other."""
+        turn = self._source.latest()
+        if turn is None:
             return
-        self._newest = self._held[turn.number] = turn
+        self._newest = turn
+        if turn.number:
+            self._held[turn.number] = turn
         while len(self._held) > HELD_PLANS:
             del self._held[min(self._held)]
         self._wake()
@@ -147,14 +153,15 @@ class PlacementService(placement_pb2_grpc.PlacementServicer):
 
     async def _turn(self, number: int, context: Context) -> PlanTurn:
         """Find a turn by number, 0 for the one in force."""
-        self.learn(self._source.latest())
+        self.learn()
         if self._newest is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "there is no plan yet; try again in a moment")
         if number == 0:
             return self._newest
         if number not in self._held:
-            held = f"numbers {min(self._held)} to {max(self._held)}, older ones are FleetPlan objects"
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"plan {number} is not held here; this server has {held}")
+            held = ", ".join(map(str, sorted(self._held))) or "none"
+            problem = f"plan {number} is not held here, only {held}; older ones are FleetPlan objects"
+            await context.abort(grpc.StatusCode.NOT_FOUND, problem)
         return self._held[number]
 
     async def _solved(self, problem: Problem, context: Context) -> Plan:
@@ -291,8 +298,8 @@ class ApiServer:
         await _register(server, service, checkup)
         port = _bound(server, self._listen)
         await server.start()
-        unsubscribe = self._source.subscribe(lambda turn: self._tell(service, turn))
-        service.learn(self._source.latest())
+        unsubscribe = self._source.subscribe(lambda _: self._tell(service))
+        service.learn()
         self._started.set_result(port)
         await stop_asked.wait()
         unsubscribe()
@@ -305,9 +312,9 @@ class ApiServer:
             return ()
         return (TokenInterceptor(TokenGate(self._post, self._listen.token_audience), asking),)
 
-    def _tell(self, service: PlacementService, turn: PlanTurn) -> None:
+    def _tell(self, service: PlacementService) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(service.learn, turn)
+            self._loop.call_soon_threadsafe(service.learn)
 
 
 def serve(source: PlanSource, listen: Listen, post: Post | None = None) -> ApiServer:
