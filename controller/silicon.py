@@ -175,8 +175,8 @@ class _Tables:
 
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values over all ranks."""
-        value_bytes = 1 if self.options.get("kvcache_quant_mode") == "fp8" else 2
-        return self.facts.kv_values_per_token * value_bytes
+        quantised = self.options.get("kvcache_quant_mode") == "fp8"
+        return self.facts.kv_values_per_token * (1 if quantised else 2)
 
     def provenance(self) -> str:
         """Where the numbers came from, in one line."""

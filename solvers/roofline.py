@@ -36,6 +36,19 @@ CHUNK_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Bytes of one weight and of one cached value."""
+
+    weight_bytes: float
+    kv_bytes: int
+
+
+BF16 = Precision(weight_bytes=2.0, kv_bytes=2)
+PRECISIONS = {"fp8": Precision(weight_bytes=1.0, kv_bytes=1), "fp4": Precision(weight_bytes=0.5, kv_bytes=1)}
+"""By the word in an engine configuration's variant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What first principles need to know of a model.
 
@@ -100,7 +113,7 @@ def roofline_profile(
 ) -> EngineProfile:
     """Derive the curves of one replica from the facts of its model and GPUs.
 
-    Weights, activations and keys and values are bf16, or fp8 where the configuration's variant says so. Latency falls
+    Numbers are bf16 unless the variant says fp8 or fp4 (fp4 weights with fp8 arithmetic and KV). Latency falls
     with tensor parallelism; pipeline stages only add memory; data-parallel copies split a decode batch.
 
     Raises
@@ -124,7 +137,7 @@ def roofline_profile(
         decode_contexts=contexts,
         decode_step_s=tuple(tuple(round(maker.decode_s(b, c), 6) for c in contexts) for b in BATCH_GRID),
         kv_capacity_tokens=longest,
-        kv_bytes_per_token=model.kv_values_per_token * maker.value_bytes,
+        kv_bytes_per_token=model.kv_values_per_token * maker.precision.kv_bytes,
         transfer_bytes_per_s=transfer_bytes_per_s(gpu, config),
         prefill_chunk_tokens=chunk_tokens or chunk_for(prompts, prefill),
         idle_watts_per_gpu=idle,
@@ -169,12 +182,13 @@ class _Roofline:
     config: EngineConfig
 
     @property
-    def value_bytes(self) -> int:
-        return 1 if "fp8" in self.config.variant else 2
+    def precision(self) -> Precision:
+        named = [precision for name, precision in PRECISIONS.items() if name in self.config.variant]
+        return named[0] if named else BF16
 
     @property
     def flops_per_s(self) -> float:
-        peak = self.gpu.fp8_flops_per_s if self.value_bytes == 1 else self.gpu.bf16_flops_per_s
+        peak = self.gpu.bf16_flops_per_s if self.precision is BF16 else self.gpu.fp8_flops_per_s
         if peak is None:
             raise InvalidInput(
                 f"profile {self.model.name} on {self.gpu.name}",
@@ -188,8 +202,8 @@ class _Roofline:
         """Tokens that fit beside the weights; every data-parallel copy holds the whole model."""
         ranks = self.config.tensor_parallel * self.config.pipeline_parallel
         room = ranks * (MEMORY_USE_RATIO * self.gpu.memory_bytes - RUNTIME_BYTES)
-        weights = self.model.parameters * self.value_bytes
-        tokens = int((room - weights) / (self.model.kv_values_per_token * self.value_bytes))
+        weights = self.model.parameters * self.precision.weight_bytes
+        tokens = int((room - weights) / (self.model.kv_values_per_token * self.precision.kv_bytes))
         if tokens < PROMPT_GRID[0]:
             raise InvalidInput(
                 f"profile {self.model.name} on {self.gpu.name}/{self.config.label}",
@@ -210,11 +224,11 @@ class _Roofline:
         rows = batch / self.config.data_parallel
         flops = 2.0 * self.model.active_parameters * rows
         flops += 4.0 * self.model.layers * self.model.attention_width * rows * context
-        cached = rows * context * self.model.kv_values_per_token * self.value_bytes
+        cached = rows * context * self.model.kv_values_per_token * self.precision.kv_bytes
         return self._step_s(flops, self._weight_bytes(rows) + cached, rows)
 
     def _weight_bytes(self, tokens: float) -> float:
-        return self.model.touched_parameters(max(tokens, 1.0)) * self.value_bytes
+        return self.model.touched_parameters(max(tokens, 1.0)) * self.precision.weight_bytes
 
     def _step_s(self, flops: float, moved_bytes: float, tokens: float) -> float:
         bandwidth = MEMORY_EFFICIENCY * self.gpu.memory_bytes_per_s * self.config.tensor_parallel
