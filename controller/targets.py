@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.cache import Cache
-from controller.client import MANAGER, Body, KubeClient, NotFound, ReplicasOwnedByOther
+from controller.client import MANAGER, SCALE_MANAGER, Body, KubeClient, NotFound, ReplicasOwnedByOther
 from controller.inventory import Place, place_of
 from controller.kinds import TEMPLATE_HASH
 from controller.records import DELETION_COST, POOL_LABEL, DeploymentRecord
@@ -45,14 +45,24 @@ class DeploymentTargets:
         self._client, self._cache, self._pause = client, cache, pause
 
     def apply(self, actions: Iterable[Scale], blueprints: Blueprints) -> tuple[Outcome, ...]:
-        """Lower first, then raise; each kind in parallel."""
+        """Lower first, then raise; each kind in parallel. Workloads whose replicas another manager owns are yielded."""
         ordered = list(actions)
-        downs = [action for action in ordered if action.to_replicas < action.from_replicas]
-        ups = [action for action in ordered if action.to_replicas > action.from_replicas]
+        owners = {_place(action): self._owner(action) for action in ordered}
+        ours = [action for action in ordered if not owners[_place(action)]]
+        downs = [action for action in ours if action.to_replicas < action.from_replicas]
+        ups = [action for action in ours if action.to_replicas > action.from_replicas]
         unmarked = self._mark(downs)
         lowered = self._client.in_parallel(_job(_place(action), self._lowering(action, unmarked)) for action in downs)
         raised = self._client.in_parallel(_job(_place(action), self._raising(action, blueprints)) for action in ups)
-        return (*lowered, *raised)
+        done = dict(zip(map(_place, (*downs, *ups)), (*lowered, *raised), strict=True))
+        return tuple(done.get(_place(a)) or _yielded(_place(a), owners[_place(a)]) for a in ordered)
+
+    def _owner(self, action: Scale) -> str:
+        """Name the other manager that owns the replicas, empty when nobody else does."""
+        namespace, name = action.pool.service.partition("/")[0], workload_name(*_place(action))
+        record = self._cache.view().deployments.get(f"{namespace}/{name}")
+        manager = record.replicas_manager if record else ""
+        return "" if manager in (MANAGER, SCALE_MANAGER) else manager
 
     def renew_templates(self, blueprints: Blueprints) -> tuple[Outcome, ...]:
         """Apply again what a changed ServedModel or an interrupted creation left different from its blueprint."""
@@ -181,6 +191,11 @@ def _is_half_made(record: DeploymentRecord) -> bool:
     return record.replicas_manager == MANAGER
 
 
+def _yielded(place: Place, manager: str) -> Outcome:
+    message = f"{manager} owns the replicas of {workload_name(*place)}; yielding to it"
+    return Outcome(pool=place[0], location=place[1], is_done=False, reason="ReplicasOwnedByOther", message=message)
+
+
 def _job(place: Place, work: Callable[[], str]) -> Callable[[], Outcome]:
     pool, location = place
 
@@ -188,8 +203,7 @@ def _job(place: Place, work: Callable[[], str]) -> Callable[[], Outcome]:
         try:
             message, reason, done = work(), "Applied", True
         except ReplicasOwnedByOther as error:
-            message = f"{error.manager} owns the replicas of {workload_name(pool, location)}; yielding to it"
-            reason, done = "ReplicasOwnedByOther", False
+            return _yielded(place, error.manager)
         except PenstockError as error:
             message, reason, done = str(error), type(error).__name__, False
         return Outcome(pool=pool, location=location, is_done=done, reason=reason, message=message)

@@ -274,6 +274,11 @@ class TelemetryReader:
             )
 
     @property
+    def has_read(self) -> bool:
+        """True once there was an answer or a failure, or nobody to ask: silence before that means nothing."""
+        return self._telemetry is None or self._latest.taken_at_s > 0.0
+
+    @property
     def latest(self) -> Readings:
         """The last readings; those of an unreachable Prometheus are the last good ones with its fault."""
         return self._latest
