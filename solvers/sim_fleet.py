@@ -165,6 +165,18 @@ class Fleet:
         else:
             self._arrivals.append(live)
 
+    def set_itl_limit(self, service: str, limit_s: float | None) -> None:
+        """Count gaps as late against another limit from now on; None counts none."""
+        state = self._service(service)
+        state.late_limit = NEVER if limit_s is None else to_ticks(limit_s)
+        self.itl_limits_s.pop(service, None)
+        if limit_s is not None:
+            self.itl_limits_s[service] = limit_s
+        for replica in self._replicas.values():
+            if replica.service == service:
+                replica.settle(self._now)
+                replica.late_limit = state.late_limit
+
     def advance(self, until_s: float) -> None:
         """Process every event up to ``until_s`` (virtual seconds, may be ``inf``: until nothing is left to happen)."""
         if until_s == float("inf"):

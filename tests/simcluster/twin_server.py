@@ -31,7 +31,9 @@ class TwinServer:
 
     def __init__(self, pages: Pages, order: Order, port: int = 0) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(pages, order))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="twin serves", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="twin serves", daemon=True
+        )
 
     @property
     def url(self) -> str:
