@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solvers import queueing
-from solvers.curves import Floats, chunks_s, decode_steps_s, prefill_s
+from solvers.curves import Floats, chunks_s, decode_steps_s, decode_watts, prefill_s
 from solvers.engine import EngineProfile
 from solvers.queueing import BatchChain
 from solvers.workload import SizeBucket, Slo
@@ -136,6 +136,17 @@ class Decoding:
         gaps[1:] = (probabilities * self.chain.batches)[1:] / self.chain.step_s[1:]
         return np.asarray(gaps / gaps.sum())
 
+    @property
+    def busy_ratio(self) -> Floats:
+        """Share of the replicas that decode at all in each state, (N,): with few requests some have none."""
+        return np.minimum(1.0, self.chain.batches)
+
+    def mean_gpu_watts(self, profile: EngineProfile, probabilities: Floats) -> float:
+        """Mean draw of one GPU of the pool; replicas without a request draw idle watts."""
+        busy = self.busy_ratio
+        watts = busy * decode_watts(profile, self.chain.batches) + (1.0 - busy) * profile.idle_watts_per_gpu
+        return float(probabilities @ watts)
+
     def itl_s(self, probabilities: Floats, percentile_ratio: float) -> float:
         """Step time that the asked share of token gaps stays within."""
         below = np.cumsum(self.gap_weights(probabilities))
@@ -207,7 +218,7 @@ class Mixed:
 
     def prompts(self, time: Floats, percentile_ratio: float) -> Prompts:
         """Prompts as seen from the queue: every chunk waits for the decode step that it shares."""
-        step = float(time @ self.decoding.chain.step_s)
+        step = float(time @ (self.decoding.chain.step_s * self.decoding.busy_ratio))
         at = int(np.searchsorted(np.cumsum(time), percentile_ratio))
         running = self.decoding.chain.step_s[min(at, len(time) - 1)]  # the step under way at arrival
         return Prompts(

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from solvers import pools, queueing
-from solvers.curves import Floats, decode_steps_s, decode_watts
+from solvers.curves import Floats, decode_steps_s
 from solvers.engine import EngineProfile, Role
 from solvers.errors import InvalidInput, OutOfRange
 from solvers.workload import SizeBucket, Slo, SloMetric
@@ -77,7 +77,8 @@ def replica_capacity(
 
     Notes
     -----
-    Not decreasing in ``pool_replicas``. Poisson arrivals. Cached: equal arguments cost one look-up.
+    Grows with ``pool_replicas``, except that a mixed pool of very short requests may lose a few percent: spread over
+    more replicas they share fewer steps. Poisson arrivals. Cached: equal arguments cost one look-up.
     """
     if not mix or sum(bucket.weight_ratio for bucket in mix) <= 0:
         raise InvalidInput("request mix", "", "is empty or has no weight", "give a bucket with weight above 0")
@@ -196,7 +197,7 @@ def _decode_capacity(profile: EngineProfile, mix: pools.Mix, slos: tuple[Slo, ..
     return Capacity(
         requests_per_s=load * saturation / pool.replicas,
         utilisation_ratio=load,
-        gpu_watts=float(time @ decode_watts(profile, pool.chain.batches)),
+        gpu_watts=pool.mean_gpu_watts(profile, time),
         ttft_s=None,
         itl_s=pool.itl_s(time, _percentile(itl)),
     )
@@ -237,7 +238,7 @@ def _mixed_result(
     percentile = _percentile(_limits(slos, SloMetric.TTFT))
     prompts = pool.prompts(time, percentile)
     chunked = min(1.0, rate * float(prompts.weight @ prompts.service_s))  # time in steps that carry a chunk
-    decoding_watts = float(time @ decode_watts(profile, pool.decoding.chain.batches))
+    decoding_watts = pool.decoding.mean_gpu_watts(profile, time)
     return Capacity(
         requests_per_s=rate,
         utilisation_ratio=load,
