@@ -67,7 +67,16 @@ def _metadata_violations(body: Json, subject: str) -> list[InvalidInput]:
 
 def explain(error: ValidationError, subject: str, root: str = "spec") -> tuple[InvalidInput, ...]:
     """Turn pydantic's errors into ours, in the order of the fields."""
-    return tuple(_explain_one(detail, subject, root) for detail in error.errors(include_url=False))
+    details = error.errors(include_url=False)
+    return tuple(_explain_one(detail, subject, root) for detail in details if not _is_echo(detail, details))
+
+
+def _is_echo(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Tell whether a list is called too short only because its bad items were passed over."""
+    size = len(detail["loc"])
+    return detail["type"] == "too_short" and any(
+        len(other["loc"]) > size and other["loc"][:size] == detail["loc"] for other in details
+    )
 
 
 def _explain_one(detail: ErrorDetails, subject: str, root: str) -> InvalidInput:
@@ -100,7 +109,7 @@ Phrase = Callable[[Any, Mapping[str, Any]], tuple[str, str]]
 
 
 def _bounded(words: str, key: str) -> Phrase:
-    return lambda value, context: (_shown(value), f"use {words} {context[key]}")
+    return lambda value, context: (_shown(value), f"use {words} {context[key]:.12g}")
 
 
 def _sized(words: str, key: str, unit: str) -> Phrase:

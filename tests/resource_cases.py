@@ -1,0 +1,216 @@
+"""Good and bad resources, shared by the tests of the types and of the API server: both must blame the same field."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from controller.crds import DEFAULT_FOLDER
+from controller.plan_bodies import render_fleet_plan
+from solvers.engine import EngineConfig, Role
+from solvers.fleet import PoolKey
+from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from tests.simcluster.cluster import SimCluster
+from tests.simcluster.poll import wait_until
+
+Body = dict[str, Any]
+
+SAMPLES: Final = Path(__file__).resolve().parent.parent / "deploy" / "samples"
+REMOVED: Final = object()
+
+
+def small_plan(replicas: int = 2) -> Plan:
+    """One pool of one service at one place."""
+    pool = PoolKey(
+        service="default/chat", role=Role.MIXED, gpu_class="h100-sxm", config=EngineConfig(tensor_parallel=1)
+    )
+    return Plan(
+        placements=(Placement(pool=pool, location="rack-1", replicas=replicas),),
+        pools=(
+            PoolPlan(
+                pool=pool,
+                replicas=replicas,
+                demand_ratio=1.0,
+                capacity_requests_per_s=8.0 * replicas,
+                cap_watts=700.0,
+                reserved_watts=775.0 * replicas,
+                planned_watts=400.4 * replicas,
+                cost_usd_per_hour=2.4 * replicas,
+            ),
+        ),
+        services=(
+            ServicePlan(service="default/chat", tier="critical", demand_requests_per_s=6.6, served_requests_per_s=6.6),
+        ),
+        domains=(DomainPlan(domain="rack-1", budget_watts=6000.0, reserved_watts=2150.0, planned_watts=1400.0),),
+        bindings=(Binding(limit="slo", subject="default/chat", unit="request/s", price_usd_per_hour=0.3),),
+        report=SolveReport(
+            status=SolveStatus.OPTIMAL,
+            objective_usd_per_hour=4.95,
+            bound_usd_per_hour=4.9,
+            gap_ratio=0.0101,
+            cost_usd_per_hour=4.8,
+            rounds=2,
+            notes=("two rounds",),
+        ),
+    )
+
+
+def good(kind: str) -> Body:
+    """A small valid object of a kind: the newcomer's sample, or a rendered plan."""
+    if kind == "FleetPlan":
+        return render_fleet_plan(small_plan(), 1)[0]
+    with open(SAMPLES / "minimal" / "penstock.yaml", encoding="utf-8") as file:
+        return next(body for body in yaml.safe_load_all(file) if body["kind"] == kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bad:
+    """One change that makes a good object bad, and the field that must be blamed."""
+
+    kind: str
+    path: tuple[str | int, ...]
+    value: Any
+    field: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind}-{'.'.join(str(place) for place in self.path)}={str(self.value)[:24]}"
+
+    def body(self) -> Body:
+        return changed(good(self.kind), self.path, self.value)
+
+
+def changed(body: Body, path: tuple[str | int, ...], value: Any) -> Body:
+    """Copy an object with one field set or removed; missing objects on the way are made."""
+    copied = copy.deepcopy(body)
+    inner: Any = copied
+    for place in path[:-1]:
+        inner = inner[place] if isinstance(place, int) else inner.setdefault(place, {})
+    if value is REMOVED:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return copied
+
+
+def _bad(kind: str, path: str, value: Any, field: str = "") -> Bad:
+    """Read a path as ``slos.0.metric``; the field to blame is that path unless said otherwise."""
+    places = tuple(int(place) if place.isdigit() else place for place in path.split("."))
+    blamed = field or path
+    return Bad(kind=kind, path=("spec", *places), value=value, field=f"spec.{_indexed(blamed)}")
+
+
+def _indexed(path: str) -> str:
+    text = ""
+    for place in path.split("."):
+        text += f"[{place}]" if place.isdigit() else f".{place}"
+    return text.lstrip(".")
+
+
+MIX = [{"promptTokens": 1000, "outputTokens": 100, "weight": 1}]
+SLO = {"metric": "TTFT", "percentile": 95, "milliseconds": 500}
+
+BAD: Final = (
+    _bad("ServedModel", "model", REMOVED),
+    _bad("ServedModel", "model", "two words"),
+    _bad("ServedModel", "model", ""),
+    _bad("ServedModel", "model", "m" * 254),
+    _bad("ServedModel", "tier", "Critical"),
+    _bad("ServedModel", "slos.0.metric", "LATENCY"),
+    _bad("ServedModel", "slos.0.percentile", 30),
+    _bad("ServedModel", "slos.0.percentile", 99.95),
+    _bad("ServedModel", "slos.0.milliseconds", 0),
+    _bad("ServedModel", "slos.0.milliseconds", "500"),
+    _bad("ServedModel", "slos", [SLO, SLO]),
+    _bad("ServedModel", "slos", [SLO] * 5),
+    _bad("ServedModel", "demand.source", "Guess"),
+    _bad("ServedModel", "demand", {"source": "Declared"}, "demand.declared"),
+    _bad("ServedModel", "demand.declared", {"milliRequestsPerSecond": 1, "mix": []}, "demand.declared.mix"),
+    _bad("ServedModel", "demand.declared.mix", [{"promptTokens": 0, "outputTokens": 1}],
+         "demand.declared.mix.0.promptTokens"),
+    _bad("ServedModel", "demand.declared", {"milliRequestsPerSecond": -1, "mix": MIX},
+         "demand.declared.milliRequestsPerSecond"),
+    _bad("ServedModel", "roles", []),
+    _bad("ServedModel", "roles", ["prefill"]),
+    _bad("ServedModel", "roles", ["mixed", "mixed"], "roles.1"),
+    _bad("ServedModel", "roles.0", "encode"),
+    _bad("ServedModel", "gpuClasses", ["h100", "h100"], "gpuClasses.1"),
+    _bad("ServedModel", "engineConfigs", ["two-gpus"], "engineConfigs.0"),
+    _bad("ServedModel", "replicas.min", 9),
+    _bad("ServedModel", "replicas.max", 0),
+    _bad("ServedModel", "placement", "Node"),
+    _bad("ServedModel", "management", "Scale"),
+    _bad("ServedModel", "deletionPolicy", "Keep"),
+    _bad("ServedModel", "modes", {"replicas": "Off!"}, "modes.replicas"),
+    _bad("ServedModel", "template", REMOVED),
+    _bad("ServedModel", "template.spec.containers", []),
+    _bad("ServedModel", "template.spec.containers.0.name", REMOVED),
+    _bad("GpuClass", "resourceName", "gpu"),
+    _bad("GpuClass", "nodeSelector", {}),
+    _bad("GpuClass", "nodeSelector", REMOVED),
+    _bad("GpuClass", "memoryMebibytes", 0),
+    _bad("GpuClass", "memoryMebibytes", 80.5),
+    _bad("GpuClass", "linkIslandGpus", 0),
+    _bad("GpuClass", "power", REMOVED),
+    _bad("GpuClass", "power.minCapWatts", 800),
+    _bad("GpuClass", "power.idleWatts", 300),
+    _bad("GpuClass", "power.maxCapWatts", 20000),
+    _bad("GpuClass", "priceMilliUsdPerHour", -1),
+    _bad("PowerDomain", "budgetWatts", REMOVED),
+    _bad("PowerDomain", "budgetWatts", 0),
+    _bad("PowerDomain", "fixedWatts", 5800),
+    _bad("PowerDomain", "headroomPercent", 95),
+    _bad("PowerDomain", "nodeSelector", {"row": "a"}, "topologyLabel"),
+    _bad("PowerDomain", "parents", ["a", "a"], "parents.1"),
+    _bad("PowerDomain", "parents", ["Site 1"], "parents.0"),
+    _bad("EngineProfile", "source", "Guessed"),
+    _bad("EngineProfile", "config.tensorParallel", 0),
+    _bad("EngineProfile", "config.variant", "FP8"),
+    _bad("EngineProfile", "prefill.promptTokens", []),
+    _bad("EngineProfile", "prefill.microseconds", [1, 2]),
+    _bad("EngineProfile", "prefill.promptTokens", [1, 1, 2, 3, 4, 5]),
+    _bad("EngineProfile", "prefill.microseconds", [5, 4, 3, 2, 1, 0]),
+    _bad("EngineProfile", "decode.batches", [1, 8, 8, 128, 256]),
+    _bad("EngineProfile", "decode.contextTokens", [1024, 256, 4096, 8192]),
+    _bad("EngineProfile", "decode.stepMicroseconds", [[1, 2, 3, 4]]),
+    _bad("EngineProfile", "decode.stepMicroseconds", [[1, 2, 3, 4]] * 4 + [[1, 2, 3]]),
+    _bad("EngineProfile", "decode.stepMicroseconds", [[4, 3, 2, 1]] * 5),
+    _bad("EngineProfile", "power.decodeWatts", [300]),
+    _bad("EngineProfile", "kvCapacityTokens", 0),
+    _bad("EngineProfile", "coldStartSeconds", -1),
+    _bad("FleetPolicy", "modes.replicas", "act"),
+    _bad("FleetPolicy", "modes.powerCaps", "Act"),
+    _bad("FleetPolicy", "modes.powerCaps", False),
+    _bad("FleetPolicy", "paused", "yes"),
+    _bad("FleetPolicy", "tiers", []),
+    _bad("FleetPolicy", "tiers", [{"name": "a"}, {"name": "a"}]),
+    _bad("FleetPolicy", "tiers", [{"name": f"t{i}"} for i in range(6)]),
+    _bad("FleetPolicy", "churn", {"maxStartsPerTurn": 0}, "churn.maxStartsPerTurn"),
+    _bad("FleetPolicy", "cadence", {"tickSeconds": 61}, "cadence.tickSeconds"),
+    _bad("FleetPolicy", "headroom", {"demandPercentile": 100}, "headroom.demandPercentile"),
+    _bad("FleetPolicy", "planHistory", {"count": 1}, "planHistory.count"),
+    _bad("FleetPlan", "number", 0),
+    _bad("FleetPlan", "part", 2),
+    _bad("FleetPlan", "decisionHash", "xyz"),
+    _bad("FleetPlan", "report.status", "Lucky"),
+    _bad("FleetPlan", "pools.0.demandPartsPerMillion", 1_000_001),
+    _bad("FleetPlan", "placements.0.locations.0.replicas", -1),
+)  # fmt: skip
+
+
+def crd_bodies() -> list[Body]:
+    """The committed definitions."""
+    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(DEFAULT_FOLDER.glob("*.yaml"))]
+
+
+def install_crds(cluster: SimCluster) -> None:
+    """Apply the committed definitions and wait until the server serves them."""
+    bodies = crd_bodies()
+    cluster.apply(bodies)
+    for body in bodies:
+        path = f"/apis/penstock.dev/v1alpha1/{body['spec']['names']['plural']}"
+        wait_until(lambda path=path: cluster.api.find(path), f"{path} to be served")  # type: ignore[misc]
