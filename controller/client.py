@@ -263,8 +263,8 @@ class KubeClient:
         """Server-side apply of the status."""
         return self.apply(path + "/status", body)
 
-    def scale(self, path: str, replicas: int) -> Body:
-        """Ask for so many replicas, never by force.
+    def scale(self, path: str, replicas: int, *, force: bool = False) -> Body:
+        """Ask for so many replicas; ``force`` only takes them from our own manager that created the workload.
 
         Raises
         ------
@@ -279,7 +279,7 @@ class KubeClient:
             "spec": {"replicas": replicas},
         }
         try:
-            return self.apply(path + "/scale", body, manager=SCALE_MANAGER, force=False)
+            return self.apply(path + "/scale", body, manager=SCALE_MANAGER, force=force)
         except Conflict as error:
             raise ReplicasOwnedByOther(
                 error.request, error.status, error.reason, error.message, error.details

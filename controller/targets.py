@@ -59,8 +59,7 @@ class DeploymentTargets:
 
     def _owner(self, action: Scale) -> str:
         """Name the other manager that owns the replicas, empty when nobody else does."""
-        namespace, name = action.pool.service.partition("/")[0], workload_name(*_place(action))
-        record = self._cache.view().deployments.get(f"{namespace}/{name}")
+        record = self._record(_place(action))
         manager = record.replicas_manager if record else ""
         return "" if manager in (MANAGER, SCALE_MANAGER) else manager
 
@@ -82,8 +81,8 @@ class DeploymentTargets:
 
     def _raising(self, action: Scale, blueprints: Blueprints) -> Callable[[], str]:
         def work() -> str:
-            self._ensure(_place(action), blueprints)
-            return self._scale(action)
+            is_new = self._ensure(_place(action), blueprints)
+            return self._scale(action, force=is_new)
 
         return work
 
@@ -95,27 +94,28 @@ class DeploymentTargets:
 
         return work
 
-    def _scale(self, action: Scale) -> str:
-        self._client.scale(workload_path(*_place(action)), action.to_replicas)
+    def _scale(self, action: Scale, *, force: bool = False) -> str:
+        self._client.scale(workload_path(*_place(action)), action.to_replicas, force=force)
         name = workload_name(*_place(action))
         return f"{name} from {action.from_replicas} to {action.to_replicas}: {action.reason}"
 
-    def _ensure(self, place: Place, blueprints: Blueprints) -> None:
-        """Make the Deployment be as its blueprint says, whatever its count.
+    def _ensure(self, place: Place, blueprints: Blueprints) -> bool:
+        """Make the Deployment be as its blueprint says, whatever its count; True while ``penstock`` owns the count.
 
-        Creation takes three writes: with no replicas said the API server would start one, and a field that its only
-        owner gives up falls back to one. So ``penstock`` creates it with zero, ``penstock-scale`` takes the zero as
-        well, and only then ``penstock`` lets go of it.
+        With no replicas said the API server would start one, so ``penstock`` creates with zero. The first scale takes
+        them over by force, which is our own manager's loss only; from then on ``penstock`` never names them.
         """
         path, body = workload_path(*place), blueprints.body(*place)
-        record = self._cache.view().deployments.get(f"{body['metadata']['namespace']}/{body['metadata']['name']}")
-        if record is not None and not _is_outdated(record, body):
-            return
-        if record is None:
-            self._client.apply(path, {**body, "spec": {**body["spec"], "replicas": 0}})
-        if record is None or _is_half_made(record):
-            self._client.scale(path, record.replicas if record else 0)
-        self._client.apply(path, body)
+        record = self._record(place)
+        is_new = record is None or record.replicas_manager == MANAGER
+        if record is None or _is_outdated(record, body):
+            count = {"replicas": record.replicas if record else 0} if is_new else {}
+            self._client.apply(path, {**body, "spec": {**body["spec"], **count}})
+        return is_new
+
+    def _record(self, place: Place) -> DeploymentRecord | None:
+        namespace = place[0].service.partition("/")[0]
+        return self._cache.view().deployments.get(f"{namespace}/{workload_name(*place)}")
 
     def _mark(self, downs: Sequence[Scale]) -> tuple[str, ...]:
         """Mark who leaves, wait until the marks were observed; return the pods whose marks were not."""
@@ -183,12 +183,8 @@ def _known_place(record: DeploymentRecord, blueprints: Blueprints) -> Place | No
 
 
 def _is_outdated(record: DeploymentRecord, body: Body) -> bool:
-    return record.template_hash != body["metadata"]["annotations"][TEMPLATE_HASH] or _is_half_made(record)
-
-
-def _is_half_made(record: DeploymentRecord) -> bool:
-    """Say whether a creation stopped before ``penstock`` let go of the replicas."""
-    return record.replicas_manager == MANAGER
+    wanted: str = body["metadata"]["annotations"][TEMPLATE_HASH]
+    return record.template_hash != wanted
 
 
 def _yielded(place: Place, manager: str) -> Outcome:

@@ -187,8 +187,8 @@ class FakeClient(KubeClient):
     def apply(self, path: str, body: Body, *, manager: str = "penstock", force: bool = True) -> Body:
         return self._note("apply", path, body["spec"].get("replicas"))
 
-    def scale(self, path: str, replicas: int) -> Body:
-        return self._note("scale", path, replicas)
+    def scale(self, path: str, replicas: int, *, force: bool = False) -> Body:
+        return self._note("take" if force else "scale", path, replicas)
 
     def merge(self, path: str, body: Body) -> Body:
         self._note("merge", path, body["metadata"]["annotations"])
@@ -251,7 +251,7 @@ def test_creation_never_starts_a_pod_by_default(cache: Cache) -> None:
     client = FakeClient(cache)
     (outcome,) = targets(client).apply([step(0, 2)], blueprints())
     assert outcome.is_done
-    assert client.writes == [("apply", PATH, 0), ("scale", PATH, 0), ("apply", PATH, None), ("scale", PATH, 2)]
+    assert client.writes == [("apply", PATH, 0), ("take", PATH, 2)]
 
 
 def test_a_known_workload_is_only_scaled(cache: Cache) -> None:
@@ -261,12 +261,30 @@ def test_a_known_workload_is_only_scaled(cache: Cache) -> None:
     assert client.writes == [("scale", PATH, 3)]
 
 
-def test_an_interrupted_creation_is_finished_with_the_count_it_has(cache: Cache) -> None:
-    cache.see("Deployment", "ADDED", deployment(2, manager="penstock"))
+def test_an_interrupted_creation_is_finished_by_the_next_raise(cache: Cache) -> None:
+    cache.see("Deployment", "ADDED", deployment(0, manager="penstock"))
     client = FakeClient(cache)
-    (outcome,) = targets(client).renew_templates(blueprints())
-    assert outcome.is_done
-    assert client.writes == [("scale", PATH, 2), ("apply", PATH, None)]
+    assert targets(client).renew_templates(blueprints()) == ()
+    targets(client).apply([step(0, 1)], blueprints())
+    assert client.writes == [("take", PATH, 1)]
+
+
+def test_a_template_changed_before_the_first_scale_keeps_the_zero(cache: Cache) -> None:
+    cache.see("Deployment", "ADDED", deployment(0, manager="penstock"))
+    client = FakeClient(cache)
+    other = served_model()["spec"]["template"]
+    other["spec"]["containers"][0]["image"] = "engine:2"
+    targets(client).renew_templates(blueprints(template=other))
+    assert client.writes == [("apply", PATH, 0)]
+
+
+def test_replicas_that_another_manager_owns_are_not_even_tried(cache: Cache) -> None:
+    cache.see("Deployment", "ADDED", deployment(3, manager="kube-controller-manager"))
+    client = FakeClient(cache)
+    (outcome,) = targets(client).apply([step(3, 1, "a", "b")], blueprints())
+    assert (outcome.is_done, outcome.reason) == (False, "ReplicasOwnedByOther")
+    assert "kube-controller-manager owns the replicas" in outcome.message
+    assert client.writes == [], "no pod may be marked for leaving"
 
 
 def test_a_changed_template_is_applied_and_an_equal_one_is_not(cache: Cache) -> None:
