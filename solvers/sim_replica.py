@@ -3,8 +3,9 @@
 A *run* is ``k`` steps of an unchanged batch; step ``i`` takes ``step + i * growth`` ticks because every sequence gains
 a token, so the end of step ``k`` is ``k * step + growth * k * (k - 1) / 2`` and nothing is touched per token. What a
 step costs: the decode table at (batch, mean context) plus the increments of the prefill curve for the prompt pieces in
-it; a prompt that joins others in a step goes on where they end on the curve. A prefill replica computes one whole prompt a step; mixed ones (and decode ones that recompute a preempted
-sequence) compute ``prefill_chunk_tokens`` beside each decode step.
+it; a prompt that joins others in a step goes on where they end on the curve. A prefill replica computes one whole
+prompt a step; mixed ones (and decode ones that recompute a preempted sequence) compute ``prefill_chunk_tokens`` beside
+each decode step.
 
 KV cache is taken for the prompt at admission and grows by a token a step; when it runs out the half-computed prompt
 at the head of the queue gives way first, then the sequence admitted last, which is computed again from the start.
