@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
+from controller import render
 from controller.crds import DEFAULT_FOLDER
 from controller.plan_bodies import render_fleet_plan
+from controller.resources import parse_fleet_policy, parse_power_domain, parse_served_model
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
 from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from solvers.workload import SloMetric
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.poll import wait_until
 
@@ -56,6 +59,29 @@ def small_plan(replicas: int = 2) -> Plan:
             rounds=2,
             notes=("two rounds",),
         ),
+    )
+
+
+def large_plan(replicas: int = 10_000, nodes: int = 1_000, services: int = 50) -> Plan:
+    """The worst case for size: every replica a row of its own, every node a place and a power domain."""
+    configs = [EngineConfig(tensor_parallel=degree) for degree in (1, 2, 4, 8)]
+    pools = [
+        PoolKey(service=f"team-{n:02d}/service-{n:03d}", role=role, gpu_class="h100-sxm", config=configs[n % 4])
+        for n in range(services)
+        for role in (Role.PREFILL, Role.DECODE)
+    ]
+    places = [f"node-{n:04d}.row-a.example" for n in range(nodes)]
+    rows = [(pools[n % len(pools)], places[(n // len(pools) * 7 + n % len(pools)) % nodes]) for n in range(replicas)]
+    template = small_plan()
+    return replace(
+        template,
+        placements=tuple(sorted(Placement(pool=pool, location=place, replicas=1) for pool, place in rows)),
+        pools=tuple(
+            replace(template.pools[0], pool=pool, replicas=sum(1 for row in rows if row[0] is pool))
+            for pool in sorted(pools)
+        ),
+        services=tuple(replace(template.services[0], service=name) for name in sorted({p.service for p in pools})),
+        domains=tuple(replace(template.domains[0], domain=place) for place in places),
     )
 
 
@@ -214,3 +240,37 @@ def install_crds(cluster: SimCluster) -> None:
     for body in bodies:
         path = f"/apis/penstock.dev/v1alpha1/{body['spec']['names']['plural']}"
         wait_until(lambda path=path: cluster.api.find(path), f"{path} to be served")  # type: ignore[misc]
+
+
+def all_statuses() -> dict[str, Body]:
+    """A status of every kind, as the operator would write it for the good objects."""
+    policy = parse_fleet_policy(good("FleetPolicy"))
+    spec = parse_served_model(good("ServedModel"), policy)
+    plan, name = small_plan(), "plan-000001"
+    ready = render.condition("Ready", True, "AsPlanned", "2 of 2 replicas", generation=1, now_s=1e9)
+    tail: dict[str, Any] = {"generation": 1, "conditions": (ready,)}
+    return {
+        "ServedModel": render.render_served_model_status(
+            replace(spec, generation=1),
+            plan=plan,
+            plan_name=name,
+            ready={plan.pools[0].pool: 1},
+            observed={slo: 0.412 for slo in spec.model.slos if slo.metric is SloMetric.TTFT},
+            demand=spec.declared,
+            conditions=(ready,),
+        ),
+        "GpuClass": render.render_gpu_class_status(nodes=1, gpus_total=8, gpus_used=2, **tail),
+        "PowerDomain": render.render_power_domain_status(
+            parse_power_domain(good("PowerDomain")).domain,
+            nodes=1,
+            reserved_watts=2150.0,
+            planned_watts=1400.4,
+            measured_watts=1333.3,
+            **tail,
+        ),
+        "EngineProfile": render.render_engine_profile_status(EngineConfig(), **tail),
+        "FleetPolicy": render.render_fleet_policy_status(
+            active_plan=name, leader="penstock-0", nodes=1, gpus_total=8, gpus_used=2, usd_per_hour=4.8, **tail
+        ),
+        "FleetPlan": render.render_fleet_plan_status("Active", "rolling out", ready=1, wanted=2, **tail),
+    }

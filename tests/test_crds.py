@@ -12,10 +12,11 @@ from pydantic import Field
 
 from controller.crds import DEFAULT_FOLDER, NotStructural, file_name, main, render, spec_schema, structural_schema
 from controller.crds import unknown_fields as find_unknown
+from controller.plan_bodies import PART_BYTES, PLAN_LABEL, parse_fleet_plan, plan_name, render_fleet_plan
 from controller.schema import API_VERSION, KINDS
 from controller.schema_base import Open, Resource, Rule, immutable
 from tests.conftest import SharedCluster
-from tests.resource_cases import BAD, Body, changed, crd_bodies, good, install_crds
+from tests.resource_cases import BAD, Body, all_statuses, changed, crd_bodies, good, install_crds, large_plan
 from tests.simcluster.api import ApiError
 from tests.simcluster.cluster import SimCluster
 
@@ -273,3 +274,24 @@ def test_an_update_of_the_status_leaves_the_spec_alone(server: SimCluster) -> No
     assert after["spec"] == created["spec"]
     assert after["status"] == {"state": "Within", "reservedWatts": 10, "conditions": []}
     assert after["metadata"]["generation"] == 1
+
+
+@pytest.mark.cluster
+def test_the_server_takes_every_part_of_a_plan_for_ten_thousand_replicas(server: SimCluster) -> None:
+    plan = large_plan()
+    created = [server.api.create(body) for body in render_fleet_plan(plan, 7)]
+    assert max(len(json.dumps(body, separators=(",", ":"))) for body in created) <= PART_BYTES
+    listed = server.api.list_all(f"/apis/{API_VERSION}/fleetplans", label_selector=f"{PLAN_LABEL}={plan_name(7)}")
+    assert parse_fleet_plan(listed).placements == plan.placements
+    with pytest.raises(ApiError) as refused:
+        server.api.create(render_fleet_plan(plan, 7)[0])
+    assert refused.value.reason == "AlreadyExists"
+
+
+@pytest.mark.cluster
+def test_the_server_takes_every_status_that_we_render(server: SimCluster) -> None:
+    for kind, status in all_statuses().items():
+        path = server.api.path_of(server.api.create(good(kind)))
+        after = server.api.merge(f"{path}/status", {"status": status})
+        assert after["status"] == status, kind
+    assert server.kubectl("get", "sm", "chat", "--no-headers").split("  ")[0] == "chat"
