@@ -186,7 +186,7 @@ def test_a_restarted_component_keeps_objects_and_the_cluster_goes_on(
     wait_pod_ready(simcluster, "after")
 
 
-@pytest.mark.parametrize("component", ["kube-scheduler", "kube-controller-manager"])
+@pytest.mark.parametrize("component", ["kube-scheduler", "kube-controller-manager", "kwok"])
 def test_work_waits_for_a_stopped_controller_and_is_done_once_it_is_back(
     simcluster: SimCluster, component: str
 ) -> None:
@@ -196,6 +196,21 @@ def test_work_waits_for_a_stopped_controller_and_is_done_once_it_is_back(
     assert not any(is_ready(found) for found in simcluster.pods())
     simcluster.start_component(component)
     wait_until(lambda: any(is_ready(found) for found in simcluster.pods()), "a Ready pod", timeout_s=60.0)
+
+
+def test_reconnect_makes_the_controllers_go_on_at_once_after_an_outage(simcluster: SimCluster) -> None:
+    simcluster.add_nodes(h100_nodes(1))
+    before = simcluster.pids()
+    simcluster.stop_component("etcd", kill=True)
+    simcluster.stop_component("kube-apiserver", kill=True)
+    simcluster.start_component("etcd")
+    simcluster.start_component("kube-apiserver")
+    simcluster.reconnect()
+    simcluster.wait_ready()
+    simcluster.create([gpu_deployment("engine", replicas=1, gpus=8)])
+    wait_until(lambda: any(is_ready(found) for found in simcluster.pods()), "a Ready pod", timeout_s=60.0)
+    after = simcluster.pids()
+    assert {name for name in before if after[name] == before[name]} == {"prometheus"}
 
 
 def test_unknown_components_are_refused_by_name(simcluster: SimCluster) -> None:

@@ -31,6 +31,10 @@ from tests.simcluster.poll import wait_until
 from tests.simcluster.process import Listener, Supervisor, free_ports, minimal_environment
 from tests.simcluster.reset import reset, take_baseline
 
+_OWN_COMPONENTS = ("kwok", "prometheus")  # ours whoever provides the control plane
+_API_CLIENTS = ("kube-controller-manager", "kube-scheduler", "kwok")
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+
 
 def _temporary_folder(cleanup: ExitStack) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="penstock-simcluster-"))
@@ -70,6 +74,7 @@ class SimCluster:
         self._control_plane = control_plane
         self._cleanup = cleanup
         self._monitoring: Monitoring | None = None
+        self._had_outage = False
         cleanup.callback(self.api.close)
 
     @classmethod
@@ -166,31 +171,49 @@ class SimCluster:
     @property
     def components(self) -> tuple[str, ...]:
         """What `stop_component` and `start_component` take."""
-        own = ("kwok", "prometheus") if self.config.prometheus else ("kwok",)
+        own = [name for name in _OWN_COMPONENTS if name in self._supervisor.names]
         return (*self._control_plane.components, *own)
 
     def stop_component(self, name: str, *, kill: bool = False) -> None:
         """Stop a component, such as ``kube-apiserver``, ``etcd`` or ``prometheus``; its ports and data stay its own.
-
-        A new ``kwok`` takes the nodes over only when the leases of the former one end (``config.node_lease_s``).
 
         Raises
         ------
         UnsupportedError
             If the driver cannot do that.
         """
-        if name in ("kwok", "prometheus"):
+        if name in _OWN_COMPONENTS:
             return self._supervisor.stop(name, kill=kill)
-        return self._control_plane.stop_component(name, kill=kill)
+        self._control_plane.stop_component(name, kill=kill)
+        self._had_outage |= name in ("etcd", "kube-apiserver")
+        return None
 
     def start_component(self, name: str) -> None:
-        """Start a stopped component again and wait until it is ready."""
-        if name not in ("kwok", "prometheus"):
+        """Start a stopped component again and wait until it is ready.
+
+        After an outage of the API server its clients, the controllers and KWOK among them, wait up to 30 s before they
+        try again, and nodes may be NotReady until then: as in any cluster. Where that does not matter, `reconnect`.
+        """
+        if name not in _OWN_COMPONENTS:
             return self._control_plane.start_component(name)
+        if name == "kwok":
+            self._release_leases()
         self._supervisor.restart(name)
         return self._wait_prometheus() if name == "prometheus" else None
 
-    def wait_ready(self, *, timeout_s: float = 60.0) -> None:
+    def reconnect(self) -> None:
+        """Restart the controllers, the scheduler and KWOK, so that they need not wait after an outage."""
+        for name in [name for name in _API_CLIENTS if name in self.components]:
+            self.stop_component(name, kill=True)
+            self.start_component(name)
+        self._had_outage = False
+
+    def _release_leases(self) -> None:
+        """Let a new KWOK take the nodes over at once, not when the leases of the former one end."""
+        nodes = self.api.list_all("/api/v1/nodes", label_selector=f"{SIMULATED_LABEL}=true")
+        self.api.delete_all(f"{_LEASES}/{node['metadata']['name']}" for node in nodes)
+
+    def wait_ready(self, *, timeout_s: float = 120.0) -> None:
         """Wait until the API server is ready and every simulated node that was not failed is Ready.
 
         Raises
@@ -208,6 +231,8 @@ class SimCluster:
         for name in self.components:
             if name not in self.pids():
                 self.start_component(name)
+        if self._had_outage:
+            self.reconnect()
         wait_until(self._is_up, "the API server to be ready")
         reset(self.api, self._baseline, force=self._control_plane.name == "assets")
         if self._monitoring is not None:
