@@ -22,6 +22,7 @@ from controller.kinds import KINDS, Kind
 log = logging.getLogger("penstock.watch")
 
 RESTART_PAUSE_S = 5.0
+GOODBYE_S = 0.25  # connections over TLS close after their session; aiohttp's documentation says to wait for them
 
 
 def make_registry(cache: Cache, transport: Transport) -> kopf.OperatorRegistry:
@@ -125,9 +126,12 @@ class Watch:
             self._cache.suspect_all()
 
     async def _operate(self) -> None:
-        await kopf.operator(
-            registry=make_registry(self._cache, self._transport),
-            settings=make_settings(),
-            clusterwide=True,
-            stop_flag=self._round,
-        )
+        try:
+            await kopf.operator(
+                registry=make_registry(self._cache, self._transport),
+                settings=make_settings(),
+                clusterwide=True,
+                stop_flag=self._round,
+            )
+        finally:
+            await asyncio.sleep(GOODBYE_S)

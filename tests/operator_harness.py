@@ -1,0 +1,365 @@
+"""The operator on the simulated cluster, for tests: a small world of two racks, and operators that run in it.
+
+As a program (``python -m tests.operator_harness KUBECONFIG``) it runs one operator in a process of its own, which a
+test can stop, continue or kill; for each line on its standard input it prints what its cache holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from controller.loop import Operator
+from controller.records import MANAGED_BY, MANAGED_BY_LABEL
+from controller.render import render_engine_profile
+from controller.schema import API_VERSION
+from controller.settings import Settings
+from controller.turn import Turn
+from solvers.fleet import GpuClass, ReplicaState
+from tests import fleets
+from tests.simcluster.api import Json
+from tests.simcluster.cluster import SimCluster
+from tests.simcluster.nodes import RACK_LABEL, GpuNode, is_ready, sim_annotations
+from tests.simcluster.poll import wait_until
+
+CRDS = Path(__file__).parents[1] / "deploy" / "crds"
+NAMESPACE = "team-a"
+MODEL = "org/chat-8b"
+PRODUCTS = {"l40s": "NVIDIA-L40S", "h100-sxm": "NVIDIA-H100-80GB-HBM3"}
+OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
+PATIENCE_S = 60.0
+
+
+def settings(cluster: SimCluster, name: str = "one", **changes: Any) -> Settings:
+    """Settings that turn and elect quickly."""
+    quick = Settings(
+        kubeconfig=str(cluster.kubeconfig),
+        identity=name,
+        metrics_port=0,
+        tick_s=0.5,
+        decision_s=3.0,
+        lease_duration_s=6.0,
+        renew_deadline_s=4.0,
+        retry_period_s=0.5,
+        request_timeout_s=2.0,
+        rate_window_s=5.0,
+    )
+    return replace(quick, **changes)
+
+
+class World:
+    """Two racks of L40S and one of H100 with their power domains, a policy, and services to add."""
+
+    def __init__(self, cluster: SimCluster) -> None:
+        self.cluster = cluster
+
+    def install(self, nodes: Mapping[str, int] | None = None, **policy: Any) -> World:
+        """Bring in the kinds, the racks, the curves and the policy.
+
+        Parameters
+        ----------
+        nodes : mapping of rack to int, optional
+            L40S nodes of four GPUs in each rack.
+        policy : fields of the FleetPolicy's spec
+        """
+        for path in sorted(CRDS.glob("*.yaml")):
+            self.cluster.apply(path)
+        wait_until(lambda: self._kinds() == 6, "the resource definitions to be served")
+        for namespace in (NAMESPACE, "penstock-system"):
+            self.cluster.create_namespace(namespace)
+        racks = nodes or {"rack-1": 2, "rack-2": 2}
+        self.cluster.add_nodes(
+            GpuNode(name=f"{rack}-{i}", gpu_product=PRODUCTS["l40s"], gpus=4, memory_mebibytes=46068, rack=rack)
+            for rack, count in racks.items()
+            for i in range(count)
+        )
+        self.cluster.create([*_classes(), *_profiles(), *_domains(racks), _policy(**policy)])
+        return self
+
+    def _kinds(self) -> int:
+        served = self.cluster.api.find(f"/apis/{API_VERSION}") or {}
+        return sum("/" not in kind["name"] for kind in served.get("resources", ()))
+
+    def serve(self, name: str = "chat", requests_per_s: float = 4.0, **changes: Any) -> None:
+        """Create a ServedModel with a declared demand."""
+        self.cluster.create([served_model(name, requests_per_s, **changes)])
+
+    def demand(self, requests_per_s: float, name: str = "chat") -> None:
+        """Change the declared demand."""
+        declared = {"milliRequestsPerSecond": round(requests_per_s * 1e3)}
+        self.merge("servedmodels", name, {"spec": {"demand": {"declared": declared}}}, namespace=NAMESPACE)
+
+    def budget(self, domain: str, watts: int) -> None:
+        """Change a power budget."""
+        self.merge("powerdomains", domain, {"spec": {"budgetWatts": watts}})
+
+    def merge(self, plural: str, name: str, patch: Json, namespace: str = "") -> None:
+        place = f"/namespaces/{namespace}" if namespace else ""
+        self.cluster.api.merge(f"/apis/{API_VERSION}{place}/{plural}/{name}", patch)
+
+    def get(self, plural: str, name: str, namespace: str = "") -> Json:
+        place = f"/namespaces/{namespace}" if namespace else ""
+        return self.cluster.api.get(f"/apis/{API_VERSION}{place}/{plural}/{name}")
+
+    def condition(self, kind: str, plural: str, name: str, namespace: str = "") -> tuple[str, str]:
+        """Status and reason of a condition, empty before there is one."""
+        found = self.get(plural, name, namespace).get("status", {}).get("conditions", ())
+        return next(((c["status"], c["reason"]) for c in found if c["type"] == kind), ("", ""))
+
+    def pods(self, model: str | None = None) -> list[Json]:
+        """Our pods that are not leaving."""
+        chosen = OURS + (f",penstock.dev/model={model}" if model else "")
+        pods = self.cluster.pods(NAMESPACE, label_selector=chosen)
+        return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+    def ready(self, model: str | None = None) -> set[str]:
+        """Names of our pods that are Ready and not leaving."""
+        return {pod["metadata"]["name"] for pod in self.pods(model) if is_ready(pod)}
+
+    def deployments(self) -> dict[str, int]:
+        """Replicas that each Deployment of ours asks for."""
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+        found = self.cluster.api.list_all(path, label_selector=OURS)
+        return {each["metadata"]["name"]: each["spec"]["replicas"] for each in found}
+
+    def replica_sets(self) -> set[str]:
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/replicasets"
+        return {each["metadata"]["name"] for each in self.cluster.api.list_all(path)}
+
+    def plans(self) -> list[Json]:
+        """FleetPlans, oldest first."""
+        plans = self.cluster.api.list_all(f"/apis/{API_VERSION}/fleetplans")
+        return sorted(plans, key=lambda plan: (plan["spec"]["number"], plan["spec"]["part"]))
+
+
+@contextmanager
+def running(cluster: SimCluster, name: str = "one", **changes: Any) -> Iterator[Operator]:
+    """Run an operator in this process."""
+    operator = Operator(settings(cluster, name, **changes))
+    operator.start()
+    try:
+        yield operator
+    finally:
+        operator.stop()
+
+
+def latest(operator: Operator) -> Turn:
+    """The turn in force; fails when there is none."""
+    turn = operator.latest()
+    assert turn is not None, "there is no plan yet"
+    return turn
+
+
+def wait_settled(operator: Operator, world: World, *, timeout_s: float = PATIENCE_S, **demands: float) -> Turn:
+    """Wait until the plan in force is for ``demands`` and the cluster is as it says, every replica Ready."""
+
+    def settled() -> Turn | None:
+        turn = operator.latest()
+        if turn is None or not turn.number or turn.report.actions:
+            return None
+        planned = {row.service.partition("/")[2]: row.demand_requests_per_s for row in turn.plan.services}
+        if any(abs(planned.get(name, -1.0) - rate) > 1e-6 for name, rate in demands.items()):
+            return None
+        wanted = {(row.pool, row.location): row.replicas for row in turn.plan.placements}
+        asked = {place: count for place, count in turn.snapshot.desired.items() if count}
+        ready = sum(replica.state is ReplicaState.READY for replica in turn.snapshot.replicas)
+        is_done = wanted == asked and ready == sum(wanted.values()) == len(turn.snapshot.replicas)
+        return turn if is_done and len(world.ready()) >= ready else None
+
+    def seen() -> str:
+        turn = operator.latest()
+        if turn is None:
+            return "a settled plan; there is none at all"
+        report = turn.report
+        return "\n".join(
+            (
+                f"a settled plan for {demands}, saw plan {turn.number}:",
+                *(f"  plan: {row.pool} at {row.location} x {row.replicas}" for row in turn.plan.placements),
+                *(f"  service: {row}" for row in turn.plan.services),
+                *(f"  asked: {place[0]} at {place[1]} x {n}" for place, n in turn.snapshot.desired.items()),
+                *(f"  replica: {r.name} on {r.node} is {r.state}" for r in turn.snapshot.replicas),
+                *(f"  fault: {fault}" for fault in report.sight.observation.faults),
+                f"  holds {report.holds}, violations {report.violations}, solve fault {report.solve_fault!r}",
+                f"  actions {report.actions}",
+            )
+        )
+
+    return wait_until(settled, seen, timeout_s=timeout_s)  # type: ignore[return-value]
+
+
+class OperatorProcess:
+    """An operator in a process of its own."""
+
+    def __init__(self, cluster: SimCluster, name: str, **changes: Any) -> None:
+        known = asdict(settings(cluster, name, **changes))
+        command = [sys.executable, "-m", "tests.operator_harness", json.dumps(known)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+        )
+
+    def cache(self) -> dict[str, str]:
+        """Ask for the pods in its cache: name → resource version."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("cache\n")
+        self.process.stdin.flush()
+        answer: dict[str, str] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def pause(self) -> None:
+        """Freeze every thread of it."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it without a chance to clean up."""
+        self.process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End it and wait for it."""
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def __enter__(self) -> OperatorProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.resume()
+            self.close()
+
+
+def served_model(name: str, requests_per_s: float, *, cold_start_s: float = 0.5, **changes: Any) -> Json:
+    """A service of mixed replicas on L40S."""
+    mix = [
+        {"promptTokens": 512, "outputTokens": 128, "weight": 60},
+        {"promptTokens": 2048, "outputTokens": 256, "weight": 40},
+    ]
+    declared = {"milliRequestsPerSecond": round(requests_per_s * 1e3), "mix": mix}
+    pod = {
+        "metadata": {"annotations": sim_annotations(cold_start_s=cold_start_s, drain_s=0.2)},
+        "spec": {
+            "terminationGracePeriodSeconds": 5,
+            "containers": [
+                {"name": "engine", "image": "example.com/engine:1", "args": ["$(PENSTOCK_TENSOR_PARALLEL)"]}
+            ],
+        },
+    }
+    spec = {
+        "model": MODEL,
+        "tier": "standard",
+        "slos": [
+            {"metric": "TTFT", "percentile": 95, "milliseconds": 1000},
+            {"metric": "ITL", "percentile": 95, "milliseconds": 80},
+        ],
+        "demand": {"source": "Declared", "declared": declared},
+        "roles": ["mixed"],
+        "gpuClasses": ["l40s"],
+        "management": "Generate",
+        "template": pod,
+        **changes,
+    }
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ServedModel",
+        "metadata": {"namespace": NAMESPACE, "name": name},
+        "spec": spec,
+    }
+
+
+def _classes() -> list[Json]:
+    return [
+        _class(replace(fleets.gpu_class(name), node_selector={"nvidia.com/gpu.product": product}))
+        for name, product in PRODUCTS.items()
+    ]
+
+
+def _class(known: GpuClass) -> Json:
+    spec = {
+        "resourceName": known.resource_name,
+        "nodeSelector": dict(known.node_selector),
+        "memoryMebibytes": known.memory_bytes >> 20,
+        "power": {
+            "idleWatts": round(known.idle_watts),
+            "minCapWatts": round(known.min_cap_watts),
+            "maxCapWatts": round(known.max_cap_watts),
+            "hostShareWatts": round(known.host_share_watts),
+        },
+        "priceMilliUsdPerHour": round(known.price_usd_per_hour * 1e3),
+    }
+    return _object("GpuClass", known.name, spec)
+
+
+def _profiles() -> list[Json]:
+    return [render_engine_profile(fleets.profile(MODEL, name, degree, 8.0)) for name in PRODUCTS for degree in (1, 2)]
+
+
+def _domains(racks: Mapping[str, int]) -> list[Json]:
+    """A site over the racks, with room for everything."""
+    inside = {"parents": ["site"], "topologyLabel": RACK_LABEL, "budgetWatts": 10_000}
+    return [
+        _object("PowerDomain", "site", {"budgetWatts": 40_000}),
+        *(_object("PowerDomain", r, inside) for r in racks),
+    ]
+
+
+def _policy(**changes: Any) -> Json:
+    spec = {
+        "modes": {"replicas": "Act", "placement": "Act"},
+        "locationLabel": RACK_LABEL,
+        "tiers": [{"name": "critical"}, {"name": "standard"}, {"name": "best-effort"}],
+        "telemetry": {"maxAgeSeconds": 5},
+        "headroom": {"horizonSeconds": 0, "capacityPercent": 0, "demandPercentile": 50},
+        **changes,
+    }
+    return _object("FleetPolicy", "default", spec)
+
+
+def _object(kind: str, name: str, spec: Json) -> Json:
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def holds_for(claim: Callable[[], bool], seconds: float, interval_s: float = 0.1) -> bool:
+    """Watch a claim for a while: False as soon as it fails."""
+    until_s = time.monotonic() + seconds
+    stop = threading.Event()
+    while time.monotonic() < until_s:
+        if not claim():
+            return False
+        stop.wait(interval_s)
+    return True
+
+
+def main() -> None:
+    """Run an operator until the standard input ends or a signal comes; answer each line with the cache."""
+    operator = Operator(Settings(**json.loads(sys.argv[1])))
+    signal.signal(signal.SIGTERM, lambda number, frame: os.close(sys.stdin.fileno()))
+    operator.start()
+    try:
+        for _ in sys.stdin:
+            pods = {key: pod.resource_version for key, pod in operator.cache.view().pods.items()}
+            print(json.dumps(pods), flush=True)
+    except (OSError, ValueError):
+        print("asked to stop", file=sys.stderr)
+    finally:
+        operator.stop()
+
+
+if __name__ == "__main__":
+    main()
