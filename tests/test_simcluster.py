@@ -15,6 +15,7 @@ from typing import Any
 
 import prometheus_client
 import pytest
+import yaml
 
 from tests.simcluster.api import ApiError, KubeApi
 from tests.simcluster.assets import COMPONENTS, MODULES_DIR, AssetsError, component_dir, find_assets
@@ -41,6 +42,13 @@ def pod(cluster: SimCluster, name: str) -> dict[str, Any]:
 def wait_pod_ready(cluster: SimCluster, name: str) -> dict[str, Any]:
     wait_until(lambda: is_ready(pod(cluster, name)), f"{name} to be Ready")
     return pod(cluster, name)
+
+
+def pinned_version() -> str:
+    """Return the version of Kubernetes in the go.mod that it is built from."""
+    pinned = re.search(r"k8s\.io/kubernetes (v\S+)", (MODULES_DIR / "kubernetes" / "go.mod").read_text())
+    assert pinned is not None
+    return pinned[1]
 
 
 def seconds(timestamp: str) -> float:
@@ -283,6 +291,14 @@ def _may_list_nodes(api: KubeApi) -> bool:
     return True
 
 
+def test_kubectl_and_helm_speak_to_the_cluster(simcluster: SimCluster) -> None:
+    versions = json.loads(simcluster.kubectl("version", "--output=json"))
+    assert versions["serverVersion"]["gitVersion"] == versions["clientVersion"]["gitVersion"] == pinned_version()
+    assert json.loads(simcluster.helm("list", "--output=json")) == []
+    with pytest.raises(RuntimeError, match=r"kubectl get pods nothing failed: .*NotFound"):
+        simcluster.kubectl("get", "pods", "nothing")
+
+
 # Cleaning up
 
 WIDGETS = """
@@ -432,10 +448,15 @@ def test_the_folder_of_a_component_changes_with_the_go_version() -> None:
 
 
 def test_the_stamped_version_is_the_pinned_one() -> None:
-    pinned = re.search(r"k8s\.io/kubernetes (v\S+)", (MODULES_DIR / "kubernetes" / "go.mod").read_text())
-    assert pinned is not None
     kubernetes = next(component for component in COMPONENTS if component.name == "kubernetes")
-    assert f"gitVersion={pinned[1]}" in kubernetes.linker_flags
+    assert f"gitVersion={pinned_version()}" in kubernetes.linker_flags
+
+
+def test_kind_schedules_as_the_built_binaries_do() -> None:
+    ours = yaml.safe_load((ROOT / "tests" / "simcluster" / "config" / "scheduler.yaml").read_text())
+    kinds = yaml.safe_load((ROOT / "deploy" / "kind" / "scheduler.yaml").read_text())
+    assert kinds["clientConnection"].pop("kubeconfig") == "/etc/kubernetes/scheduler.conf"
+    assert kinds == ours
 
 
 def test_a_wait_that_ends_in_vain_says_what_it_waited_for() -> None:
