@@ -47,6 +47,10 @@ class Search:
     def run(self, starts: Sequence[Worth]) -> Worth:
         """Return the best counts found. Never raises: what fails is noted, and the greedy plan remains."""
         best = min([*starts, self.desk.repaired({})], key=_value)
+        if not self.desk.problem.services:  # nothing is asked, so nothing is placed; there is no model to state
+            best = self.desk.repaired({})
+            self._raise_bound(best.objective_usd_per_hour)
+            return best
         while self.rounds < MOST_ROUNDS:
             try:
                 found, narrower = self._round(best)
