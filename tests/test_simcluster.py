@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import pytest
 import yaml
 
 from tests.simcluster.api import ApiError, KubeApi
-from tests.simcluster.assets import COMPONENTS, MODULES_DIR, AssetsError, component_dir, find_assets
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.components import ClusterConfig
 from tests.simcluster.drivers import UnsupportedError, is_api_ready
@@ -26,6 +24,7 @@ from tests.simcluster.monitoring import ScrapeJob
 from tests.simcluster.nodes import GPU_RESOURCE, RACK_LABEL, GpuNode, condition, gpu_deployment, gpu_pod, is_ready
 from tests.simcluster.poll import DeadlineError, wait_until
 from tests.simcluster.process import ProcessError
+from tests.test_simcluster_assets import pinned_version
 
 H100 = "NVIDIA-H100-80GB-HBM3"
 ROOT = Path(__file__).parents[1]
@@ -42,13 +41,6 @@ def pod(cluster: SimCluster, name: str) -> dict[str, Any]:
 def wait_pod_ready(cluster: SimCluster, name: str) -> dict[str, Any]:
     wait_until(lambda: is_ready(pod(cluster, name)), f"{name} to be Ready")
     return pod(cluster, name)
-
-
-def pinned_version() -> str:
-    """Return the version of Kubernetes in the go.mod that it is built from."""
-    pinned = re.search(r"k8s\.io/kubernetes (v\S+)", (MODULES_DIR / "kubernetes" / "go.mod").read_text())
-    assert pinned is not None
-    return pinned[1]
 
 
 def seconds(timestamp: str) -> float:
@@ -396,7 +388,7 @@ def test_a_killed_program_leaves_no_process(tmp_path: Path) -> None:
     wait_until(lambda: not any(is_alive(pid) for pid in pids.values()), f"the end of {pids}")
 
 
-# Drivers and binaries
+# Drivers
 
 
 def test_an_existing_cluster_takes_nodes_but_refuses_to_be_stopped(
@@ -422,34 +414,6 @@ def test_drivers_say_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
         SimCluster.start(driver="existing")
     with pytest.raises(ValueError, match="'minikube' is not a driver; choose one of assets, kind, existing"):
         SimCluster.start(driver="minikube")
-
-
-def test_missing_binaries_name_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path))
-    with pytest.raises(AssetsError, match=r"lacks kubernetes, etcd, kwok, prometheus, helm in .*make setup"):
-        find_assets()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(AssetsError, match=r"no `go` on PATH; install Go 1\.26"):
-        find_assets()
-
-
-def test_an_old_go_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    go.write_text("#!/bin/sh\necho go1.21.0\n")
-    go.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(AssetsError, match=r"`go` is go1\.21\.0; install Go 1\.26 or newer"):
-        find_assets()
-
-
-def test_the_folder_of_a_component_changes_with_the_go_version() -> None:
-    folders = {component_dir(component, go) for component in COMPONENTS for go in ("go1.26.0", "go1.26.1")}
-    assert len(folders) == 2 * len(COMPONENTS)
-
-
-def test_the_stamped_version_is_the_pinned_one() -> None:
-    kubernetes = next(component for component in COMPONENTS if component.name == "kubernetes")
-    assert f"gitVersion={pinned_version()}" in kubernetes.linker_flags
 
 
 def test_kind_schedules_as_the_built_binaries_do() -> None:
