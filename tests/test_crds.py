@@ -12,11 +12,12 @@ from pydantic import Field
 
 from controller.crds import DEFAULT_FOLDER, NotStructural, file_name, main, render, spec_schema, structural_schema
 from controller.crds import unknown_fields as find_unknown
+from controller.manifests import load_folder
 from controller.plan_bodies import PART_BYTES, PLAN_LABEL, parse_fleet_plan, plan_name, render_fleet_plan
 from controller.schema import API_VERSION, KINDS
 from controller.schema_base import Open, Resource, Rule, immutable
 from tests.conftest import SharedCluster
-from tests.resource_cases import BAD, Body, all_statuses, changed, crd_bodies, good, install_crds, large_plan
+from tests.resource_cases import BAD, SAMPLES, Body, all_statuses, changed, crd_bodies, good, install_crds, large_plan
 from tests.simcluster.api import ApiError
 from tests.simcluster.cluster import SimCluster
 
@@ -295,3 +296,11 @@ def test_the_server_takes_every_status_that_we_render(server: SimCluster) -> Non
         after = server.api.merge(f"{path}/status", {"status": status})
         assert after["status"] == status, kind
     assert server.kubectl("get", "sm", "chat", "--no-headers").split("  ")[0] == "chat"
+
+
+@pytest.mark.cluster
+def test_kubectl_takes_the_samples_as_they_are(server: SimCluster) -> None:
+    server.create_namespace("demo")
+    for folder in (SAMPLES / "minimal", SAMPLES / "demo"):
+        said = server.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", str(folder))
+        assert len(said.splitlines()) == len(load_folder(folder).bodies)
