@@ -13,14 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+
 from controller.loop import Operator
-from controller.records import MANAGED_BY, MANAGED_BY_LABEL
+from controller.records import DELETION_COST, MANAGED_BY, MANAGED_BY_LABEL
 from controller.render import render_engine_profile
 from controller.schema import API_VERSION
 from controller.settings import Settings
@@ -29,6 +31,7 @@ from solvers.fleet import GpuClass, ReplicaState
 from tests import fleets
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
+from tests.simcluster.monitoring import ScrapeJob
 from tests.simcluster.nodes import RACK_LABEL, GpuNode, is_ready, sim_annotations
 from tests.simcluster.poll import wait_until
 
@@ -160,21 +163,32 @@ def latest(operator: Operator) -> Turn:
     return turn
 
 
-def wait_settled(operator: Operator, world: World, *, timeout_s: float = PATIENCE_S, **demands: float) -> Turn:
-    """Wait until the plan in force is for ``demands`` and the cluster is as it says, every replica Ready."""
+def is_done(turn: Turn) -> bool:
+    """Say whether the cluster is as the plan in force says, every replica Ready."""
+    wanted = {(row.pool, row.location): row.replicas for row in turn.plan.placements}
+    asked = {place: count for place, count in turn.snapshot.desired.items() if count}
+    ready = sum(replica.state is ReplicaState.READY for replica in turn.snapshot.replicas)
+    is_still = turn.number > 0 and not turn.report.actions
+    return is_still and wanted == asked and ready == sum(wanted.values()) == len(turn.snapshot.replicas)
+
+
+def wait_settled(
+    operator: Operator, world: World, *, others: Collection[str] = (), timeout_s: float = PATIENCE_S, **demands: float
+) -> Turn:
+    """Wait until the plan in force is for ``demands`` and the cluster is as it says.
+
+    ``others`` are models whose pods run and are not planned for.
+    """
 
     def settled() -> Turn | None:
         turn = operator.latest()
-        if turn is None or not turn.number or turn.report.actions:
+        if turn is None or not is_done(turn):
             return None
         planned = {row.service.partition("/")[2]: row.demand_requests_per_s for row in turn.plan.services}
         if any(abs(planned.get(name, -1.0) - rate) > 1e-6 for name, rate in demands.items()):
             return None
-        wanted = {(row.pool, row.location): row.replicas for row in turn.plan.placements}
-        asked = {place: count for place, count in turn.snapshot.desired.items() if count}
-        ready = sum(replica.state is ReplicaState.READY for replica in turn.snapshot.replicas)
-        is_done = wanted == asked and ready == sum(wanted.values()) == len(turn.snapshot.replicas)
-        return turn if is_done and len(world.ready()) >= ready else None
+        planned_pods = world.ready() - set().union(*(world.ready(name) for name in others))
+        return turn if len(planned_pods) == len(turn.snapshot.replicas) else None
 
     def seen() -> str:
         turn = operator.latest()
@@ -194,7 +208,82 @@ def wait_settled(operator: Operator, world: World, *, timeout_s: float = PATIENC
             )
         )
 
-    return wait_until(settled, seen, timeout_s=timeout_s)  # type: ignore[return-value]
+    found = wait_until(settled, seen, timeout_s=timeout_s)
+    assert found is not None
+    return found
+
+
+class Gateway:
+    """A gateway's metrics of one inference pool: requests of one size at a rate that a test sets."""
+
+    def __init__(self, cluster: SimCluster, namespace: str, pool: str) -> None:
+        self.requests_per_s = 0.0
+        self._cluster = cluster
+        registry, labels = CollectorRegistry(), ("namespace", "inference_pool", "model_name")
+        names = (namespace, pool, MODEL)
+        self._requests = Counter("inference_objective_request", "Requests", labels, registry=registry).labels(*names)
+        self._sizes = [
+            Histogram(f"inference_objective_{name}_tokens", "Sizes", labels, buckets=edges, registry=registry).labels(
+                *names
+            )
+            for name, edges in (("input", (256, 1024, 4096)), ("output", (64, 256, 1024)))
+        ]
+        self._server, self._serving = start_http_server(0, addr="127.0.0.1", registry=registry)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._arrive, daemon=True)
+
+    def is_scraped(self, samples: int) -> bool:
+        """Say whether Prometheus has so many samples of the last five seconds."""
+        found = self._cluster.monitoring.query("count_over_time(inference_objective_request_total[5s])")
+        return bool(found) and int(found[0]["value"][1]) >= samples
+
+    def _arrive(self) -> None:
+        last_s = time.monotonic()
+        while not self._stop.wait(0.05):
+            now_s = time.monotonic()
+            arrived = self.requests_per_s * (now_s - last_s)
+            last_s = now_s
+            self._requests.inc(arrived)
+            for sizes, size in zip(self._sizes, (800, 200), strict=True):
+                for _ in range(max(1, round(arrived))):
+                    sizes.observe(size)
+
+    def __enter__(self) -> Gateway:
+        self._thread.start()
+        url = f"http://127.0.0.1:{self._server.server_port}/metrics"
+        self._cluster.set_scrape_jobs([ScrapeJob(name="gateway", url=url, honor_labels=True, interval_s=0.2)])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._server.shutdown()
+        self._server.server_close()
+        self._serving.join()
+
+
+class MarkedPods:
+    """Notes, while it is entered, which pods ever were the cheapest to delete."""
+
+    def __init__(self, world: World) -> None:
+        self.names: set[str] = set()
+        self._world, self._stop = world, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.05):
+            for pod in self._world.cluster.pods(NAMESPACE, label_selector=OURS):
+                cost = (pod["metadata"].get("annotations") or {}).get(DELETION_COST, "0")
+                if int(cost) < 0:
+                    self.names.add(pod["metadata"]["name"])
+
+    def __enter__(self) -> MarkedPods:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
 class OperatorProcess:
@@ -329,6 +418,25 @@ def _policy(**changes: Any) -> Json:
         **changes,
     }
     return _object("FleetPolicy", "default", spec)
+
+
+def power_domain(name: str, **spec: Any) -> Json:
+    """A power domain of 10 kW."""
+    return _object("PowerDomain", name, {"budgetWatts": 10_000, **spec})
+
+
+def autoscaler(deployment: str, replicas: int) -> Json:
+    """An HPA that wants at least so many replicas; below its minimum it needs no metrics to act."""
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": deployment, "namespace": NAMESPACE},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment},
+            "minReplicas": replicas,
+            "maxReplicas": replicas,
+        },
+    }
 
 
 def _object(kind: str, name: str, spec: Json) -> Json:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from controller.loop import Operator
+from controller.turn import Turn
+from solvers.fleet import ReplicaState
 from tests.operator_harness import (
     NAMESPACE,
+    Gateway,
+    MarkedPods,
+    OperatorProcess,
     World,
+    autoscaler,
+    holds_for,
+    is_done,
     latest,
+    power_domain,
     running,
     wait_settled,
 )
@@ -19,6 +29,38 @@ from tests.simcluster.poll import wait_until
 @pytest.fixture
 def world(simcluster: SimCluster) -> World:
     return World(simcluster)
+
+
+def serving_nodes(operator: Operator) -> set[str | None]:
+    replicas = latest(operator).snapshot.replicas
+    return {replica.node for replica in replicas if replica.state is not ReplicaState.LOST}
+
+
+def settled_off(operator: Operator, node: str) -> bool:
+    """Say whether what is planned runs, none of it on the node."""
+    turn = latest(operator)
+    ready = [replica for replica in turn.snapshot.replicas if replica.state is ReplicaState.READY]
+    wanted = sum(row.replicas for row in turn.plan.placements)
+    return len(ready) >= wanted > 0 and node not in {replica.node for replica in ready} and not turn.report.violations
+
+
+def number_of(turn: Turn | None) -> int:
+    return turn.number if turn is not None else 0
+
+
+def holder(world: World) -> str:
+    """Who holds the Lease."""
+    lease = world.cluster.api.find("/apis/coordination.k8s.io/v1/namespaces/penstock-system/leases/penstock")
+    return (lease or {"spec": {}})["spec"].get("holderIdentity", "")
+
+
+def fresh(world: World) -> tuple[str, str]:
+    """What the service says of its telemetry."""
+    return world.condition("TelemetryFresh", "servedmodels", "chat", NAMESPACE)
+
+
+def _deployments(world: World) -> list[Json]:
+    return world.cluster.api.list_all(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")
 
 
 def test_first_placement_and_a_second_turn_that_does_nothing(world: World) -> None:
@@ -42,5 +84,224 @@ def test_first_placement_and_a_second_turn_that_does_nothing(world: World) -> No
     assert world.get("fleetpolicies", "default")["status"]["activePlan"] == "plan-000001"
 
 
-def _deployments(world: World) -> list[Json]:
-    return world.cluster.api.list_all(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")
+def test_a_surge_is_met_without_a_new_replica_set_and_the_right_pods_leave_after_it(world: World) -> None:
+    world.install().serve(requests_per_s=4.0)
+    with running(world.cluster) as operator:
+        small = wait_settled(operator, world, chat=4.0)
+        world.demand(24.0)
+        large = wait_settled(operator, world, chat=24.0)
+        assert len(large.snapshot.replicas) > len(small.snapshot.replicas)
+        replica_sets, crowd = world.replica_sets(), world.ready()
+        with MarkedPods(world) as marked:
+            world.demand(8.0)
+            wait_settled(operator, world, chat=8.0)
+        stayed = world.ready()
+    assert stayed < crowd
+    assert world.replica_sets() == replica_sets, "a change of counts must not change a template"
+    assert crowd - stayed == marked.names, "who left are those who were marked first"
+
+
+def test_a_cut_budget_is_kept_at_once_and_the_service_moves(world: World) -> None:
+    world.install().serve(requests_per_s=12.0)
+    with running(world.cluster) as operator:
+        turn = wait_settled(operator, world, chat=12.0)
+        rack = max(turn.snapshot.desired, key=lambda place: turn.snapshot.desired[place])[1]
+        other = {"rack-1": "rack-2", "rack-2": "rack-1"}[rack]
+        idle_watts = 8 * 35
+        world.budget(rack, idle_watts + 500)  # one replica's extra is 395 W
+        wait_until(
+            lambda: (
+                world.get("powerdomains", rack)["status"].get("reservedWatts", 9e9) <= idle_watts + 500
+                and world.get("powerdomains", rack)["status"]["observedGeneration"] == 2
+            ),
+            f"{rack} to be inside its budget",
+        )
+        turn = wait_settled(operator, world, chat=12.0)
+    by_rack: dict[str, int] = {"rack-1": 0, "rack-2": 0}
+    for row in turn.plan.placements:
+        by_rack[row.location] += row.replicas * row.pool.config.gpus
+    assert by_rack[rack] <= 1
+    assert by_rack[other] > 1
+    assert not turn.plan.is_short
+    assert world.condition("WithinPowerBudget", "powerdomains", rack) == ("True", "WithinBudget")
+
+
+def test_replicas_of_a_lost_node_are_placed_elsewhere_and_its_watts_stay_reserved(world: World) -> None:
+    world.install({"rack-1": 1, "rack-2": 2}).serve(requests_per_s=6.0)
+    with running(world.cluster) as operator:
+        turn = wait_settled(operator, world, chat=6.0)
+        node = next(replica.node for replica in turn.snapshot.replicas if replica.node)
+        world.cluster.fail_node(node)
+        wait_until(lambda: node not in serving_nodes(operator), "the loss to be seen")
+        wait_until(lambda: settled_off(operator, node), "replicas elsewhere")
+        after = latest(operator)
+        assert not after.plan.is_short
+        assert next(n for n in after.snapshot.nodes if n.name == node).gpus_usable == 0
+        world.cluster.delete_node(node)
+        wait_until(lambda: node not in {n.name for n in latest(operator).snapshot.nodes}, "the node to be forgotten")
+        wait_settled(operator, world, chat=6.0)
+
+
+def test_a_model_is_added_and_removed_and_its_pods_keep_serving(world: World) -> None:
+    world.install().serve(requests_per_s=4.0)
+    with running(world.cluster) as operator:
+        wait_settled(operator, world, chat=4.0)
+        world.serve("code", 4.0)
+        world.serve("passing", 2.0, deletionPolicy="Delete")
+        wait_settled(operator, world, chat=4.0, code=4.0, passing=2.0)
+        orphans, others = world.ready("code"), world.ready("chat")
+        world.cluster.api.delete(f"/apis/penstock.dev/v1alpha1/namespaces/{NAMESPACE}/servedmodels/code")
+        world.cluster.api.delete(f"/apis/penstock.dev/v1alpha1/namespaces/{NAMESPACE}/servedmodels/passing")
+        wait_until(lambda: not world.pods("passing"), "pods of a model with deletionPolicy Delete to go")
+        wait_until(
+            lambda: [s.service for s in latest(operator).plan.services] == ["team-a/chat"], "a plan without them"
+        )
+        wait_settled(operator, world, chat=4.0, others=("code",))
+        assert world.ready("code") == orphans
+        assert world.ready("chat") == others
+
+
+def test_a_rollout_goes_on_where_a_killed_operator_left_it(world: World) -> None:
+    world.install(churn={"maxStartsPerTurn": 1}).serve(requests_per_s=20.0, cold_start_s=2.0)
+    with OperatorProcess(world.cluster, "one") as first:
+        wait_until(lambda: len(world.pods()) >= 2, "the rollout to be under way", timeout_s=60)
+        first.kill()
+    begun, recorded = {pod["metadata"]["name"] for pod in world.pods()}, world.plans()
+    assert len(recorded) == 1
+    with running(world.cluster, "two") as operator:
+        turn = wait_settled(operator, world, chat=20.0)
+        assert len(turn.snapshot.replicas) > len(begun)
+        assert begun <= world.ready(), "what had begun was not begun again"
+        assert [plan["spec"]["number"] for plan in world.plans()] == [1], "the same decision is not recorded twice"
+
+
+def test_of_two_operators_one_leads_and_the_other_takes_over(world: World) -> None:
+    world.install().serve(requests_per_s=4.0)
+    with OperatorProcess(world.cluster, "first") as first:
+        wait_until(lambda: holder(world) == "first", "the first to lead")
+        with running(world.cluster, "second") as standby:
+            wait_until(lambda: number_of(standby.latest()) == 1, "the standby to read the recorded plan")
+            assert not standby.elector.is_leader
+            assert standby.unready_because() == ""
+            first.kill()
+            wait_until(lambda: standby.elector.is_leader, "the standby to take over")
+            world.demand(12.0)
+            wait_settled(standby, world, chat=12.0)
+    assert holder(world) == "", "a leader that stops gives the Lease back"
+
+
+def test_uninstalling_and_removing_the_kinds_leaves_pods_serving(world: World) -> None:
+    world.install().serve(requests_per_s=6.0)
+    with running(world.cluster) as operator:
+        wait_settled(operator, world, chat=6.0)
+        serving = world.ready()
+        for crd in world.cluster.api.list_all("/apis/apiextensions.k8s.io/v1/customresourcedefinitions"):
+            world.cluster.api.delete(
+                f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
+            )
+        operator.cache.suspect_all()
+        wait_until(
+            lambda: "not installed" in "".join(latest(operator).report.holds), "the operator to say what is gone"
+        )
+        assert holds_for(lambda: world.ready() == serving, 2.0)
+    assert holds_for(lambda: world.ready() == serving, 1.0)
+
+
+def test_no_ghosts_after_a_pause_in_which_pods_went_and_the_api_server_restarted(world: World) -> None:
+    world.install().serve(requests_per_s=12.0)
+    with OperatorProcess(world.cluster, "one", relist_s=3600.0) as operator:
+        wait_until(lambda: len(world.ready()) >= 3 and len(operator.cache()) >= 3, "the first placement")
+        operator.pause()
+        paused = {pod["metadata"]["name"] for pod in world.pods()}
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+        for name in world.deployments():
+            world.cluster.api.delete(f"{path}/{name}")
+        wait_until(lambda: not world.cluster.pods(NAMESPACE), "the pods to go while nobody looks")
+        world.cluster.stop_component("kube-apiserver")
+        world.cluster.start_component("kube-apiserver")
+        operator.resume()
+
+        def equal() -> bool:
+            there = {f"{NAMESPACE}/{pod['metadata']['name']}" for pod in world.cluster.pods(NAMESPACE)}
+            return bool(there) and set(operator.cache()) == there and not there & {f"{NAMESPACE}/{p}" for p in paused}
+
+        wait_until(equal, lambda: f"no ghosts: cache {sorted(operator.cache())}", timeout_s=90)
+
+
+def test_an_autoscaler_that_takes_the_replicas_keeps_them(world: World) -> None:
+    world.install().serve(requests_per_s=4.0)
+    with running(world.cluster) as operator:
+        turn = wait_settled(operator, world, chat=4.0)
+        (name, count), *_ = world.deployments().items()
+        world.cluster.create([autoscaler(name, count + 1)])
+        wait_until(lambda: world.deployments()[name] == count + 1, "the autoscaler to act")
+        wait_until(
+            lambda: world.condition("Applied", "servedmodels", "chat", NAMESPACE) == ("False", "ReplicasOwnedByOther"),
+            "the operator to yield and say so",
+        )
+        assert holds_for(lambda: world.deployments()[name] == count + 1, 2.0)
+        events = world.cluster.api.list_all(f"/api/v1/namespaces/{NAMESPACE}/events")
+        said = [event["message"] for event in events if event["reason"] == "ReplicasOwnedByOther"]
+        assert "kube-controller-manager owns the replicas" in said[0]
+        assert turn.number == 1
+
+
+def test_without_prometheus_nothing_changes_and_the_conditions_say_so(world: World) -> None:
+    with Gateway(world.cluster, NAMESPACE, "chat") as gateway:
+        world.install()
+        gateway.requests_per_s = 6.0
+        wait_until(lambda: gateway.is_scraped(20), "samples in Prometheus")
+        world.serve(demand={"source": "Gateway", "inferencePool": "chat"})
+        with running(world.cluster, prometheus_url=world.cluster.prometheus_url) as operator:
+            wait_until(lambda: world.ready(), "a placement for what was measured")
+            wait_until(lambda: is_done(latest(operator)), "the placement to be done")
+            demand = latest(operator).problem.demands["team-a/chat"]
+            assert demand.source.startswith("Gateway")
+            assert 3.0 < demand.requests_per_s < 12.0
+            world.cluster.stop_component("prometheus")
+            wait_until(lambda: fresh(world) == ("False", "Held"), lambda: f"stale telemetry to be said; {fresh(world)}")
+            asked, number = world.deployments(), latest(operator).number
+            gateway.requests_per_s = 60.0
+            assert holds_for(lambda: world.deployments() == asked and latest(operator).number == number, 4.0)
+            world.cluster.start_component("prometheus")
+            wait_until(lambda: fresh(world)[0] == "True", "fresh telemetry to be said")
+            wait_until(lambda: sum(world.deployments().values()) > sum(asked.values()), "the surge to be met")
+
+
+def test_an_api_server_that_was_down_is_caught_up_with(world: World) -> None:
+    world.install().serve(requests_per_s=4.0)
+    with running(world.cluster) as operator:
+        wait_settled(operator, world, chat=4.0)
+        serving = world.ready()
+        world.cluster.stop_component("kube-apiserver")
+        wait_until(lambda: not operator.elector.is_leader, "the leader to stop by itself")
+        assert holds_for(lambda: not operator.elector.is_leader, 2.0)
+        world.cluster.start_component("kube-apiserver")
+        world.demand(12.0)
+        wait_settled(operator, world, chat=12.0)
+        assert serving <= world.ready()
+
+
+def test_wrong_objects_are_named_and_the_others_served(world: World) -> None:
+    world.install().serve(requests_per_s=4.0)
+    world.serve("unknown-class", gpuClasses=["tpu-v9"])
+    world.serve("impossible", slos=[{"metric": "ITL", "percentile": 95, "milliseconds": 1}])
+    for name, parent in (("loop-a", "loop-b"), ("loop-b", "loop-a")):
+        world.cluster.create([power_domain(name, parents=[parent])])
+    with running(world.cluster) as operator:
+        wait_settled(operator, world, chat=4.0)
+        for name, kind, reason in (
+            ("unknown-class", "Ready", "Invalid"),
+            ("impossible", "PlanFeasible", "NothingFits"),
+            ("chat", "Ready", "Serving"),
+        ):
+            wait_until(
+                lambda name=name, kind=kind, reason=reason: (
+                    world.condition(kind, "servedmodels", name, NAMESPACE)[1] == reason
+                ),
+                f"{name} to say {reason}",
+            )
+        wait_until(lambda: world.condition("Ready", "powerdomains", "loop-a")[1] == "Invalid", "the cycle to be named")
+        messages = " ".join(c["message"] for c in world.get("powerdomains", "loop-a")["status"]["conditions"])
+        assert "loop-a" in messages
+        assert "loop-b" in messages
