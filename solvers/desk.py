@@ -43,7 +43,7 @@ class Desk:
         return weigh(self.problem, self.sizer, self.penalties, counts)
 
     def empty_room(self) -> Room:
-        return Room.of(self.problem, {option.pool for option in self.options.pools})
+        return Room.of(self.problem)
 
     def allowed(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
         """Leave out pools that are no option (any more), and what is beyond the ceiling of a role."""

@@ -7,10 +7,10 @@ always succeeds. For other sizes the test is necessary and the packing itself de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from solvers.fleet import ANYWHERE, Node, PoolKey
+from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey
 from solvers.grouping import WATT_TOLERANCE, Bay, domain_rooms, find_bays
 from solvers.power import charged_domains, extra_watts
 from solvers.problem import Problem
@@ -35,12 +35,12 @@ class Room:
     bays: dict[tuple[str, str], Bay]
     free_watts: dict[str, float]
     class_charges: dict[str, tuple[str, ...]]
-    extra_watts: dict[PoolKey, float] = field(default_factory=dict)
+    gpu_classes: Mapping[str, GpuClass]
     held: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
     slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, problem: Problem, pools: Iterable[PoolKey]) -> Room:
+    def of(cls, problem: Problem) -> Room:
         """Start empty: nothing of ours is placed."""
         rooms = domain_rooms(problem)
         reach = {
@@ -51,7 +51,7 @@ class Room:
             bays={bay.key: bay for bay in find_bays(problem, rooms)},
             free_watts=dict(rooms),
             class_charges=reach,
-            extra_watts={pool: extra_watts(problem.gpu_classes[pool.gpu_class], pool.config) for pool in pools},
+            gpu_classes=problem.gpu_classes,
         )
 
     def spare_groups(self, bay: Bay, gpus: int) -> int:
@@ -69,6 +69,10 @@ class Room:
             self.slots[key] = bay.slots(size)
         return self.slots[key]
 
+    def extra_watts(self, pool: PoolKey) -> float:
+        """Watts that one replica adds to its domains."""
+        return extra_watts(self.gpu_classes[pool.gpu_class], pool.config)
+
     def charged(self, pool: PoolKey, location: str) -> tuple[str, ...]:
         """Limiting domains that a replica at the location draws from."""
         if location == ANYWHERE:
@@ -84,7 +88,7 @@ class Room:
         at = bay or self.bays.get((location, pool.gpu_class))
         if at is None:
             return 0
-        groups, extra = self.spare_groups(at, pool.config.gpus), self.extra_watts[pool]
+        groups, extra = self.spare_groups(at, pool.config.gpus), self.extra_watts(pool)
         watts = self.watts_left(pool, location)
         if groups == 0 or extra <= 0.0 or watts == float("inf"):
             return groups
@@ -97,8 +101,9 @@ class Room:
         if at is not None and taken > 0:
             held = self.held.setdefault(at.key, {})
             held[pool.config.gpus] = held.get(pool.config.gpus, 0) + taken
+            watts = taken * self.extra_watts(pool)
             for domain in self.charged(pool, location):
-                self.free_watts[domain] -= taken * self.extra_watts[pool]
+                self.free_watts[domain] -= watts
         return taken
 
     def class_bays(self, gpu_class: str) -> list[Bay]:
@@ -124,6 +129,24 @@ class Room:
     def anywhere_bay(self, pool: PoolKey) -> Bay | None:
         """The bay of the class with most spare groups, for a replica that may land on any node."""
         return self.best_bay(pool, self.class_bays(pool.gpu_class), ANYWHERE)
+
+    def spread(self, pool: PoolKey, count: int, bays: Sequence[Bay], location: str | None = None) -> dict[str, int]:
+        """Take in up to ``count`` replicas over the bays, best bay first, half of its room at a time.
+
+        Returns
+        -------
+        dict of location to int
+            ``location`` itself for a pool placed ``Class``.
+        """
+        added: dict[str, int] = {}
+        left = count
+        while left and (bay := self.best_bay(pool, bays, location)) is not None:
+            where = location or bay.location
+            half = (self.room(pool, where, bay) + 1) // 2  # one at a time would look at every bay for every replica
+            taken = self.take(pool, where, min(left, half), bay)
+            added[where] = added.get(where, 0) + taken
+            left -= taken
+        return added
 
     def best_bay(self, pool: PoolKey, bays: Iterable[Bay], location: str | None = None) -> Bay | None:
         """The bay with room whose tightest feed keeps most watts (worst fit), then most spare groups, then by name."""
@@ -173,7 +196,7 @@ def _bind_anywhere(
     problem: Problem, counts: Counts
 ) -> tuple[dict[tuple[PoolKey, str, str], int], dict[tuple[PoolKey, str], int]]:
     """Split every count by the location it is packed in: (pool, location, location inside)."""
-    bays = Room.of(problem, {pool for pool, _ in counts})
+    bays = Room.of(problem)
     bays.free_watts = dict.fromkeys(bays.free_watts, float("inf"))  # places only; watts are charged class-wide anyway
     bound: dict[tuple[PoolKey, str, str], int] = {}
     left: dict[tuple[PoolKey, str], int] = {}

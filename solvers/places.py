@@ -35,7 +35,7 @@ def place(cells: Cells, replicas: Floats) -> Placed:
     replicas : (C,) float
         Whole up to the solver's tolerance.
     """
-    room = Room.of(cells.problem, {option.pool for option in cells.pools})
+    room = Room.of(cells.problem)
     counts: dict[tuple[PoolKey, str], int] = {}
     wanted = {c: round(float(n)) for c, n in enumerate(replicas) if round(float(n)) > 0}
     order = sorted(wanted, key=lambda c: (-cells.pools[cells.cell_pool[c]].gpus, c))
@@ -56,29 +56,20 @@ def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict
         return 0
     kept = 0
     for bay in _bays(cells, cell):
-        runs = cells.problem.running.get((option.pool, bay.location), 0)
-        kept += _take(option.pool, bay.location, min(runs, wanted - kept), bay, room, counts)
+        key = (option.pool, bay.location)
+        taken = room.take(*key, min(cells.problem.running.get(key, 0), wanted - kept), bay)
+        if taken:
+            counts[key] = counts.get(key, 0) + taken
+        kept += taken
     return kept
 
 
 def _spread(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
     option = cells.pools[cells.cell_pool[cell]]
-    taken = 0
-    while taken < wanted:
-        bay = room.best_bay(option.pool, _bays(cells, cell), ANYWHERE if option.is_anywhere else None)
-        if bay is None:
-            return taken
-        taken += _take(option.pool, ANYWHERE if option.is_anywhere else bay.location, 1, bay, room, counts)
-    return taken
-
-
-def _take(
-    pool: PoolKey, location: str, count: int, bay: Bay, room: Room, counts: dict[tuple[PoolKey, str], int]
-) -> int:
-    taken = room.take(pool, location, count, bay)
-    if taken:
-        counts[pool, location] = counts.get((pool, location), 0) + taken
-    return taken
+    added = room.spread(option.pool, wanted, _bays(cells, cell), ANYWHERE if option.is_anywhere else None)
+    for location, taken in added.items():
+        counts[option.pool, location] = counts.get((option.pool, location), 0) + taken
+    return sum(added.values())
 
 
 def start_columns(cells: Cells, arrays: Arrays, counts: Counts) -> Floats | None:

@@ -40,8 +40,7 @@ def fill(
         _fill_floor(service, options, room, grown)
         blocked: set[tuple[PoolKey, int]] = set()
         while block := _cheapest_block(problem, sizer, service, options, _totals(grown, service), blocked):
-            added = sum(_add(block.option, room, grown) for _ in range(block.replicas))
-            if added < block.replicas:
+            if _add(block.option, block.replicas, room, grown) < block.replicas:
                 blocked.add((block.option.pool, block.replicas))
     return _without_waste(problem, sizer, grown)
 
@@ -54,16 +53,13 @@ def _totals(counts: Counts, service: ServedModel) -> dict[PoolKey, int]:
     return totals
 
 
-def _add(option: PoolOption, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
-    """Add one replica where its feed keeps most watts; returns 0 when nothing has room."""
+def _add(option: PoolOption, count: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
+    """Add up to ``count`` replicas where their feeds keep most watts; returns how many found room."""
     bays = room.class_bays(option.pool.gpu_class)
-    bay = room.best_bay(option.pool, bays, ANYWHERE if option.is_anywhere else None)
-    if bay is None:
-        return 0
-    location = ANYWHERE if option.is_anywhere else bay.location
-    room.take(option.pool, location, 1, bay)
-    counts[option.pool, location] = counts.get((option.pool, location), 0) + 1
-    return 1
+    added = room.spread(option.pool, count, bays, ANYWHERE if option.is_anywhere else None)
+    for location, taken in added.items():
+        counts[option.pool, location] = counts.get((option.pool, location), 0) + taken
+    return sum(added.values())
 
 
 def _fill_floor(service: ServedModel, options: Options, room: Room, counts: dict[tuple[PoolKey, str], int]) -> None:
@@ -72,7 +68,7 @@ def _fill_floor(service: ServedModel, options: Options, room: Room, counts: dict
             (o for o in options.of(service.name) if o.pool.role in roles), key=lambda o: (o.price_usd_per_hour, o.pool)
         )
         while sum(n for pool, n in _totals(counts, service).items() if pool.role in roles) < service.min_replicas:
-            if not any(_add(option, room, counts) for option in able):
+            if not any(_add(option, 1, room, counts) for option in able):
                 break
 
 

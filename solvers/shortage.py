@@ -24,7 +24,7 @@ def reasons_by_service(problem: Problem, options: Options, worth: Worth) -> dict
     services = {service.name: service for service in problem.services}
     if not worth.short:
         return {}
-    room = Room.of(problem, {o.pool for o in options.pools} | {pool for pool, _ in worth.counts})
+    room = Room.of(problem)
     room.take_all(worth.counts)
     facts = _Facts(problem, worth.counts)
     return {name: _reasons(problem, services[name], options, worth, room, facts) for name in worth.short}
