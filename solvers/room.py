@@ -79,8 +79,10 @@ class Room:
         groups[pool.config.gpus] += 1
         for size in sorted({1, *groups}):
             needed = sum(gpus // size * count for gpus, count in groups.items() if gpus >= size)
-            if needed > sum(gpus // size for gpus in free):
-                return Blocker(text=f"{sum(free)} {pool.gpu_class} GPUs are free there, none in a group of {size}")
+            there = sum(gpus // size for gpus in free)
+            if needed > there:
+                unit = "GPUs" if size == 1 else f"groups of {size} GPUs"
+                return Blocker(text=f"{there} {pool.gpu_class} {unit} are free there and {needed} are asked for")
         return None
 
     def _unplaced_groups(self, gpu_class: str, location: str) -> Counter[int]:

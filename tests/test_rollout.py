@@ -7,7 +7,8 @@ from dataclasses import replace
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, ReplicaState
 from solvers.problem import Policy
-from solvers.rollout import START_PATIENCE_S, Action, next_step
+from solvers.rollout import Action, next_step
+from solvers.rollout_turn import START_PATIENCE_S
 from tests.rollout_world import node, plan, pool, replicas, snapshot
 
 POLICY = Policy(max_starts_per_turn=8)
@@ -40,10 +41,10 @@ def test_starts_in_flight_count_until_they_lose_patience() -> None:
 
 def test_a_group_starts_only_where_one_node_has_it_free() -> None:
     nodes = [node("a1", "a", gpus=4), node("a2", "a", gpus=4)]
-    half = [*replicas(pool(gpus=2), "a", 1, "a1"), *replicas(pool(gpus=2), "a", 1, "a2")]
-    want = plan({(pool(gpus=2), "a"): 2, (pool(gpus=4), "a"): 1})
+    half = [*replicas(pool(gpus=3), "a", 1, "a1"), *replicas(pool(gpus=3), "a", 1, "a2")]
+    want = plan({(pool(gpus=3), "a"): 2, (pool(gpus=2), "a"): 1})
     assert next_step(snapshot(nodes, half), want, POLICY) == ()
-    assert moves(next_step(snapshot(nodes, half[:1]), want, POLICY))[0] == ("tp4", "a", 0, 1)
+    assert moves(next_step(snapshot(nodes, half[:1]), want, POLICY))[0] == ("tp3", "a", 1, 2)
 
 
 def test_leaving_replicas_hold_their_gpus() -> None:
@@ -158,26 +159,79 @@ def test_room_is_made_for_watts_too_and_only_as_much_as_needed() -> None:
     )
 
 
-def test_the_last_ready_replica_stays_while_anything_else_moves() -> None:
+def test_the_last_ready_replica_stays_while_its_service_still_has_something_to_come() -> None:
     old = replicas(pool(gpus=8), "a", 1, "a1")
-    other = pool("demo/other")
-    want = plan({(pool(gpus=4), "a"): 2, (other, "b"): 1})
+    want = plan({(pool(gpus=4), "a"): 2, (pool(), "b"): 1})
     assert moves(next_step(snapshot([A, B], old), want, POLICY)) == [("tp2", "b", 0, 1)]
-    quiet = (*old, *replicas(other, "b", 1, "b1"))
-    assert moves(next_step(snapshot([A, B], quiet), want, POLICY)) == [("tp8", "a", 1, 0)]
+    coming = replicas(pool(), "b", 1, "b1", state=ReplicaState.STARTING, age_s=5.0)
+    assert next_step(snapshot([A, B], (*old, *coming)), want, POLICY) == ()
+    ready = [replace(replica, state=ReplicaState.READY) for replica in coming]
+    assert moves(next_step(snapshot([A, B], (*old, *ready)), want, POLICY)) == [("tp8", "a", 1, 0)]
 
 
-def test_of_two_ready_replicas_one_stays_when_room_is_made() -> None:
+def test_a_start_that_only_waits_for_its_turn_is_still_to_come() -> None:
+    old = replicas(pool(gpus=8), "a", 1, "a1")
+    other = pool("demo/other", gpus=3)
+    want = plan({(pool(gpus=4), "a"): 2, (other, "b"): 1, (pool(), "b"): 1})
+    actions = next_step(snapshot([A, B], old), want, Policy(max_starts_per_turn=1))
+    assert [a.pool.service for a in actions] == ["demo/other"]
+
+
+def test_a_swap_in_place_takes_the_last_when_nothing_else_can_make_the_room() -> None:
     old = replicas(pool(gpus=4), "a", 2, "a1")
-    want = plan({(pool(gpus=8), "a"): 1})
-    assert (
-        next_step(
-            snapshot([A], (*old, *replicas(pool("demo/x"), "b", 1, None, state=ReplicaState.PENDING, age_s=1.0))),
-            want,
-            POLICY,
-        )[0].pool.service
-        == "demo/x"
-    )
+    assert moves(next_step(snapshot([A, B], old), plan({(pool(gpus=8), "a"): 1}), POLICY)) == [("tp4", "a", 2, 0)]
+
+
+def test_room_promised_to_one_start_is_not_promised_again() -> None:
+    old = replicas(pool(gpus=4), "a", 2, "a1")
+    ready = replicas(pool(), "b", 1, "b1")
+    want = plan({(pool(role=Role.PREFILL, gpus=4), "a"): 1, (pool(role=Role.DECODE, gpus=4), "a"): 1, (pool(), "b"): 1})
+    assert moves(next_step(snapshot([A, B], (*old, *ready)), want, POLICY)) == [("tp4", "a", 2, 0)]
+
+
+def test_only_what_is_really_in_the_way_makes_room() -> None:
+    small, large = pool("demo/small", gpus=1), pool("demo/large", gpus=4)
+    old = (*replicas(small, "a", 2, "a1"), *replicas(large, "b", 2, "b1"))
+    new = pool("demo/new", gpus=4)
+    want = plan({(small, "a"): 1, (small, "b"): 1, (large, "b"): 1, (large, "a"): 1, (new, "a"): 1})
+    site = snapshot([A, B], old, {"site": 2 * IDLE + 10 * EXTRA / 2})
+    ranks = {"demo/new": 0, "demo/large": 1, "demo/small": 2}
+    actions = next_step(site, want, Policy(max_starts_per_turn=1), tier_ranks=ranks)
+    assert [a.pool.service for a in actions] == ["demo/large"], "small is of a lower tier, and would not have helped"
+
+
+def test_small_replicas_move_together_when_free_gpus_are_not_in_one_piece() -> None:
+    nodes = [node("a1", "a", gpus=4), node("a2", "a", gpus=4)]
+    one, other = replicas(pool(gpus=2), "a", 1, "a1"), replicas(pool(gpus=2), "a", 1, "a2", age_s=2000.0)
+    want = plan({(pool(gpus=2), "a"): 2, (pool(gpus=4), "a"): 1})
+    actions = next_step(snapshot(nodes, (*one, *other)), want, POLICY)
+    assert moves(actions) == [("tp2", "a", 2, 1)]
+    assert actions[0].reason == "moves to another node: demo/chat/mixed/h100/tp4 needs 4 GPUs on one"
+    leaving = [replace(one[0], state=ReplicaState.LEAVING), *other]
+    assert moves(next_step(snapshot(nodes, leaving), want, POLICY)) == [("tp2", "a", 1, 2)], "back beside the other"
+
+
+def test_the_last_ready_replica_of_a_service_is_not_moved() -> None:
+    nodes = [node("a1", "a", gpus=4), node("a2", "a", gpus=4)]
+    x, y = pool("demo/x"), pool("demo/y")
+    want = plan({(x, "a"): 1, (y, "a"): 1, (pool("demo/new", gpus=4), "a"): 1})
+    assert next_step(snapshot(nodes, (*replicas(x, "a", 1, "a1"), *replicas(y, "a", 1, "a2"))), want, POLICY) == ()
+
+
+def test_nothing_moves_together_while_something_starts_there() -> None:
+    nodes = [node(f"a{i}", "a", gpus=4) for i in (1, 2, 3)]
+    x, z = pool("demo/x"), pool("demo/z")
+    running = (*replicas(x, "a", 1, "a1"), *replicas(x, "a", 1, "a2"), *replicas(z, "a", 1, "a3"))
+    want = plan({(x, "a"): 3, (z, "a"): 1, (pool("demo/new", gpus=4), "a"): 1})
+    actions = next_step(snapshot(nodes, running), want, POLICY, tier_ranks={"demo/x": 0})
+    assert [(a.pool.service, a.to_replicas) for a in actions] == [("demo/x", 3)]
+
+
+def test_nothing_moves_together_where_it_would_not_fit_back() -> None:
+    nodes = [node("a1", "a", gpus=4), node("a2", "a", gpus=4)]
+    full = (*replicas(pool(gpus=2), "a", 1, "a1"), *replicas(pool(gpus=1), "a", 3, "a2"))
+    want = plan({(pool(gpus=2), "a"): 1, (pool(gpus=1), "a"): 3, (pool(gpus=4), "a"): 1})
+    assert next_step(snapshot(nodes, full), want, POLICY) == ()
 
 
 def test_a_budget_cut_sheds_all_at_once_lowest_tier_and_last_started_first() -> None:
