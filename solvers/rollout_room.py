@@ -22,7 +22,7 @@ def make_room(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> None:
     budget = max(1, limit - turn.in_flight() - sum(turn.started.values()))
     promised: set[Place] = set()
     for place, blocker in [*blocked.items()][:MAX_TRIES]:
-        victims = _victims(turn, place, blocked, promised)
+        victims = _victims(turn, place, promised)
         if victims is None or len(promised) >= budget:
             continue
         for victim in victims:
@@ -31,7 +31,7 @@ def make_room(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> None:
         promised.add(place)
 
 
-def _victims(turn: Turn, place: Place, blocked: Mapping[Place, Blocker], promised: set[Place]) -> list[Replica] | None:
+def _victims(turn: Turn, place: Place, promised: set[Place]) -> list[Replica] | None:
     """Replicas whose leaving lets one more start at the place; None when the leaving of all would not.
 
     The last Ready replica of a role chain is spared as long as anything that its service waits for can still come by
@@ -42,7 +42,7 @@ def _victims(turn: Turn, place: Place, blocked: Mapping[Place, Blocker], promise
         holders = [replica for replica in candidates if _holds(turn, replica, place, blocker)]
         spared = [replica for replica in holders if turn.chains.is_last(replica)]
         victim = next((replica for replica in holders if replica not in spared), None)
-        if victim is None and all(_is_stuck(turn, r.pool.service, blocked, promised) for r in spared):
+        if victim is None and all(_is_stuck(turn, r.pool.service, promised) for r in spared):
             victim = next(iter(spared), None)
         if victim is None:
             break
@@ -64,12 +64,12 @@ def _is_needed(turn: Turn, replica: Replica, place: Place) -> bool:
     return True
 
 
-def _is_stuck(turn: Turn, service: str, blocked: Mapping[Place, Blocker], promised: set[Place]) -> bool:
+def _is_stuck(turn: Turn, service: str, promised: set[Place]) -> bool:
     """True when nothing of the service starts, and nothing will once all that leaves is gone."""
-    if turn.is_starting(service):
+    if turn.is_starting(service) or any(pool.service == service for pool, _ in promised):
         return False
     missing = (place for place in turn.want if place[0].service == service and turn.missing(place) > 0)
-    return all(place in blocked and place not in promised and turn.later.blocker(*place) for place in missing)
+    return all(turn.later.blocker(*place) for place in missing)
 
 
 def _unwanted(turn: Turn) -> list[Replica]:
@@ -134,7 +134,7 @@ def _movable(turn: Turn, place: Place, node: str) -> list[Replica] | None:
         if not turn.chains.is_last(replica):
             turn.set_aside(replica)
             moved.append(replica)
-    leave_for_good = Counter({at: turn.surplus(at) for at in {(r.pool, r.location) for r in moved}})
+    leave_for_good = Counter({at: max(0, turn.surplus(at)) for at in {(r.pool, r.location) for r in moved}})
     back = Counter((r.pool, r.location) for r in moved) - leave_for_good
     fits = _fit(turn, [newcomer(place), *(newcomer(at) for at in sorted(back.elements()))])
     for replica in moved:

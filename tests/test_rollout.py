@@ -177,6 +177,13 @@ def test_a_start_that_only_waits_for_its_turn_is_still_to_come() -> None:
     assert [a.pool.service for a in actions] == ["demo/other"]
 
 
+def test_room_promised_to_a_service_is_something_to_come() -> None:
+    old = (*replicas(pool(gpus=8), "a", 1, "a1"), *replicas(pool(gpus=8), "b", 1, "b1"))
+    prefill, decode = pool(role=Role.PREFILL, gpus=8), pool(role=Role.DECODE, gpus=8)
+    actions = next_step(snapshot([A, B], old), plan({(prefill, "a"): 1, (decode, "b"): 1}), POLICY)
+    assert len(actions) == 1, "the other one keeps serving"
+
+
 def test_a_swap_in_place_takes_the_last_when_nothing_else_can_make_the_room() -> None:
     old = replicas(pool(gpus=4), "a", 2, "a1")
     assert moves(next_step(snapshot([A, B], old), plan({(pool(gpus=8), "a"): 1}), POLICY)) == [("tp4", "a", 2, 0)]
