@@ -21,23 +21,25 @@ def make_room(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> None:
     """
     budget = max(1, limit - turn.in_flight() - sum(turn.started.values()))
     promised: set[Place] = set()
+    unwanted = _unwanted(turn)
     for place, blocker in [*blocked.items()][:MAX_TRIES]:
-        victims = _victims(turn, place, promised)
+        victims = _victims(turn, place, unwanted, promised)
         if victims is None or len(promised) >= budget:
             continue
         for victim in victims:
+            unwanted.remove(victim)
             turn.drop(victim, f"makes room for {place[0]} {_where(place[1])}: {blocker.text}")
         turn.later.hold(newcomer(place))  # the room is spoken for
         promised.add(place)
 
 
-def _victims(turn: Turn, place: Place, promised: set[Place]) -> list[Replica] | None:
+def _victims(turn: Turn, place: Place, unwanted: Sequence[Replica], promised: set[Place]) -> list[Replica] | None:
     """Replicas whose leaving lets one more start at the place; None when the leaving of all would not.
 
     The last Ready replica of a role chain is spared as long as anything that its service waits for can still come by
     itself. When nothing can, the plan's move is a swap in place, and waiting would be for ever.
     """
-    candidates, taken = _unwanted(turn), list[Replica]()
+    candidates, taken = [*unwanted], list[Replica]()
     while blocker := turn.later.blocker(*place):
         holders = [replica for replica in candidates if _holds(turn, replica, place, blocker)]
         spared = [replica for replica in holders if turn.chains.is_last(replica)]
