@@ -4,7 +4,8 @@
 what is known                 demand
 ============================  =======================================================================================
 source Declared               as declared
-a fresh reading               forecast at the policy's quantile and horizon, and the sizes that were observed
+a fresh reading               forecast at the policy's quantile and horizon, and the sizes that were observed; while
+                              the history is younger than a dip must last to be believed, not below the last demand
 no fresh reading, but a       the last demand again, so that telemetry that is missing or old changes nothing
 demand was planned before
 none, and nothing runs        as declared, where that is written: nobody serves, so nobody could have been measured
@@ -23,10 +24,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from controller.readings import Histogram, Readings, ServiceReading
+from controller.readings import Histogram, LoadSample, Readings, ServiceReading
 from controller.resources import FleetPolicySpec, ServedModelSpec
 from controller.schema import DemandSource
-from solvers.forecast import expected_demand
+from solvers.forecast import HOLD_S, expected_demand
 from solvers.workload import Demand, SizeBucket
 
 PROMPT_CUTS = (0.0, 0.5, 0.9, 1.0)  # long prompts decide TTFT and KV room: their tenth gets a bucket of its own
@@ -132,7 +133,15 @@ def _measured(
         else reading.requests_per_s
     )
     wanted = (expected + (reading.queue or 0.0) / QUEUE_DRAIN_S) * (1.0 + policy.capacity_headroom_ratio)
+    if previous is not None and _is_young(reading.history):
+        wanted = max(wanted, previous.requests_per_s)
     return Demand(service=spec.model.name, requests_per_s=wanted, mix=mix, source=f"{reading.source}; {sizes}")
+
+
+def _is_young(history: Sequence[LoadSample]) -> bool:
+    """True while the history is too short to tell a dip from series that have only just begun."""
+    times = [sample.time_s for sample in history]
+    return not times or max(times) - min(times) < HOLD_S
 
 
 def _mix(spec: ServedModelSpec, reading: ServiceReading, previous: Demand | None) -> tuple[tuple[SizeBucket, ...], str]:

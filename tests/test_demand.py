@@ -76,6 +76,14 @@ def test_headroom_and_the_queue_come_on_top() -> None:
     assert requests_per_s(view(reading(queue=120.0))) == pytest.approx(8.0)
 
 
+def test_series_that_have_only_just_begun_do_not_lower_the_demand() -> None:
+    """A rate over a window that began inside it is too low; five minutes later a low rate is a low load."""
+    begun = tuple(LoadSample(time_s=NOW_S - t, requests_per_s=6.0, window_s=60.0) for t in (240.0, 0.0))
+    settled = tuple(LoadSample(time_s=NOW_S - t, requests_per_s=6.0, window_s=60.0) for t in (400.0, 200.0, 0.0))
+    assert requests_per_s(view(reading(history=begun), previous=LAST)) == pytest.approx(9.0)
+    assert requests_per_s(view(reading(history=settled), previous=LAST)) == pytest.approx(6.0)
+
+
 def test_no_load_is_a_demand_of_zero_not_an_absent_one() -> None:
     calm = tuple(LoadSample(time_s=NOW_S - t, requests_per_s=0.0, window_s=60.0) for t in (400.0, 0.0))
     assert requests_per_s(view(reading(requests_per_s=0.0, history=calm))) == 0.0
