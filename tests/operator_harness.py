@@ -7,6 +7,7 @@ test can stop, continue or kill; for each line on its standard input it prints w
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -23,22 +24,18 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 
 from controller.loop import Operator
 from controller.records import DELETION_COST, MANAGED_BY, MANAGED_BY_LABEL
-from controller.render import render_engine_profile
 from controller.schema import API_VERSION
 from controller.settings import Settings
 from controller.turn import Turn
-from solvers.fleet import GpuClass, ReplicaState
-from tests import fleets
+from solvers.fleet import ReplicaState
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.monitoring import ScrapeJob
-from tests.simcluster.nodes import RACK_LABEL, GpuNode, is_ready, sim_annotations
+from tests.simcluster.nodes import is_ready
 from tests.simcluster.poll import wait_until
+from tests.world_bodies import MODEL, NAMESPACE, domains, fleet_policy, gpu_classes, gpu_nodes, profiles, served_model
 
 CRDS = Path(__file__).parents[1] / "deploy" / "crds"
-NAMESPACE = "team-a"
-MODEL = "org/chat-8b"
-PRODUCTS = {"l40s": "NVIDIA-L40S", "h100-sxm": "NVIDIA-H100-80GB-HBM3"}
 OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 PATIENCE_S = 60.0
 
@@ -81,12 +78,8 @@ class World:
         for namespace in (NAMESPACE, "penstock-system"):
             self.cluster.create_namespace(namespace)
         racks = nodes or {"rack-1": 2, "rack-2": 2}
-        self.cluster.add_nodes(
-            GpuNode(name=f"{rack}-{i}", gpu_product=PRODUCTS["l40s"], gpus=4, memory_mebibytes=46068, rack=rack)
-            for rack, count in racks.items()
-            for i in range(count)
-        )
-        self.cluster.create([*_classes(), *_profiles(), *_domains(racks), _policy(**policy)])
+        self.cluster.add_nodes(gpu_nodes(racks))
+        self.cluster.create([*gpu_classes(), *profiles(), *domains(racks), fleet_policy(**policy)])
         return self
 
     def _kinds(self) -> int:
@@ -148,6 +141,7 @@ class World:
 @contextmanager
 def running(cluster: SimCluster, name: str = "one", **changes: Any) -> Iterator[Operator]:
     """Run an operator in this process."""
+    logging.getLogger("kopf").setLevel(logging.CRITICAL)  # as ``penstock run`` does
     operator = Operator(settings(cluster, name, **changes))
     operator.start()
     try:
@@ -332,115 +326,6 @@ class OperatorProcess:
         if self.process.poll() is None:
             self.resume()
             self.close()
-
-
-def served_model(name: str, requests_per_s: float, *, cold_start_s: float = 0.5, **changes: Any) -> Json:
-    """A service of mixed replicas on L40S."""
-    mix = [
-        {"promptTokens": 512, "outputTokens": 128, "weight": 60},
-        {"promptTokens": 2048, "outputTokens": 256, "weight": 40},
-    ]
-    declared = {"milliRequestsPerSecond": round(requests_per_s * 1e3), "mix": mix}
-    pod = {
-        "metadata": {"annotations": sim_annotations(cold_start_s=cold_start_s, drain_s=0.2)},
-        "spec": {
-            "terminationGracePeriodSeconds": 5,
-            "containers": [
-                {"name": "engine", "image": "example.com/engine:1", "args": ["$(PENSTOCK_TENSOR_PARALLEL)"]}
-            ],
-        },
-    }
-    spec = {
-        "model": MODEL,
-        "tier": "standard",
-        "slos": [
-            {"metric": "TTFT", "percentile": 95, "milliseconds": 1000},
-            {"metric": "ITL", "percentile": 95, "milliseconds": 80},
-        ],
-        "demand": {"source": "Declared", "declared": declared},
-        "roles": ["mixed"],
-        "gpuClasses": ["l40s"],
-        "management": "Generate",
-        "template": pod,
-        **changes,
-    }
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "ServedModel",
-        "metadata": {"namespace": NAMESPACE, "name": name},
-        "spec": spec,
-    }
-
-
-def _classes() -> list[Json]:
-    return [
-        _class(replace(fleets.gpu_class(name), node_selector={"nvidia.com/gpu.product": product}))
-        for name, product in PRODUCTS.items()
-    ]
-
-
-def _class(known: GpuClass) -> Json:
-    spec = {
-        "resourceName": known.resource_name,
-        "nodeSelector": dict(known.node_selector),
-        "memoryMebibytes": known.memory_bytes >> 20,
-        "power": {
-            "idleWatts": round(known.idle_watts),
-            "minCapWatts": round(known.min_cap_watts),
-            "maxCapWatts": round(known.max_cap_watts),
-            "hostShareWatts": round(known.host_share_watts),
-        },
-        "priceMilliUsdPerHour": round(known.price_usd_per_hour * 1e3),
-    }
-    return _object("GpuClass", known.name, spec)
-
-
-def _profiles() -> list[Json]:
-    return [render_engine_profile(fleets.profile(MODEL, name, degree, 8.0)) for name in PRODUCTS for degree in (1, 2)]
-
-
-def _domains(racks: Mapping[str, int]) -> list[Json]:
-    """A site over the racks, with room for everything."""
-    inside = {"parents": ["site"], "topologyLabel": RACK_LABEL, "budgetWatts": 10_000}
-    return [
-        _object("PowerDomain", "site", {"budgetWatts": 40_000}),
-        *(_object("PowerDomain", r, inside) for r in racks),
-    ]
-
-
-def _policy(**changes: Any) -> Json:
-    spec = {
-        "modes": {"replicas": "Act", "placement": "Act"},
-        "locationLabel": RACK_LABEL,
-        "tiers": [{"name": "critical"}, {"name": "standard"}, {"name": "best-effort"}],
-        "telemetry": {"maxAgeSeconds": 5},
-        "headroom": {"horizonSeconds": 0, "capacityPercent": 0, "demandPercentile": 50},
-        **changes,
-    }
-    return _object("FleetPolicy", "default", spec)
-
-
-def power_domain(name: str, **spec: Any) -> Json:
-    """A power domain of 10 kW."""
-    return _object("PowerDomain", name, {"budgetWatts": 10_000, **spec})
-
-
-def autoscaler(deployment: str, replicas: int) -> Json:
-    """An HPA that wants at least so many replicas; below its minimum it needs no metrics to act."""
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": {"name": deployment, "namespace": NAMESPACE},
-        "spec": {
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment},
-            "minReplicas": replicas,
-            "maxReplicas": replicas,
-        },
-    }
-
-
-def _object(kind: str, name: str, spec: Json) -> Json:
-    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def holds_for(claim: Callable[[], bool], seconds: float, interval_s: float = 0.1) -> bool:

@@ -8,22 +8,20 @@ from controller.loop import Operator
 from controller.turn import Turn
 from solvers.fleet import ReplicaState
 from tests.operator_harness import (
-    NAMESPACE,
     Gateway,
     MarkedPods,
     OperatorProcess,
     World,
-    autoscaler,
     holds_for,
     is_done,
     latest,
-    power_domain,
     running,
     wait_settled,
 )
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.poll import wait_until
+from tests.world_bodies import NAMESPACE, autoscaler, power_domain
 
 
 @pytest.fixture
@@ -44,6 +42,10 @@ def settled_off(operator: Operator, node: str) -> bool:
     return len(ready) >= wanted > 0 and node not in {replica.node for replica in ready} and not turn.report.violations
 
 
+def served(operator: Operator) -> list[str]:
+    return [row.service for row in latest(operator).plan.services]
+
+
 def number_of(turn: Turn | None) -> int:
     return turn.number if turn is not None else 0
 
@@ -51,7 +53,13 @@ def number_of(turn: Turn | None) -> int:
 def holder(world: World) -> str:
     """Who holds the Lease."""
     lease = world.cluster.api.find("/apis/coordination.k8s.io/v1/namespaces/penstock-system/leases/penstock")
-    return (lease or {"spec": {}})["spec"].get("holderIdentity", "")
+    name: str = (lease or {"spec": {}})["spec"].get("holderIdentity", "")
+    return name
+
+
+def says(world: World, name: str, condition: str) -> str:
+    """Reason of a service's condition."""
+    return world.condition(condition, "servedmodels", name, NAMESPACE)[1]
 
 
 def fresh(world: World) -> tuple[str, str]:
@@ -152,7 +160,8 @@ def test_a_model_is_added_and_removed_and_its_pods_keep_serving(world: World) ->
         orphans, others = world.ready("code"), world.ready("chat")
         world.cluster.api.delete(f"/apis/penstock.dev/v1alpha1/namespaces/{NAMESPACE}/servedmodels/code")
         world.cluster.api.delete(f"/apis/penstock.dev/v1alpha1/namespaces/{NAMESPACE}/servedmodels/passing")
-        wait_until(lambda: not world.pods("passing"), "pods of a model with deletionPolicy Delete to go")
+        # The garbage collector looks for new kinds every 30 s.
+        wait_until(lambda: not world.pods("passing"), "pods of a model with deletionPolicy Delete to go", timeout_s=90)
         wait_until(
             lambda: [s.service for s in latest(operator).plan.services] == ["team-a/chat"], "a plan without them"
         )
@@ -195,14 +204,13 @@ def test_uninstalling_and_removing_the_kinds_leaves_pods_serving(world: World) -
     with running(world.cluster) as operator:
         wait_settled(operator, world, chat=6.0)
         serving = world.ready()
-        for crd in world.cluster.api.list_all("/apis/apiextensions.k8s.io/v1/customresourcedefinitions"):
+        crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        for crd in world.cluster.api.list_all(crds):
             world.cluster.api.delete(
                 f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
             )
         operator.cache.suspect_all()
-        wait_until(
-            lambda: "not installed" in "".join(latest(operator).report.holds), "the operator to say what is gone"
-        )
+        wait_until(lambda: "not installed" in "".join(latest(operator).report.holds), "a word on it")
         assert holds_for(lambda: world.ready() == serving, 2.0)
     assert holds_for(lambda: world.ready() == serving, 1.0)
 
@@ -277,9 +285,10 @@ def test_an_api_server_that_was_down_is_caught_up_with(world: World) -> None:
         wait_until(lambda: not operator.elector.is_leader, "the leader to stop by itself")
         assert holds_for(lambda: not operator.elector.is_leader, 2.0)
         world.cluster.start_component("kube-apiserver")
+        wait_until(lambda: operator.elector.is_leader, "the leader to lead again")
+        assert holds_for(lambda: world.ready() == serving, 2.0)
         world.demand(12.0)
         wait_settled(operator, world, chat=12.0)
-        assert serving <= world.ready()
 
 
 def test_wrong_objects_are_named_and_the_others_served(world: World) -> None:
@@ -290,17 +299,9 @@ def test_wrong_objects_are_named_and_the_others_served(world: World) -> None:
         world.cluster.create([power_domain(name, parents=[parent])])
     with running(world.cluster) as operator:
         wait_settled(operator, world, chat=4.0)
-        for name, kind, reason in (
-            ("unknown-class", "Ready", "Invalid"),
-            ("impossible", "PlanFeasible", "NothingFits"),
-            ("chat", "Ready", "Serving"),
-        ):
-            wait_until(
-                lambda name=name, kind=kind, reason=reason: (
-                    world.condition(kind, "servedmodels", name, NAMESPACE)[1] == reason
-                ),
-                f"{name} to say {reason}",
-            )
+        wait_until(lambda: says(world, "unknown-class", "Ready") == "Invalid", "the unknown class to be named")
+        wait_until(lambda: says(world, "impossible", "PlanFeasible") == "NothingFits", "the impossible SLO to be named")
+        wait_until(lambda: says(world, "chat", "Ready") == "Serving", "the sound service to serve")
         wait_until(lambda: world.condition("Ready", "powerdomains", "loop-a")[1] == "Invalid", "the cycle to be named")
         messages = " ".join(c["message"] for c in world.get("powerdomains", "loop-a")["status"]["conditions"])
         assert "loop-a" in messages
