@@ -69,6 +69,11 @@ class Decider:
         """True while a solve is in flight."""
         return self._flight is not None
 
+    @property
+    def has_answer(self) -> bool:
+        """True when the solve in flight has ended."""
+        return self._flight is not None and self._flight[1].done()
+
     def adopt(self, decision: Decision) -> None:
         """Take over a recorded decision, and decide anew when it is our turn to."""
         self.decision, self._asked = decision, None
@@ -110,7 +115,7 @@ class Decider:
 
     def collect(self, now_s: float) -> bool:
         """Take the answer of a finished solve; True when there is a new decision."""
-        if self._flight is None or not self._flight[1].done():
+        if self._flight is None or not self.has_answer:
             return False
         (problem, future), self._flight = self._flight, None
         try:
