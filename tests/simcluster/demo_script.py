@@ -49,15 +49,15 @@ class Script:
 
 
 TRAFFIC = (
-    Traffic(service="demo/chat-8b", requests_per_s=90.0, seed=1),
-    Traffic(service="demo/chat-70b", requests_per_s=20.0, seed=2),
-    Traffic(service="demo/moe", requests_per_s=50.0, seed=3),
+    Traffic(service="demo/chat-8b", requests_per_s=90.0),
+    Traffic(service="demo/chat-70b", requests_per_s=20.0),
+    Traffic(service="demo/moe", requests_per_s=50.0),
 )
 
 
 def _surge(start_s: float, seconds: float, factor: float) -> Incident:
     def act(world: World) -> None:
-        world.control(action="surge", service=SURGED, factor=factor, duration_s=seconds)
+        world.control(surge={"service": SURGED, "factor": factor, "duration_s": seconds})
 
     return Incident(
         name="surge",
@@ -85,7 +85,6 @@ def _cut(start_s: float, seconds: float, watts: int) -> Incident:
 
 def _loss(start_s: float, seconds: float) -> Incident:
     def act(world: World) -> None:
-        world.control(action="fail-node", node=LOST)
         world.cluster.fail_node(LOST, wait=False)
 
     return Incident(
@@ -102,11 +101,11 @@ FULL = Script(
     time_scale=20.0,
     duration_s=3200.0,
     traffic=TRAFFIC,
-    incidents=(_surge(600.0, 600.0, 1.8), _cut(1500.0, 600.0, 9000), _loss(2400.0, 800.0)),
+    incidents=(_surge(600.0, 600.0, 1.8), _cut(1500.0, 600.0, 8000), _loss(2400.0, 800.0)),
 )
 SHORT = Script(
     time_scale=20.0,
     duration_s=1000.0,
     traffic=TRAFFIC,
-    incidents=(_surge(160.0, 240.0, 1.8), _cut(480.0, 200.0, 9000), _loss(700.0, 300.0)),
+    incidents=(_surge(160.0, 240.0, 1.8), _cut(480.0, 200.0, 8000), _loss(700.0, 300.0)),
 )

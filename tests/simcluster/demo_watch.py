@@ -27,6 +27,8 @@ PLURALS = {
     "EngineProfile": "engineprofiles",
     "ServedModel": "servedmodels",
 }
+PODS = f"/api/v1/namespaces/{SERVED_NAMESPACE}/pods"
+DEPLOYMENTS = f"/apis/apps/v1/namespaces/{SERVED_NAMESPACE}/deployments"
 SLOWLY_CHANGING = frozenset(PLURALS) - {"PowerDomain"}
 
 
@@ -89,7 +91,7 @@ class Watcher:
         gpus = _gpus_by_class(pods)
         prices = {each.name: each.price_usd_per_hour for each in specs.gpu_classes}
         sample = Sample(
-            at_s=state["now_s"],
+            at_s=state["virtual_s"],
             services=state["services"],
             replicas=Counter(_group(pod) for pod in pods if pod.is_ready and not pod.is_leaving),
             pods=len(pods),
@@ -101,13 +103,20 @@ class Watcher:
         return sample
 
     def _records(self) -> Records:
+        """List pods, Deployments and nodes as they stood at one moment: at the version of the first list.
+
+        Lists of different moments would count a replica twice that moves from one pool to another between them.
+        """
         api = self._world.cluster.api
-        # Deployments first: a pod that one asks for and that comes in between is then counted once, not missed.
-        deployments = api.list_all(f"/apis/apps/v1/namespaces/{SERVED_NAMESPACE}/deployments")
+        version = api.get(f"{PODS}?limit=1")["metadata"]["resourceVersion"]
+        moment = {"resourceVersion": version, "resourceVersionMatch": "Exact"}
+        deployments, pods, nodes = (
+            api.request("GET", path, query=moment)["items"] for path in (DEPLOYMENTS, PODS, "/api/v1/nodes")
+        )
         return Records(
             deployments=[deployment_record(body) for body in deployments],
-            pods=[pod_record(body) for body in self._world.serving_pods()],
-            nodes=[node_record(body) for body in api.list_all("/api/v1/nodes")],
+            pods=[record for body in pods if (record := pod_record(body))],
+            nodes=[node_record(body) for body in nodes],
         )
 
 

@@ -33,11 +33,10 @@ COLD_START_S = 120.0  # virtual; EngineProfile.coldStartSeconds of the sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """One service's load: ``factor`` copies of a trace, shifted against each other."""
+    """One service's load: copies of a trace, shifted against each other until they make the rate."""
 
     service: str
-    factor: float
-    seed: int
+    requests_per_s: float
 
 
 class World:
@@ -50,16 +49,22 @@ class World:
         self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(5.0))
         self._twin_port, self._operator_port, self.grpc_port = free_ports(3)
 
-    def start_twin(self, traffic: Sequence[Traffic], trace: Path | None, duration_s: float) -> None:
-        """Start gateway, engines and GPUs; the clock of the requests stands until ``control("start")``."""
+    def start_twin(self, traffic: Sequence[Traffic], trace: Path | None) -> None:
+        """Start gateway, engines and GPUs; the clock of the requests stands until ``control(start=True)``."""
         options = ["--kubeconfig", str(self.cluster.kubeconfig), "--port", str(self._twin_port)]
-        options += ["--time-scale", f"{self.time_scale:g}", "--duration-s", f"{duration_s:g}"]
-        options += ["--trace", str(trace)] if trace else []
+        options += ["--time-scale", f"{self.time_scale:g}"]
         for each in traffic:
-            options += ["--service", f"{each.service}={each.factor:g}:{each.seed}"]
+            options += ["--traffic", f"{each.service}={trace or 'synthetic'}@{each.requests_per_s:g}"]
         self._start("twin", "tests.simcluster.twin", options)
         self._wait_answer("twin", f"{self._twin}/state")
+
+    def open_gateway(self) -> None:
+        """Let requests come: start the virtual clock, and scrape what the twin shows from now on.
+
+        Before, there is no telemetry at all, as for a service that is new: the declared demand is placed first.
+        """
         jobs = [("gateway", "/gateway/metrics"), ("engines", "/engines/metrics"), ("dcgm", "/dcgm/metrics")]
+        self.control(start=True)
         self.cluster.set_scrape_jobs(
             ScrapeJob(name=name, url=self._twin + path, honor_labels=True) for name, path in jobs
         )
@@ -120,6 +125,17 @@ class World:
 
     def log_tail(self, name: str, lines: int = 20) -> str:
         return self._supervisor.log_tail(name, lines)
+
+    def conditions(self) -> str:
+        """List every condition that is not True, to find out what holds the operator back."""
+        rows = [
+            f"{kind} {body['metadata']['name']}: {each['type']}={each['status']} {each['reason']}: {each['message']}"
+            for kind in ("fleetpolicies", "servedmodels", "powerdomains", "gpuclasses")
+            for body in self.list_kind(kind)
+            for each in body.get("status", {}).get("conditions", ())
+            if each["status"] != "True"
+        ]
+        return "\n".join(rows)
 
     def memory_bytes(self) -> Mapping[str, int]:
         return {**self.cluster.memory_bytes(), **self._supervisor.memory_bytes()}
@@ -187,7 +203,12 @@ def sample_objects() -> list[Json]:
 def _simulated(node: Json) -> Json:
     metadata = node["metadata"]
     labels = {**metadata.get("labels", {}), SIMULATED_LABEL: "true", "kubernetes.io/hostname": metadata["name"]}
-    return {**node, "metadata": {**metadata, "labels": labels, "annotations": {"kwok.x-k8s.io/node": "fake"}}}
+    addresses = [{"type": "InternalIP", "address": "127.0.0.1"}, {"type": "Hostname", "address": metadata["name"]}]
+    return {
+        **node,
+        "metadata": {**metadata, "labels": labels, "annotations": {"kwok.x-k8s.io/node": "fake"}},
+        "status": {**node["status"], "addresses": addresses},
+    }
 
 
 def _with_cold_start(obj: Json, cold_start_s: float) -> Json:
