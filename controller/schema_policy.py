@@ -51,7 +51,7 @@ class Objective(Resource):
 
     energy_milli_usd_per_kilowatt_hour: Annotated[int, Field(ge=0, le=100_000)] = 120
     """Price of energy."""
-    start_cost_seconds: Annotated[int, Field(ge=0, le=86_400)] = 180
+    start_cost_seconds: Annotated[int, Field(ge=0, le=86_400)] = 1080
     """A started replica costs so many seconds of its GPUs' price."""
 
 

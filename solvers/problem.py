@@ -31,7 +31,7 @@ class Policy:
     """
 
     energy_usd_per_kilowatt_hour: float = 0.12
-    start_cost_hours: float = 0.05
+    start_cost_hours: float = 0.3
     min_saving_ratio: float = 0.03
     max_starts_per_turn: int = 8
     tier_penalties: tuple[float, ...] = (60.0, 20.0, 7.0)
