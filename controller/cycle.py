@@ -102,8 +102,7 @@ class Cycle:
         blind_because = self._refresh()
         view = self._cache.view()
         specs = self._parse(view)
-        self._telemetry.targets = tuple(_target(spec) for spec in specs.served_models)
-        self._telemetry.period_s = self.tick_s(specs)
+        self._telemetry.look_for(map(_target, specs.served_models), self.tick_s(specs))
         readings = self._telemetry.latest
         observation = build_problem(
             specs,

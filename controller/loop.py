@@ -29,7 +29,7 @@ from solvers.problem import Problem
 
 log = logging.getLogger("penstock")
 
-LEAST_GAP_S = 0.25  # between turns, so that a burst of events is one turn
+LEAST_GAP_S = 0.25  # between the beginnings of turns
 LONGEST_TURN_S = 300.0  # a loop that has not turned for so long hangs
 
 
@@ -154,8 +154,11 @@ class Operator:
             began_s = time.monotonic()
             tick_s = self._one_turn(began_s)
             self._last_turn_s = time.monotonic()
-            self._wake.wait(max(0.0, tick_s - (self._last_turn_s - began_s)))
-            self._stopping.wait(max(0.0, LEAST_GAP_S - (time.monotonic() - began_s)))
+            took_s = self._last_turn_s - began_s
+            self._wake.wait(max(0.0, tick_s - took_s))
+            # A burst of events is one turn, and turns leave half of the time to others.
+            earliest_s = began_s + max(LEAST_GAP_S, 2.0 * took_s)
+            self._stopping.wait(max(0.0, earliest_s - time.monotonic()))
 
     def _one_turn(self, began_s: float) -> float:
         """Take a turn; one that breaks is counted and the next one tries again. Returns the pause between turns."""

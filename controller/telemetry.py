@@ -255,14 +255,16 @@ def _nodes(vectors: Vectors) -> dict[str, NodeReading]:
 class TelemetryReader:
     """Reads in a thread of its own: a Prometheus that hangs must not hold up the loop.
 
-    The loop sets ``targets`` and takes ``latest``; ages tell it what an old answer is worth.
+    The loop says whom to ask about (``look_for``) and takes ``latest``; ages tell it what an old answer is worth.
     """
 
-    def __init__(self, settings: Settings, *, period_s: float = 5.0) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._prometheus = Prometheus(settings.prometheus_url) if settings.prometheus_url else None
-        self.period_s, self.targets = period_s, tuple[ServiceTarget, ...]()
+        self._period_s = 5.0
+        self._targets: tuple[ServiceTarget, ...] = ()
+        self._answered: tuple[ServiceTarget, ...] | None = None
         self._latest = Readings(taken_at_s=0.0)
-        self._stopping = threading.Event()
+        self._stopping, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._telemetry: Telemetry | None = None
         if self._prometheus is not None:
@@ -273,10 +275,20 @@ class TelemetryReader:
                 time_scale=settings.time_scale,
             )
 
+    def look_for(self, targets: Iterable[ServiceTarget], period_s: float) -> None:
+        """Say which services to ask about, and how often; new ones are asked about at once."""
+        wanted, self._period_s = tuple(targets), period_s
+        if wanted != self._targets:
+            self._targets = wanted
+            self._wake.set()
+
     @property
     def has_read(self) -> bool:
-        """True once there was an answer or a failure, or nobody to ask: silence before that means nothing."""
-        return self._telemetry is None or self._latest.taken_at_s > 0.0
+        """True once there was an answer or a failure about all services, or nobody to ask.
+
+        Silence before that means nothing.
+        """
+        return self._telemetry is None or self._answered == self._targets
 
     @property
     def latest(self) -> Readings:
@@ -291,6 +303,7 @@ class TelemetryReader:
     def stop(self) -> None:
         """Stop reading."""
         self._stopping.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10.0)
         if self._prometheus is not None:
@@ -298,15 +311,18 @@ class TelemetryReader:
 
     def read_once(self) -> Readings:
         """Read now and remember it."""
+        targets = self._targets
         if self._telemetry is not None:
-            taken = self._telemetry.read(self.targets)
+            taken = self._telemetry.read(targets)
             self._latest = keep_last_good(self._latest, taken) if taken.faults else taken
+        self._answered = targets
         return self._latest
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            self._wake.clear()
             self.read_once()
-            self._stopping.wait(self.period_s)
+            self._wake.wait(self._period_s)
 
 
 def keep_last_good(last: Readings, failed: Readings) -> Readings:

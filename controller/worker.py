@@ -78,12 +78,12 @@ class SolverWorker:
         """Kill the child, whatever it does."""
         process, pipe = self._process, self._pipe
         self._process = self._pipe = None
-        if pipe is not None:
-            pipe.close()
         if process is not None:
             process.kill()
             process.join()
             process.close()
+        if pipe is not None:
+            pipe.close()
 
     @property
     def pid(self) -> int | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -14,6 +13,7 @@ from controller.decide import Decider
 from controller.metrics import Metrics
 from controller.readings import Histogram, LoadSample, Readings, ServiceReading
 from controller.settings import Settings
+from controller.telemetry import ServiceTarget
 from controller.turn import Report, Turn
 from solvers.engine import EngineConfig, Role
 from solvers.errors import SolveFailed
@@ -47,11 +47,12 @@ class FakeWatch:
 
 class FakeTelemetry:
     has_read = True
-    period_s = 0.0
-    targets: tuple[Any, ...] = ()
 
     def __init__(self) -> None:
         self.latest = Readings(taken_at_s=0.0)
+
+    def look_for(self, targets: Iterable[ServiceTarget], period_s: float) -> None:
+        self.targets = tuple(targets)
 
 
 class PlannerHere:

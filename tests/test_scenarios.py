@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from controller.loop import Operator
@@ -306,3 +310,31 @@ def test_wrong_objects_are_named_and_the_others_served(world: World) -> None:
         messages = " ".join(c["message"] for c in world.get("powerdomains", "loop-a")["status"]["conditions"])
         assert "loop-a" in messages
         assert "loop-b" in messages
+
+
+def test_the_command_runs_leads_and_stops_cleanly_on_sigterm(world: World) -> None:
+    world.install().serve(requests_per_s=4.0)
+    flags = {"kubeconfig": world.cluster.kubeconfig, "identity": "command", "metrics-port": 0, "tick-s": 0.5}
+    command = [sys.executable, "-m", "controller", "run", *(f"--{name}={value}" for name, value in flags.items())]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: world.ready(), "the first placement", timeout_s=60)
+        serving = world.ready()
+        assert holder(world) == "command"
+        children = child_pids(process.pid)
+        assert children, "the solver has a process of its own"
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+    assert holder(world) == "", "the Lease is given back"
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "its children to be gone")
+    assert world.ready() == serving
+
+
+def child_pids(pid: int) -> list[int]:
+    """Processes that a process started, in any of its threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]

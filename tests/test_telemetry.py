@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.readings import Histogram, Readings, ServiceReading
+from controller.settings import Settings
 from controller.telemetry import (
     QUERIES,
     Prometheus,
@@ -18,6 +19,7 @@ from controller.telemetry import (
     Sample,
     ServiceTarget,
     Telemetry,
+    TelemetryReader,
     keep_last_good,
     load_queries,
 )
@@ -144,6 +146,19 @@ def test_an_unreachable_prometheus_is_named() -> None:
     with pytest.raises(QueryFailed, match=r"127\.0\.0\.1:9/api/v1/query"):
         prometheus.query("up")
     prometheus.close()
+
+
+def test_silence_counts_only_once_all_services_were_asked_about() -> None:
+    reader = TelemetryReader(Settings(prometheus_url="http://127.0.0.1:9"))
+    before = reader.has_read
+    reader.read_once()
+    reader.look_for([CHAT], 5.0)
+    unasked = reader.has_read
+    reader.read_once()
+    assert (before, unasked, reader.has_read) == (False, False, True)
+    assert "gateway_requests_per_s" in reader.latest.faults[0]
+    reader.stop()
+    assert TelemetryReader(Settings()).has_read, "without a Prometheus there is nobody to wait for"
 
 
 def test_windows_are_filled_in() -> None:
