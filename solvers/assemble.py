@@ -16,7 +16,7 @@ from solvers.tally import PoolWorth, Worth
 
 PRICE_FLOOR = 1e-6  # USD/h per unit; smaller duals are rounding
 UNITS = {"gpus": "group of GPUs", "power": "kW", "floor": "replica", "ceiling": "replica"}
-SIGNS = {"gpus": -1.0, "power": -1.0, "floor": 1.0, "ceiling": -1.0}
+SIGNS = {"gpus": -1.0, "power": -1.0, "power_whole": -1.0, "floor": 1.0, "ceiling": -1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,12 @@ def read_prices(cells: Cells, arrays: Arrays, duals: Floats) -> Prices:
     """Name the duals of the limits that a user can move; a group's price holds for each of its members."""
     by_limit: dict[tuple[str, str], float] = {}
     for (limit, subject), dual in zip(arrays.rows, duals, strict=True):
-        if limit in UNITS and (price := SIGNS[limit] * float(dual)) > PRICE_FLOOR:
-            by_limit[limit, subject] = price
+        key, price = (limit, subject), SIGNS.get(limit, 0.0) * float(dual)
+        if limit == "power_whole":  # priced by whole replicas of so many watts; said by the kW like the plain limit
+            domain, _, watts = subject.removesuffix(" W").rpartition(" by ")
+            key, price = ("power", domain), 1000.0 * price / float(watts)
+        if price > PRICE_FLOOR:
+            by_limit[key] = by_limit.get(key, 0.0) + price
     return Prices(
         by_limit=by_limit,
         by_domain_kilowatt={

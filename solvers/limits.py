@@ -5,7 +5,8 @@ Every function takes the sets (``Cells``) and the variables, and returns one vec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from solvers.cells import CHAINS, Cells, Floats, Ints
 from solvers.engine import Role
 
 CAPACITY_SLACK = 1e-7  # relative; keeps a plan that meets a limit exactly from failing it by rounding
+
+MOST_SLOTS = 500
+WHOLE = 1e-7  # quotients this close to a whole number are that number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -175,69 +179,88 @@ def limit_step(cells: Cells, v: Variables) -> Limit:
 
 def limit_gpus(cells: Cells, v: Variables) -> Limit:
     """(5) Whole groups inside nodes: at each group size q, larger groups count as ⌊gpus/q⌋ and nodes as ⌊free/q⌋."""
-    rows: list[int] = []
-    columns: list[int] = []
-    values: list[int] = []
+    rows: list[tuple[int, int, float]] = []
     slots: list[int] = []
     subjects: list[str] = []
     for g, group in enumerate(cells.grouping.groups):
-        inside = np.flatnonzero(cells.cell_group == g)
-        gpus = [cells.pools[cells.cell_pool[c]].gpus for c in inside]
-        for size in sorted(set(gpus)):
-            held = [(int(c), taken // size) for c, taken in zip(inside, gpus, strict=True) if taken >= size]
-            rows += [len(slots)] * len(held)
-            columns += [c for c, _ in held]
-            values += [times for _, times in held]
+        inside = [(int(c), cells.pools[cells.cell_pool[c]].gpus) for c in np.flatnonzero(cells.cell_group == g)]
+        for size in sorted({gpus for _, gpus in inside}):
+            rows += [(len(slots), c, float(gpus // size)) for c, gpus in inside if gpus >= size]
             slots.append(group.slots(size))
             subjects.append(f"{group.label} x{size}")
-    held_gpus = _matrix(rows, columns, values, (len(slots), len(cells.cell_pool)))
+    held = _matrix(*_columns(rows), (len(slots), len(cells.cell_pool)))
     limit = np.array(slots, dtype=float)
-    return Limit(name="gpus", equation=5, constraint=held_gpus @ v.replicas <= limit, subjects=tuple(subjects))
+    return Limit(name="gpus", equation=5, constraint=held @ v.replicas <= limit, subjects=tuple(subjects))
+
+
+def _charges(cells: Cells) -> Iterator[tuple[int, int, int]]:
+    """(cell, domain group, domains of it that one replica charges)."""
+    by_class, by_group = cells.grouping.class_charges, cells.grouping.charges
+    for c, (p, g) in enumerate(zip(cells.cell_pool, cells.cell_group, strict=True)):
+        option = cells.pools[p]
+        for d in range(len(cells.grouping.domain_groups)):
+            key = (option.pool.gpu_class, d)
+            if times := by_class.get(key, 0) if option.is_anywhere else by_group.get((int(g), d), 0):
+                yield c, d, times
 
 
 def limit_power(cells: Cells, v: Variables) -> Limit:
     """(6) What replicas add at their highest cap stays inside the room above idle draw; in kW."""
-    rows: list[int] = []
-    columns: list[int] = []
-    kilowatts: list[float] = []
     domains = cells.grouping.domain_groups
-    for c, (p, g) in enumerate(zip(cells.cell_pool, cells.cell_group, strict=True)):
-        option = cells.pools[p]
-        for d in range(len(domains)):
-            times = (
-                cells.grouping.class_charges.get((option.pool.gpu_class, d), 0)
-                if option.is_anywhere
-                else cells.grouping.charges.get((int(g), d), 0)
-            )
-            if times:
-                rows.append(d)
-                columns.append(c)
-                kilowatts.append(times * option.reserved_watts / 1000.0)
+    rows = [(d, c, times * cells.pools[cells.cell_pool[c]].reserved_watts / 1000.0) for c, d, times in _charges(cells)]
     room = np.array([len(d.domains) * d.room_watts / 1000.0 for d in domains], dtype=float)
-    charged = _matrix(rows, columns, kilowatts, (len(domains), len(cells.cell_pool)))
+    charged = _matrix(*_columns(rows), (len(domains), len(cells.cell_pool)))
     subjects = tuple(d.label for d in domains)
     return Limit(name="power", equation=6, constraint=charged @ v.replicas <= room, subjects=subjects)
 
 
+def limit_power_whole(cells: Cells, v: Variables) -> Limit:
+    """(7) Watts come in whole replicas: at each size w of them, ⌊watts/w⌋ add up to at most ⌊room/w⌋ in a domain."""
+    by_domain: dict[int, list[tuple[int, int, float]]] = {}
+    for c, d, times in _charges(cells):
+        by_domain.setdefault(d, []).append((c, times, cells.pools[cells.cell_pool[c]].reserved_watts))
+    rows: list[tuple[int, int, float]] = []
+    most: list[float] = []
+    subjects: list[str] = []
+    for d, charged in sorted(by_domain.items()):
+        domain = cells.grouping.domain_groups[d]
+        for watts in sorted({w for _, _, w in charged if w > 0.0}):
+            slots = math.floor(domain.room_watts / watts + WHOLE)
+            if slots > MOST_SLOTS:
+                continue  # rounding down one in hundreds tells the solver nothing
+            rows += [
+                (len(most), c, float(times * math.floor(w / watts + WHOLE))) for c, times, w in charged if w >= watts
+            ]
+            most.append(float(len(domain.domains) * slots))
+            subjects.append(f"{domain.label} by {watts:.0f} W")
+    whole = _matrix(*_columns(rows), (len(most), len(cells.cell_pool)))
+    constraint = whole @ v.replicas <= np.array(most, dtype=float)
+    return Limit(name="power_whole", equation=7, constraint=constraint, subjects=tuple(subjects))
+
+
+def _columns(rows: Sequence[tuple[int, int, float]]) -> tuple[list[int], list[int], list[float]]:
+    return [row for row, _, _ in rows], [column for _, column, _ in rows], [value for _, _, value in rows]
+
+
 def limit_floor(cells: Cells, v: Variables) -> Limit:
-    """(7) At least ``min_replicas`` can take prompts, and as many can decode; what is missing is paid for."""
+    """(8) At least ``min_replicas`` can take prompts, and as many can decode; what is missing is paid for."""
     least = np.array([service.min_replicas for service in cells.services], dtype=float)
     sums = sp.vstack([_sum_pools(cells, roles) for _, roles in CHAINS]) @ _sum_cells(cells) @ v.replicas
     return Limit(
-        name="floor", equation=7, constraint=sums + v.missing >= np.tile(least, 2), subjects=_chain_subjects(cells)
+        name="floor", equation=8, constraint=sums + v.missing >= np.tile(least, 2), subjects=_chain_subjects(cells)
     )
 
 
 def limit_ceiling(cells: Cells, v: Variables) -> Limit:
-    """(8) No role of a service has more than ``max_replicas``."""
+    """(9) No role of a service has more than ``max_replicas``."""
     most = np.array([service.max_replicas for service in cells.services], dtype=float)
     sums = sp.vstack([_sum_pools(cells, (role,)) for role in Role]) @ _sum_cells(cells) @ v.replicas
     subjects = tuple(f"{service.name} {role}" for role in Role for service in cells.services)
-    return Limit(name="ceiling", equation=8, constraint=sums <= np.tile(most, len(Role)), subjects=subjects)
+    return Limit(name="ceiling", equation=9, constraint=sums <= np.tile(most, len(Role)), subjects=subjects)
 
 
 def limit_churn(cells: Cells, v: Variables) -> Limit:
-    """(9) What a group holds of a running pool differs from what runs by what is started less what is stopped."""
+    """(10) What a group holds of a running pool differs from what runs by what is started less what is stopped."""
     rows, columns = held_cells(cells)
     inside = _matrix(rows, columns, 1.0, (len(cells.held_now), len(cells.cell_pool)))
     subjects = tuple(
@@ -245,7 +268,7 @@ def limit_churn(cells: Cells, v: Variables) -> Limit:
         for p, g in zip(cells.held_pool, cells.held_group, strict=True)
     )
     change = inside @ v.replicas - v.started + v.stopped
-    return Limit(name="churn", equation=9, constraint=change == cells.held_now, subjects=subjects)
+    return Limit(name="churn", equation=10, constraint=change == cells.held_now, subjects=subjects)
 
 
 def held_cells(cells: Cells) -> tuple[Ints, Ints]:
@@ -267,6 +290,7 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_step,
     limit_gpus,
     limit_power,
+    limit_power_whole,
     limit_floor,
     limit_ceiling,
     limit_churn,
@@ -274,7 +298,7 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(10) GPU price and energy of every replica, starts, unserved demand by tier, missing floors; USD per hour."""
+    """(11) GPU price and energy of every replica, starts, unserved demand by tier, missing floors; USD per hour."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],

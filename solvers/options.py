@@ -7,8 +7,9 @@ a bound proved with steps holds for the exact curve; the planner narrows the ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from solvers.engine import EngineProfile
 from solvers.fleet import PoolKey
@@ -20,8 +21,8 @@ from solvers.workload import Demand, PlacementMode, ServedModel
 CapacityOf = Callable[..., Capacity | Unfit]
 """``solvers.sizing.replica_capacity`` or a table with its signature."""
 
-EVERY_SIZE_UP_TO = 8  # pools this small gain most from one more replica; beyond, steps widen
-STEP_GROWTH = 1.3
+EVERY_SIZE_UP_TO = 12  # pools that never grow past this get a step for every size
+STEP_GROWTH = 1.5
 CURVE_ENDS = 64  # sizing counts economies of scale up to this pool size
 SERVED_TOLERANCE = 1e-9
 CEILING_SLACK = 4  # a role mixes few pools, and each of them alone could carry everything with its ``most``
@@ -198,18 +199,24 @@ def _useful_size(
     pool: PoolKey, profile: EngineProfile, demand: Demand, room: int, least: int, sizer: Sizer
 ) -> int | str:
     """Replicas with which the pool alone carries the whole demand, within the room; or why it carries nothing."""
-    if demand.requests_per_s <= 0.0 and not demand.mix:
+    if not demand.mix:
         return min(room, max(1, least))
-    low, high = 0, 1
-    while (carried := sizer.carried(pool, profile, high)) < demand.requests_per_s - SERVED_TOLERANCE and high < room:
-        low, high = high, min(room, 2 * high)
-    if carried <= 0.0:
-        last = sizer.at(pool, profile, high)
-        return last.reason if isinstance(last, Unfit) else "it carries no load"
-    while high - low > 1:
+    best = sizer.at(pool, profile, room)
+    if isinstance(best, Unfit):
+        return best.reason
+    if best.requests_per_s <= 0.0:
+        return "it carries no load"
+
+    def wanted(replicas: int) -> int:
+        """Replicas needed if each carried what it does in a pool of that size."""
+        rate = sizer.carried(pool, profile, replicas) / replicas
+        return room if rate <= 0.0 else min(room, max(1, math.ceil(demand.requests_per_s / rate - SERVED_TOLERANCE)))
+
+    low = wanted(room)  # every replica at its best: never too many
+    high = low if wanted(low) <= low else wanted(low)
+    while low < high:
         middle = (low + high) // 2
-        enough = sizer.carried(pool, profile, middle) >= demand.requests_per_s - SERVED_TOLERANCE
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if wanted(middle) <= middle else (middle + 1, high)
     return min(room, max(high, least))
 
 
@@ -218,40 +225,36 @@ def _steps(
 ) -> tuple[Step, ...]:
     """Cut 1…most into steps; neighbours with the same coefficients become one."""
     steps: list[Step] = []
-    lower = 1
+    lower, below_watts = 1, profile.idle_watts_per_gpu
     for upper in _cuts(most, refined):
         step = _step(pool, profile, lower, upper, sizer)
+        own_watts = step.gpu_watts
+        if lower < upper:  # draw rises with load: no size inside draws less than the size below the step
+            step = replace(step, gpu_watts=min(step.gpu_watts, below_watts))
         if steps and _alike(steps[-1], step):
-            steps[-1] = Step(
-                lower=steps[-1].lower,
-                upper=upper,
-                capacity_requests_per_s=step.capacity_requests_per_s,
-                gpu_watts=steps[-1].gpu_watts,
-            )
+            steps[-1] = replace(steps[-1], upper=upper)
         else:
             steps.append(step)
-        lower = upper + 1
+        lower, below_watts = upper + 1, own_watts
     return tuple(steps)
 
 
 def _cuts(most: int, refined: Collection[int]) -> list[int]:
-    """Upper ends of the steps: every size when small, then geometric, and each refined size by itself."""
-    cuts = set(range(1, min(most, EVERY_SIZE_UP_TO) + 1)) | {most}
-    size = float(EVERY_SIZE_UP_TO)
-    while (size := size * STEP_GROWTH) < most:
+    """Upper ends of the steps: every size when few, geometric when many, and each refined size by itself."""
+    cuts = {most}
+    size = 1.0
+    while int(size) < most:
         cuts.add(int(size))
+        size = size + 1.0 if most <= EVERY_SIZE_UP_TO else max(size + 1.0, size * STEP_GROWTH)
     cuts |= {c for size in refined for c in (size - 1, size) if 0 < c < most}
     return sorted(cuts)
 
 
 def _step(pool: PoolKey, profile: EngineProfile, lower: int, upper: int, sizer: Sizer) -> Step:
-    if not sizer.problem.demands[pool.service].mix:
+    sized = sizer.at(pool, profile, upper) if sizer.problem.demands[pool.service].mix else None
+    if not isinstance(sized, Capacity):
         return Step(lower=lower, upper=upper, capacity_requests_per_s=0.0, gpu_watts=profile.idle_watts_per_gpu)
-    high, low = sizer.at(pool, profile, upper), sizer.at(pool, profile, lower)
-    if isinstance(high, Unfit):
-        return Step(lower=lower, upper=upper, capacity_requests_per_s=0.0, gpu_watts=profile.idle_watts_per_gpu)
-    watts = high.gpu_watts if isinstance(low, Unfit) else min(low.gpu_watts, high.gpu_watts)
-    return Step(lower=lower, upper=upper, capacity_requests_per_s=high.requests_per_s, gpu_watts=watts)
+    return Step(lower=lower, upper=upper, capacity_requests_per_s=sized.requests_per_s, gpu_watts=sized.gpu_watts)
 
 
 def _alike(one: Step, other: Step) -> bool:

@@ -91,14 +91,14 @@ def start_columns(cells: Cells, arrays: Arrays, counts: Counts) -> Floats | None
 
 
 def _choose_steps(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, int], x: Floats) -> bool:
-    chosen, step_index = arrays.columns.get("chosen"), 0  # absent when no pool has more than one step
+    chosen, step_index = arrays.columns["chosen"], 0
     for option in cells.pools:
         total = totals.get(option.pool, 0)
         if total:
             step = step_at(option, total)
             if step is None:
                 return False
-            if chosen is not None:
+            if chosen.stop > chosen.start:  # no pool has more than one step otherwise
                 x[chosen.start + step_index + option.steps.index(step)] = 1.0
         step_index += len(option.steps)
     return True

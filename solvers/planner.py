@@ -74,7 +74,7 @@ def _by_preference(
 
 
 def _saving_ratio(worth: Worth, found: Worth) -> float:
-    saving = worth.objective_usd_per_hour - found.objective_usd_per_hour
+    saving = worth.paid_usd_per_hour - found.paid_usd_per_hour
     return saving / max(worth.cost_usd_per_hour, 1e-9)
 
 

@@ -107,9 +107,16 @@ def _arrays(data: dict[str, Any], variables: tuple[tuple[str, Any], ...], ordere
         lower=np.asarray(data["lower_bounds"], dtype=float),
         upper=np.asarray(data["upper_bounds"], dtype=float),
         whole=whole,
-        columns={name: slice(start[v.id], start[v.id] + v.size) for name, v in variables if v.id in start},
+        columns={name: _slice(start, v) for name, v in variables},
         rows=rows,
     )
+
+
+def _slice(start: Mapping[int, int], variable: Any) -> slice:
+    """Where a variable lies; cvxpy drops one that stands in no row."""
+    if variable.id not in start:
+        return slice(0, 0)
+    return slice(start[variable.id], start[variable.id] + variable.size)
 
 
 def solve_linear(arrays: Arrays, *, time_limit_s: float) -> Solution:

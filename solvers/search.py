@@ -27,7 +27,8 @@ from solvers.verify import verify
 
 MOST_ROUNDS = 4
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
-NODE_LIMIT = 5_000
+NODE_WORK = 400_000  # branch-and-bound nodes times whole columns: bounds the work of a solve, not its seconds
+SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
 SOLVER_FAULTS = (SolveFailed, cp.error.SolverError, ArithmeticError, ValueError, RuntimeError)
 
 
@@ -77,7 +78,7 @@ class Search:
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
         self.prices = read_prices(cells, arrays, _given(relaxed.duals))
         self._raise_bound(dual_bound(arrays, _given(relaxed.duals)))
-        if self._proved(best):
+        if self._proved(best) and not best.short:  # a short plan's tiers are looked at below
             return best, False
         try:
             whole = self._solve(cells, arrays, best)
@@ -101,9 +102,9 @@ class Search:
     def _whole(self, arrays: Arrays, start: Floats | None) -> Solution:
         return solve_whole(
             arrays,
-            relative_gap=0.5 * self.desk.problem.policy.relative_gap,
+            relative_gap=SOLVER_GAP * self.desk.problem.policy.relative_gap,
             time_limit_s=self._seconds(),
-            node_limit=NODE_LIMIT,
+            node_limit=max(50, NODE_WORK // max(1, int(arrays.whole.sum()))),
             start=start,
         )
 

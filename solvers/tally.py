@@ -15,6 +15,8 @@ from solvers.problem import Problem
 from solvers.sizing import Capacity
 from solvers.workload import ServedModel
 
+SAME_SHORTAGE = 0.02  # relative; shortages this close are one: a solve stops at a gap of about as much
+CLEAR_SHARE = 2e-3  # of a tier's demand; smaller gains are within what a solve leaves open
 ROUNDING = 1e-7  # relative; a demand met to this is met, as ``limits.CAPACITY_SLACK`` allows
 
 
@@ -40,6 +42,8 @@ class Worth:
     demand_per_s: Mapping[str, float]
     served_per_s: Mapping[str, float]
     missing: Mapping[str, int]
+    unserved_usd_by_tier: Mapping[int, float]
+    demand_usd_by_tier: Mapping[int, float]
     cost_usd_per_hour: float
     start_usd_per_hour: float
     penalty_usd_per_hour: float
@@ -56,12 +60,22 @@ class Worth:
     def unserved_per_s(self, service: str) -> float:
         return self.demand_per_s[service] - self.served_per_s[service]
 
+    @property
+    def paid_usd_per_hour(self) -> float:
+        """Money alone: what runs and what starts."""
+        return self.cost_usd_per_hour + self.start_usd_per_hour
+
     def serves_no_less_than(self, other: Worth) -> bool:
-        """True when no service is shorter here, and no floor more missing."""
-        return all(
-            self.unserved_per_s(s) <= other.unserved_per_s(s) + 1e-6 * rate and self.missing[s] <= other.missing[s]
-            for s, rate in self.demand_per_s.items()
-        )
+        """True when no tier is shorter here, or a higher tier is clearly better off; read from the top."""
+        if sum(self.missing.values()) != sum(other.missing.values()):
+            return sum(self.missing.values()) < sum(other.missing.values())
+        for rank, mine in sorted(self.unserved_usd_by_tier.items()):
+            theirs = other.unserved_usd_by_tier[rank]
+            if mine > theirs * (1.0 + SAME_SHORTAGE) + 1e-6:
+                return False
+            if mine < theirs - CLEAR_SHARE * self.demand_usd_by_tier[rank] - SAME_SHORTAGE * theirs:
+                return True
+        return True
 
 
 def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) -> Worth:
@@ -77,17 +91,27 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
         pools += worth
     demands = {s: problem.demands[s].requests_per_s for s in served}
     missing = {service.name: _missing(service, totals[service.name]) for service in problem.services}
-    short = (penalties.unserved_usd_per_hour[s] * (1.0 - served[s] / rate) for s, rate in demands.items() if rate > 0.0)
+    whole = {s: penalties.unserved_usd_per_hour[s] for s in served}
+    unserved = {s: whole[s] * (1.0 - served[s] / rate) if rate > 0.0 else 0.0 for s, rate in demands.items()}
     return Worth(
         counts=kept,
         pools=tuple(sorted(pools, key=lambda w: w.pool)),
         demand_per_s=demands,
         served_per_s=served,
         missing=missing,
+        unserved_usd_by_tier=_by_tier(problem, unserved),
+        demand_usd_by_tier=_by_tier(problem, whole),
         cost_usd_per_hour=sum(worth.cost_usd_per_hour for worth in pools),
         start_usd_per_hour=_start_usd_per_hour(problem, kept),
-        penalty_usd_per_hour=sum(short) + penalties.floor_usd_per_hour * sum(missing.values()),
+        penalty_usd_per_hour=sum(unserved.values()) + penalties.floor_usd_per_hour * sum(missing.values()),
     )
+
+
+def _by_tier(problem: Problem, by_service: Mapping[str, float]) -> dict[int, float]:
+    sums = dict.fromkeys(sorted({service.tier_rank for service in problem.services}), 0.0)
+    for service in sorted(problem.services, key=lambda s: s.name):
+        sums[service.tier_rank] += by_service[service.name]
+    return sums
 
 
 def _weigh_service(

@@ -9,8 +9,9 @@ import numpy as np
 
 from solvers.cells import Cells, Floats
 from solvers.relax import Arrays, Solution
+from solvers.tally import CLEAR_SHARE
 
-SHARE = 1e-5  # of a service's demand; smaller gains are rounding
+HELD = 1e-6  # of a service's demand; slack of what a tier holds
 
 WholeSolve = Callable[[Arrays, Floats | None], Solution]
 
@@ -28,15 +29,15 @@ def protect_higher_tiers(cells: Cells, arrays: Arrays, whole: Solution, solve: W
         mine, below = np.flatnonzero(ranks == rank), np.flatnonzero(ranks > rank)
         short = float(penalty[mine] @ whole.x[first + mine])
         served_below = float(penalty[below] @ (1.0 - whole.x[first + below]))
-        if short <= SHARE * float(penalty[mine].sum()) or served_below <= 0.0:
+        if short <= CLEAR_SHARE * float(penalty[mine].sum()) or served_below <= 0.0:
             continue
         least = solve(replace(arrays, cost=_only(arrays, first + mine, penalty[mine])), whole.x)
         gained = short - float(penalty[mine] @ least.x[first + mine])
-        if gained <= SHARE * float(penalty[mine].sum()):
+        if gained <= CLEAR_SHARE * float(penalty[mine].sum()):
             continue
         upper = arrays.upper.copy()
         above = np.flatnonzero(ranks <= rank)
-        upper[first + above] = np.minimum(upper[first + above], least.x[first + above] + SHARE)
+        upper[first + above] = np.minimum(upper[first + above], least.x[first + above] + HELD)
         arrays = replace(arrays, upper=upper)
         whole = solve(arrays, least.x)
     return whole
