@@ -226,10 +226,10 @@ class Gateway:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._arrive, daemon=True)
 
-    def is_scraped(self, samples: int) -> bool:
-        """Say whether Prometheus has so many samples of the last five seconds."""
-        found = self._cluster.monitoring.query("count_over_time(inference_objective_request_total[5s])")
-        return bool(found) and int(found[0]["value"][1]) >= samples
+    def is_known(self) -> bool:
+        """Say whether Prometheus knows the rate."""
+        found = self._cluster.monitoring.query("sum(rate(inference_objective_request_total[5s]))")
+        return bool(found) and abs(float(found[0]["value"][1]) - self.requests_per_s) < 0.1 * self.requests_per_s
 
     def _arrive(self) -> None:
         last_s = time.monotonic()

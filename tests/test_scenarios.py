@@ -262,7 +262,7 @@ def test_without_prometheus_nothing_changes_and_the_conditions_say_so(world: Wor
     with Gateway(world.cluster, NAMESPACE, "chat") as gateway:
         world.install()
         gateway.requests_per_s = 6.0
-        wait_until(lambda: gateway.is_scraped(20), "samples in Prometheus")
+        wait_until(gateway.is_known, "the rate to be known to Prometheus")
         world.serve(demand={"source": "Gateway", "inferencePool": "chat"})
         with running(world.cluster, prometheus_url=world.cluster.prometheus_url) as operator:
             wait_until(lambda: world.ready(), "a placement for what was measured")
