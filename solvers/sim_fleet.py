@@ -2,7 +2,7 @@
 
 The clock counts whole picoseconds, so equal replicas tie exactly and a run of decode steps is an exact arithmetic
 progression: the fleet jumps from one change of a batch to the next. At equal times arrivals come first, then KV
-transfers, then engine boundaries; lower index first.
+transfers, then engine boundaries, and requests that give up waiting last; lower index first.
 
 Seconds at the interface, whole ticks inside; the caller decides when: ``advance`` moves the clock, and replicas come,
 drain and fail between calls. Cutting an ``advance`` in pieces changes nothing.
@@ -17,28 +17,22 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from heapq import heappop, heappush
 
 from solvers.engine import EngineProfile, Role
 from solvers.errors import InvalidInput
-from solvers.sim_replica import FirstTokens, Replica
-from solvers.sim_results import (
-    FinishedRequest,
-    FirstToken,
-    GapHistogram,
-    LiveRequest,
-    Rejected,
-    ReplicaView,
-    SimRequest,
-)
-from solvers.sim_routing import Event, ServiceState, on_the_way
-from solvers.sim_tables import NEVER, TICKS_PER_S, compile_profile, to_ticks
+from solvers.sim_books import FleetBooks
+from solvers.sim_replica import Replica
+from solvers.sim_results import LiveRequest, SimRequest
+from solvers.sim_routing import ServiceState, on_the_way
+from solvers.sim_tables import NEVER, compile_profile, to_ticks, to_ticks_or_never
 
-TRANSFERS_FIRST = -(1 << 60)  # rank of transfer i is this + i, of replica i it is i: transfers win ties
+# Ranks at equal times: of replica i it is i, of the transfer of request i and the patience of service i these + i.
+TRANSFERS_FIRST, GIVE_UPS_LAST = -(1 << 60), 1 << 60
 
 
-class Fleet:
+class Fleet(FleetBooks):
     """A fleet of simulated replicas serving requests of several services.
 
     Parameters
@@ -50,6 +44,16 @@ class Fleet:
     replica_queue_limit : int, optional
         Flow control: a replica whose queue is this long gets nothing; requests wait at the gateway in order of
         arrival. Without it everything goes to a replica at once.
+    gateway_patience_s : float, optional
+        A request that is still at the gateway so long after its arrival is given up at that tick, unless a replica
+        can take it at that very tick: ties go to serving. One that begins again because its replica was lost counts
+        from its arrival too; when that time is over already it is served only if a replica can take it at once.
+        Computed prompts that wait for a decode replica have left the gateway and are not given up.
+
+    Raises
+    ------
+    InvalidInput
+        When the patience is negative or no number.
     """
 
     def __init__(
@@ -58,30 +62,18 @@ class Fleet:
         itl_limits_s: Mapping[str, float] | None = None,
         record_first_tokens: bool = False,
         replica_queue_limit: int | None = None,
+        gateway_patience_s: float | None = None,
     ) -> None:
+        super().__init__(itl_limits_s=itl_limits_s or {}, record_first_tokens=record_first_tokens)
+        if gateway_patience_s is not None and not gateway_patience_s >= 0:
+            raise InvalidInput("gateway", "gateway_patience_s", f"is {gateway_patience_s}", "give 0 or more seconds")
+        self._patience = to_ticks_or_never(gateway_patience_s)
         self._queue_limit = NEVER if replica_queue_limit is None else replica_queue_limit
-        self.itl_limits_s = dict(itl_limits_s or {})
-        self._now = 0
-        self._events: list[Event] = []
         self._arrivals: list[LiveRequest] = []  # sorted by (arrival, index) from _next on
         self._next = 0
         self._submitted = 0
-        self._replicas: dict[str, Replica] = {}
-        self._by_index: list[Replica] = []
-        self._names: dict[int, str] = {}
-        self._services: dict[str, ServiceState] = {}
-        self._finished: list[LiveRequest] = []
-        self._rejected: list[Rejected] = []
-        self._first_tokens: FirstTokens = deque(maxlen=None if record_first_tokens else 0)
-        self._gone_energy = 0
-        self._gone_extrapolated = [0, 0]
 
     # ------------------------------------------------------------------ the caller's side
-
-    @property
-    def now_s(self) -> float:
-        """Virtual seconds since the start."""
-        return self._now / TICKS_PER_S
 
     def add_replica(
         self, replica_id: str, service: str, role: Role, profile: EngineProfile, ready_at_s: float | None = None
@@ -121,6 +113,7 @@ class Fleet:
         replica = self._find(replica_id)
         replica.is_draining = True
         self._ungroup(replica)
+        self._let_in(self._services[replica.service])
 
     def remove_replica(self, replica_id: str) -> int:
         """Take a replica away at once, as when its node is lost.
@@ -134,15 +127,14 @@ class Fleet:
         self._ungroup(replica)
         del self._replicas[replica_id]
         service = self._services[replica.service]
-        lost = replica.abandon(self._now) + self._lost_on_the_way(replica, service)
-        service.gone_gaps.merge(replica.gaps)
-        self._gone_energy += replica.energy
-        self._gone_extrapolated[0] += replica.extrapolated_steps
-        self._gone_extrapolated[1] += replica.extrapolated_prompts
+        lost = replica.abandon(self._now) + on_the_way(self._events, replica) + service.take_stranded(replica)
+        self._retire(replica, service)
         service.counts["rerouted"] += len(lost)
         for request in sorted(lost, key=lambda r: r.index):
             self._begin_again(request)
-        service.waiting = deque(sorted(service.waiting, key=lambda r: (r.arrival, r.index)))
+        service.sort_waiting()
+        self._let_in(service)
+        self._watch_patience(service)
         return len(lost)
 
     def submit(self, request: SimRequest) -> None:
@@ -168,7 +160,7 @@ class Fleet:
     def set_itl_limit(self, service: str, limit_s: float | None) -> None:
         """Count gaps as late against another limit from now on; None counts none."""
         state = self._service(service)
-        state.late_limit = NEVER if limit_s is None else to_ticks(limit_s)
+        state.late_limit = to_ticks_or_never(limit_s)
         self.itl_limits_s.pop(service, None)
         if limit_s is not None:
             self.itl_limits_s[service] = limit_s
@@ -185,74 +177,6 @@ class Fleet:
         until = to_ticks(until_s)
         self._run(until)
         self._now = max(self._now, until)
-
-    def settle(self) -> None:
-        """Bring every replica's counts up to now; without it they stand at the last change of its batch."""
-        for replica in self._replicas.values():
-            replica.settle(self._now)
-
-    def take_finished(self) -> list[FinishedRequest]:
-        """Requests that finished since the last call, in order of their end."""
-        taken, self._finished = self._finished, []
-        return [request.finished(self._names) for request in taken]
-
-    def take_rejected(self) -> list[Rejected]:
-        """Requests rejected since the last call."""
-        taken, self._rejected = self._rejected, []
-        return taken
-
-    def take_first_tokens(self) -> list[FirstToken]:
-        """First tokens since the last call; empty unless the fleet records them."""
-        taken = [FirstToken.of(row, self._names) for row in self._first_tokens]
-        self._first_tokens.clear()
-        return taken
-
-    def replica_ids(self) -> tuple[str, ...]:
-        """Replicas that exist now, in the order in which they came."""
-        return tuple(self._replicas)
-
-    def replica(self, replica_id: str) -> ReplicaView:
-        """One replica as it stands."""
-        return self._find(replica_id).view(self._now)
-
-    def outstanding(self, replica_id: str) -> int:
-        """Requests that a replica holds or waits for, transfers under way to or from it included."""
-        replica = self._find(replica_id)
-        return len(replica.queue) + len(replica.active) + len(on_the_way(self._events, replica))
-
-    def queued(self, service: str) -> int:
-        """Requests of a service that wait at the gateway because no replica could take them."""
-        return len(self._service(service).waiting)
-
-    def counts(self, service: str) -> Mapping[str, int]:
-        """Totals of a service: submitted, finished, rejected, rerouted, prompt_tokens, output_tokens (finished)."""
-        return dict(self._service(service).counts)
-
-    def gaps(self, service: str) -> GapHistogram:
-        """Token gaps of a service so far, a copy."""
-        total = GapHistogram()
-        total.merge(self._service(service).gone_gaps)
-        for replica in self._replicas.values():
-            if replica.service == service:
-                total.merge(replica.gaps)
-        return total
-
-    def energy_joules(self) -> float:
-        """Energy drawn so far, replicas that are gone included."""
-        gone = self._gone_energy / (1000 * TICKS_PER_S)
-        return gone + sum(r.view(self._now).energy_joules for r in self._replicas.values())
-
-    def extrapolated(self) -> tuple[int, int]:
-        """(decode steps, prompts) that were read beyond the tables."""
-        live = self._replicas.values()
-        return (
-            self._gone_extrapolated[0] + sum(r.extrapolated_steps for r in live),
-            self._gone_extrapolated[1] + sum(r.extrapolated_prompts for r in live),
-        )
-
-    def services(self) -> tuple[str, ...]:
-        """Services that a replica or a request has named, sorted."""
-        return tuple(sorted(self._services))
 
     # ------------------------------------------------------------------ the event loop
 
@@ -274,11 +198,14 @@ class Fleet:
             _, _, thing = heappop(events)
             if thing.due != due:
                 continue  # rescheduled since
-            self._now = due
             if isinstance(thing, Replica):
+                self._now = due
                 self._boundary(thing)
-            else:
+            elif isinstance(thing, LiveRequest):
+                self._now = due
                 self._deliver(thing)
+            else:
+                self._look_at_patience(thing, due)
 
     def _forget_arrived(self) -> None:
         if self._next > 4096:
@@ -306,28 +233,41 @@ class Fleet:
         if service.waiting:
             self._let_in(service)
 
-    def _finish(self, request: LiveRequest) -> None:
-        self._finished.append(request)
-        counts = self._services[request.asked.service].counts
-        counts["finished"] += 1
-        counts["prompt_tokens"] += request.prompt
-        counts["output_tokens"] += request.output
-
     # ------------------------------------------------------------------ routing
 
     def _arrive(self, request: LiveRequest) -> None:
         service = self._services[request.asked.service]
         if service.waiting or not self._route(request, service):
             service.waiting.append(request)
+            if len(service.waiting) == 1:
+                self._watch_patience(service)
 
     def _let_in(self, service: ServiceState) -> None:
         """Route what waits at the gateway, as far as it goes now."""
         while service.waiting and self._route(service.waiting[0], service):
             service.waiting.popleft()
 
+    def _watch_patience(self, service: ServiceState) -> None:
+        """Have the clock look at whoever waits first when that one's patience ends; one event for the whole queue."""
+        if self._patience == NEVER or not service.waiting:
+            return
+        due = max(self._now, service.waiting[0].arrival + self._patience)
+        if due < service.due:
+            service.due = due
+            heappush(self._events, (due, GIVE_UPS_LAST + service.index, service))
+
+    def _look_at_patience(self, service: ServiceState, due: int) -> None:
+        """Give up the first in the queue if its time is over; time only moves on when it is."""
+        service.due = NEVER
+        if service.waiting and service.waiting[0].arrival + self._patience <= due:
+            self._now = due
+            self._time_out(service.waiting.popleft(), service, self._patience)
+            self._let_in(service)
+        self._watch_patience(service)
+
     def _route(self, request: LiveRequest, service: ServiceState) -> bool:
         """Send or reject a request; False when it must wait at the gateway."""
-        replica = self._choose(request, service)
+        replica = service.choose(request, self._queue_limit)
         if replica is None:
             if service.entry.replicas and not service.entries(request):
                 self._reject(request, service, (*service.entry.replicas, *service.decode.replicas))
@@ -343,27 +283,6 @@ class Fleet:
         if replica.enqueue(request, self._now):
             self._schedule(replica)
         return True
-
-    def _choose(self, request: LiveRequest, service: ServiceState) -> Replica | None:
-        group = service.entry
-        if request.prompt + request.output < service.easy_tokens and group.replicas:
-            replica = group.lightest()
-            if len(replica.queue) < self._queue_limit:
-                return replica
-        fitting = (r for r in service.entries(request) if len(r.queue) < self._queue_limit)
-        return min(fitting, key=lambda r: r.loads[r.slot], default=None)
-
-    def _reject(self, request: LiveRequest, service: ServiceState, among: Iterable[Replica]) -> None:
-        room = max(r.tables.kv_capacity for r in among)
-        reason = (
-            f"{request.prompt:,} prompt and {request.output:,} output tokens do not fit the KV room of any chain of "
-            f"replicas (the largest holds {room:,} tokens)"
-        )
-        asked = request.asked
-        service.counts["rejected"] += 1
-        self._rejected.append(
-            Rejected(name=asked.name, service=asked.service, arrival_s=asked.arrival_s, reason=reason)
-        )
 
     def _hand_on(self, request: LiveRequest) -> None:
         """Send a computed prompt to the lightest decode replica that can hold it to its end."""
@@ -404,17 +323,6 @@ class Fleet:
 
     # ------------------------------------------------------------------ replicas come and go
 
-    def _service(self, name: str) -> ServiceState:
-        if name not in self._services:
-            limit = self.itl_limits_s.get(name)
-            self._services[name] = ServiceState(NEVER if limit is None else to_ticks(limit))
-        return self._services[name]
-
-    def _find(self, replica_id: str) -> Replica:
-        if replica_id not in self._replicas:
-            raise InvalidInput(f"replica/{replica_id}", "", "does not exist", "add it first")
-        return self._replicas[replica_id]
-
     def _make_ready(self, replica: Replica) -> None:
         replica.is_ready, replica.due = True, NEVER
         if replica.is_draining:
@@ -432,12 +340,6 @@ class Fleet:
         for group in (service.entry, service.decode):
             group.remove(replica)
         service.regroup()
-
-    def _lost_on_the_way(self, replica: Replica, service: ServiceState) -> list[LiveRequest]:
-        stranded = [r for r in service.stranded if r.prefill_replica == replica.index]
-        for request in stranded:
-            service.stranded.remove(request)
-        return on_the_way(self._events, replica) + stranded
 
     def _begin_again(self, request: LiveRequest) -> None:
         if request.due != NEVER:  # it was on a link: both ends forget it

@@ -29,12 +29,21 @@ class SimRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A request that no replica of its service could ever hold, and why."""
+    """A request that was not served, and why: no replica could ever hold it, or the gateway's patience ended.
+
+    ``at_s`` is when that was said.
+    """
 
     name: str
     service: str
     arrival_s: float
+    at_s: float
     reason: str
+
+    @property
+    def waited_s(self) -> float:
+        """Virtual seconds from the arrival to the refusal."""
+        return self.at_s - self.arrival_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +133,11 @@ class LiveRequest:
         self.late_at_join = self.late_gaps = 0
         self.prefill_replica = self.replica = -1
         self.due = NEVER
+
+    def refused(self, now: int, reason: str) -> Rejected:
+        """Say in seconds that it will not be served."""
+        asked, at_s = self.asked, now / TICKS_PER_S
+        return Rejected(name=asked.name, service=asked.service, arrival_s=asked.arrival_s, at_s=at_s, reason=reason)
 
     def finished(self, names: Mapping[int, str]) -> FinishedRequest:
         """Write the record down in seconds; ``names`` are those of the replicas by index."""
@@ -250,7 +264,10 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attained:
-    """How one SLO fared: the percentile it names, and the share of requests or gaps within its limit."""
+    """How one SLO fared: the percentile it names, and the share of requests or gaps within its limit.
+
+    Requests that were not served are misses of a TTFT limit.
+    """
 
     slo: Slo
     value_s: float
@@ -264,12 +281,16 @@ class Attained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceResult:
-    """One service over a replay. Percentile maps are by ratio (0.5, 0.9, 0.95, 0.99)."""
+    """One service over a replay. Percentile maps are by ratio (0.5, 0.9, 0.95, 0.99).
+
+    TTFT percentiles hold the requests that timed out, each with the time that it waited.
+    """
 
     service: str
     submitted: int
     finished: int
     rejected: int
+    timed_out: int
     rerouted: int
     output_tokens: int
     ttft_s: Mapping[float, float]
@@ -281,11 +302,16 @@ class ServiceResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A whole replay. ``extrapolated_steps`` and ``_prompts`` were read beyond the tables of their profiles."""
+    """A whole replay.
+
+    ``unfinished`` are those with no outcome by its end; ``extrapolated_steps`` and ``_prompts`` were read beyond the
+    tables of their profiles.
+    """
 
     services: Mapping[str, ServiceResult]
     finished: tuple[FinishedRequest, ...]
     rejected: tuple[Rejected, ...]
+    timed_out: tuple[Rejected, ...]
     unfinished: int
     makespan_s: float
     energy_joules: float
@@ -319,11 +345,24 @@ def meets(request: FinishedRequest, slos: Sequence[Slo]) -> bool:
     )
 
 
-def attained(slo: Slo, ttft_s: Sequence[float], gaps: GapHistogram, itl_limit_s: float | None) -> Attained:
-    """Judge one SLO; the share within an ITL limit is exact where the fleet counted against that limit."""
+def attained(
+    slo: Slo,
+    ttft_s: Sequence[float],
+    gaps: GapHistogram,
+    itl_limit_s: float | None,
+    *,
+    timed_out_s: Sequence[float] = (),
+    rejected: int = 0,
+) -> Attained:
+    """Judge one SLO; the share within an ITL limit is exact where the fleet counted against that limit.
+
+    Requests that were not served miss every TTFT limit. Those that timed out after ``timed_out_s`` also count in the
+    percentile, as if their first token had come then: a lower bound. The ``rejected`` ones never waited for a turn.
+    """
     if slo.metric is SloMetric.TTFT:
-        value = quantiles(ttft_s, (slo.percentile_ratio,))[slo.percentile_ratio]
-        within = sum(t <= slo.limit_s for t in ttft_s) / len(ttft_s) if ttft_s else 1.0
+        value = quantiles((*ttft_s, *timed_out_s), (slo.percentile_ratio,))[slo.percentile_ratio]
+        asked = len(ttft_s) + len(timed_out_s) + rejected
+        within = sum(t <= slo.limit_s for t in ttft_s) / asked if asked else 1.0
         return Attained(slo=slo, value_s=value, within_ratio=within)
     exact = slo.limit_s == itl_limit_s
     within = gaps.in_limit_ratio if exact else gaps.within_ratio(slo.limit_s)

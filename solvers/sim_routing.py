@@ -1,18 +1,19 @@
-"""Where requests of one service can go: groups of replicas by kind of work, and what waits for them."""
+"""Where requests of one service can go: groups of replicas by kind of work, and what waits at the gateway for them."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TypeAlias, Union
 
 from solvers.engine import Role
 from solvers.sim_replica import Replica
 from solvers.sim_results import GapHistogram, LiveRequest
+from solvers.sim_tables import NEVER
 
-Event: TypeAlias = tuple[int, int, LiveRequest | Replica]
-"""(ticks, rank at equal ticks, whose): a transfer that lands or a boundary of a replica."""
+Event: TypeAlias = tuple[int, int, Union[LiveRequest, Replica, "ServiceState"]]
+"""(ticks, rank at equal ticks, whose): a transfer that lands, a boundary of a replica, a patience that may end."""
 
 
 class Group:
@@ -50,11 +51,17 @@ class Group:
 
 
 class ServiceState:
-    """Routing state and counters of one service."""
+    """Routing state and counters of one service.
 
-    __slots__ = ("counts", "decode", "easy_tokens", "entry", "gone_gaps", "late_limit", "stranded", "waiting")
+    ``due`` is when the clock will look at the patience of whoever waits first, never later than it ends.
+    """
 
-    def __init__(self, late_limit: int) -> None:
+    __slots__ = (
+        "counts", "decode", "due", "easy_tokens", "entry", "gone_gaps", "index", "late_limit", "stranded", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, index: int, late_limit: int) -> None:
+        self.index, self.due = index, NEVER
         self.entry, self.decode = Group(), Group()
         self.waiting: deque[LiveRequest] = deque()  # at the gateway: nobody to send to
         self.stranded: deque[LiveRequest] = deque()  # computed, but no decode replica
@@ -70,6 +77,16 @@ class ServiceState:
         hard = len(roles) == 2 and not self.decode.replicas
         self.easy_tokens = 0 if hard else min(sizes, default=0)
 
+    def choose(self, request: LiveRequest, queue_limit: int) -> Replica | None:
+        """Find the entry replica with least work whose queue is not full; None when there is none."""
+        group = self.entry
+        if request.prompt + request.output < self.easy_tokens and group.replicas:
+            replica = group.lightest()
+            if len(replica.queue) < queue_limit:
+                return replica
+        fitting = (r for r in self.entries(request) if len(r.queue) < queue_limit)
+        return min(fitting, key=lambda r: r.loads[r.slot], default=None)
+
     def entries(self, request: LiveRequest) -> list[Replica]:
         """Entry replicas from which the request can reach its end."""
         fitting = [r for r in self.entry.replicas if r.tables.fits(r.role, request.prompt, request.output)]
@@ -77,6 +94,25 @@ class ServiceState:
         served = [r for r in fitting if r.role is Role.MIXED or decode_fits]
         # With no decode replica at all a computed prompt may wait for one; with too small ones it may not.
         return served if served or self.decode.replicas else fitting
+
+    def sort_waiting(self) -> None:
+        """Put those that began again back to where their arrival places them."""
+        self.waiting = deque(sorted(self.waiting, key=lambda r: (r.arrival, r.index)))
+
+    def take_stranded(self, replica: Replica) -> list[LiveRequest]:
+        """Take out the computed prompts whose KV cache is on this replica."""
+        taken = [r for r in self.stranded if r.prefill_replica == replica.index]
+        self.stranded = deque(r for r in self.stranded if r.prefill_replica != replica.index)
+        return taken
+
+
+def too_large(request: LiveRequest, among: Iterable[Replica]) -> str:
+    """Say why a request is rejected."""
+    room = max(r.tables.kv_capacity for r in among)
+    return (
+        f"{request.prompt:,} prompt and {request.output:,} output tokens do not fit the KV room of any chain of "
+        f"replicas (the largest holds {room:,} tokens)"
+    )
 
 
 def on_the_way(events: Iterable[Event], replica: Replica) -> list[LiveRequest]:

@@ -27,6 +27,11 @@ def to_ticks(seconds: float) -> int:
     return round(seconds * TICKS_PER_S)
 
 
+def to_ticks_or_never(seconds: float | None) -> int:
+    """Round a limit to whole picoseconds; none and infinity are ``NEVER``."""
+    return NEVER if seconds is None or seconds == float("inf") else to_ticks(seconds)
+
+
 class Polygon:
     """A continuous piecewise-linear curve over whole tokens, in ticks.
 

@@ -49,16 +49,20 @@ def replay(
     fleet.advance(until_s)
     fleet.settle()
     finished, rejected = tuple(fleet.take_finished()), tuple(fleet.take_rejected())
+    timed_out = tuple(fleet.take_timed_out())
     names = fleet.services()
     asked = slos or {}
     by_service = {name: [r for r in finished if r.service == name] for name in names}
+    waits = {name: [r.waited_s for r in timed_out if r.service == name] for name in names}
     span = fleet.now_s
+    submitted = sum(fleet.counts(name).get("submitted", 0) for name in names)
     steps, prompts = fleet.extrapolated()
     return Result(
-        services={name: _judge(fleet, name, by_service[name], tuple(asked.get(name, ())), span) for name in names},
+        services={n: _judge(fleet, n, by_service[n], waits[n], tuple(asked.get(n, ())), span) for n in names},
         finished=finished,
         rejected=rejected,
-        unfinished=sum(fleet.counts(n).get("submitted", 0) for n in names) - len(finished) - len(rejected),
+        timed_out=timed_out,
+        unfinished=submitted - len(finished) - len(rejected) - len(timed_out),
         makespan_s=span,
         energy_joules=fleet.energy_joules(),
         extrapolated_steps=steps,
@@ -73,21 +77,27 @@ def itl_limits(slos: Mapping[str, Sequence[Slo]]) -> dict[str, float]:
 
 
 def _judge(
-    fleet: Fleet, name: str, finished: Sequence[FinishedRequest], slos: Sequence[Slo], span_s: float
+    fleet: Fleet,
+    name: str,
+    finished: Sequence[FinishedRequest],
+    timed_out_s: Sequence[float],
+    slos: Sequence[Slo],
+    span_s: float,
 ) -> ServiceResult:
     counts, gaps = fleet.counts(name), fleet.gaps(name)
     ttft = [r.ttft_s for r in finished]
-    limit = fleet.itl_limits_s.get(name)
+    limit, rejected = fleet.itl_limits_s.get(name), counts.get("rejected", 0)
     return ServiceResult(
         service=name,
         submitted=counts.get("submitted", 0),
         finished=len(finished),
-        rejected=counts.get("rejected", 0),
+        rejected=rejected,
+        timed_out=len(timed_out_s),
         rerouted=counts.get("rerouted", 0),
         output_tokens=sum(r.output_tokens for r in finished),
-        ttft_s=quantiles(ttft),
+        ttft_s=quantiles([*ttft, *timed_out_s]),
         itl_s={ratio: gaps.quantile_s(ratio) for ratio in quantiles([])},
         tpot_s=quantiles([r.tpot_s for r in finished if r.output_tokens > 1]),
-        attained=tuple(attained(slo, ttft, gaps, limit) for slo in slos),
+        attained=tuple(attained(slo, ttft, gaps, limit, timed_out_s=timed_out_s, rejected=rejected) for slo in slos),
         goodput_requests_per_s=sum(meets(r, slos) for r in finished) / span_s if span_s > 0 else 0.0,
     )

@@ -53,6 +53,7 @@ class Sequence:
     output_at: Engine | None = None
     lands_at: int = NEVER
     is_rejected: bool = False
+    timed_out_at: int = NEVER
 
     def restart(self) -> None:
         self.left, self.emitted, self.reserved, self.context = self.asked.prompt_tokens, 0, 0, 0
@@ -150,7 +151,8 @@ class Engine:
 class BruteFleet:
     """The same interface in ticks, stepped one token at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue_limit: int = NEVER, patience: int = NEVER) -> None:
+        self.queue_limit, self.patience = queue_limit, patience
         self.engines: dict[str, Engine] = {}
         self.made = 0
         self.sequences: list[Sequence] = []
@@ -173,14 +175,15 @@ class BruteFleet:
         engine.is_ready, engine.due = True, NEVER
         if not engine.is_open:
             return
-        for held, send in ((self.waiting, self.route), (self.stranded, self.hand_on)):
-            mine = [s for s in held if s.asked.service == engine.service]
-            held[:] = [s for s in held if s.asked.service != engine.service]
-            for sequence in mine:
-                send(sequence)
+        self.let_in()
+        mine = [s for s in self.stranded if s.asked.service == engine.service]
+        self.stranded = [s for s in self.stranded if s.asked.service != engine.service]
+        for sequence in mine:
+            self.hand_on(sequence)
 
     def drain(self, name: str) -> None:
         self.engines[name].is_open = False
+        self.let_in()
 
     def remove(self, name: str) -> None:
         engine = self.engines.pop(name)
@@ -194,7 +197,8 @@ class BruteFleet:
                 self.release(sequence)
             sequence.restart()
             sequence.reroutes += 1
-            self.route(sequence)
+            self.arrive(sequence)
+        self.let_in()
 
     def submit(self, asked: SimRequest) -> None:
         sequence = Sequence(index=len(self.sequences), asked=asked)
@@ -211,7 +215,7 @@ class BruteFleet:
         """Outstanding work by definition: prompts to compute there, sequences to decode there."""
         total = 0
         for s in self.sequences:
-            if s.is_rejected or s.emitted == s.asked.output_tokens:
+            if s.is_rejected or s.timed_out_at != NEVER or s.emitted == s.asked.output_tokens:
                 continue
             if s.prompt_at is engine and not s.is_prefilled:
                 total += engine.tables.prefill(s.asked.prompt_tokens)
@@ -219,7 +223,21 @@ class BruteFleet:
                 total += engine.tables.sequence_work
         return total
 
-    def route(self, sequence: Sequence) -> None:
+    def first_waiting(self, service: str) -> Sequence | None:
+        mine = [s for s in self.waiting if s.asked.service == service]
+        return min(mine, key=lambda s: (to_ticks(s.asked.arrival_s), s.index), default=None)
+
+    def arrive(self, sequence: Sequence) -> None:
+        if self.first_waiting(sequence.asked.service) or not self.route(sequence):
+            self.waiting.append(sequence)
+
+    def let_in(self) -> None:
+        """Look at everybody who waits first in a service, until none of them can go on."""
+        for service in {s.asked.service for s in self.waiting}:
+            while (first := self.first_waiting(service)) and self.route(first):
+                self.waiting.remove(first)
+
+    def route(self, sequence: Sequence) -> bool:
         service = sequence.asked.service
         entries = self.serving(service, Role.PREFILL, Role.MIXED)
         decoders = self.serving(service, Role.DECODE)
@@ -227,16 +245,17 @@ class BruteFleet:
         reachable = [e for e in fitting if e.role is Role.MIXED or any(d.fits(sequence) for d in decoders)]
         if not reachable and not decoders:
             reachable = fitting
-        if not entries:
-            self.waiting.append(sequence)
-            self.waiting.sort(key=lambda s: s.index)
-        elif not reachable:
+        free = [e for e in reachable if len(e.queue) < self.queue_limit]
+        if entries and not reachable:
             sequence.is_rejected = True
+        elif not free:
+            return False
         else:
-            engine = min(reachable, key=lambda e: (self.work(e), e.index))
+            engine = min(free, key=lambda e: (self.work(e), e.index))
             sequence.prompt_at = engine
             sequence.output_at = engine if engine.role is Role.MIXED else None
             self.enqueue(engine, sequence)
+        return True
 
     def enqueue(self, engine: Engine, sequence: Sequence) -> None:
         engine.queue.append(sequence)
@@ -302,10 +321,12 @@ class BruteFleet:
             arrival = min(self.arriving, key=lambda s: (to_ticks(s.asked.arrival_s), s.index), default=None)
             landing = min(self.sequences, key=lambda s: (s.lands_at, s.index), default=None)
             engine = min(self.engines.values(), key=lambda e: (e.due, e.index), default=None)
+            leaving = min(self.waiting, key=lambda s: (self.patience_ends(s), s.index), default=None)
             times = (
                 to_ticks(arrival.asked.arrival_s) if arrival else NEVER,
                 landing.lands_at if landing else NEVER,
                 engine.due if engine else NEVER,
+                self.patience_ends(leaving) if leaving else NEVER,
             )
             if min(times) > until or min(times) == NEVER:
                 self.now = max(self.now, until if until < NEVER - 1 else self.now)
@@ -313,14 +334,22 @@ class BruteFleet:
             self.now = min(times)
             if arrival and times[0] == self.now:
                 self.arriving.remove(arrival)
-                self.route(arrival)
+                self.arrive(arrival)
             elif landing and times[1] == self.now:
                 landing.lands_at = NEVER
                 self.release(landing)
                 assert landing.output_at is not None
                 self.enqueue(landing.output_at, landing)
-            elif engine:
+            elif engine and times[2] == self.now:
                 self.step(engine)
+            elif leaving:
+                self.waiting.remove(leaving)
+                leaving.timed_out_at = self.now
+            self.let_in()
+
+    def patience_ends(self, sequence: Sequence) -> int:
+        ends = to_ticks(sequence.asked.arrival_s) + self.patience
+        return NEVER if self.patience == NEVER else max(self.now, ends)
 
     def step(self, engine: Engine) -> None:
         if not engine.is_ready:

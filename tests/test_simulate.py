@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import curves
-from solvers.engine import EngineProfile, Role
+from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.sim_replica import Replica
 from solvers.sim_results import GapHistogram, LiveRequest
-from solvers.sim_tables import TICKS_PER_S, Polygon, compile_profile, to_ticks
+from solvers.sim_tables import NEVER, TICKS_PER_S, Polygon, compile_profile, to_ticks
 from solvers.simulate import Fleet, SimRequest, itl_limits, replay
 from solvers.workload import Slo, SloMetric
 from tests.sim_brute import BruteFleet, make_profile
+from tests.sim_cases import ask, random_requests, random_story, small_fleet, some_requests, tell
 
 TokenTimes = dict[tuple[str, int], list[int]]
 
@@ -47,84 +48,16 @@ def token_times(monkeypatch: pytest.MonkeyPatch) -> TokenTimes:
     return times
 
 
-def random_profile(rng: np.random.Generator) -> EngineProfile:
-    base, per_sequence, per_token = rng.uniform(0.001, 0.02), rng.uniform(0, 1e-3), rng.choice([0.0, 1e-6, 1e-5])
-    batches = tuple(sorted({1, int(rng.integers(2, 5)), int(rng.integers(5, 12))}))
-    contexts = (32, 128, 300)
-    bends = np.cumsum(rng.uniform(0.2, 2.0, len(contexts)))
-    return make_profile(
-        prefill_tokens=(20, 90, 250),
-        prefill_s=tuple(float(x) for x in np.cumsum(rng.uniform(0.001, 0.05, 3))),
-        decode_batches=batches,
-        decode_contexts=contexts,
-        decode_step_s=tuple(
-            tuple(float(base + b * (per_sequence + per_token * bend)) for bend in bends * contexts) for b in batches
-        ),
-        decode_watts_per_gpu=tuple(200.0 + 10.0 * b for b in batches),
-        kv_capacity_tokens=int(rng.integers(350, 1500)),
-        kv_bytes_per_token=int(rng.integers(1, 100) * 10_000),
-        transfer_bytes_per_s=float(rng.uniform(1e8, 1e10)),
-        prefill_chunk_tokens=int(rng.integers(16, 200)),
-    )  # fmt: skip
-
-
-def random_requests(rng: np.random.Generator, services: list[str]) -> list[SimRequest]:
-    count = int(rng.integers(5, 30))
-    arrivals = np.cumsum(rng.exponential(rng.choice([0.002, 0.02, 0.2]), count))
-    if rng.random() < 0.3:
-        arrivals = np.repeat(arrivals[::3], 3)[:count]
-    return [
-        SimRequest(
-            name=f"r{i}",
-            service=str(rng.choice(services)),
-            arrival_s=float(arrival),
-            prompt_tokens=int(rng.integers(1, 300)),
-            output_tokens=int(rng.integers(1, 50)) if rng.random() < 0.97 else 900,
-        )
-        for i, arrival in enumerate(arrivals)
-    ]
-
-
-def random_story(rng: np.random.Generator, services: list[str]) -> list[tuple[float, str, tuple[Any, ...]]]:
-    """Replicas that come at the start, and a few that come, drain or fail later."""
-    profiles = [random_profile(rng) for _ in range(2)]
-    story: list[tuple[float, str, tuple[Any, ...]]] = []
-    for service in services:
-        roles = [Role.MIXED] if rng.random() < 0.4 else [Role.PREFILL, Role.DECODE]
-        roles += [Role.MIXED] if rng.random() < 0.2 else []
-        for role in roles:
-            for _ in range(int(rng.integers(1, 4))):
-                profile = profiles[int(rng.integers(2))]
-                ready = float(rng.choice([0.0, 0.0, 0.1]))
-                story.append((0.0, "add", (f"{role}-{len(story)}", service, role, profile, ready)))
-    names = [made[2][0] for made in story]
-    for name in rng.permutation(names)[: int(rng.integers(0, 3))]:
-        at = float(rng.uniform(0, 2))
-        if rng.random() < 0.5:
-            story.append((at, "drain", (str(name),)))
-            at += float(rng.exponential(0.3))
-        if rng.random() < 0.7:
-            story.append((at, "remove", (str(name),)))
-            again = next(made[2] for made in story if made[2][0] == name)
-            story.append((at, "add", (f"{name}-again", *again[1:4], at + float(rng.choice([0.0, 0.4])))))
-    return sorted(story, key=lambda act: act[0])
-
-
-def tell(story: list[tuple[float, str, tuple[Any, ...]]], fleet: Fleet | BruteFleet) -> None:
-    for at, verb, words in story:
-        if isinstance(fleet, Fleet):
-            fleet.advance(at)
-            getattr(fleet, f"{verb}_replica")(*words)
-            continue
-        fleet.advance(to_ticks(at))
-        getattr(fleet, verb)(*words[:4], *(to_ticks(ready) for ready in words[4:]))
-
-
 def run_both(seed: int) -> tuple[Fleet, BruteFleet, list[SimRequest]]:
+    """Half of the fleets hold requests back at a gateway that gives up, soon or exactly at other events."""
     rng = np.random.default_rng(seed)
     services = ["a", "b"][: int(rng.integers(1, 3))]
     requests, story = random_requests(rng, services), random_story(rng, services)
     fleet, brute = Fleet(), BruteFleet()
+    if seed % 2:
+        limit, patience_s = int(rng.integers(1, 6)), float(rng.choice([0.0, 0.1, 0.4, 2.0]))
+        fleet = Fleet(replica_queue_limit=limit, gateway_patience_s=patience_s)
+        brute = BruteFleet(queue_limit=limit, patience=to_ticks(patience_s))
     for request in requests:
         fleet.submit(request)
         brute.submit(request)
@@ -136,17 +69,22 @@ def run_both(seed: int) -> tuple[Fleet, BruteFleet, list[SimRequest]]:
 
 
 def test_every_token_time_equals_the_step_by_step_truth_to_the_picosecond(token_times: TokenTimes) -> None:
-    tokens = preemptions = reroutes = rejected = 0
-    for seed in range(250):
+    tokens = preemptions = reroutes = rejected = timed_out = late = 0
+    for seed in range(400):
         token_times.clear()
         fleet, brute, _ = run_both(seed)
         done = {r.name: r for r in fleet.take_finished()}
         refused = {r.name for r in fleet.take_rejected()}
+        given_up = {r.name: r.at_s for r in fleet.take_timed_out()}
         for sequence in brute.sequences:
             name = sequence.asked.name
             assert sequence.is_rejected == (name in refused), (seed, name)
             assert (sequence.emitted == sequence.asked.output_tokens) == (name in done), (seed, name)
-            if sequence.is_rejected:
+            if sequence.timed_out_at != NEVER:
+                assert given_up.pop(name) == sequence.timed_out_at / TICKS_PER_S, (seed, name)
+                timed_out += 1
+                late += sequence.reroutes > 0
+            if sequence.is_rejected or sequence.timed_out_at != NEVER:
                 continue
             assert token_times[name, sequence.reroutes] == sequence.times, (seed, name)
             if name in done:
@@ -156,6 +94,7 @@ def test_every_token_time_equals_the_step_by_step_truth_to_the_picosecond(token_
             tokens += len(sequence.times)
             preemptions += sequence.preemptions
             reroutes += sequence.reroutes
+        assert not given_up, seed
         rejected += len(refused)
         brute_energy = brute.gone_energy
         for engine in brute.engines.values():
@@ -166,25 +105,8 @@ def test_every_token_time_equals_the_step_by_step_truth_to_the_picosecond(token_
     assert preemptions > 100
     assert reroutes > 100
     assert rejected > 20
-
-
-def small_fleet(**options: Any) -> Fleet:
-    fleet = Fleet(**options)
-    fleet.add_replica("p0", "s", Role.PREFILL, make_profile())
-    fleet.add_replica("d0", "s", Role.DECODE, make_profile())
-    return fleet
-
-
-def ask(name: str = "r", at: float = 0.0, prompt: int = 1000, output: int = 10, service: str = "s") -> SimRequest:
-    return SimRequest(name=name, service=service, arrival_s=at, prompt_tokens=prompt, output_tokens=output)
-
-
-def some_requests(count: int = 200, rate: float = 8.0, seed: int = 1) -> list[SimRequest]:
-    rng = np.random.default_rng(seed)
-    arrivals = np.cumsum(rng.exponential(1 / rate, count))
-    return [
-        ask(f"r{i}", float(at), int(rng.integers(50, 2000)), int(rng.integers(1, 200))) for i, at in enumerate(arrivals)
-    ]
+    assert timed_out > 300
+    assert late > 10  # gave up after they had begun again
 
 
 def test_the_parts_of_ttft_are_those_of_the_profile_and_add_up() -> None:
@@ -241,11 +163,12 @@ def test_pieces_of_a_prompt_add_up_to_the_whole() -> None:
         assert sum(parts) == tables.prefill(prompt)
 
 
-def test_cutting_an_advance_in_pieces_changes_nothing() -> None:
+@pytest.mark.parametrize("gateway", [{}, {"replica_queue_limit": 2, "gateway_patience_s": 0.3}])
+def test_cutting_an_advance_in_pieces_changes_nothing(gateway: dict[str, Any]) -> None:
     def run(cuts: int, *, settling: bool) -> tuple[Any, ...]:
-        fleet = small_fleet(itl_limits_s={"s": 0.0125})
+        fleet = small_fleet(itl_limits_s={"s": 0.0125}, **gateway)
         fleet.add_replica("m0", "s", Role.MIXED, make_profile())
-        for request in some_requests():
+        for request in some_requests(rate=30.0 if gateway else 8.0):
             fleet.submit(request)
         for cut in range(1, cuts + 1):
             fleet.advance(60.0 * cut / cuts)
@@ -254,10 +177,12 @@ def test_cutting_an_advance_in_pieces_changes_nothing() -> None:
         fleet.settle()
         gaps = fleet.gaps("s")
         counts = {bucket: count for bucket, count in gaps.counts.items() if count}
-        return fleet.take_finished(), counts, gaps.late, fleet.energy_joules(), fleet.counts("s")
+        refused = fleet.take_timed_out(), fleet.take_rejected()
+        return fleet.take_finished(), counts, gaps.late, fleet.energy_joules(), fleet.counts("s"), refused
 
     once = run(1, settling=False)
     assert once[2] > 0
+    assert (once[4].get("timed_out", 0) > 10) == bool(gateway)
     assert run(100, settling=False) == once
     assert run(977, settling=True) == once
 
@@ -318,57 +243,6 @@ def test_a_request_goes_to_the_replica_with_room_for_it() -> None:
     fleet.add_replica("large", "s", Role.MIXED, make_profile())
     result = replay(fleet, [ask("long", prompt=3000), ask("short")])
     assert {r.name: r.replica for r in result.finished} == {"long": "large", "short": "small"}
-
-
-def test_requests_wait_at_the_gateway_until_a_replica_is_ready() -> None:
-    fleet = Fleet()
-    fleet.add_replica("m0", "s", Role.MIXED, make_profile(), ready_at_s=30.0)
-    fleet.submit(ask(at=5.0))
-    fleet.advance(29.0)
-    assert fleet.queued("s") == 1
-    assert fleet.replica("m0").draw_watts == 75.0
-    assert not fleet.replica("m0").is_ready
-    fleet.advance(math.inf)
-    (done,) = fleet.take_finished()
-    assert done.queue_s == pytest.approx(25.0)
-    assert fleet.queued("s") == 0
-
-
-def test_flow_control_keeps_the_backlog_at_the_gateway_in_order() -> None:
-    fleet = Fleet(replica_queue_limit=3)
-    fleet.add_replica("p0", "s", Role.PREFILL, make_profile())
-    fleet.add_replica("d0", "s", Role.DECODE, make_profile())
-    for i in range(40):
-        fleet.submit(ask(f"r{i}", at=i * 1e-6))
-    fleet.advance(0.05)
-    assert (fleet.outstanding("p0"), fleet.queued("s")) == (3, 37)
-    fleet.add_replica("p1", "s", Role.PREFILL, make_profile())
-    assert (fleet.outstanding("p1"), fleet.queued("s")) == (3, 34)
-    fleet.remove_replica("p0")
-    assert fleet.queued("s") == 37
-    fleet.advance(math.inf)
-    finished = fleet.take_finished()
-    assert [r.name for r in finished] == [f"r{i}" for i in (3, 4, 5, 0, 1, 2, *range(6, 40))]
-    assert finished[-1].queue_s == pytest.approx(0.05 + 3.9, abs=1e-3)  # p1 was never idle
-
-
-def test_without_a_backlog_flow_control_changes_nothing() -> None:
-    def run(limit: int | None) -> Any:
-        return replay(small_fleet(replica_queue_limit=limit), some_requests(rate=4.0))
-
-    assert run(50) == run(None)
-
-
-def test_a_computed_prompt_waits_for_a_decode_replica() -> None:
-    fleet = Fleet()
-    fleet.add_replica("p0", "s", Role.PREFILL, make_profile())
-    fleet.submit(ask())
-    fleet.advance(10.0)
-    assert fleet.take_finished() == []
-    fleet.add_replica("d0", "s", Role.DECODE, make_profile())
-    fleet.advance(math.inf)
-    (done,) = fleet.take_finished()
-    assert done.kv_transfer_s == pytest.approx(10.0 - 0.1 + 0.004)
 
 
 def test_a_draining_replica_finishes_what_it_holds_and_gets_nothing_new() -> None:
