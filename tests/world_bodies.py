@@ -68,12 +68,12 @@ def served_model(name: str, requests_per_s: float, *, cold_start_s: float = 0.5,
 
 def gpu_classes() -> list[Json]:
     return [
-        _class(replace(fleets.gpu_class(name), node_selector={"nvidia.com/gpu.product": product}))
+        class_of(replace(fleets.gpu_class(name), node_selector={"nvidia.com/gpu.product": product}))
         for name, product in PRODUCTS.items()
     ]
 
 
-def _class(known: GpuClass) -> Json:
+def class_of(known: GpuClass) -> Json:
     spec = {
         "resourceName": known.resource_name,
         "nodeSelector": dict(known.node_selector),
