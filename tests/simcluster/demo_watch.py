@@ -133,8 +133,9 @@ def _gpus_by_class(pods: Iterable[PodRecord]) -> dict[str, int]:
 
 
 def _domains(specs: Specs, records: Records, state: Mapping[str, Any]) -> Iterable[DomainNow]:
-    readings = Readings(taken_at_s=0.0)  # no demand is asked here, only what exists
-    snapshot = build_problem(specs, records, readings, now_s=0.0).snapshot
+    known = {spec.model.name: spec.declared for spec in specs.served_models if spec.declared}
+    silence = Readings(taken_at_s=0.0)  # no demand is asked here, only what exists
+    snapshot = build_problem(specs, records, silence, now_s=0.0, previous_demands=known).snapshot
     fixed = {spec.domain.name: spec.domain.fixed_watts for spec in specs.power_domains}
     draws = {name: node["draw_watts"] for name, node in state["power"]["nodes"].items()}
     for row in balance(snapshot, None, {node.name: 0.0 for node in snapshot.nodes} | draws):
