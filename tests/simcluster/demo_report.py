@@ -52,8 +52,7 @@ def live_line(sample: Sample, services: Sequence[str]) -> str:
 
 def _service_cell(service: Any) -> str:
     window = service.get("windows", {}).get(WINDOW, {})
-    seconds = window.get("seconds") or 0.0
-    rate = window.get("first_tokens", 0) / seconds if seconds else 0.0
+    rate = window.get("offered_requests_per_s", 0.0)
     values = {slo["metric"]: slo["value_s"] for slo in window.get("slos", ())}
     ttft, itl = (f"{1000 * v:.0f}" if (v := values.get(metric)) is not None else "-" for metric in ("TTFT", "ITL"))
     within = window.get("in_slo_ratio")

@@ -28,7 +28,7 @@ from typing import Any, Self
 
 from controller.traces import load_trace, synthetic_trace
 from solvers.errors import InvalidInput, PenstockError
-from tests.simcluster.twin_fleet import TwinFleet
+from tests.simcluster.twin_fleet import GATEWAY_PATIENCE_S, TwinFleet
 from tests.simcluster.twin_metrics import engine_metrics, gateway_metrics, gpu_metrics
 from tests.simcluster.twin_server import JSON, TEXT, TwinServer
 from tests.simcluster.twin_traffic import Traffic
@@ -73,6 +73,8 @@ class Twin:
         To serve on; 0 takes a free one.
     group_labels : sequence of str
         Node labels whose watts are added up, with their peaks.
+    patience_s : float
+        Virtual seconds after which the gateway gives up on a request that no engine could take.
     """
 
     def __init__(
@@ -83,8 +85,9 @@ class Twin:
         time_scale: float = 1.0,
         port: int = 0,
         group_labels: Sequence[str] = GROUP_LABELS,
+        patience_s: float = GATEWAY_PATIENCE_S,
     ) -> None:
-        self.fleet = TwinFleet(traffic, group_labels=tuple(group_labels))
+        self.fleet = TwinFleet(traffic, group_labels=tuple(group_labels), patience_s=patience_s)
         self.clock = VirtualClock(time_scale)
         self._source, self._lock = source, threading.Lock()
         self._failure: BaseException | None = None
@@ -228,8 +231,22 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group-label", action="append", default=[], metavar="LABEL", help="node label to add up watts by"
     )
+    parser.add_argument(
+        "--patience-s",
+        type=_patience,
+        default=GATEWAY_PATIENCE_S,
+        metavar="SECONDS",
+        help="virtual seconds after which the gateway gives up on a request; inf never does (default %(default)g)",
+    )
     parser.add_argument("--start", action="store_true", help="start the virtual clock at once")
     return parser
+
+
+def _patience(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time at or above 0")
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -245,8 +262,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: stopped.set())
     watch = ClusterWatch(args.kubeconfig)
     watch.start()
-    labels = args.group_label or GROUP_LABELS
-    with Twin(watch, traffic, time_scale=args.time_scale, port=args.port, group_labels=labels) as twin:
+    with Twin(
+        watch,
+        traffic,
+        time_scale=args.time_scale,
+        port=args.port,
+        group_labels=args.group_label or GROUP_LABELS,
+        patience_s=args.patience_s,
+    ) as twin:
         if args.start:
             twin.clock.start()
         print(json.dumps({"url": twin.url}), flush=True)

@@ -25,9 +25,11 @@ from tests.simcluster.twin_stats import ENGINE_TOKEN_EDGES, TTFT_EDGES_S, Bucket
 from tests.simcluster.twin_traffic import Traffic
 from tests.simcluster.twin_watch import ClusterView, TwinService
 
+GATEWAY_PATIENCE_S = 30.0  # virtual; by then a client without a token has gone away
 GATEWAY_QUEUE_LIMIT = 5  # an engine with so many waiting counts as saturated, as the gateway's default says
 POOL_LABELS = (MODEL_LABEL, ROLE_LABEL, GPU_CLASS_LABEL, CONFIG_LABEL)
 WINDOWS_S = (60.0, 300.0)
+OUTCOMES = ("finished", "rejected", "timed_out")
 
 
 class PodStats:
@@ -48,10 +50,20 @@ class TwinFleet:
         Arrivals; a service without any still shows up with zeros.
     group_labels : tuple of str
         Node labels whose sums of watts are kept.
+    patience_s : float
+        The gateway gives a request up that it could not send to an engine for so long; ``inf`` never does.
     """
 
-    def __init__(self, traffic: Iterable[Traffic] = (), *, group_labels: tuple[str, ...] = ()) -> None:
-        self.fleet = Fleet(itl_limits_s={}, record_first_tokens=True, replica_queue_limit=GATEWAY_QUEUE_LIMIT)
+    def __init__(
+        self,
+        traffic: Iterable[Traffic] = (),
+        *,
+        group_labels: tuple[str, ...] = (),
+        patience_s: float = GATEWAY_PATIENCE_S,
+    ) -> None:
+        self.fleet = Fleet(
+            record_first_tokens=True, replica_queue_limit=GATEWAY_QUEUE_LIMIT, gateway_patience_s=patience_s
+        )
         self.view = ClusterView()
         self.traffic = {flow.service: flow for flow in traffic}
         self.stats: dict[str, ServiceStats] = {}
@@ -65,8 +77,9 @@ class TwinFleet:
     def advance(self, until_s: float) -> None:
         """Let requests arrive and be served up to a virtual second, and count what happened."""
         for service, flow in self.traffic.items():
-            self._stats_of(service)
-            for request in flow.until(until_s):
+            arrived = flow.until(until_s)
+            self._stats_of(service).offer(len(arrived))
+            for request in arrived:
                 self.fleet.submit(request)
         self.fleet.advance(until_s)
         self._count()
@@ -107,7 +120,9 @@ class TwinFleet:
                 pod.prompt_tokens.observe(done.prompt_tokens)
                 pod.output_tokens.observe(done.output_tokens)
         for refused in self.fleet.take_rejected():
-            self._stats_of(refused.service).rejected += 1
+            self._stats_of(refused.service).reject()
+        for given_up in self.fleet.take_timed_out():
+            self._stats_of(given_up.service).time_out(given_up)
 
     # ------------------------------------------------------------------ the cluster
 
@@ -202,14 +217,13 @@ class TwinFleet:
     def _service_state(self, name: str) -> dict[str, Any]:
         counts, stats, now_s = self.fleet.counts(name), self.stats[name], self.fleet.now_s
         gaps, limit_s = self.fleet.gaps(name), self.fleet.itl_limits_s.get(name)
-        done = counts.get("finished", 0) + counts.get("rejected", 0)
+        ended = sum(counts.get(outcome, 0) for outcome in OUTCOMES)
         return {
             "requests": counts.get("submitted", 0),
-            "finished": counts.get("finished", 0),
-            "rejected": counts.get("rejected", 0),
+            **{outcome: counts.get(outcome, 0) for outcome in OUTCOMES},
             "rerouted": counts.get("rerouted", 0),
             "queued": self.fleet.queued(name),
-            "outstanding": counts.get("submitted", 0) - done,
+            "outstanding": counts.get("submitted", 0) - ended,
             "output_tokens": counts.get("output_tokens", 0),
             "whole_run": stats.whole_run(now_s, gaps, limit_s),
             "windows": {f"{w:g}s": stats.window(now_s, gaps, limit_s, w) for w in WINDOWS_S},

@@ -52,6 +52,12 @@ def _page(family: Family) -> str:
     return f"# TYPE {family.name} {family.kind}\n" + "\n".join(family.lines) + "\n"
 
 
+ERROR_CODES = {  # as the endpoint picker has them: an engine's refusal is passed on, a queue's time to live is its own
+    "ModelServerError": "rejected",
+    "ServiceUnavailable": "timed_out",
+}
+
+
 def gateway_metrics(twin: TwinFleet) -> str:
     """What the endpoint picker in front of each service counts."""
     requests = Family("inference_objective_request_total", "counter")
@@ -69,7 +75,8 @@ def gateway_metrics(twin: TwinFleet) -> str:
         ttft.add_histogram(labels, stats.ttft)
         prompt.add_histogram(labels, stats.prompt_tokens)
         output.add_histogram(labels, stats.output_tokens)
-        errors.add(labels, stats.rejected)
+        for code, outcome in ERROR_CODES.items():
+            errors.add(f'{labels},error_code="{code}"', stats.counts[outcome])
         queue.add(labels, twin.fleet.queued(name))
     return exposition((requests, ttft, prompt, output, errors, queue))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from solvers.sim_results import FinishedRequest, GapHistogram, meets
+from solvers.sim_results import FinishedRequest, GapHistogram, Rejected, meets
 from solvers.sim_tables import TICKS_PER_S, to_ticks
 from solvers.workload import Slo, SloMetric
 
@@ -59,14 +59,26 @@ class Bucketed:
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """Everything about a service since some moment; ``within`` counts first tokens inside each TTFT limit."""
+    """Everything about a service since some moment.
+
+    ``ttft`` holds the waits of requests that timed out beside the first tokens; ``within`` counts first tokens inside
+    each TTFT limit; ``counts`` are of requests: offered, finished, good (inside all SLOs), rejected, timed_out.
+    """
 
     at_s: float = 0.0
     ttft: GapHistogram = field(default_factory=GapHistogram)
     within: list[int] = field(default_factory=list)
     gaps: GapHistogram = field(default_factory=GapHistogram)
-    finished: int = 0
-    good: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def first_tokens(self) -> int:
+        return self.ttft.count - self.counts["timed_out"]
+
+    @property
+    def refused(self) -> int:
+        """Requests that were not served: misses of every SLO of theirs."""
+        return self.counts["rejected"] + self.counts["timed_out"]
 
     def copy(self, at_s: float, gaps: GapHistogram) -> Totals:
         """As it stands; ``gaps`` are those of the fleet now."""
@@ -75,8 +87,7 @@ class Totals:
             ttft=GapHistogram(self.ttft.counts),
             within=list(self.within),
             gaps=gaps,
-            finished=self.finished,
-            good=self.good,
+            counts=Counter(self.counts),
         )
 
     def since(self, earlier: Totals) -> Totals:
@@ -86,9 +97,22 @@ class Totals:
             ttft=self.ttft.minus(earlier.ttft),
             within=[now - then for now, then in zip(self.within, earlier.within, strict=True)],
             gaps=self.gaps.minus(earlier.gaps),
-            finished=self.finished - earlier.finished,
-            good=self.good - earlier.good,
+            counts=self.counts - earlier.counts,
         )
+
+    def in_slo_ratio(self) -> float | None:
+        """Share of the requests with an outcome that were served inside all SLOs; None without any."""
+        ended = self.counts["finished"] + self.refused
+        return self.counts["good"] / ended if ended else None
+
+    def within_ratio(self, slo: Slo, place: int, itl_limit_s: float | None) -> float | None:
+        """Share of requests or gaps within the SLO at ``place``; requests that were not served miss a TTFT limit."""
+        if slo.metric is SloMetric.TTFT:
+            asked = self.first_tokens + self.refused
+            return self.within[place] / asked if asked else None
+        if not self.gaps.count:
+            return None
+        return self.gaps.in_limit_ratio if slo.limit_s == itl_limit_s else self.gaps.within_ratio(slo.limit_s)
 
 
 class ServiceStats:
@@ -99,7 +123,6 @@ class ServiceStats:
         self.ttft = Bucketed(TTFT_EDGES_S)
         self.prompt_tokens = Bucketed(TOKEN_EDGES)
         self.output_tokens = Bucketed(TOKEN_EDGES)
-        self.rejected = 0
         self._totals = Totals()
         self._start = self._totals.copy(0.0, GapHistogram())
         self._snapshots: deque[Totals] = deque()
@@ -118,12 +141,30 @@ class ServiceStats:
         for i, slo in enumerate(self.slos):
             self._totals.within[i] += slo.metric is SloMetric.TTFT and ttft_s <= slo.limit_s
 
+    def offer(self, requests: int) -> None:
+        """Count arrivals."""
+        self._totals.counts["offered"] += requests
+
     def finish(self, request: FinishedRequest) -> None:
         """Count one served request."""
         self.prompt_tokens.observe(request.prompt_tokens)
         self.output_tokens.observe(request.output_tokens)
-        self._totals.finished += 1
-        self._totals.good += meets(request, self.slos)
+        self._totals.counts["finished"] += 1
+        self._totals.counts["good"] += meets(request, self.slos)
+
+    def reject(self) -> None:
+        """Count one request that no replica could hold."""
+        self._totals.counts["rejected"] += 1
+
+    def time_out(self, request: Rejected) -> None:
+        """Count one request that was given up; its TTFT would have been longer than its wait."""
+        self._totals.counts["timed_out"] += 1
+        self._totals.ttft.add(to_ticks(request.waited_s))
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Requests since the twin started: offered, finished, good, rejected, timed_out."""
+        return self._totals.counts
 
     def is_due(self, now_s: float) -> bool:
         """True when the last snapshot is old enough for another."""
@@ -150,36 +191,31 @@ class ServiceStats:
         return self._describe(self._totals.copy(now_s, gaps).since(base), itl_limit_s)
 
     def _describe(self, part: Totals, itl_limit_s: float | None) -> dict[str, Any]:
-        first_tokens = part.ttft.count
-        slos = []
-        for i, slo in enumerate(self.slos):
-            seen = part.ttft if slo.metric is SloMetric.TTFT else part.gaps
-            if slo.metric is SloMetric.TTFT:
-                within = part.within[i] / first_tokens if first_tokens else None
-            elif not part.gaps.count:
-                within = None
-            else:
-                exact = slo.limit_s == itl_limit_s
-                within = part.gaps.in_limit_ratio if exact else part.gaps.within_ratio(slo.limit_s)
-            slos.append(
-                {
-                    "metric": slo.metric.value,
-                    "percentile": slo.percentile_ratio,
-                    "limit_s": slo.limit_s,
-                    "value_s": _number(seen.quantile_s(slo.percentile_ratio)),
-                    "within_ratio": within,
-                    "is_met": within is None or within >= slo.percentile_ratio,
-                }
-            )
         return {
             "seconds": part.at_s,
-            "first_tokens": first_tokens,
-            "finished": part.finished,
-            "in_slo_ratio": part.good / part.finished if part.finished else None,
+            "offered_requests_per_s": part.counts["offered"] / part.at_s if part.at_s > 0 else 0.0,
+            "first_tokens": part.first_tokens,
+            "finished": part.counts["finished"],
+            "rejected": part.counts["rejected"],
+            "timed_out": part.counts["timed_out"],
+            "in_slo_ratio": part.in_slo_ratio(),
             "ttft_s": {f"p{p * 100:g}": _number(part.ttft.quantile_s(p)) for p in PERCENTILES},
             "itl_s": {f"p{p * 100:g}": _number(part.gaps.quantile_s(p)) for p in PERCENTILES},
-            "slos": slos,
+            "slos": [_judgement(part, slo, i, itl_limit_s) for i, slo in enumerate(self.slos)],
         }
+
+
+def _judgement(part: Totals, slo: Slo, place: int, itl_limit_s: float | None) -> dict[str, Any]:
+    seen = part.ttft if slo.metric is SloMetric.TTFT else part.gaps
+    within = part.within_ratio(slo, place, itl_limit_s)
+    return {
+        "metric": slo.metric.value,
+        "percentile": slo.percentile_ratio,
+        "limit_s": slo.limit_s,
+        "value_s": _number(seen.quantile_s(slo.percentile_ratio)),
+        "within_ratio": within,
+        "is_met": within is None or within >= slo.percentile_ratio,
+    }
 
 
 def _number(value: float) -> float | None:
