@@ -148,14 +148,25 @@ def limit_capacity(cells: Cells, v: Variables) -> Limit:
     )
 
 
+def limit_chain(cells: Cells, v: Variables) -> Limit:
+    """(3) The pools of a chain together carry what is served: implied by (1) and (2), and what the solver cuts from."""
+    rates = np.array([step.capacity_requests_per_s for step in cells.steps], dtype=float)
+    load = np.maximum(cells.demand_per_s, 1e-12)[cells.pool_service[cells.step_pool]]
+    carried = _sum_steps(cells, rates * (1.0 + CAPACITY_SLACK) / load)
+    able = sp.vstack([_sum_pools(cells, roles) @ carried for _, roles in CHAINS])
+    rows = able @ v.sized + sp.vstack([sp.eye_array(len(cells.services))] * len(CHAINS)) @ v.unserved
+    asked = np.tile((cells.demand_per_s > 0.0).astype(float), len(CHAINS))
+    return Limit(name="chain", equation=3, constraint=rows >= asked, subjects=_chain_subjects(cells))
+
+
 def limit_pool_size(cells: Cells, v: Variables) -> Limit:
-    """(3) The replicas of a pool, summed over its places, are those that its size step counts."""
+    """(4) The replicas of a pool, summed over its places, are those that its size step counts."""
     rows = _sum_cells(cells) @ v.replicas - _sum_steps(cells) @ v.sized
-    return Limit(name="pool_size", equation=3, constraint=rows == 0.0, subjects=_pool_subjects(cells))
+    return Limit(name="pool_size", equation=4, constraint=rows == 0.0, subjects=_pool_subjects(cells))
 
 
 def limit_step(cells: Cells, v: Variables) -> Limit:
-    """(4) A pool's size lies in at most one step, between that step's ends."""
+    """(5) A pool's size lies in at most one step, between that step's ends."""
     count = len(cells.steps)
     lower = np.array([step.lower for step in cells.steps], dtype=float)
     upper = np.array([step.upper for step in cells.steps], dtype=float)
@@ -171,14 +182,14 @@ def limit_step(cells: Cells, v: Variables) -> Limit:
     subjects = [f"{label} lower" for label in labels] + [f"{label} upper" for label in labels]
     return Limit(
         name="step",
-        equation=4,
+        equation=5,
         constraint=rows <= most,
         subjects=(*subjects, *(f"{cells.pools[p].pool} one step" for p in stepped)),
     )
 
 
 def limit_gpus(cells: Cells, v: Variables) -> Limit:
-    """(5) Whole groups inside nodes: at each group size q, larger groups count as ⌊gpus/q⌋ and nodes as ⌊free/q⌋."""
+    """(6) Whole groups inside nodes: at each group size q, larger groups count as ⌊gpus/q⌋ and nodes as ⌊free/q⌋."""
     rows: list[tuple[int, int, float]] = []
     slots: list[int] = []
     subjects: list[str] = []
@@ -190,7 +201,7 @@ def limit_gpus(cells: Cells, v: Variables) -> Limit:
             subjects.append(f"{group.label} x{size}")
     held = _matrix(*_columns(rows), (len(slots), len(cells.cell_pool)))
     limit = np.array(slots, dtype=float)
-    return Limit(name="gpus", equation=5, constraint=held @ v.replicas <= limit, subjects=tuple(subjects))
+    return Limit(name="gpus", equation=6, constraint=held @ v.replicas <= limit, subjects=tuple(subjects))
 
 
 def _charges(cells: Cells) -> Iterator[tuple[int, int, int]]:
@@ -205,17 +216,17 @@ def _charges(cells: Cells) -> Iterator[tuple[int, int, int]]:
 
 
 def limit_power(cells: Cells, v: Variables) -> Limit:
-    """(6) What replicas add at their highest cap stays inside the room above idle draw; in kW."""
+    """(7) What replicas add at their highest cap stays inside the room above idle draw; in kW."""
     domains = cells.grouping.domain_groups
     rows = [(d, c, times * cells.pools[cells.cell_pool[c]].reserved_watts / 1000.0) for c, d, times in _charges(cells)]
     room = np.array([len(d.domains) * d.room_watts / 1000.0 for d in domains], dtype=float)
     charged = _matrix(*_columns(rows), (len(domains), len(cells.cell_pool)))
     subjects = tuple(d.label for d in domains)
-    return Limit(name="power", equation=6, constraint=charged @ v.replicas <= room, subjects=subjects)
+    return Limit(name="power", equation=7, constraint=charged @ v.replicas <= room, subjects=subjects)
 
 
 def limit_power_whole(cells: Cells, v: Variables) -> Limit:
-    """(7) Watts come in whole replicas: at each size w of them, ⌊watts/w⌋ add up to at most ⌊room/w⌋ in a domain."""
+    """(8) Watts come in whole replicas: at each size w of them, ⌊watts/w⌋ add up to at most ⌊room/w⌋ in a domain."""
     by_domain: dict[int, list[tuple[int, int, float]]] = {}
     for c, d, times in _charges(cells):
         by_domain.setdefault(d, []).append((c, times, cells.pools[cells.cell_pool[c]].reserved_watts))
@@ -235,7 +246,7 @@ def limit_power_whole(cells: Cells, v: Variables) -> Limit:
             subjects.append(f"{domain.label} by {watts:.0f} W")
     whole = _matrix(*_columns(rows), (len(most), len(cells.cell_pool)))
     constraint = whole @ v.replicas <= np.array(most, dtype=float)
-    return Limit(name="power_whole", equation=7, constraint=constraint, subjects=tuple(subjects))
+    return Limit(name="power_whole", equation=8, constraint=constraint, subjects=tuple(subjects))
 
 
 def _columns(rows: Sequence[tuple[int, int, float]]) -> tuple[list[int], list[int], list[float]]:
@@ -243,24 +254,24 @@ def _columns(rows: Sequence[tuple[int, int, float]]) -> tuple[list[int], list[in
 
 
 def limit_floor(cells: Cells, v: Variables) -> Limit:
-    """(8) At least ``min_replicas`` can take prompts, and as many can decode; what is missing is paid for."""
+    """(9) At least ``min_replicas`` can take prompts, and as many can decode; what is missing is paid for."""
     least = np.array([service.min_replicas for service in cells.services], dtype=float)
     sums = sp.vstack([_sum_pools(cells, roles) for _, roles in CHAINS]) @ _sum_cells(cells) @ v.replicas
     return Limit(
-        name="floor", equation=8, constraint=sums + v.missing >= np.tile(least, 2), subjects=_chain_subjects(cells)
+        name="floor", equation=9, constraint=sums + v.missing >= np.tile(least, 2), subjects=_chain_subjects(cells)
     )
 
 
 def limit_ceiling(cells: Cells, v: Variables) -> Limit:
-    """(9) No role of a service has more than ``max_replicas``."""
+    """(10) No role of a service has more than ``max_replicas``."""
     most = np.array([service.max_replicas for service in cells.services], dtype=float)
     sums = sp.vstack([_sum_pools(cells, (role,)) for role in Role]) @ _sum_cells(cells) @ v.replicas
     subjects = tuple(f"{service.name} {role}" for role in Role for service in cells.services)
-    return Limit(name="ceiling", equation=9, constraint=sums <= np.tile(most, len(Role)), subjects=subjects)
+    return Limit(name="ceiling", equation=10, constraint=sums <= np.tile(most, len(Role)), subjects=subjects)
 
 
 def limit_churn(cells: Cells, v: Variables) -> Limit:
-    """(10) What a group holds of a running pool differs from what runs by what is started less what is stopped."""
+    """(11) What a group holds of a running pool differs from what runs by what is started less what is stopped."""
     rows, columns = held_cells(cells)
     inside = _matrix(rows, columns, 1.0, (len(cells.held_now), len(cells.cell_pool)))
     subjects = tuple(
@@ -268,7 +279,7 @@ def limit_churn(cells: Cells, v: Variables) -> Limit:
         for p, g in zip(cells.held_pool, cells.held_group, strict=True)
     )
     change = inside @ v.replicas - v.started + v.stopped
-    return Limit(name="churn", equation=10, constraint=change == cells.held_now, subjects=subjects)
+    return Limit(name="churn", equation=11, constraint=change == cells.held_now, subjects=subjects)
 
 
 def held_cells(cells: Cells) -> tuple[Ints, Ints]:
@@ -286,6 +297,7 @@ def held_cells(cells: Cells) -> tuple[Ints, Ints]:
 LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_demand,
     limit_capacity,
+    limit_chain,
     limit_pool_size,
     limit_step,
     limit_gpus,
@@ -298,7 +310,7 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(11) GPU price and energy of every replica, starts, unserved demand by tier, missing floors; USD per hour."""
+    """(12) GPU price and energy of every replica, starts, unserved demand by tier, missing floors; USD per hour."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],

@@ -27,7 +27,7 @@ from solvers.verify import verify
 
 MOST_ROUNDS = 4
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
-NODE_WORK = 400_000  # branch-and-bound nodes times whole columns: bounds the work of a solve, not its seconds
+NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
 SOLVER_FAULTS = (SolveFailed, cp.error.SolverError, ArithmeticError, ValueError, RuntimeError)
 
@@ -104,7 +104,7 @@ class Search:
             arrays,
             relative_gap=SOLVER_GAP * self.desk.problem.policy.relative_gap,
             time_limit_s=self._seconds(),
-            node_limit=max(50, NODE_WORK // max(1, int(arrays.whole.sum()))),
+            node_limit=max(50, int(NODE_WORK / max(1, arrays.whole.sum()) ** 1.5)),
             start=start,
         )
 
