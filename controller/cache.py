@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import cast
 
@@ -83,11 +83,23 @@ class Cache:
         if changed or event_type is None:
             self._on_change(kind)
 
+    def suspect(self, kind: str) -> None:
+        """Trust a kind no more until it was listed again."""
+        with self._changed:
+            self._shelves[kind].suspicions += 1
+
     def suspect_all(self) -> None:
         """Trust nothing until every kind was listed again: the watches were interrupted."""
+        for kind in self._kinds:
+            self.suspect(kind)
+
+    def scaled(self, key: str, replicas: int, version: int) -> None:
+        """Take in our own write of a Deployment's replicas, before the watch tells of it."""
         with self._changed:
-            for shelf in self._shelves.values():
-                shelf.suspicions += 1
+            shelf = self._shelves["Deployment"]
+            known_version, record = shelf.records.get(key, (0, None))
+            if isinstance(record, DeploymentRecord) and version >= known_version:
+                self._put(shelf, key, version, replace(record, replicas=replicas, replicas_manager="penstock-scale"))
 
     def is_settled(self) -> bool:
         """Say whether every kind was listed since its watch last began anew."""
@@ -147,6 +159,12 @@ class Cache:
         with self._changed:
             found = self._shelves["Pod"].records.get(key)
             return cast(PodRecord, found[1]) if found else None
+
+    def deployment(self, key: str) -> DeploymentRecord | None:
+        """Look one Deployment up."""
+        with self._changed:
+            found = self._shelves["Deployment"].records.get(key)
+            return cast(DeploymentRecord, found[1]) if found else None
 
     def _is_due(self, shelf: _Shelf) -> bool:
         now_s = self._clock()

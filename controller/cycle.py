@@ -72,7 +72,7 @@ class Cycle:
         self._parsed: tuple[object, Specs] | None = None
         self._lacks_kind = False
         self.latest: Turn | None = None
-        self.has_looked = False
+        self.unseen_because = "the cluster was not looked at yet"
 
     def turn(self) -> Report:
         """Take one turn."""
@@ -115,7 +115,7 @@ class Cycle:
             now_s,
             previous_demands=self._decider.previous_demands(),
         )
-        self.has_looked = self.has_looked or not blind_because
+        self.unseen_because = "" if self.unseen_because == "" else blind_because
         return Sight(
             now_s=now_s,
             view=view,
@@ -177,7 +177,8 @@ class Cycle:
             services=served, gpu_classes=sight.observation.snapshot.gpu_classes, policy=sight.observation.policy
         )
         outcomes = self._targets.apply(actions, blueprints)
-        return (*outcomes, *self._targets.renew_templates(blueprints))
+        at_once = sight.observation.policy.policy.max_starts_per_turn
+        return (*outcomes, *self._targets.renew_templates(blueprints, at_once))
 
     def tell(self, report: Report, took_s: float) -> None:
         """Report to metrics, and as the leader to statuses, Events and history."""

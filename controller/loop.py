@@ -95,7 +95,7 @@ class Operator:
 
     def unready_because(self) -> str:
         """Empty when the cluster was seen at least once; a standby is ready too."""
-        return "" if self.cycle.has_looked else "the cluster was not seen yet"
+        return self.cycle.unseen_because
 
     @property
     def metrics_port(self) -> int:

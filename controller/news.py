@@ -36,7 +36,7 @@ def _of_policy(report: Report) -> Iterator[News]:
         words = f"{replicas} replicas, {plan.report.cost_usd_per_hour:.2f} USD/h, {plan.report.status}"
         yield policy, "Planned", f"{plan_name(report.decision.number)}: {words}", False
     if report.holds:
-        yield policy, "Held", "; ".join(report.holds), True
+        yield policy, "Held", "; ".join(report.holds), bool(report.violations)
     if report.solve_fault:
         yield policy, "SolveFailed", f"the last good plan stays: {report.solve_fault}", True
     if report.sight.readings.faults:

@@ -13,9 +13,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from controller.cache import Cache
-from controller.client import MANAGER, SCALE_MANAGER, Body, KubeClient, NotFound, ReplicasOwnedByOther
+from controller.client import (
+    MANAGER,
+    SCALE_MANAGER,
+    Body,
+    KubeClient,
+    NotFound,
+    ReplicasOwnedByOther,
+    Unreachable,
+)
 from controller.inventory import Place, place_of
-from controller.kinds import TEMPLATE_HASH
+from controller.kinds import TEMPLATE_HASH, version_of
 from controller.records import DELETION_COST, POOL_LABEL, DeploymentRecord
 from controller.workloads import Blueprints, workload_name, workload_path
 from solvers.errors import InvalidInput, PenstockError
@@ -63,14 +71,20 @@ class DeploymentTargets:
         manager = record.replicas_manager if record else ""
         return "" if manager in (MANAGER, SCALE_MANAGER) else manager
 
-    def renew_templates(self, blueprints: Blueprints) -> tuple[Outcome, ...]:
-        """Apply again what a changed ServedModel or an interrupted creation left different from its blueprint."""
-        jobs = []
+    def renew_templates(self, blueprints: Blueprints, at_once: int) -> tuple[Outcome, ...]:
+        """Apply what a changed ServedModel left different from its blueprint, few workloads at a time.
+
+        Each workload rolls one pod after the other by itself; ``at_once`` bounds how many of them do.
+        """
+        outdated, rolling = [], 0
         for record in self._cache.view().deployments.values():
             place = _known_place(record, blueprints)
             if place is not None and _is_outdated(record, blueprints.body(*place)):
-                jobs.append(_job(place, self._ensuring(place, blueprints)))
-        return tuple(self._client.in_parallel(jobs))
+                outdated.append(place)
+            elif record.ready_replicas < record.replicas:
+                rolling += 1
+        chosen = outdated[: max(0, at_once - rolling)]
+        return tuple(self._client.in_parallel(_job(place, self._ensuring(place, blueprints)) for place in chosen))
 
     def _ensuring(self, place: Place, blueprints: Blueprints) -> Callable[[], str]:
         def ensure() -> str:
@@ -95,8 +109,14 @@ class DeploymentTargets:
         return work
 
     def _scale(self, action: Scale, *, force: bool = False) -> str:
-        self._client.scale(workload_path(*_place(action)), action.to_replicas, force=force)
-        name = workload_name(*_place(action))
+        """Write the count; the cache learns of it at once, as the next step must count what this one asked for."""
+        place, name = _place(action), workload_name(*_place(action))
+        try:
+            answer = self._client.scale(workload_path(*place), action.to_replicas, force=force)
+        except Unreachable:
+            self._cache.suspect("Deployment")  # it may have been written all the same
+            raise
+        self._cache.scaled(_key(place), answer["spec"].get("replicas", 0), version_of(answer))
         return f"{name} from {action.from_replicas} to {action.to_replicas}: {action.reason}"
 
     def _ensure(self, place: Place, blueprints: Blueprints) -> bool:
@@ -110,12 +130,12 @@ class DeploymentTargets:
         is_new = record is None or record.replicas_manager == MANAGER
         if record is None or _is_outdated(record, body):
             count = {"replicas": record.replicas if record else 0} if is_new else {}
-            self._client.apply(path, {**body, "spec": {**body["spec"], **count}})
+            made = self._client.apply(path, {**body, "spec": {**body["spec"], **count}})
+            self._cache.see("Deployment", "MODIFIED", made)
         return is_new
 
     def _record(self, place: Place) -> DeploymentRecord | None:
-        namespace = place[0].service.partition("/")[0]
-        return self._cache.view().deployments.get(f"{namespace}/{workload_name(*place)}")
+        return self._cache.deployment(_key(place))
 
     def _mark(self, downs: Sequence[Scale]) -> tuple[str, ...]:
         """Mark who leaves, wait until the marks were observed; return the pods whose marks were not."""
@@ -167,6 +187,10 @@ class DeploymentTargets:
 def pod_key(action: Scale, name: str) -> str:
     """``namespace/name`` of a pod that an action names."""
     return f"{action.pool.service.partition('/')[0]}/{name.rpartition('/')[2]}"
+
+
+def _key(place: Place) -> str:
+    return f"{place[0].service.partition('/')[0]}/{workload_name(*place)}"
 
 
 def _place(action: Scale) -> Place:

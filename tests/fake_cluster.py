@@ -113,9 +113,9 @@ class FakeCluster(KubeClient):
         deployment["spec"]["replicas"] = replicas
         owner = [{"manager": "penstock-scale", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]
         deployment["metadata"]["managedFields"] = owner
-        self.put("Deployment", deployment)
+        made = self.put("Deployment", deployment)
         self._make_pods(deployment)
-        return deployment
+        return {"metadata": made["metadata"], "spec": {"replicas": replicas}}
 
     def create(self, path: str, body: Body) -> Body:
         self._note("create", path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.cache import Cache
-from controller.client import Body, Forbidden, KubeClient, NotFound, ReplicasOwnedByOther
+from controller.client import Body, Forbidden, KubeClient, NotFound, ReplicasOwnedByOther, Unreachable
 from controller.inventory import Place, place_of
 from controller.kinds import deployment_record
 from controller.records import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
@@ -185,10 +185,12 @@ class FakeClient(KubeClient):
         self.errors: dict[str, Exception] = {}
 
     def apply(self, path: str, body: Body, *, manager: str = "penstock", force: bool = True) -> Body:
-        return self._note("apply", path, body["spec"].get("replicas"))
+        self._note("apply", path, body["spec"].get("replicas"))
+        return deployment(0, made=body, manager="penstock", version=20)
 
     def scale(self, path: str, replicas: int, *, force: bool = False) -> Body:
-        return self._note("take" if force else "scale", path, replicas)
+        self._note("take" if force else "scale", path, replicas)
+        return {"metadata": {"resourceVersion": "30"}, "spec": {"replicas": replicas}}
 
     def merge(self, path: str, body: Body) -> Body:
         self._note("merge", path, body["metadata"]["annotations"])
@@ -200,11 +202,10 @@ class FakeClient(KubeClient):
     def in_parallel(self, jobs: Iterable[Callable[[], T]]) -> list[T]:
         return [job() for job in jobs]
 
-    def _note(self, verb: str, path: str, what: Any) -> Body:
+    def _note(self, verb: str, path: str, what: Any) -> None:
         self.writes.append((verb, path, what))
         if error := self.errors.get(verb):
             raise error
-        return {}
 
 
 def pod(name: str, version: int, annotations: dict[str, str] | None = None) -> dict[str, Any]:
@@ -222,10 +223,12 @@ def pod(name: str, version: int, annotations: dict[str, str] | None = None) -> d
     }
 
 
-def deployment(replicas: int, *, manager: str = "penstock-scale", made: Body | None = None) -> dict[str, Any]:
+def deployment(
+    replicas: int, *, manager: str = "penstock-scale", made: Body | None = None, version: int = 9
+) -> dict[str, Any]:
     made = made or body()
     managed = [{"manager": manager, "fieldsV1": {"f:spec": {"f:replicas": {}}}}]
-    metadata = {**made["metadata"], "uid": "d", "resourceVersion": "9", "managedFields": managed}
+    metadata = {**made["metadata"], "uid": "d", "resourceVersion": str(version), "managedFields": managed}
     return {**made, "metadata": metadata, "spec": {**made["spec"], "replicas": replicas}}
 
 
@@ -264,7 +267,7 @@ def test_a_known_workload_is_only_scaled(cache: Cache) -> None:
 def test_an_interrupted_creation_is_finished_by_the_next_raise(cache: Cache) -> None:
     cache.see("Deployment", "ADDED", deployment(0, manager="penstock"))
     client = FakeClient(cache)
-    assert targets(client).renew_templates(blueprints()) == ()
+    assert targets(client).renew_templates(blueprints(), 8) == ()
     targets(client).apply([step(0, 1)], blueprints())
     assert client.writes == [("take", PATH, 1)]
 
@@ -274,8 +277,40 @@ def test_a_template_changed_before_the_first_scale_keeps_the_zero(cache: Cache) 
     client = FakeClient(cache)
     other = served_model()["spec"]["template"]
     other["spec"]["containers"][0]["image"] = "engine:2"
-    targets(client).renew_templates(blueprints(template=other))
+    targets(client).renew_templates(blueprints(template=other), 8)
     assert client.writes == [("apply", PATH, 0)]
+
+
+def test_the_cache_counts_what_was_asked_for_before_the_watch_tells(cache: Cache) -> None:
+    client = FakeClient(cache)
+    targets(client).apply([step(0, 2)], blueprints())
+    (record,) = cache.view().deployments.values()
+    assert (record.replicas, record.replicas_manager, record.name) == (2, "penstock-scale", NAME)
+    cache.see("Deployment", "MODIFIED", deployment(0, manager="penstock", version=20))  # the watch is late
+    assert cache.view().deployments[f"team-a/{NAME}"].replicas == 2
+
+
+def test_a_write_whose_answer_was_lost_leaves_the_cache_unsettled(cache: Cache) -> None:
+    class Empty(FakeClient):
+        def list_pages(self, path: str, selector: str = "") -> Iterator[tuple[list[Body], str]]:
+            yield [], "1"
+
+    client = Empty(cache)
+    cache.refresh(client)
+    cache.see("Deployment", "ADDED", deployment(1))
+    client.errors["scale"] = Unreachable("PATCH: timed out")
+    (outcome,) = targets(client).apply([step(1, 2)], blueprints())
+    assert (outcome.is_done, outcome.reason) == (False, "Unreachable")
+    assert not cache.is_settled(), "nobody may act before a list says what became of it"
+
+
+def test_few_workloads_roll_at_a_time(cache: Cache) -> None:
+    for rack in ("rack-1", "rack-2", "rack-3"):
+        cache.see("Deployment", "ADDED", deployment(1, made=body((POOL, rack))))
+    other = served_model()["spec"]["template"]
+    other["spec"]["containers"][0]["image"] = "engine:2"
+    client = FakeClient(cache)
+    assert len(targets(client).renew_templates(blueprints(template=other), 2)) == 2
 
 
 def test_replicas_that_another_manager_owns_are_not_even_tried(cache: Cache) -> None:
@@ -290,17 +325,17 @@ def test_replicas_that_another_manager_owns_are_not_even_tried(cache: Cache) -> 
 def test_a_changed_template_is_applied_and_an_equal_one_is_not(cache: Cache) -> None:
     cache.see("Deployment", "ADDED", deployment(2))
     client = FakeClient(cache)
-    assert targets(client).renew_templates(blueprints()) == ()
+    assert targets(client).renew_templates(blueprints(), 8) == ()
     other = served_model()["spec"]["template"]
     other["spec"]["containers"][0]["image"] = "engine:2"
-    targets(client).renew_templates(blueprints(template=other))
+    targets(client).renew_templates(blueprints(template=other), 8)
     assert client.writes == [("apply", PATH, None)]
 
 
 def test_a_workload_whose_service_is_gone_is_left_alone(cache: Cache) -> None:
     cache.see("Deployment", "ADDED", deployment(2, made=body(deletionPolicy="Delete")))
     client = FakeClient(cache)
-    assert targets(client).renew_templates(replace(blueprints(), services={})) == ()
+    assert targets(client).renew_templates(replace(blueprints(), services={}), 8) == ()
     assert client.writes == []
 
 
