@@ -190,6 +190,7 @@ class _Desk:
             return {"observedGeneration": record.generation, "conditions": self._conditions(record, {READY: sound})}
         claims: dict[str, Claim] = {
             READY: sound,
+            TELEMETRY_FRESH: self._fleet_fresh(),
             PLAN_FEASIBLE: self._fleet_feasible(),
             APPLIED: (False, "Held", "; ".join(report.holds)) if report.holds else (True, "Acting", "steps are taken"),
         }
@@ -216,8 +217,9 @@ class _Desk:
     def _fleet_plan(self, is_current: bool) -> Body:
         if not is_current:
             return {"state": "Superseded"}
-        holds = "; ".join(self._report.holds)
-        state = "Held" if holds else "Active"
+        holds, modes = "; ".join(self._report.holds), self._observation.policy.modes
+        is_advice = strictest(modes.replicas, modes.placement) is not Mode.ACT
+        state = "Advised" if is_advice else "Held" if holds else "Active"
         return render_fleet_plan_status(
             state,
             holds or "it is carried out step by step",
@@ -259,6 +261,13 @@ class _Desk:
             short = f"{row.unserved_requests_per_s:.2f} of {row.demand_requests_per_s:.2f} requests/s are unserved: "
             return False, "Short", short + "; ".join(row.short_because)
         return True, "Planned", f"{row.served_requests_per_s:.2f} requests/s are served inside the SLOs"
+
+    def _fleet_fresh(self) -> Claim:
+        stale = [name for name, view in self._observation.demands.items() if not view.is_fresh]
+        said = "; ".join(self._sight.readings.faults)
+        if not stale:
+            return True, "Fresh", "the demand of every service is known"
+        return False, "Held", f"no fresh demand of {', '.join(stale)}" + (f"; {said}" if said else "")
 
     def _fleet_feasible(self) -> Claim:
         if self._plan is None:

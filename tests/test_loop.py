@@ -170,6 +170,7 @@ def test_advice_is_recorded_and_told_but_no_workload_is_written(bench: Bench) ->
     assert "plan-000001" in bench.cluster.objects["FleetPlan"]
     assert report.holds == ("FleetPolicy/default is in mode Advise",)
     assert condition(bench.cluster, "chat", "Applied")[:2] == ("False", "AdviceOnly")
+    assert bench.cluster.statuses["plan-000001"]["state"] == "Advised"
 
 
 def test_off_writes_nothing_but_statuses(bench: Bench) -> None:
@@ -349,6 +350,7 @@ def test_stale_telemetry_changes_nothing_and_is_said(bench: Bench) -> None:
         bench.turn(pause_s=61.0)
     assert (bench.replicas(), bench.worker.solves) == (before, solves)
     assert condition(bench.cluster, "chat", "TelemetryFresh")[:2] == ("False", "Held")
+    assert condition(bench.cluster, "default", "TelemetryFresh")[2] == "no fresh demand of team-a/chat"
     bench.telemetry.latest = measured(40.0, bench.clock.now_s + 10.0)
     bench.turn()
     bench.settle()
