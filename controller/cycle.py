@@ -170,7 +170,7 @@ class Cycle:
 
     def act(self, sight: Sight, actions: tuple[Scale, ...]) -> tuple[Outcome, ...]:
         """Carry the actions out, in their order; templates follow their ServedModels."""
-        if self._blocked(sight):
+        if self._blocked(sight) or not self._cache.is_settled():  # a watch may have begun anew since the look
             return ()
         served = {name: spec for name, spec in sight.observation.served.items() if may_act(spec)}
         blueprints = Blueprints(
