@@ -38,7 +38,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = "penstock.placement.v1alpha1.Placement"
 MAX_REQUEST_BYTES = 1024 * 1024  # a WhatIf that changes everything in a large fleet has about 200 KiB
-MAX_RESPONSE_BYTES = 16 * 1024 * 1024  # a plan of 10,000 replicas on 1,000 nodes has about 2 MiB
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024  # 10,000 replicas on 1,000 nodes: 0.2 MiB the plan, 0.8 MiB what differs
 MAX_CALLS = 256  # at once, over all callers
 MAX_WATCHERS = 64
 MAX_SOLVES = 2  # questions solved at once; each is a solver of its own on the processor

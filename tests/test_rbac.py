@@ -11,7 +11,6 @@ import pytest
 from controller import placement_pb2 as pb
 from controller.loop import Operator
 from controller.placement_pb2_grpc import PlacementStub
-from tests.operator_harness import NAMESPACE as TENANT
 from tests.operator_harness import World, running, wait_settled
 from tests.rbac_audit import Request, denied, requests_of, unused
 from tests.render_chart import NAMESPACE, template
@@ -20,6 +19,7 @@ from tests.simcluster.cluster import SimCluster
 from tests.simcluster.components import ClusterConfig
 from tests.simcluster.poll import wait_until
 from tests.simcluster.process import free_ports
+from tests.world_bodies import NAMESPACE as TENANT
 
 pytestmark = pytest.mark.cluster
 
