@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,12 @@ from solvers.errors import InvalidInput
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.problem import Problem
-from solvers.simulate import Fleet, Result, ServiceResult, SimRequest, itl_limits, replay
+from solvers.simulate import Attained, Fleet, Result, ServiceResult, SimRequest, itl_limits, replay
 from solvers.workload import Slo
 
 EXIT_MISSED = 2
 SYNTHETIC_S = 600.0
+LISTS = frozenset({"List", "FleetPlanList"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", type=Path, metavar="FILE", help="FleetPlan to replay (default: plan the folder now)")
     parser.add_argument(
         "--factor", action="append", default=[], metavar="NAMESPACE/NAME=FACTOR",
-        help="multiply the trace for a service (repeatable; default: up to the load that is planned for)",
+        help="multiply the trace for a service (repeatable; default: up to the load that is planned for; a trace "
+        "without duration stays as it is)",
     )  # fmt: skip
     parser.add_argument("--until", type=float, default=float("inf"), metavar="SECONDS", help="stop there")
     parser.add_argument("--seed", type=int, default=1, help="of the synthetic trace and of scaling (default 1)")
@@ -53,33 +57,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay and print; exit code 2 when an SLO was missed or requests were rejected or never served."""
-    problem = with_demands(observe_folder(args.folder).problem, args.demand)
+    """Replay and print; exit code 2 when an SLO was missed, or a service or some of its requests were not served."""
+    if not args.until >= 0:
+        raise InvalidInput("--until", "", f"is {args.until}", "give 0 or more seconds")
+    observation = observe_folder(args.folder)
+    for fault in observation.faults:
+        print(f"warning: {fault}", file=sys.stderr)
+    problem = with_demands(observation.problem, args.demand)
     plan = make_plan(problem) if args.plan is None else load_plan(args.plan)
     trace = load_trace(args.trace) if args.trace else synthetic_trace(args.seed, SYNTHETIC_S)
     requests = [*_requests(problem, trace, _factors(problem, trace, args.factor), args.seed)]
+    if not requests:
+        raise InvalidInput("requests", "", "are none for any planned service", "give more --demand or --factor")
     slos = {service.name: service.slos for service in problem.services}
     result = replay(_fleet(problem, plan, slos), requests, slos=slos, until_s=args.until)
     judged = Judged(problem=problem, plan=plan, result=result)
     print_output(args.output, _data(judged), lambda: "\n\n".join(_sections(judged)))
-    return 0 if _all_met(result) else EXIT_MISSED
+    is_whole = not any(fault.subject.startswith("ServedModel/") for fault in observation.faults)
+    return 0 if is_whole and _all_met(result) else EXIT_MISSED
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a FleetPlan as ``penstock plan -o yaml`` or ``kubectl get fplan -o yaml`` writes it."""
+    """Read a FleetPlan as ``penstock plan -o yaml`` or ``kubectl get fplan -o yaml`` writes it.
+
+    Raises
+    ------
+    InvalidInput
+        When the file cannot be read, holds anything else, or is not one whole plan.
+    """
+    remedy = "give a FleetPlan in YAML or JSON"
     try:
-        document = yaml.safe_load(path.read_text())
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(str(path), "", f"cannot be read: {error}", "give a FleetPlan in YAML or JSON") from error
-    if not isinstance(document, dict):
-        raise InvalidInput(str(path), "", "holds no object", "give a FleetPlan in YAML or JSON")
-    return parse_fleet_plan(document["items"] if document.get("kind") == "List" else [document])
+        said = " ".join(str(error).split())
+        raise InvalidInput(str(path), "", f"cannot be read: {said}", remedy) from error
+    bodies = [body for document in documents for body in _listed(document)]
+    for number, body in enumerate(bodies, start=1):
+        kind = body.get("kind") if isinstance(body, dict) else None
+        if kind != "FleetPlan":
+            raise InvalidInput(f"{path}:{number}", "kind", f"is {kind!r}", remedy)
+    if not bodies:
+        raise InvalidInput(str(path), "", "holds no object", remedy)
+    return parse_fleet_plan(bodies)
+
+
+def _listed(document: Any) -> list[Any]:
+    """Objects of a document: the items of a list, or itself; an empty document has none."""
+    if isinstance(document, dict) and document.get("kind") in LISTS:
+        items = document.get("items")
+        return items if isinstance(items, list) else []
+    return [] if document is None else [document]
 
 
 def _factors(problem: Problem, trace: Trace, overrides: list[str]) -> dict[str, float]:
-    span_s = max(trace[-1].arrival_s, 1e-9)
-    rate_per_s = len(trace) / span_s
-    factors = {name: demand.requests_per_s / rate_per_s for name, demand in sorted(problem.demands.items())}
+    span_s = trace[-1].arrival_s
+    factors = {
+        name: demand.requests_per_s * span_s / len(trace) if span_s > 0 else float(demand.requests_per_s > 0)
+        for name, demand in sorted(problem.demands.items())
+    }
     for override in overrides:
         service, factor = parse_assignment("--factor", override)
         if service not in factors:
@@ -121,7 +156,17 @@ def _fleet(problem: Problem, plan: Plan, slos: Mapping[str, tuple[Slo, ...]]) ->
 def _all_met(result: Result) -> bool:
     services = result.services.values()
     kept = all(slo.is_met for service in services for slo in service.attained)
-    return kept and not result.rejected and not result.unfinished
+    return kept and not (result.rejected or result.timed_out or result.unfinished)
+
+
+def _is_met(service: ServiceResult, kept: Attained) -> bool:
+    """Judge as the result does, but a service that served none of its requests met nothing."""
+    return kept.is_met and (service.finished > 0 or not service.submitted)
+
+
+def _milliseconds(seconds: float) -> float | None:
+    """Round to microseconds; NaN, which no output format knows, becomes None."""
+    return None if math.isnan(seconds) else round(1000 * seconds, 3)
 
 
 def _data(judged: Judged) -> dict[str, Any]:
@@ -134,12 +179,13 @@ def _data(judged: Judged) -> dict[str, Any]:
         "energyKilowattHours": round(result.energy_joules / 3.6e6, 4),
         "costUsdPerHour": round(judged.plan.report.cost_usd_per_hour, 4),
         "extrapolatedSteps": result.extrapolated_steps,
+        "extrapolatedPrompts": result.extrapolated_prompts,
     }
 
 
 def _service_data(service: ServiceResult) -> dict[str, Any]:
-    def milliseconds(values: Mapping[float, float]) -> dict[str, float]:
-        return {f"p{100 * ratio:g}": round(1000 * value, 3) for ratio, value in values.items()}
+    def milliseconds(values: Mapping[float, float]) -> dict[str, float | None]:
+        return {f"p{100 * ratio:g}": _milliseconds(value) for ratio, value in values.items()}
 
     return {
         "service": service.service,
@@ -154,10 +200,10 @@ def _service_data(service: ServiceResult) -> dict[str, Any]:
             {
                 "metric": str(kept.slo.metric),
                 "percentile": 100 * kept.slo.percentile_ratio,
-                "limitMilliseconds": round(1000 * kept.slo.limit_s, 3),
-                "attainedMilliseconds": round(1000 * kept.value_s, 3),
-                "withinRatio": round(kept.within_ratio, 6),
-                "met": kept.is_met,
+                "limitMilliseconds": _milliseconds(kept.slo.limit_s),
+                "attainedMilliseconds": _milliseconds(kept.value_s),
+                "withinRatio": round(kept.within_ratio, 6) if service.finished else None,
+                "met": _is_met(service, kept),
             }
             for kept in service.attained
         ],
@@ -175,12 +221,19 @@ def _sections(judged: Judged) -> Iterator[str]:
     )
     if result.rejected:
         yield "\n".join(f"rejected: {row.name}: {row.reason}" for row in result.rejected[:5])
+    if result.extrapolated_steps or result.extrapolated_prompts:
+        steps, prompts = result.extrapolated_steps, result.extrapolated_prompts
+        yield f"note: {steps} decode steps and {prompts} prompts lie beyond the tables of their profiles"
 
 
 def _rows(result: Result) -> Iterator[tuple[Cell, ...]]:
     for name, service in sorted(result.services.items()):
         for kept in service.attained:
             label = f"{kept.slo.metric} p{100 * kept.slo.percentile_ratio:g}"
-            limit, value = 1000 * kept.slo.limit_s, 1000 * kept.value_s
-            met, within = "yes" if kept.is_met else "NO", 100 * kept.within_ratio
-            yield name, service.submitted, label, limit, value, within, met, service.goodput_requests_per_s
+            limit, value = 1000 * kept.slo.limit_s, _milliseconds(kept.value_s)
+            met, within = (
+                "yes" if _is_met(service, kept) else "NO",
+                100 * kept.within_ratio if service.finished else "-",
+            )
+            attained = "-" if value is None else value
+            yield name, service.submitted, label, limit, attained, within, met, service.goodput_requests_per_s

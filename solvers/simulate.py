@@ -38,13 +38,15 @@ def replay(
 
     Parameters
     ----------
+    requests : iterable of SimRequest
+        In any order; at equal arrivals the first one here comes first.
     slos : mapping of service to SLOs, optional
         What to judge by. Give the tightest ITL limit of a service to the fleet as well (``itl_limits``), so that late
         gaps are counted by request.
     until_s : float
         Virtual second to stop at; what is then unserved is counted as unfinished.
     """
-    for request in requests:
+    for request in sorted(requests, key=lambda r: r.arrival_s):  # out of order each one would be put in its place
         fleet.submit(request)
     fleet.advance(until_s)
     fleet.settle()
