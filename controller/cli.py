@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from solvers.errors import PenstockError
 
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_BAD_INPUT, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +40,27 @@ COMMANDS = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """A wrong option of a command is bad input, and not to be taken for the command's own exit code 2."""
+
+    usage_exit = EXIT_BAD_INPUT
+
+    def error(self, message: str) -> NoReturn:
+        """Say how the command is used and what is wrong."""
+        self.print_usage(sys.stderr)
+        self.exit(self.usage_exit, f"{self.prog}: {message}\n")
+
+
 def make_parser(chosen: str | None) -> argparse.ArgumentParser:
     """Make the parser; only the chosen command's module is imported for its options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="penstock",
         description="Places prefill, decode and mixed replicas of language-model services on mixed GPUs, "
         "inside latency SLOs and power budgets.",
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.usage_exit = EXIT_BAD_INPUT if chosen in {command.name for command in COMMANDS} else EXIT_USAGE
     for command in COMMANDS:
         sub = commands.add_parser(command.name, help=command.summary, description=_sentence(command.summary))
         if command.name == chosen:
@@ -69,11 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _silence_output()
+        return EXIT_PIPE_CLOSED
 
 
 def _run(args: Any) -> int:
     result: int = args.run(args)
+    sys.stdout.flush()  # a reader that has gone away shows here, and not when the interpreter ends
     return result
+
+
+def _silence_output() -> None:
+    """Send what is left in the buffer nowhere, so that the interpreter's own flush at the end does not complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _sentence(text: str) -> str:

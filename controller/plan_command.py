@@ -8,30 +8,35 @@ from collections.abc import Iterator
 from controller.output import add_output_argument, one_object, print_output
 from controller.plan_bodies import render_fleet_plan
 from controller.planning import Planned, add_folder_arguments, plan_folder
+from controller.specs import PLAN_FEASIBLE
 from controller.tables import Cell, render_table
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 
-EXIT_SHORT = 2
+EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_folder_arguments(parser)
     add_output_argument(parser)
-    parser.epilog = "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input."
+    parser.epilog = "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input (the rest is planned)."
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan and print; exit code 2 when demand stays unserved or a service cannot be planned."""
+    """Plan and print what can be planned; the exit code says whether that is all that was asked."""
     planned = plan_folder(args)
     body = one_object(render_fleet_plan(planned.plan, number=1))
     print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan)))
-    return EXIT_SHORT if planned.plan.is_short or _unplanned(planned) else 0
+    return exit_code(planned)
 
 
-def _unplanned(planned: Planned) -> bool:
-    return any(fault.subject.startswith("ServedModel/") for fault in planned.observation.faults)
+def exit_code(planned: Planned) -> int:
+    """Tell an object that is wrong from a demand or an SLO that nothing can meet, and both from a plan that does."""
+    conditions = {fault.condition for fault in planned.observation.faults}
+    if conditions - {PLAN_FEASIBLE}:
+        return EXIT_BAD_INPUT
+    return EXIT_SHORT if planned.plan.is_short or conditions else EXIT_OK
 
 
 def _sections(plan: Plan) -> Iterator[str]:

@@ -11,7 +11,7 @@ from controller.inventory import Records
 from controller.manifests import load_folder
 from controller.observe import Observation, build_problem
 from controller.readings import Readings
-from controller.specs import specs_of_manifests
+from controller.specs import PLAN_FEASIBLE, specs_of_manifests
 from solvers.errors import InvalidInput
 from solvers.plan import Plan
 from solvers.planner import make_plan
@@ -58,7 +58,7 @@ def plan_folder(args: argparse.Namespace) -> Planned:
     """
     observation = observe_folder(args.folder)
     for fault in observation.faults:
-        print(f"warning: {fault}", file=sys.stderr)
+        print(f"{'infeasible' if fault.condition == PLAN_FEASIBLE else 'error'}: {fault}", file=sys.stderr)
     problem = with_demands(observation.problem, args.demand)
     return Planned(observation=observation, problem=problem, plan=make_plan(problem))
 

@@ -1,0 +1,143 @@
+"""The command line as a user meets it: help, usage errors, version, pipes; and that it loads only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from controller import cli
+from controller.cli import COMMANDS, EXIT_BAD_INPUT, EXIT_PIPE_CLOSED, EXIT_USAGE, main, make_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+MINIMAL = str(ROOT / "deploy" / "samples" / "minimal")
+NAMES = [command.name for command in COMMANDS]
+OPTIONS = {
+    "run": ("--kubeconfig", "--prometheus-url", "--grpc-port", "--time-scale"),
+    "plan": ("--folder", "--demand", "--output", "Exit code"),
+    "explain": ("--folder", "--output"),
+    "replay": ("--folder", "--trace", "--plan", "Exit code"),
+    "profile": ("--model", "--gpu-class", "--tensor-parallel", "--csv"),
+    "demo": ("--short", "--trace"),
+}
+
+
+def _exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def _options(command: str) -> list[argparse.Action]:
+    subs = next(a for a in make_parser(command)._actions if isinstance(a, argparse._SubParsersAction))
+    return [action for action in subs.choices[command]._actions if action.dest != "help"]
+
+
+def _python(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False)
+
+
+def test_every_command_is_tested_here() -> None:
+    assert sorted(OPTIONS) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_help_of_a_command_names_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_code(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: penstock {command}")
+    assert [option for option in OPTIONS[command] if option not in text] == []
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_every_option_says_what_it_does(command: str) -> None:
+    options = _options(command)
+    assert options
+    assert [option.dest for option in options if not option.help] == []
+
+
+def test_help_lists_every_command_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_code("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"{command.name}" in text and command.summary.split()[0] in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("--fly",)])
+def test_without_a_command_that_exists_it_says_how_it_is_used(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _exit_code(*arguments) == EXIT_USAGE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: penstock ")
+
+
+def test_an_unknown_command_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    _exit_code("fly")
+    text = capsys.readouterr().err
+    assert all(name in text for name in ["fly", *NAMES])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "blamed"),
+    [
+        (("plan",), "--folder"),
+        (("plan", "-f", MINIMAL, "-o", "xml"), "xml"),
+        (("plan", "-f", MINIMAL, "--fly"), "--fly"),
+        (("--fly", "plan", "-f", MINIMAL), "--fly"),
+        (("profile", "--model", "org/chat"), "--gpu-class"),
+    ],
+)
+def test_a_wrong_option_is_bad_input_and_not_an_infeasible_plan(
+    arguments: tuple[str, ...], blamed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _exit_code(*arguments) == EXIT_BAD_INPUT
+    assert blamed in capsys.readouterr().err
+
+
+def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_code("--version") == 0
+    assert capsys.readouterr().out == f"penstock {version('penstock')}\n"
+
+
+def test_an_interrupt_ends_it_with_the_shells_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert main(["plan", "-f", MINIMAL]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_went_away_ends_it_quietly() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        done = _python("-m", "controller", "plan", "-f", MINIMAL, stdout=write_end)
+    finally:
+        os.close(write_end)
+    assert (done.returncode, done.stderr) == (EXIT_PIPE_CLOSED, "")
+
+
+def test_python_dash_m_controller_is_penstock() -> None:
+    done = _python("-m", "controller", "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"penstock {version('penstock')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "unwanted"), [("plan", {"kopf", "kubernetes", "grpc"}), ("run", {"kopf", "cvxpy"}), ("", {"numpy"})]
+)
+def test_help_and_options_load_only_what_the_command_needs(command: str, unwanted: set[str]) -> None:
+    script = f"import sys; from controller.cli import make_parser; make_parser({command!r}); print(*sys.modules)"
+    done = _python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert unwanted & set(done.stdout.split()) == set()

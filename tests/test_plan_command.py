@@ -1,0 +1,255 @@
+"""``penstock plan``: what it prints in its three forms, its exit codes, and what it says of bad input."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from controller.cli import main
+from controller.crds import spec_schema, unknown_fields
+from controller.plan_bodies import parse_fleet_plan
+from controller.planning import parse_assignment
+from controller.validation import find_violations
+from solvers.errors import InvalidInput
+from solvers.plan import Plan
+from tests.resource_cases import SAMPLES
+
+Body = dict[str, Any]
+Change = Callable[[list[Body]], object]
+MINIMAL = SAMPLES / "minimal"
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Run ``penstock plan`` in this process."""
+
+    def run(folder: Path = MINIMAL, *options: str) -> Answer:
+        code = main(["plan", "-f", str(folder), *options])
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[Change], Path]:
+    """Copy the minimal sample with a change."""
+
+    def make(change: Change) -> Path:
+        text = (MINIMAL / "penstock.yaml").read_text(encoding="utf-8")
+        documents = list(yaml.safe_load_all(text))
+        change(documents)
+        (tmp_path / "fleet.yaml").write_text(yaml.safe_dump_all(documents), encoding="utf-8")
+        return tmp_path
+
+    return make
+
+
+def _of(kind: str, documents: list[Body]) -> Body:
+    return next(document for document in documents if document["kind"] == kind)
+
+
+def _plan_of(text: str) -> Plan:
+    return parse_fleet_plan([yaml.safe_load(text)])
+
+
+def test_the_table_says_what_is_placed_where_for_whom_and_within_which_budget(ask: Ask) -> None:
+    code, out, err = ask()
+    assert (code, err) == (0, "")
+    headline, pools, services, power = out.rstrip("\n").split("\n\n")
+    assert headline.startswith("Optimal: ")
+    assert all(word in headline for word in ("USD/h", "objective", "bound", "gap"))
+    assert pools.splitlines()[0].split() == ["SERVICE", "ROLE", "GPU", "CLASS", "CONFIG", "REPLICAS", "WHERE", "USD/H"]
+    assert all("default/chat" in row and "h100-sxm" in row and "rack-1 ×" in row for row in pools.splitlines()[1:])
+    assert services.splitlines()[1].split() == ["default/chat", "critical", "6.00", "6.00"]
+    assert power.splitlines()[1].startswith("rack-1     6 000")
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_other_forms_are_a_fleet_plan_that_the_api_server_would_take(ask: Ask, form: str) -> None:
+    body = yaml.safe_load(ask(MINIMAL, "-o", form).out)
+    assert (body["kind"], body["metadata"]["name"]) == ("FleetPlan", "plan-000001")
+    assert [*find_violations(body), *unknown_fields(body["spec"], spec_schema("FleetPlan"))] == []
+
+
+def test_all_forms_tell_the_same_decision(ask: Ask) -> None:
+    as_json, as_yaml = json.loads(ask(MINIMAL, "-o", "json").out), yaml.safe_load(ask(MINIMAL, "-o", "yaml").out)
+    assert as_json == as_yaml
+    plan = parse_fleet_plan([as_json])
+    assert plan.decision_hash == as_json["spec"]["decisionHash"]
+    headline = ask().out.splitlines()[0]
+    assert f"{plan.report.cost_usd_per_hour:.2f} USD/h" in headline
+    assert sum(row.replicas for row in plan.placements) > 0
+
+
+@pytest.mark.parametrize("form", ["table", "json", "yaml"])
+def test_the_same_folder_gives_the_same_text(ask: Ask, form: str) -> None:
+    assert ask(MINIMAL, "-o", form) == ask(MINIMAL, "-o", form)
+
+
+def test_the_order_of_documents_does_not_matter(ask: Ask, folder: Callable[[Change], Path]) -> None:
+    assert ask(folder(lambda documents: documents.reverse())) == ask()
+
+
+def test_more_demand_costs_more(ask: Ask) -> None:
+    usual = _plan_of(ask(MINIMAL, "-o", "yaml").out)
+    answer = ask(MINIMAL, "-o", "yaml", "--demand", "default/chat=60")
+    plan = _plan_of(answer.out)
+    assert answer.code == 0
+    assert plan.services[0].served_requests_per_s == 60.0
+    assert plan.report.cost_usd_per_hour > usual.report.cost_usd_per_hour
+
+
+def test_no_demand_keeps_the_least_replicas(ask: Ask) -> None:
+    plan = _plan_of(ask(MINIMAL, "-o", "yaml", "--demand", "default/chat=0").out)
+    assert sum(row.replicas for row in plan.placements) == 1
+
+
+def test_demand_beyond_the_fleet_is_infeasible_with_numbers_and_names(ask: Ask) -> None:
+    code, out, err = ask(MINIMAL, "--demand", "default/chat=10000")
+    assert (code, err) == (2, "")
+    short = [line for line in out.splitlines() if line.startswith("short: ")]
+    assert short
+    assert "default/chat" in short[0]
+    assert "rack-1" in short[0]
+    assert " W" in short[0]
+
+
+def test_an_slo_that_nothing_keeps_is_infeasible_and_names_the_field(
+    ask: Ask, folder: Callable[[Change], Path]
+) -> None:
+    def hurry(documents: list[Body]) -> None:
+        _of("ServedModel", documents)["spec"]["slos"][0]["milliseconds"] = 1
+
+    code, _, err = ask(folder(hurry))
+    assert code == 2
+    assert err.startswith("infeasible: ServedModel/default/chat spec.slos: ")
+    assert "relax the SLO" in err
+
+
+def _unknown_class(documents: list[Body]) -> None:
+    _of("ServedModel", documents)["spec"]["gpuClasses"] = ["b300"]
+
+
+def _cycle(documents: list[Body]) -> None:
+    rack = _of("PowerDomain", documents)
+    rack["spec"]["parents"] = ["row"]
+    row = {"budgetWatts": 9000, "parents": [rack["metadata"]["name"]]}
+    documents.append({**rack, "metadata": {"name": "row"}, "spec": row})
+
+
+def _second_policy(documents: list[Body]) -> None:
+    documents.append(copy.deepcopy(_of("FleetPolicy", documents)))
+
+
+def _other_policy(documents: list[Body]) -> None:
+    documents.append({**_of("FleetPolicy", documents), "metadata": {"name": "night"}})
+
+
+def _unknown_gpu(documents: list[Body]) -> None:
+    node = copy.deepcopy(_of("Node", documents))
+    node["metadata"]["name"] = "node-2"
+    node["metadata"]["labels"]["nvidia.com/gpu.product"] = "NVIDIA-B300"
+    documents.append(node)
+
+
+def _unknown_kind(documents: list[Body]) -> None:
+    documents.append({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}})
+
+
+def _no_curves(documents: list[Body]) -> None:
+    documents.remove(_of("EngineProfile", documents))
+
+
+def _negative_budget(documents: list[Body]) -> None:
+    _of("PowerDomain", documents)["spec"]["budgetWatts"] = -4
+
+
+def _misspelt(documents: list[Body]) -> None:
+    _of("GpuClass", documents)["spec"]["prizeMilliUsdPerHour"] = 3
+
+
+BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
+    # change → what the message must name: object, field, problem, way out
+    "unknown GPU class": (_unknown_class, ("ServedModel/default/chat", "spec.gpuClasses", "b300", "use one of h100")),
+    "cyclic power graph": (_cycle, ("PowerDomain/rack-1", "spec.parents", "row → rack-1", "remove one of these")),
+    "the policy twice": (_second_policy, ("FleetPolicy/default", "metadata.name", "fleet.yaml:3", "keep one")),
+    "two policies": (_other_policy, ("FleetPolicy/night", "metadata.name", "there is one FleetPolicy", "default")),
+    "node of unknown GPU": (_unknown_gpu, ("Node/node-2", "metadata.labels", "no GpuClass", "create a GpuClass")),
+    "unknown kind": (_unknown_kind, ("Secret/keys", "kind", "fleet.yaml:7", "v1/Secret", "use one of ServedModel")),
+    "no profile": (_no_curves, ("ServedModel/default/chat", "spec.model", "no EngineProfile", "penstock profile")),
+    "bound": (_negative_budget, ("PowerDomain/rack-1", "spec.budgetWatts", "-4", "at least 1")),
+    "misspelt field": (_misspelt, ("GpuClass/h100-sxm", "spec.prizeMilliUsdPerHour", "check the spelling")),
+}
+
+
+@pytest.mark.parametrize("what", list(BAD))
+def test_bad_input_is_told_with_object_field_and_way_out(what: str, ask: Ask, folder: Callable[[Change], Path]) -> None:
+    change, named = BAD[what]
+    code, _, err = ask(folder(change))
+    assert code == 1
+    first = err.splitlines()[0]
+    assert [part for part in named if part not in first] == []
+
+
+def test_the_rest_is_planned_beside_a_node_of_unknown_gpu(ask: Ask, folder: Callable[[Change], Path]) -> None:
+    assert ask(folder(_unknown_gpu)).out == ask().out
+
+
+def test_everything_wrong_is_told_at_once(ask: Ask, folder: Callable[[Change], Path]) -> None:
+    def several(documents: list[Body]) -> None:
+        _negative_budget(documents)
+        _misspelt(documents)
+        _unknown_kind(documents)
+
+    assert len(ask(folder(several)).err.splitlines()) == 3
+
+
+def test_a_folder_that_is_not_there_is_named(ask: Ask, tmp_path: Path) -> None:
+    code, out, err = ask(tmp_path / "nowhere")
+    assert (code, out) == (1, "")
+    assert err.startswith("penstock plan: ")
+    assert "nowhere: no such file or folder; name a folder" in err
+
+
+def test_a_folder_without_manifests_is_named(ask: Ask, tmp_path: Path) -> None:
+    code, _, err = ask(tmp_path)
+    assert code == 1
+    assert f"{tmp_path}: holds no *.yaml or *.yml" in err
+
+
+def test_broken_yaml_is_told_with_file_and_line(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("kind: Node\nmetadata: {name: [\n", encoding="utf-8")
+    code, _, err = ask(tmp_path)
+    assert code == 1
+    assert "broken.yaml: cannot be read as YAML" in err
+    assert "line 3" in err
+
+
+@pytest.mark.parametrize(
+    "text", ["default/chat", "default/chat=", "=3", "default/chat=-1", "default/chat=nan", "a=inf"]
+)
+def test_a_demand_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="write NAME=NUMBER"):
+        parse_assignment("--demand", text)
+
+
+def test_a_demand_for_a_service_that_is_not_there_names_those_that_are(ask: Ask) -> None:
+    code, _, err = ask(MINIMAL, "--demand", "default/chad=3")
+    assert code == 1
+    assert "'default/chad'" in err
+    assert "planned are default/chat" in err
