@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
@@ -23,11 +23,12 @@ from grpc_reflection.v1alpha import reflection
 
 from controller import placement_pb2 as pb
 from controller import placement_pb2_grpc, rpc_details_pb2
-from controller.api_convert import difference_message, plan_message
+from controller.api_convert import difference_message, explanation_message, plan_message
 from controller.auth import Listen, Post, TokenGate, TokenInterceptor, check_listen
 from controller.tls import server_credentials
 from controller.what_if import BadRequest, FieldViolation, changed_problem
 from solvers.errors import InvalidInput, SolveFailed
+from solvers.explain import explain
 from solvers.plan import Plan
 from solvers.problem import Problem
 
@@ -42,6 +43,7 @@ MAX_RESPONSE_BYTES = 16 * 1024 * 1024  # 10,000 replicas on 1,000 nodes: 0.2 MiB
 MAX_CALLS = 256  # at once, over all callers
 MAX_WATCHERS = 64
 MAX_SOLVES = 2  # questions solved at once; each is a solver of its own on the processor
+MAX_EXPLANATIONS = 2  # worked out at once; they take processor time of this process
 HELD_PLANS = 20  # recent plans that can be asked for by number
 DEFAULT_SOLVE_S = 30.0  # for a caller without a deadline
 LONGEST_SOLVE_S = 120.0
@@ -92,7 +94,8 @@ class PlacementService(placement_pb2_grpc.PlacementServicer):
         self._held: dict[int, PlanTurn] = {}
         self._newest: PlanTurn | None = None
         self._news: set[asyncio.Event] = set()
-        self._solves = 0
+        self._solves = Slots(what="questions", most=MAX_SOLVES)
+        self._explanations = Slots(what="explanations", most=MAX_EXPLANATIONS)
         self._is_stopping = False
 
     def learn(self) -> None:
@@ -119,6 +122,15 @@ class PlacementService(placement_pb2_grpc.PlacementServicer):
     async def GetPlan(self, request: pb.GetPlanRequest, context: Context) -> pb.GetPlanResponse:
         turn = await self._turn(request.number, context)
         return pb.GetPlanResponse(plan=plan_message(turn.plan, turn.number))
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        turn = await self._turn(request.number, context)
+        names = sorted(service.service for service in turn.plan.services)
+        if request.service not in names:
+            problem = f"plan {turn.number} knows no service {request.service!r}; known: {', '.join(names) or 'none'}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, problem)
+        work = await self._begun(self._explanations, context, explain, turn.plan, turn.problem, request.service)
+        return explanation_message(await work, turn.plan, turn.number)
 
     async def WhatIf(self, request: pb.WhatIfRequest, context: Context) -> pb.WhatIfResponse:
         turn = await self._turn(0, context)
@@ -169,13 +181,9 @@ class PlacementService(placement_pb2_grpc.PlacementServicer):
 
         A solve whose caller went away runs on to its own deadline in its worker, and holds its slot until then.
         """
-        if self._solves >= MAX_SOLVES:
-            problem_text = f"{MAX_SOLVES} questions are being solved; try again when one of them is done"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem_text)
         left_s = solve_time_s(context.time_remaining())
-        solve = self._in_thread(self._source.what_if, with_time_limit(problem, left_s), left_s)
-        self._solves += 1
-        solve.add_done_callback(self._solve_ended)
+        limited = with_time_limit(problem, left_s)
+        solve = await self._begun(self._solves, context, self._source.what_if, limited, left_s)
         try:
             return await asyncio.wait_for(asyncio.shield(solve), left_s)
         except TimeoutError:
@@ -186,13 +194,32 @@ class PlacementService(placement_pb2_grpc.PlacementServicer):
         except SolveFailed as error:
             return await _aborted(context, grpc.StatusCode.INTERNAL, f"the solver gave no plan: {error}")
 
-    def _solve_ended(self, solve: asyncio.Future[Plan]) -> None:
-        self._solves -= 1
-        if not solve.cancelled() and (error := solve.exception()) is not None:
-            log.info("a what-if solve ended without a plan: %s", error)
+    async def _begun(
+        self, slots: Slots, context: Context, function: Callable[..., T], *arguments: Any
+    ) -> asyncio.Future[T]:
+        """Begin work in a thread, unless as much of its kind is going on already."""
+        if slots.taken >= slots.most:
+            problem = f"{slots.most} {slots.what} are being worked out; try again when one of them is done"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        work = asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        slots.taken += 1
+        work.add_done_callback(slots.give_back)
+        return work
 
-    def _in_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+@dataclass(slots=True, kw_only=True)
+class Slots:
+    """How much work of one kind goes on, and may go on at once."""
+
+    what: str
+    most: int
+    taken: int = 0
+
+    def give_back(self, work: asyncio.Future[Any]) -> None:
+        """Count the end of some work; its error may have nobody left to read it."""
+        self.taken -= 1
+        if not work.cancelled() and (error := work.exception()) is not None:
+            log.info("one of the %s ended without an answer: %s", self.what, error)
 
 
 def solve_time_s(remaining_s: float | None) -> float:
@@ -283,7 +310,7 @@ class ApiServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
-        solving = ThreadPoolExecutor(2 * MAX_SOLVES, "grpc-solve")  # twice: explanations need threads too
+        solving = ThreadPoolExecutor(MAX_SOLVES + MAX_EXPLANATIONS, "grpc-solve")
         asking = ThreadPoolExecutor(4, "grpc-auth")
         try:
             await self._serve_with(solving, asking, self._stop_asked)

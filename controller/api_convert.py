@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from controller import placement_pb2 as pb
 from solvers.engine import EngineConfig, Role
+from solvers.explain import Alternative, CountChange, Explanation, difference
 from solvers.fleet import PoolKey
 from solvers.plan import Binding, DomainPlan, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
 
@@ -40,26 +40,66 @@ def plan_message(plan: Plan, number: int) -> pb.Plan:
 
 def difference_message(old: Plan, new: Plan) -> pb.PlanDifference:
     """Render what differs between two plans; only what changes."""
-    before, after = _counts(old), _counts(new)
-    changes = [
-        pb.PlacementDifference(
-            pool=pool_key_message(pool),
-            location=location,
-            from_replicas=before[pool, location],
-            to_replicas=after[pool, location],
-        )
-        for pool, location in sorted(before.keys() | after.keys())
-        if before[pool, location] != after[pool, location]
-    ]
-    deltas = [change.to_replicas - change.from_replicas for change in changes]
+    change = difference(old, new)
+    served = {row.service: row.served_requests_per_s for row in old.services}
+    serves = {row.service: row.served_requests_per_s for row in new.services}
+    was = {row.domain: row.reserved_watts for row in old.domains}
+    now = {row.domain: row.reserved_watts for row in new.domains}
     return pb.PlanDifference(
-        placements=changes,
-        services=_service_differences(old, new),
-        domains=_domain_differences(old, new),
+        placements=map(_placement_difference, change.placements),
+        services=[
+            pb.ServiceDifference(
+                service=name,
+                from_served_requests_per_s=served.get(name, 0.0),
+                to_served_requests_per_s=serves.get(name, 0.0),
+            )
+            for name in change.served_requests_per_s
+        ],
+        domains=[
+            pb.DomainDifference(
+                domain=row.domain,
+                from_reserved_watts=was.get(row.domain, 0.0),
+                to_reserved_watts=now.get(row.domain, 0.0),
+            )
+            for row in change.domains
+        ],
         from_cost_usd_per_hour=old.report.cost_usd_per_hour,
         to_cost_usd_per_hour=new.report.cost_usd_per_hour,
-        starting_replicas=sum(delta for delta in deltas if delta > 0),
-        stopping_replicas=-sum(delta for delta in deltas if delta < 0),
+        starting_replicas=change.starting_replicas,
+        stopping_replicas=change.stopping_replicas,
+    )
+
+
+def explanation_message(why: Explanation, plan: Plan, number: int) -> pb.ExplainResponse:
+    """Render why a service got what it got in ``plan``."""
+    used = {each.pool: each for each in why.chosen}
+    rows = [row for row in plan.pools if row.replicas and row.pool.service == why.service]
+    return pb.ExplainResponse(
+        number=number,
+        text=why.text(),
+        service=next(service_message(row) for row in plan.services if row.service == why.service),
+        chosen=[
+            pb.ChosenPool(
+                pool=message,
+                used_ratio=used[str(row.pool)].used_ratio,
+                cost_usd_per_thousand_requests=used[str(row.pool)].usd_per_thousand_requests,
+            )
+            for row, message in zip(rows, pool_messages(plan, (why.service,)), strict=True)
+        ],
+        rejected=map(_alternative_message, why.rejected),
+        bindings=map(binding_message, why.binding),
+        unfit=why.unfit,
+    )
+
+
+def _alternative_message(way: Alternative) -> pb.Alternative:
+    return pb.Alternative(
+        pools=[pb.PoolCount(pool=name, replicas=count) for name, count in way.pools],
+        cost_usd_per_hour=way.usd_per_hour,
+        cost_usd_per_thousand_requests=way.usd_per_thousand_requests,
+        extra_usd_per_hour=way.extra_usd_per_hour,
+        extra_at_scarcity_usd_per_hour=way.extra_at_scarcity_usd_per_hour,
+        blocked_by=way.blocked_by,
     )
 
 
@@ -116,32 +156,13 @@ def binding_message(binding: Binding) -> pb.Binding:
     )
 
 
-def _counts(plan: Plan) -> Counter[tuple[PoolKey, str]]:
-    return Counter({(row.pool, row.location): row.replicas for row in plan.placements})
-
-
-def _service_differences(old: Plan, new: Plan) -> list[pb.ServiceDifference]:
-    before = {row.service: row.served_requests_per_s for row in old.services}
-    after = {row.service: row.served_requests_per_s for row in new.services}
-    return [
-        pb.ServiceDifference(service=name, from_served_requests_per_s=now, to_served_requests_per_s=then)
-        for name, now, then in _changes(before, after)
-    ]
-
-
-def _domain_differences(old: Plan, new: Plan) -> list[pb.DomainDifference]:
-    before = {row.domain: row.reserved_watts for row in old.domains}
-    after = {row.domain: row.reserved_watts for row in new.domains}
-    return [
-        pb.DomainDifference(domain=name, from_reserved_watts=now, to_reserved_watts=then)
-        for name, now, then in _changes(before, after)
-    ]
-
-
-def _changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """Names with another number than before, absent ones counting as 0; rounding errors are no change."""
-    both = [(name, before.get(name, 0.0), after.get(name, 0.0)) for name in sorted(before.keys() | after.keys())]
-    return [row for row in both if not math.isclose(row[1], row[2], rel_tol=1e-9, abs_tol=1e-9)]
+def _placement_difference(change: CountChange) -> pb.PlacementDifference:
+    return pb.PlacementDifference(
+        pool=pool_key_message(change.pool),
+        location=change.location,
+        from_replicas=change.from_replicas,
+        to_replicas=change.to_replicas,
+    )
 
 
 def _pool_message(pool: PoolPlan, places: Iterable[pb.LocationReplicas]) -> pb.PoolPlan:

@@ -320,34 +320,54 @@ class ExplainRequest(_message.Message):
     number: int
     def __init__(self, service: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
 
+class PoolCount(_message.Message):
+    __slots__ = ("pool", "replicas")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    replicas: int
+    def __init__(self, pool: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...
+
+class ChosenPool(_message.Message):
+    __slots__ = ("pool", "used_ratio", "cost_usd_per_thousand_requests")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    USED_RATIO_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_PER_THOUSAND_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    pool: PoolPlan
+    used_ratio: float
+    cost_usd_per_thousand_requests: float
+    def __init__(self, pool: _Optional[_Union[PoolPlan, _Mapping]] = ..., used_ratio: _Optional[float] = ..., cost_usd_per_thousand_requests: _Optional[float] = ...) -> None: ...
+
 class Alternative(_message.Message):
-    __slots__ = ("role", "gpu_class", "config", "cost_usd_per_million_requests", "extra_usd_per_million_requests", "reason")
-    ROLE_FIELD_NUMBER: _ClassVar[int]
-    GPU_CLASS_FIELD_NUMBER: _ClassVar[int]
-    CONFIG_FIELD_NUMBER: _ClassVar[int]
-    COST_USD_PER_MILLION_REQUESTS_FIELD_NUMBER: _ClassVar[int]
-    EXTRA_USD_PER_MILLION_REQUESTS_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    role: Role
-    gpu_class: str
-    config: EngineConfig
-    cost_usd_per_million_requests: float
-    extra_usd_per_million_requests: float
-    reason: str
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., gpu_class: _Optional[str] = ..., config: _Optional[_Union[EngineConfig, _Mapping]] = ..., cost_usd_per_million_requests: _Optional[float] = ..., extra_usd_per_million_requests: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    __slots__ = ("pools", "cost_usd_per_hour", "cost_usd_per_thousand_requests", "extra_usd_per_hour", "extra_at_scarcity_usd_per_hour", "blocked_by")
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_PER_THOUSAND_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_AT_SCARCITY_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    BLOCKED_BY_FIELD_NUMBER: _ClassVar[int]
+    pools: _containers.RepeatedCompositeFieldContainer[PoolCount]
+    cost_usd_per_hour: float
+    cost_usd_per_thousand_requests: float
+    extra_usd_per_hour: float
+    extra_at_scarcity_usd_per_hour: float
+    blocked_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ..., cost_usd_per_hour: _Optional[float] = ..., cost_usd_per_thousand_requests: _Optional[float] = ..., extra_usd_per_hour: _Optional[float] = ..., extra_at_scarcity_usd_per_hour: _Optional[float] = ..., blocked_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("number", "text", "service", "pools", "alternatives", "bindings")
+    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
-    POOLS_FIELD_NUMBER: _ClassVar[int]
-    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
     BINDINGS_FIELD_NUMBER: _ClassVar[int]
+    UNFIT_FIELD_NUMBER: _ClassVar[int]
     number: int
     text: str
     service: ServicePlan
-    pools: _containers.RepeatedCompositeFieldContainer[PoolPlan]
-    alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
+    chosen: _containers.RepeatedCompositeFieldContainer[ChosenPool]
+    rejected: _containers.RepeatedCompositeFieldContainer[Alternative]
     bindings: _containers.RepeatedCompositeFieldContainer[Binding]
-    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ...) -> None: ...
+    unfit: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -80,7 +80,8 @@ class PlacementServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Says why a service got what it got. NOT_FOUND for a service that the plan does not know.
+        """Says why a service got what it got. NOT_FOUND for a service that the plan does not know; RESOURCE_EXHAUSTED
+        while too many explanations are being worked out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

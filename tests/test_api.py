@@ -22,6 +22,7 @@ from controller.auth import Listen
 from controller.placement_pb2_grpc import PlacementStub
 from controller.what_if import BadRequest, changed_problem
 from solvers.errors import InvalidInput, SolveFailed
+from solvers.explain import explain
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.problem import Problem
@@ -325,6 +326,34 @@ def test_the_planner_answers_a_budget_cut_and_a_surge(stub: PlacementStub, sourc
     assert after.budget_watts == pytest.approx(budget_watts)
     assert after.reserved_watts <= budget_watts
     assert cut.difference.stopping_replicas > 0
+
+
+def test_a_service_is_explained_in_words_and_numbers(stub: PlacementStub, source: world.Source) -> None:
+    problem = fleets.demo(0.5)
+    plan = make_plan(problem)
+    assert source.turn is not None
+    number = source.turn.number + 1
+    source.put(world.Turn(plan=plan, problem=problem, number=number))
+    why = stub.Explain(pb.ExplainRequest(service="default/chat-70b"), timeout=10.0)
+    assert why.number == number
+    assert why.text == explain(plan, problem, "default/chat-70b").text()
+    assert why.service.service == "default/chat-70b"
+    wanted = {str(row.pool): row.replicas for row in plan.pools if row.pool.service == "default/chat-70b"}
+    found = {short_name(each.pool.pool): each.pool.replicas for each in why.chosen}
+    assert found == {name: count for name, count in wanted.items() if count}
+    assert all(0.0 < each.used_ratio <= 1.0 for each in why.chosen)
+    assert all(way.pools for way in why.rejected)
+
+
+def short_name(pool: pb.Pool) -> str:
+    role = pb.Role.Name(pool.role).removeprefix("ROLE_").lower()
+    return f"{pool.service}/{role}/{pool.gpu_class}/{pool.config.label}"
+
+
+def test_an_unknown_service_is_not_found_and_the_known_are_named(stub: PlacementStub, source: world.Source) -> None:
+    error = refusal(stub.Explain, pb.ExplainRequest(service="prod/unknown"))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert f"known: {world.CHAT}, {world.CODE}" in error.details()
 
 
 def test_nodes_come_and_go_with_the_feeds_of_their_neighbours() -> None:

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from controller import placement_pb2
 from protos import generate
 
-UNITS = ("_s", "_watts", "_per_s", "_usd_per_hour", "_usd_per_kilowatt_hour", "_usd_per_million_requests", "_ratio")
+UNITS = ("_s", "_watts", "_per_s", "_usd_per_hour", "_usd_per_kilowatt_hour", "_usd_per_thousand_requests", "_ratio")
 
 
 def test_the_generated_code_is_what_the_proto_files_give() -> None:
