@@ -137,14 +137,12 @@ def _scarcity(plan: Plan, cells: Cells) -> dict[PoolKey, float]:
         option, group = cells.pools[p], cells.grouping.groups[g]
         sizes = {o.gpus for o in cells.pools if o.pool.gpu_class == option.pool.gpu_class and o.gpus <= option.gpus}
         groups = sum(prices.get(("gpus", f"{group.label} x{q}"), 0.0) * (option.gpus // q) for q in sizes)
-        watts = sum(
-            prices.get(("power", domain.label), 0.0)
-            * _times(cells, option, int(g), d)
-            * option.reserved_watts
-            / THOUSAND
+        feeds = sum(
+            prices.get(("power", domain.label), 0.0) * _times(cells, option, int(g), d)
             for d, domain in enumerate(cells.grouping.domain_groups)
         )
-        least[option.pool] = min(least.get(option.pool, float("inf")), groups + watts)
+        price = groups + feeds * option.reserved_watts / THOUSAND
+        least[option.pool] = min(least.get(option.pool, float("inf")), price)
     return least
 
 

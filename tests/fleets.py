@@ -10,6 +10,7 @@ import numpy as np
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, Role
 from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
 from solvers.problem import Policy, Problem
+from solvers.sizing import Capacity, Unfit
 from solvers.workload import Demand, PlacementMode, ServedModel, SizeBucket, Slo, SloMetric
 
 TIERS = ("critical", "standard", "best-effort")
@@ -200,3 +201,23 @@ def budgets(built: Problem, ratio: float) -> dict[str, PowerDomain]:
 
 def seeded(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def plain_capacity(
+    profile: EngineProfile,
+    role: Role,
+    mix: Sequence[SizeBucket],
+    slos: Sequence[Slo],
+    *,
+    pool_replicas: int,
+) -> Capacity | Unfit:
+    """A table with the signature of ``replica_capacity``: fixed rates by role, more of them in larger pools."""
+    rate = {Role.PREFILL: 2.0, Role.DECODE: 5.0, Role.MIXED: 1.5}[role] * CLASSES[profile.key.gpu_class][0]
+    scale = 1.0 if role is Role.DECODE else 1.0 - 0.5 / pool_replicas
+    return Capacity(
+        requests_per_s=rate * profile.key.config.gpus * scale,
+        utilisation_ratio=0.9 * scale,
+        gpu_watts=profile.idle_watts_per_gpu + 0.5 * scale * profile.prefill_watts_per_gpu,
+        ttft_s=None,
+        itl_s=None,
+    )
