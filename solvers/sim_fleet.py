@@ -230,7 +230,7 @@ class Fleet(FleetBooks):
             else:
                 self._finish(request)
         service = self._services[replica.service]
-        if service.waiting:
+        if service.waiting and replica.role is not Role.DECODE:  # no queue that requests enter by became shorter
             self._let_in(service)
 
     # ------------------------------------------------------------------ routing

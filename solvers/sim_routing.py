@@ -80,12 +80,14 @@ class ServiceState:
     def choose(self, request: LiveRequest, queue_limit: int) -> Replica | None:
         """Find the entry replica with least work whose queue is not full; None when there is none."""
         group = self.entry
+        able = None
         if request.prompt + request.output < self.easy_tokens and group.replicas:
             replica = group.lightest()
             if len(replica.queue) < queue_limit:
                 return replica
-        fitting = (r for r in self.entries(request) if len(r.queue) < queue_limit)
-        return min(fitting, key=lambda r: r.loads[r.slot], default=None)
+            able = group.replicas
+        free = (r for r in able or self.entries(request) if len(r.queue) < queue_limit)
+        return min(free, key=lambda r: r.loads[r.slot], default=None)
 
     def entries(self, request: LiveRequest) -> list[Replica]:
         """Entry replicas from which the request can reach its end."""
