@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 Cell = str | int | float
+MISSING = "-"
+"""Stands for a number that is not known."""
 
 
 def text_of(cell: Cell) -> str:
@@ -15,7 +17,7 @@ def text_of(cell: Cell) -> str:
 
 
 def render_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], indent: str = "") -> str:
-    """Align columns under their headers: text to the left, numbers to the right.
+    """Align columns under their headers: text to the left, numbers, and what stands for them, to the right.
 
     >>> print(render_table(("NAME", "WATTS"), [("rack-1", 1200), ("rack-22", 80)]))
     NAME     WATTS
@@ -24,8 +26,9 @@ def render_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], indent:
     """
     body = [tuple(row) for row in rows]
     texts = [[text_of(cell) for cell in row] for row in body]
-    widths = [max(len(line[i]) for line in [list(headers), *texts]) for i in range(len(headers))]
-    numeric = [bool(body) and all(not isinstance(row[i], str) for row in body) for i in range(len(headers))]
+    columns = range(len(headers))
+    widths = [max(len(line[i]) for line in [list(headers), *texts]) for i in columns]
+    numeric = [bool(body) and all(row[i] == MISSING or not isinstance(row[i], str) for row in body) for i in columns]
     return "\n".join(indent + _line(line, widths, numeric) for line in [list(headers), *texts])
 
 

@@ -7,13 +7,17 @@ summary. The exit code is 0 when no power budget was exceeded and nothing crashe
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import urllib3
+
 from controller.traces import load_trace
-from tests.simcluster.demo_report import Run, exceeded, live_header, live_line, summary
+from tests.simcluster.api import ApiError, UnreachableError
+from tests.simcluster.demo_report import Run, has_failed, live_header, live_line, summary
 from tests.simcluster.demo_script import FULL, SHORT, Script
 from tests.simcluster.demo_watch import Watcher
 from tests.simcluster.demo_world import ROOT, World, start_world
@@ -23,6 +27,7 @@ from tests.simcluster.process import ProcessError
 AZURE_TRACE = Path("traces") / "AzureLLMInferenceTrace_conv.csv"
 FIRST_PLACEMENT_S = 90.0
 SAMPLE_EVERY_S = 0.5
+CRASHES = (ProcessError, DeadlineError, ApiError, UnreachableError, urllib3.exceptions.HTTPError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,13 +50,11 @@ def run(args: argparse.Namespace) -> int:
         say(f"cluster up: {', '.join(world.cluster.components)}")
         result = play(world, script, trace)
     print("\n" + summary(result), flush=True)
-    return 1 if exceeded(result) or result.crashed else 0
+    return 1 if has_failed(result) else 0
 
 
 def default_trace() -> Path | None:
     """Find the Azure trace where the data folder is."""
-    import os
-
     folder = Path(os.environ.get("PENSTOCK_DATA") or ROOT.parent / "shared" / "data")
     return folder / AZURE_TRACE if (folder / AZURE_TRACE).is_file() else None
 
@@ -60,7 +63,7 @@ def play(world: World, script: Script, trace: Path | None) -> Run:
     """Start twin and operator, place the fleet, let the script happen, and gather what came of it."""
     services = [each.service for each in script.traffic]
     world.start_twin(script.traffic, trace)
-    watcher, crashed = Watcher(world), ""
+    watcher = Watcher(world)
     try:
         world.start_operator(script.decision_s, script.tick_s)
         world.wait_served(services, FIRST_PLACEMENT_S)
@@ -69,10 +72,19 @@ def play(world: World, script: Script, trace: Path | None) -> Run:
         world.open_gateway()
         for line in _act_out(world, script, watcher, services):
             print(line, flush=True)
-    except (ProcessError, DeadlineError) as error:
-        crashed = f"{error}\n{world.log_tail('operator')}\n{world.conditions()}"
-    state, plans = world.twin_state(), len(world.list_kind("fleetplans"))
-    return Run(script=script, samples=watcher.samples, final_state=state, plans=plans, crashed=crashed)
+        state, plans = world.twin_state(), len(world.list_kind("fleetplans"))
+    except CRASHES as error:
+        return Run(script=script, samples=watcher.samples, crashed=f"{error}\n{_circumstances(world)}")
+    return Run(script=script, samples=watcher.samples, final_services=state["services"], plans=plans)
+
+
+def _circumstances(world: World) -> str:
+    """Tell what may explain a crash, as far as what still runs can say."""
+    try:
+        conditions = world.conditions()
+    except CRASHES as error:
+        conditions = f"the API server does not tell any conditions: {error}"
+    return f"{world.log_tail('operator')}\n{conditions}"
 
 
 def _act_out(world: World, script: Script, watcher: Watcher, services: list[str]) -> Iterator[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from controller.tables import Cell, render_table
+from controller.tables import MISSING, Cell, render_table
 from tests.simcluster.demo_script import Incident, Script
 from tests.simcluster.demo_watch import DomainNow, Sample
 
@@ -17,20 +17,22 @@ WINDOW = "60s"  # of the twin, over which the live table and the incidents are t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A finished demo.
+    """A demo that has ended.
 
     Attributes
     ----------
-    settled_at_s : mapping of incident name to float
-        When the fleet had settled after it, virtual seconds; missing when it never did.
+    final_services : mapping of service to the twin's description of the whole run
+        Empty after a crash: what the last sample says counts then.
+    plans : int, optional
+        FleetPlans decided; None when nobody could be asked.
     crashed : str
-        Why a process ended by itself, empty when none did.
+        Why it could not go on, empty when it reached its end.
     """
 
     script: Script
     samples: Sequence[Sample]
-    final_state: dict[str, Any]
-    plans: int
+    final_services: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plans: int | None = None
     crashed: str = ""
 
 
@@ -74,34 +76,41 @@ def _sections(run: Run) -> Iterator[str]:
 
 def _figures(run: Run) -> Iterator[str]:
     yield "Services over the whole run\n" + render_table(
-        ("SERVICE", "SLO", "LIMIT MS", "ATTAINED MS", "WITHIN %", "MET", "REQUESTS", "IN SLO %"), _service_rows(run)
+        ("SERVICE", "SLO", "LIMIT MS", "ATTAINED MS", "WITHIN %", "MET", "REQUESTS", "UNSERVED", "IN SLO %"),
+        _service_rows(run),
     )
     yield "Power\n" + render_table(
         ("DOMAIN", "BUDGET W", "LEAST BUDGET W", "PEAK RESERVED W", "PEAK MEASURED W", "OVER"), _power_rows(run)
     )
     yield "Ready replicas over time, by GPU class\n" + _pools_table(run)
     costs = [sample.usd_per_hour for sample in run.samples]
-    yield f"Cost: {sum(costs) / len(costs):.2f} USD/h on average, {max(costs):.2f} at most; {run.plans} plans decided"
+    plans = "" if run.plans is None else f"; {run.plans} plans decided"
+    yield f"Cost: {sum(costs) / len(costs):.2f} USD/h on average, {max(costs):.2f} at most{plans}"
     yield "Incidents\n" + "\n".join(_incident_lines(run))
     if faults := exceeded(run):
         yield "BUDGETS EXCEEDED\n" + "\n".join(f"  {fault}" for fault in faults)
 
 
 def _service_rows(run: Run) -> Iterator[tuple[Cell, ...]]:
-    for name, service in sorted(run.final_state["services"].items()):
+    for name, service in sorted((run.final_services or run.samples[-1].services).items()):
         whole = service["whole_run"]
-        in_slo = 100 * (whole["in_slo_ratio"] or 0.0)
+        unserved = whole["rejected"] + whole["timed_out"]
         for slo in whole["slos"]:
             yield (
                 name,
                 f"{slo['metric']} p{100 * slo['percentile']:g}",
                 round(1000 * slo["limit_s"]),
-                1000 * (slo["value_s"] or 0.0),
-                100 * (slo["within_ratio"] or 0.0),
+                _scaled(slo["value_s"], 1000),
+                _scaled(slo["within_ratio"], 100),
                 "yes" if slo["is_met"] else "NO",
-                whole["finished"],
-                in_slo,
+                whole["finished"] + unserved,
+                unserved,
+                _scaled(whole["in_slo_ratio"], 100),
             )
+
+
+def _scaled(value: float | None, factor: float) -> Cell:
+    return MISSING if value is None else factor * value
 
 
 def _power_rows(run: Run) -> Iterator[tuple[Cell, ...]]:
@@ -131,6 +140,11 @@ def _pools_table(run: Run) -> str:
     groups = sorted({group for sample in moments for group in sample.replicas})
     headers = ("SERVICE", "ROLE", "GPU CLASS", *(f"{sample.at_s:.0f} S" for sample in moments))
     return render_table(headers, [(*group, *(sample.replicas.get(group, 0) for sample in moments)) for group in groups])
+
+
+def has_failed(run: Run) -> bool:
+    """Say whether the demo must end with an error: a budget exceeded, a crash, or nothing seen at all."""
+    return bool(exceeded(run) or run.crashed or not run.samples)
 
 
 def exceeded(run: Run) -> list[str]:
@@ -164,10 +178,14 @@ def _incident_lines(run: Run) -> Iterator[str]:
 
 
 def _surge_told(run: Run, incident: Incident, before: Sample, during: Sequence[Sample]) -> Iterator[str]:
-    was, peak = (sum(n for g, n in s.replicas.items() if g[0] == incident.affected) for s in (before, _most(during)))
-    yield f"{incident.affected} went from {was} to {peak} Ready replicas"
+    was, *then = (_replicas_of(incident.affected, sample) for sample in (before, *during))
+    yield f"{incident.affected} went from {was} to {max(then)} Ready replicas"
     yield f"the fleet went from {before.pods} to {max(sample.pods for sample in during)} pods"
     yield _slo_sentence(incident.affected, during)
+
+
+def _replicas_of(service: str, sample: Sample) -> int:
+    return sum(count for (owner, _, _), count in sample.replicas.items() if owner == service)
 
 
 def _cut_told(run: Run, incident: Incident, before: Sample, during: Sequence[Sample]) -> Iterator[str]:
@@ -192,10 +210,6 @@ def _loss_told(run: Run, incident: Incident, before: Sample, during: Sequence[Sa
 
 
 _TOLD = {"surge": _surge_told, "budget cut": _cut_told, "lost node": _loss_told}
-
-
-def _most(samples: Sequence[Sample]) -> Sample:
-    return max(samples, key=lambda sample: sum(sample.replicas.values()))
 
 
 def _slo_sentence(service: str, during: Sequence[Sample]) -> str:

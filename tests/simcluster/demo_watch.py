@@ -56,7 +56,7 @@ class Sample:
     ----------
     at_s : float
         Virtual seconds since the requests began.
-    services : mapping of service to the twin's description of its last window
+    services : mapping of service to what the twin says of it: its windows and the whole run
     replicas : mapping of (service, role, GPU class) to int
         Ready ones.
     pods : int
