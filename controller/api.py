@@ -98,17 +98,18 @@ class PlacementService(placement_pb2_grpc.PlacementServicer):
         self._explanations = Slots(what="explanations", most=MAX_EXPLANATIONS)
         self._is_stopping = False
 
-    def learn(self) -> None:
-        """Take in the turn in force. Always the source's own word: news from other threads may overtake each other."""
+    def learn(self, news: PlanTurn | None = None) -> None:
+        """Hold a turn for those who ask by number, and take in the one in force.
+
+        That is always the source's own word: news from other threads may overtake each other.
+        """
         turn = self._source.latest()
-        if turn is None:
-            return
-        self._newest = turn
-        if turn.number:
-            self._held[turn.number] = turn
+        self._held |= {each.number: each for each in (news, turn) if each is not None and each.number}
         while len(self._held) > HELD_PLANS:
             del self._held[min(self._held)]
-        self._wake()
+        if turn is not None:
+            self._newest = turn
+            self._wake()
 
     def stop(self) -> None:
         """Send the watchers away, so that they need not be cut off."""
@@ -325,7 +326,7 @@ class ApiServer:
         await _register(server, service, checkup)
         port = _bound(server, self._listen)
         await server.start()
-        unsubscribe = self._source.subscribe(lambda _: self._tell(service))
+        unsubscribe = self._source.subscribe(lambda turn: self._tell(service, turn))
         service.learn()
         self._started.set_result(port)
         await stop_asked.wait()
@@ -339,9 +340,9 @@ class ApiServer:
             return ()
         return (TokenInterceptor(TokenGate(self._post, self._listen.token_audience), asking),)
 
-    def _tell(self, service: PlacementService) -> None:
+    def _tell(self, service: PlacementService, turn: PlanTurn) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(service.learn)
+            self._loop.call_soon_threadsafe(service.learn, turn)
 
 
 def serve(source: PlanSource, listen: Listen, post: Post | None = None) -> ApiServer:
