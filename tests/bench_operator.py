@@ -145,8 +145,8 @@ def run(options: argparse.Namespace) -> None:
 def measure(cluster: SimCluster, operator: Process) -> None:
     until(lambda: newest_plan(cluster) == 1, "start of the process to the first FleetPlan")
     until(lambda: asked(cluster) > 0, "first FleetPlan to the first write of replicas")
-    wanted = operator.sample("penstock_desired_replicas")
-    until(lambda: asked(cluster) >= wanted > 0, f"first write to all {wanted:.0f} replicas asked for")
+    wanted = sum(pool["replicas"] for plan in cluster.api.list_all(PLANS) for pool in plan["spec"]["pools"])
+    until(lambda: asked(cluster) >= wanted, f"first write to all {wanted} replicas asked for")
     report(operator)
     path = f"/apis/{API_VERSION}/namespaces/team-a/servedmodels/service-0"
     declared = {"spec": {"demand": {"declared": {"milliRequestsPerSecond": 60_000}}}}
