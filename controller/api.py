@@ -18,11 +18,13 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 import grpc.aio
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
 
 from controller import placement_pb2 as pb
-from controller import placement_pb2_grpc, rpc_details_pb2
+from controller import placement_pb2_grpc
 from controller.api_convert import difference_message, explanation_message, plan_message
 from controller.auth import Listen, Post, TokenGate, TokenInterceptor, check_listen
 from controller.tls import server_credentials
@@ -238,14 +240,12 @@ def with_time_limit(problem: Problem, left_s: float) -> Problem:
 
 async def abort_bad_request(context: Context, bad: BadRequest) -> NoReturn:
     """End a call with INVALID_ARGUMENT and google.rpc.BadRequest in its trailing metadata."""
-    rows = [rpc_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description) for v in bad.violations]
+    row = error_details_pb2.BadRequest.FieldViolation
+    rows = [row(field=violation.field, description=violation.description) for violation in bad.violations]
     code = grpc.StatusCode.INVALID_ARGUMENT
-    status = rpc_details_pb2.Status(code=code.value[0], message=str(bad))
-    detail = status.details.add()
-    detail.type_url = "type.googleapis.com/google.rpc.BadRequest"
-    detail.value = rpc_details_pb2.BadRequest(field_violations=rows).SerializeToString()
-    await _aborted(context, code, str(bad), (("grpc-status-details-bin", status.SerializeToString()),))
-    raise AssertionError("abort returns never")
+    status = status_pb2.Status(code=code.value[0], message=str(bad))
+    status.details.add().Pack(error_details_pb2.BadRequest(field_violations=rows))
+    await _aborted(context, code, status.message, rpc_status.to_status(status).trailing_metadata)
 
 
 async def _aborted(context: Any, code: grpc.StatusCode, message: str, trailing: Any = ()) -> NoReturn:

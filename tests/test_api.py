@@ -12,11 +12,12 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_status import rpc_status
 
 from controller import placement_pb2 as pb
-from controller import rpc_details_pb2
 from controller.api import MAX_SOLVES, SERVICE, ApiServer, serve, solve_time_s, with_time_limit
 from controller.auth import Listen
 from controller.placement_pb2_grpc import PlacementStub
@@ -71,12 +72,14 @@ def watch(stub: PlacementStub, after_number: int = 0) -> Any:
 
 
 def violations(error: Any) -> dict[str, str]:
-    """Read the details as any client that knows google.rpc does."""
-    status = rpc_details_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    """Read the details as any client does."""
+    status = rpc_status.from_call(error)
+    assert status is not None
     assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    assert [detail.type_url for detail in status.details] == ["type.googleapis.com/google.rpc.BadRequest"]
-    rows = rpc_details_pb2.BadRequest.FromString(status.details[0].value).field_violations
-    return {row.field: row.description for row in rows}
+    (detail,) = status.details
+    found = error_details_pb2.BadRequest()
+    assert detail.Unpack(found)
+    return {row.field: row.description for row in found.field_violations}
 
 
 def test_the_plan_in_force_is_returned_whole(source: world.Source, stub: PlacementStub) -> None:
