@@ -17,7 +17,8 @@ from controller.observe import build_problem
 from controller.readings import Readings
 from controller.records import GPU_CLASS_LABEL, MODEL_LABEL, ROLE_LABEL, PodRecord
 from controller.specs import Specs, parse_specs
-from solvers.ledger import DomainBalance, balance
+from solvers.fleet import Replica, ReplicaState, Snapshot
+from solvers.ledger import WattBook, measured_watts
 from tests.simcluster.demo_world import SERVED_NAMESPACE, World
 
 PLURALS = {
@@ -136,17 +137,31 @@ def _domains(specs: Specs, records: Records, state: Mapping[str, Any]) -> Iterab
     known = {spec.model.name: spec.declared for spec in specs.served_models if spec.declared}
     silence = Readings(taken_at_s=0.0)  # no demand is asked here, only what exists
     snapshot = build_problem(specs, records, silence, now_s=0.0, previous_demands=known).snapshot
-    fixed = {spec.domain.name: spec.domain.fixed_watts for spec in specs.power_domains}
     draws = {name: node["draw_watts"] for name, node in state["power"]["nodes"].items()}
-    for row in balance(snapshot, None, {node.name: 0.0 for node in snapshot.nodes} | draws):
-        yield _domain_now(row, fixed[row.domain])
+    measured = measured_watts(snapshot, {node.name: 0.0 for node in snapshot.nodes} | draws)
+    reserved = _reserved_watts(snapshot)
+    fixed = {spec.domain.name: spec.domain.fixed_watts for spec in specs.power_domains}
+    for name, domain in sorted(snapshot.domains.items()):
+        yield DomainNow(
+            name=name,
+            budget_watts=domain.budget_watts,
+            usable_watts=domain.usable_watts,
+            reserved_watts=reserved.get(name, 0.0),
+            measured_watts=(measured.get(name) or 0.0) + fixed[name],
+        )
 
 
-def _domain_now(row: DomainBalance, fixed_watts: float) -> DomainNow:
-    return DomainNow(
-        name=row.domain,
-        budget_watts=row.budget_watts,
-        usable_watts=row.usable_watts,
-        reserved_watts=row.reserved_watts,
-        measured_watts=(row.measured_watts or 0.0) + fixed_watts,
-    )
+def _reserved_watts(snapshot: Snapshot) -> dict[str, float]:
+    """Worst case of every pod that exists, on lost nodes too, and of those that are asked for beyond them.
+
+    The operator's own ledger is stricter: it also expects a second pod for each one on a lost node.
+    """
+    book = WattBook(snapshot)
+    staying = Counter((r.pool, r.location) for r in snapshot.replicas if r.state is not ReplicaState.LEAVING)
+    for replica in snapshot.replicas:
+        book.charge(replica)
+    for (pool, location), count in sorted(snapshot.desired.items()):
+        for _ in range(count - staying[pool, location]):
+            state = ReplicaState.PENDING
+            book.charge(Replica(name="", pool=pool, location=location, node=None, state=state))
+    return book.reserved()

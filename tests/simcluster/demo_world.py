@@ -29,6 +29,7 @@ GROUP = "/apis/penstock.dev/v1alpha1"
 SYSTEM_NAMESPACE = "penstock-system"
 SERVED_NAMESPACE = "demo"
 COLD_START_S = 120.0  # virtual; EngineProfile.coldStartSeconds of the sample
+NOT_READY_TOLERATION_S = 300.0  # virtual; Kubernetes' own default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +67,14 @@ class World:
         jobs = [("gateway", "/gateway/metrics"), ("engines", "/engines/metrics"), ("dcgm", "/dcgm/metrics")]
         self.control(start=True)
         self.cluster.set_scrape_jobs(
-            ScrapeJob(name=name, url=self._twin + path, honor_labels=True) for name, path in jobs
+            ScrapeJob(name=name, url=self._twin + path, honor_labels=True, interval_s=0.5) for name, path in jobs
         )
 
     def start_operator(self, decision_s: float, tick_s: float) -> None:
         """Start ``penstock run`` as a process of its own, as in a pod."""
         options = ["run", "--kubeconfig", str(self.cluster.kubeconfig), "--namespace", SYSTEM_NAMESPACE]
         options += ["--prometheus-url", self.cluster.prometheus_url, "--time-scale", f"{self.time_scale:g}"]
-        options += ["--rate-window-s", "5", "--decision-s", f"{decision_s:g}", "--tick-s", f"{tick_s:g}"]
+        options += ["--rate-window-s", "3", "--decision-s", f"{decision_s:g}", "--tick-s", f"{tick_s:g}"]
         options += ["--metrics-port", str(self._operator_port), "--grpc-port", str(self.grpc_port)]
         self._start("operator", "controller", options)
         self._wait_answer("operator", f"{self.operator_url}/healthz")
@@ -159,7 +160,8 @@ class World:
 @contextmanager
 def start_world(time_scale: float, cold_start_s: float = COLD_START_S) -> Iterator[World]:
     """Bring up the cluster with CRDs and the sample fleet in it; everything is stopped at the end."""
-    with SimCluster.start(ClusterConfig(node_grace_s=4)) as cluster:
+    toleration_s = round(NOT_READY_TOLERATION_S / time_scale)
+    with SimCluster.start(ClusterConfig(node_grace_s=4, not_ready_toleration_s=toleration_s)) as cluster:
         supervisor = Supervisor(cluster.folder / "demo-logs")
         try:
             _install_sample(cluster, cold_start_s / time_scale)
