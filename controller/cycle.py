@@ -37,6 +37,7 @@ from solvers.ledger import balance
 from solvers.plan import Placement, Plan
 from solvers.power import charged_domains
 from solvers.rollout import Scale, next_step
+from solvers.rollout_chains import carried_requests_per_s
 
 log = logging.getLogger("penstock.cycle")
 
@@ -164,6 +165,7 @@ class Cycle:
             plan_to_act_on(decision.plan, observation),
             observation.policy.policy,
             tier_ranks=observation.tier_ranks,
+            carried=carried_requests_per_s(observation.problem, observation.snapshot),
         )
         acting = tuple(action for action in step if may_act(observation.served[action.pool.service]))
         return protective(acting, observation.snapshot) if slowed else acting, tuple(slowed)

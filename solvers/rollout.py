@@ -5,11 +5,13 @@ cluster, so an operator that was killed goes on where it stopped. In this order:
 
 1. A domain over its budget sheds at once, all in one step: what the plan does not want first, then the lowest tier,
    then what is least ready, then what started last.
-2. What the plan does not want leaves when its replacement is Ready (make before break).
+2. What the plan does not want leaves when the Ready replicas of its service carry without it what the plan serves
+   (make before break).
 3. What the plan wants starts, the most important first, when GPUs and watts are there for the worst case of
    everything that exists or is asked for.
-4. Where a start is blocked, unwanted replicas that hold the room it needs leave, and where GPUs are free but not in
-   one piece, a few small replicas change nodes (``rollout_room``).
+4. Where a start is blocked and nothing that it waits for can come by itself, the least of what the plan does not want
+   leaves before it is replaced; where GPUs are free but not in one piece, a few small replicas change nodes
+   (``rollout_room``).
 
 No step takes a domain over its budget, and none adds to one that is over.
 """
@@ -26,8 +28,9 @@ from solvers.engine import Role
 from solvers.fleet import PoolKey, Replica, ReplicaState, Snapshot
 from solvers.plan import Plan
 from solvers.problem import Policy
-from solvers.rollout_room import make_room, regroup
-from solvers.rollout_turn import Place, Turn
+from solvers.rollout_chains import Place
+from solvers.rollout_room import make_room
+from solvers.rollout_turn import Turn
 from solvers.room import Blocker
 
 
@@ -57,7 +60,12 @@ BINDING_PATIENCE_S = 60.0  # the scheduler binds what fits within seconds; what 
 
 
 def next_step(
-    snapshot: Snapshot, plan: Plan, policy: Policy, *, tier_ranks: Mapping[str, int] | None = None
+    snapshot: Snapshot,
+    plan: Plan,
+    policy: Policy,
+    *,
+    tier_ranks: Mapping[str, int] | None = None,
+    carried: Mapping[PoolKey, float] | None = None,
 ) -> tuple[Action, ...]:
     """Choose the actions that are safe to take now.
 
@@ -69,6 +77,9 @@ def next_step(
         What is wanted; pools that it does not name go to zero.
     tier_ranks : mapping of service to int, optional
         0 is the most important; a service that is missing leaves first and starts last.
+    carried : mapping of pool to float, requests/s, optional
+        What one replica of a running pool carries that the plan lacks (``rollout_chains.carried_requests_per_s``);
+        a pool that neither knows counts nothing until others carry the load.
 
     Returns
     -------
@@ -76,12 +87,11 @@ def next_step(
         Scale-downs before scale-ups, each sorted by pool and location; at most one for a (pool, location). Empty
         when the plan is reached, and when nothing may move yet.
     """
-    turn = Turn(snapshot, plan, tier_ranks or {})
+    turn = Turn(snapshot, plan, tier_ranks or {}, carried or {})
     _shed_over_budget(turn)
     _release_replaced(turn)
     blocked = _start(turn, policy.max_starts_per_turn)
     make_room(turn, blocked, policy.max_starts_per_turn)
-    regroup(turn, blocked)
     return _actions(turn)
 
 
@@ -147,8 +157,8 @@ def _release_replaced(turn: Turn) -> None:
     places = [place for place in turn.kept if turn.surplus(place) > 0]
     for place in sorted(places, key=lambda place: (turn.want.get(place, 0) > 0, place)):
         for replica in list(turn.kept[place]):
-            if turn.surplus(place) > 0 and turn.chains.is_replaced(replica):
-                turn.drop(replica, f"the plan wants {turn.want.get(place, 0)}, and what replaces the rest is Ready")
+            if turn.surplus(place) > 0 and turn.chains.can_spare(replica):
+                turn.drop(replica, f"the plan wants {turn.want.get(place, 0)}, and other Ready ones carry the load")
 
 
 def _start(turn: Turn, limit: int) -> dict[Place, Blocker]:

@@ -1,60 +1,105 @@
-"""How a rollout makes room for a start that is blocked: what is not wanted leaves, what is wanted moves together."""
+"""How a rollout makes room for a start that is blocked.
+
+Starts that the plan no longer wants are stopped. A Ready replica that still serves is pushed out only at a standstill:
+when nothing that its service waits for can come by itself (``rollout_waits``). Then as little as possible leaves, of
+the lowest tier, for one start in one step. Where GPUs are free, but not in one piece, a few small replicas move
+together.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from solvers.assign import LEAVING_ORDER
 from solvers.fleet import ANYWHERE, PoolKey, Replica, ReplicaState
-from solvers.rollout_turn import Place, Turn, newcomer
+from solvers.rollout_chains import Place
+from solvers.rollout_turn import Turn, newcomer
+from solvers.rollout_waits import Waits, is_held, is_near, is_of_class_at
 from solvers.room import Blocker
 
 MAX_TRIES = 256  # blocked places looked at in one step; the rest wait for the next
+MAX_WAYS = 64  # ways out of a standstill that are compared; the most important starts come first
+
+Way = tuple[Place, Sequence[Replica]]
+"""A start, and the replicas that leave for it."""
 
 
 def make_room(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> None:
-    """Let unwanted replicas go that hold what the next blocked starts need, even before they are replaced.
+    """Make room for the next blocked starts, at most as many as may start."""
+    if not blocked:
+        return
+    tried = dict([*blocked.items()][:MAX_TRIES])
+    promised = _stop_starts(turn, tried, limit)
+    waits = Waits(turn, promised)
+    if not _end_standstill(turn, tried, waits):
+        _regroup(turn, tried, waits)
 
-    One start of a place at a time, and no more than may start: what leaves early is missing until its replacement
-    is Ready.
-    """
+
+def _stop_starts(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> set[Place]:
+    """Stop starts that the plan no longer wants where one that it wants is blocked, one of a place at a time."""
     budget = max(1, limit - turn.in_flight() - sum(turn.started.values()))
+    unwanted = _unwanted(turn, lambda replica: replica.state is not ReplicaState.READY)
     promised: set[Place] = set()
-    unwanted = _unwanted(turn)
-    for place, blocker in [*blocked.items()][:MAX_TRIES]:
-        victims = _victims(turn, place, unwanted, promised)
-        if victims is None or len(promised) >= budget:
+    for place, blocker in blocked.items() if unwanted else ():
+        victims = _victims(turn, place, unwanted)
+        if not victims or len(promised) >= budget:
             continue
-        for victim in victims:
-            unwanted.remove(victim)
-            turn.drop(victim, f"makes room for {place[0]} {_where(place[1])}: {blocker.text}")
-        turn.later.hold(newcomer(place))  # the room is spoken for
+        unwanted = [replica for replica in unwanted if replica not in victims]
+        _push_out(turn, place, blocker, victims)
         promised.add(place)
+    return promised
 
 
-def _victims(turn: Turn, place: Place, unwanted: Sequence[Replica], promised: set[Place]) -> list[Replica] | None:
-    """Replicas whose leaving lets one more start at the place; None when the leaving of all would not.
+def _end_standstill(turn: Turn, blocked: Mapping[Place, Blocker], waits: Waits) -> bool:
+    """Push out what does least harm, for one start, where waiting would be for ever."""
+    unwanted = _unwanted(turn, lambda replica: waits.may_lose_a_replica(replica.pool.service))
+    if not unwanted:
+        return False
+    ways = [(place, victims) for place in [*blocked][:MAX_WAYS] if (victims := _victims(turn, place, unwanted))]
+    if not ways:
+        return False
+    place, victims = min(ways, key=lambda way: _harm(turn, way))
+    _push_out(turn, place, blocked[place], victims)
+    return True
 
-    The last Ready replica of a role chain is spared as long as anything that its service waits for can still come by
-    itself. When nothing can, the plan's move is a swap in place, and waiting would be for ever.
+
+def _push_out(turn: Turn, place: Place, blocker: Blocker, victims: Iterable[Replica]) -> None:
+    for victim in victims:
+        turn.drop(victim, f"makes room for {place[0]} {_where(place[1])}: {blocker.text}")
+    turn.later.hold(newcomer(place))  # the room is spoken for
+
+
+def _unwanted(turn: Turn, is_meant: Callable[[Replica], bool]) -> list[Replica]:
+    """What the plan does not want, the lowest tier and the least loaded first."""
+    found = [r for place, kept in turn.kept.items() for r in kept[: max(0, turn.surplus(place))] if is_meant(r)]
+
+    def order(replica: Replica) -> tuple[int, str, str, float, float, PoolKey, str]:
+        pool = replica.pool
+        rank, load = -turn.rank(pool.service), replica.outstanding_requests
+        return rank, pool.service, pool.role, load, replica.age_s, pool, replica.name
+
+    return sorted(found, key=order)
+
+
+def _victims(turn: Turn, place: Place, unwanted: Sequence[Replica]) -> list[Replica]:
+    """Replicas whose leaving lets one more start at the place; none when the leaving of all would not.
+
+    The last Ready replica of a role chain is taken only when nothing else makes the room.
     """
     candidates, taken = [*unwanted], list[Replica]()
     while blocker := turn.later.blocker(*place):
         holders = [replica for replica in candidates if _holds(turn, replica, place, blocker)]
-        spared = [replica for replica in holders if turn.chains.is_last(replica)]
-        victim = next((replica for replica in holders if replica not in spared), None)
-        if victim is None and all(_is_stuck(turn, r.pool.service, promised) for r in spared):
-            victim = next(iter(spared), None)
+        victim = next((replica for replica in holders if not turn.chains.is_last(replica)), next(iter(holders), None))
         if victim is None:
             break
         candidates.remove(victim)
         turn.set_aside(victim)
         taken.append(victim)
-    needed = None if blocker else [replica for replica in reversed(taken) if _is_needed(turn, replica, place)]
-    for replica in taken if needed is None else needed:
+    still_aside = taken if blocker else [replica for replica in reversed(taken) if _is_needed(turn, replica, place)]
+    for replica in still_aside:
         turn.take_back(replica)
-    return needed
+    return [] if blocker else still_aside
 
 
 def _is_needed(turn: Turn, replica: Replica, place: Place) -> bool:
@@ -66,74 +111,86 @@ def _is_needed(turn: Turn, replica: Replica, place: Place) -> bool:
     return True
 
 
-def _is_stuck(turn: Turn, service: str, promised: set[Place]) -> bool:
-    """True when nothing of the service starts, and nothing will once all that leaves is gone."""
-    if turn.is_starting(service) or any(pool.service == service for pool, _ in promised):
-        return False
-    missing = (place for place in turn.want if place[0].service == service and turn.missing(place) > 0)
-    return all(turn.later.blocker(*place) for place in missing)
-
-
-def _unwanted(turn: Turn) -> list[Replica]:
-    """What the plan does not want, the lowest tier and the least ready first."""
-    found = [r for place, kept in turn.kept.items() for r in kept[: max(0, turn.surplus(place))]]
-    return sorted(found, key=lambda r: (-turn.rank(r.pool.service), LEAVING_ORDER[r.state], r.age_s, r.pool, r.name))
-
-
 def _holds(turn: Turn, replica: Replica, place: Place, blocker: Blocker) -> bool:
     """True when the replica holds, or may come to hold, what the blocker lacks."""
-    if blocker.domain:
-        return blocker.domain in turn.later.domains_of(replica)
-    return replica.pool.gpu_class == place[0].gpu_class and _is_near(replica.location, place[1])
+    return is_held(place, blocker, replica.pool.gpu_class, replica.location, turn.later.domains_of(replica))
 
 
-def _is_near(one: str, other: str) -> bool:
-    return one == other or ANYWHERE in (one, other)
+def _harm(turn: Turn, way: Way) -> tuple[int, int, int, bool, float]:
+    """Chains that end, the most important tier, chains hit, whether another service gains, what serves no more."""
+    place, victims = way
+    ended, share = 0, 0.0
+    for replica in victims:
+        ended += turn.chains.is_last(replica)
+        share += turn.chains.share(replica)
+        turn.set_aside(replica)
+    for replica in victims:
+        turn.take_back(replica)
+    rank = -min(turn.rank(replica.pool.service) for replica in victims)
+    hit = len({(replica.pool.service, replica.pool.role) for replica in victims})
+    return ended, rank, hit, any(r.pool.service != place[0].service for r in victims), share
 
 
-def regroup(turn: Turn, blocked: Mapping[Place, Blocker]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Move:
+    """Replicas of one node that move for a start. ``is_spared``: their services serve as planned meanwhile."""
+
+    replicas: tuple[Replica, ...]
+    is_spared: bool
+
+    @property
+    def disturbance(self) -> tuple[bool, int, int, tuple[str, ...]]:
+        gpus = sum(replica.pool.config.gpus for replica in self.replicas)
+        return not self.is_spared, gpus, len(self.replicas), tuple(replica.name for replica in self.replicas)
+
+
+def _regroup(turn: Turn, blocked: Mapping[Place, Blocker], waits: Waits) -> None:
     """Move small replicas together where a start finds enough GPUs free, but not on one node.
 
     The last resort: only where nothing starts or leaves by itself, never the last Ready replica of a chain, and only
     what fits back beside the start. One place in one step; what moves starts again like anything else that is missing.
     """
-    for place, blocker in [*blocked.items()][:MAX_TRIES]:
-        if blocker.domain or not _is_still(turn, place):
+    for place, blocker in blocked.items():
+        if blocker.domain or not waits.is_still(place[0].service) or not _is_settled(turn, place):
             continue
-        ways = (_movable(turn, place, name) for name in _nodes_at(turn, place))
-        way = min((way for way in ways if way), key=_disturbance, default=None)
-        if way:
-            for replica in way:
+        moves = (_movable(turn, place, name) for name in _nodes_at(turn, place))
+        allowed = (move for move in moves if move and _may_move(move, waits))
+        best = min(allowed, key=lambda move: move.disturbance, default=None)
+        if best:
+            for replica in best.replicas:
                 turn.drop(replica, f"moves to another node: {place[0]} needs {place[0].config.gpus} GPUs on one")
             return
 
 
-def _nodes_at(turn: Turn, place: Place) -> Sequence[str]:
-    nodes = (n for n in turn.snapshot.nodes if n.gpu_class == place[0].gpu_class and _is_near(n.location, place[1]))
-    return [node.name for node in nodes]
+def _may_move(move: _Move, waits: Waits) -> bool:
+    return move.is_spared or all(waits.may_lose_a_replica(replica.pool.service) for replica in move.replicas)
 
 
-def _is_still(turn: Turn, place: Place) -> bool:
+def _nodes_at(turn: Turn, place: Place) -> Iterator[str]:
+    for node in turn.snapshot.nodes:
+        if node.gpu_class == place[0].gpu_class and is_near(node.location, place[1]):
+            yield node.name
+
+
+def _is_settled(turn: Turn, place: Place) -> bool:
     """True when nothing starts or leaves on the nodes where the replica could land."""
-
-    def is_here(pool: PoolKey, location: str) -> bool:
-        return pool.gpu_class == place[0].gpu_class and _is_near(location, place[1])
-
     changed = [at for moves in (turn.started, turn.dropped) for at, move in moves.items() if move]
-    is_settled = all(r.state is ReplicaState.READY for r in turn.snapshot.replicas if is_here(r.pool, r.location))
-    return is_settled and not any(is_here(*at) for at in changed)
+    here = (r for r in turn.snapshot.replicas if is_of_class_at(r.pool, r.location, place))
+    return all(r.state is ReplicaState.READY for r in here) and not any(is_of_class_at(*at, place) for at in changed)
 
 
-def _movable(turn: Turn, place: Place, node: str) -> list[Replica] | None:
+def _movable(turn: Turn, place: Place, node: str) -> _Move | None:
     """The smallest replicas of one node that have to move, None when moving does not help."""
     gpus = place[0].config.gpus
     here = [r for kept in turn.kept.values() for r in kept if r.node == node and r.pool.config.gpus < gpus]
     here.sort(key=lambda r: (-turn.rank(r.pool.service), r.pool.config.gpus, r.age_s, r.pool, r.name))
     moved: list[Replica] = []
+    is_spared = True
     for replica in here:
         if turn.later.blocker(*place) is None:
             break
         if not turn.chains.is_last(replica):
+            is_spared = is_spared and turn.chains.can_spare(replica)
             turn.set_aside(replica)
             moved.append(replica)
     leave_for_good = Counter({at: max(0, turn.surplus(at)) for at in {(r.pool, r.location) for r in moved}})
@@ -141,7 +198,7 @@ def _movable(turn: Turn, place: Place, node: str) -> list[Replica] | None:
     fits = _fit(turn, [newcomer(place), *(newcomer(at) for at in sorted(back.elements()))])
     for replica in moved:
         turn.take_back(replica)
-    return moved if fits else None
+    return _Move(replicas=tuple(moved), is_spared=is_spared) if fits and moved else None
 
 
 def _fit(turn: Turn, newcomers: Sequence[Replica]) -> bool:
@@ -155,10 +212,6 @@ def _fit(turn: Turn, newcomers: Sequence[Replica]) -> bool:
     for replica in held:
         turn.later.release(replica)
     return len(held) == len(newcomers)
-
-
-def _disturbance(moved: Sequence[Replica]) -> tuple[int, int, tuple[str, ...]]:
-    return sum(r.pool.config.gpus for r in moved), len(moved), tuple(r.name for r in moved)
 
 
 def _where(location: str) -> str:

@@ -80,19 +80,16 @@ def snapshot(
     )
 
 
-def plan(want: Mapping[Place, int], capacity_requests_per_s: float = 1.0) -> Plan:
-    """A plan with these counts; one GPU carries the given requests per second."""
+def plan(want: Mapping[Place, int], served: Mapping[str, float] | None = None) -> Plan:
+    """A plan with these counts; one GPU carries one request per second, and services serve all that is carried."""
     counts: dict[PoolKey, int] = {}
     for (of, _), count in want.items():
         counts[of] = counts.get(of, 0) + count
     services = sorted({of.service for of in counts})
     return Plan(
         placements=tuple(Placement(pool=of, location=at, replicas=n) for (of, at), n in sorted(want.items())),
-        pools=tuple(_pool_plan(of, count, capacity_requests_per_s) for of, count in sorted(counts.items())),
-        services=tuple(
-            ServicePlan(service=s, tier="standard", demand_requests_per_s=1.0, served_requests_per_s=1.0)
-            for s in services
-        ),
+        pools=tuple(_pool_plan(of, count) for of, count in sorted(counts.items())),
+        services=tuple(_service_plan(s, (served or {}).get(s, able_per_s(s, counts))) for s in services),
         domains=(),
         bindings=(),
         report=SolveReport(
@@ -106,12 +103,28 @@ def plan(want: Mapping[Place, int], capacity_requests_per_s: float = 1.0) -> Pla
     )
 
 
-def _pool_plan(of: PoolKey, count: int, per_gpu: float) -> PoolPlan:
+def able_per_s(service: str, counts: Mapping[PoolKey, int]) -> float:
+    """Requests per second that pass both chains of the service; of one chain where there is only one."""
+    chains = [chain_per_s(service, role, counts) for role in (Role.PREFILL, Role.DECODE)]
+    return min((rate for rate in chains if rate > 0.0), default=0.0)
+
+
+def chain_per_s(service: str, role: Role, counts: Mapping[PoolKey, int]) -> float:
+    """Requests per second that the service's replicas of one chain carry."""
+    serving = ((of, n) for of, n in counts.items() if of.service == service and of.role in (role, Role.MIXED))
+    return float(sum(n * of.config.gpus for of, n in serving))
+
+
+def _service_plan(service: str, served: float) -> ServicePlan:
+    return ServicePlan(service=service, tier="standard", demand_requests_per_s=served, served_requests_per_s=served)
+
+
+def _pool_plan(of: PoolKey, count: int) -> PoolPlan:
     return PoolPlan(
         pool=of,
         replicas=count,
         demand_ratio=1.0,
-        capacity_requests_per_s=count * of.config.gpus * per_gpu,
+        capacity_requests_per_s=float(count * of.config.gpus),
         cap_watts=700.0,
         reserved_watts=0.0,
         planned_watts=0.0,

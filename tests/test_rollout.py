@@ -190,10 +190,9 @@ def test_a_swap_in_place_takes_the_last_when_nothing_else_can_make_the_room() ->
 
 
 def test_room_promised_to_one_start_is_not_promised_again() -> None:
-    old = replicas(pool(gpus=4), "a", 2, "a1")
-    ready = replicas(pool(), "b", 1, "b1")
-    want = plan({(pool(role=Role.PREFILL, gpus=4), "a"): 1, (pool(role=Role.DECODE, gpus=4), "a"): 1, (pool(), "b"): 1})
-    assert moves(next_step(snapshot([A, B], (*old, *ready)), want, POLICY)) == [("tp4", "a", 2, 0)]
+    old = replicas(pool(gpus=4), "a", 2, "a1", state=ReplicaState.STARTING, age_s=5.0)
+    want = plan({(pool(role=Role.PREFILL, gpus=4), "a"): 1, (pool(role=Role.DECODE, gpus=4), "a"): 1})
+    assert moves(next_step(snapshot([A, B], old), want, POLICY)) == [("tp4", "a", 2, 0)]
 
 
 def test_only_what_is_really_in_the_way_makes_room() -> None:
@@ -205,6 +204,78 @@ def test_only_what_is_really_in_the_way_makes_room() -> None:
     ranks = {"demo/new": 0, "demo/large": 1, "demo/small": 2}
     actions = next_step(site, want, Policy(max_starts_per_turn=1), tier_ranks=ranks)
     assert [a.pool.service for a in actions] == ["demo/large"], "small is of a lower tier, and would not have helped"
+
+
+def test_a_serving_replica_stays_while_another_start_wants_its_room_and_its_own_successor_starts() -> None:
+    """Seen on a fleet: moe lost a third of its capacity for somebody else's watts, its own successor not Ready yet."""
+    moe, chat = pool("demo/moe", Role.PREFILL), pool("demo/chat", Role.PREFILL)
+    old = replicas(moe, "a", 3, "a1")
+    coming = replicas(pool("demo/moe", Role.PREFILL, gpus=4), "b", 1, "b1", state=ReplicaState.STARTING, age_s=5.0)
+    want = plan({(moe, "a"): 1, (coming[0].pool, "b"): 1, (chat, "a"): 2})
+    full = snapshot([A, B], (*old, *coming), {"a": IDLE + 3 * EXTRA})
+    assert next_step(full, want, POLICY, tier_ranks={"demo/chat": 0, "demo/moe": 2}) == ()
+    ready = snapshot([A, B], (*old, replace(coming[0], state=ReplicaState.READY)), {"a": IDLE + 3 * EXTRA})
+    assert [(a.pool, a.to_replicas) for a in next_step(ready, want, POLICY)] == [(moe, 1)]
+
+
+def test_what_serves_more_than_the_plan_does_leaves_at_once() -> None:
+    want, carried = plan({(pool(gpus=4), "b"): 1}), {pool(): 2.0}
+    old = replicas(pool(), "a", 3, "a1")
+    actions = next_step(snapshot([A, B], old), want, POLICY, carried=carried)
+    assert moves(actions) == [("tp2", "a", 3, 2), ("tp4", "b", 0, 1)]
+    assert "other Ready ones carry the load" in actions[0].reason
+    assert moves(next_step(snapshot([A, B], old), want, POLICY)) == [("tp4", "b", 0, 1)], "nobody knows what they carry"
+
+
+def test_the_last_one_serves_on_even_where_no_load_is_planned() -> None:
+    old, want = replicas(pool(), "a", 2, "a1"), plan({(pool(), "b"): 1}, served={"demo/chat": 0.0})
+    assert moves(next_step(snapshot([A, B], old), want, POLICY)) == [("tp2", "a", 2, 1), ("tp2", "b", 0, 1)]
+
+
+def test_a_standstill_ends_with_one_replica_of_the_lowest_tier() -> None:
+    vip, mass = pool("demo/vip", gpus=4), pool("demo/mass", gpus=4)
+    old = (*replicas(vip, "a", 2, "a1"), *replicas(mass, "b", 2, "b1"))
+    want = plan({(vip, "b"): 2, (mass, "a"): 2})
+    ranks = {"demo/vip": 0, "demo/mass": 2}
+    first = next_step(snapshot([A, B], old), want, POLICY, tier_ranks=ranks)
+    assert [(a.pool, a.location, a.to_replicas) for a in first] == [(mass, "b", 1)]
+    assert "makes room for demo/vip/mixed/h100/tp4 in b: 0 h100 GPUs are free there and 4 are asked for" in (
+        first[0].reason
+    )
+    going = (*old[:3], replace(old[3], state=ReplicaState.LEAVING))
+    assert next_step(snapshot([A, B], going), want, POLICY, tier_ranks=ranks) == (), "its room is on the way"
+
+
+def test_nothing_is_pushed_out_while_the_room_comes_through_others() -> None:
+    """x waits for the room of y, y for that of z, and z's successor is starting."""
+    x, y, z = (pool(f"demo/{name}", gpus=8) for name in "xyz")
+    nodes = [node(f"{place}1", place) for place in "abcd"]
+    old = (*replicas(y, "a", 1, "a1"), *replicas(z, "b", 1, "b1"))
+    want = plan({(x, "a"): 1, (y, "b"): 1, (z, "c"): 1})
+    coming = replicas(z, "c", 1, "c1", state=ReplicaState.STARTING, age_s=5.0)
+    assert next_step(snapshot(nodes, (*old, *coming)), want, POLICY) == ()
+    late = [replace(coming[0], age_s=START_PATIENCE_S + 1)]
+    pushed = next_step(snapshot(nodes, (*old, *late)), want, POLICY)
+    assert [a.pool for a in pushed] == [y], "z has nothing else that serves"
+
+
+def test_a_standstill_somewhere_else_does_not_wait() -> None:
+    x, y, far = pool("demo/x", gpus=8), pool("demo/y", gpus=8), pool("demo/far", gpus=8)
+    nodes = [node(f"{place}1", place) for place in "abc"]
+    old = (*replicas(x, "a", 1, "a1"), *replicas(y, "b", 1, "b1"))
+    coming = replicas(far, "c", 1, "c1", state=ReplicaState.STARTING, age_s=5.0)
+    want = plan({(y, "a"): 1, (x, "b"): 1, (far, "c"): 1})
+    assert len(next_step(snapshot(nodes, (*old, *coming)), want, POLICY)) == 1
+
+
+def test_replicas_do_not_move_together_while_their_service_needs_them() -> None:
+    nodes = [node("a1", "a", gpus=4), node("a2", "a", gpus=4), node("b1", "b")]
+    here = (*replicas(pool(gpus=2), "a", 1, "a1"), *replicas(pool(gpus=2), "a", 1, "a2", age_s=2000.0))
+    want = plan({(pool(gpus=2), "a"): 2, (pool("demo/new", gpus=4), "a"): 1, (pool(gpus=8), "b"): 1})
+    coming = replicas(pool(gpus=8), "b", 1, "b1", state=ReplicaState.STARTING, age_s=5.0)
+    assert next_step(snapshot(nodes, (*here, *coming)), want, POLICY) == ()
+    spare = plan({(p.pool, p.location): p.replicas for p in want.placements}, served={"demo/chat": 2.0})
+    assert moves(next_step(snapshot(nodes, (*here, *coming)), spare, POLICY)) == [("tp2", "a", 2, 1)]
 
 
 def test_small_replicas_move_together_when_free_gpus_are_not_in_one_piece() -> None:

@@ -1,0 +1,135 @@
+"""What a service can serve during a rollout: Ready capacity of its role chains against what the plan serves."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from solvers.engine import ProfileKey, Role
+from solvers.fleet import PoolKey, Replica, ReplicaState, Snapshot
+from solvers.plan import Plan
+from solvers.problem import Problem
+from solvers.sizing import Capacity, replica_capacity
+
+Place = tuple[PoolKey, str]
+Chain = tuple[str, Role]
+
+CHAINS = {
+    Role.PREFILL: (Role.PREFILL,),
+    Role.DECODE: (Role.DECODE,),
+    Role.MIXED: (Role.PREFILL, Role.DECODE),
+}
+"""The role chains that a replica serves; the plan sizes both in requests per second, so they add up."""
+ROUNDING = 1e-9  # relative; capacities are quotients of floats
+
+
+class Chains:
+    """Ready replicas of every (service, role chain), and how much of them the plan needs.
+
+    A replica counts what the plan's sizing gives one of its pool, else what ``carried`` says. Where neither knows its
+    pool it counts nothing: others must carry the load before it may leave.
+
+    Parameters
+    ----------
+    want : mapping of place to int
+        Replicas planned.
+    kept : mapping of place to replicas
+        Those that exist and stay as far as is decided.
+    carried : mapping of pool to float, requests/s
+        What one replica of a pool carries that the plan lacks.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        want: Mapping[Place, int],
+        kept: Mapping[Place, Sequence[Replica]],
+        carried: Mapping[PoolKey, float],
+    ) -> None:
+        sized = {row.pool: row.capacity_requests_per_s / row.replicas for row in plan.pools if row.replicas > 0}
+        self._weight = {**carried, **sized}
+        self._served = {row.service: row.served_requests_per_s for row in plan.services}
+        self._want = want
+        self._wanted: Counter[Chain] = Counter()
+        self._ready: dict[Chain, float] = defaultdict(float)
+        self._ready_replicas: Counter[Chain] = Counter()
+        self._ready_wanted: Counter[Chain] = Counter()
+        self._ready_at: Counter[Place] = Counter()
+        for (pool, _), count in want.items():
+            for chain in chains_of(pool):
+                self._wanted[chain] += count
+        for replicas in kept.values():
+            for replica in replicas:
+                self.count(replica, 1)
+
+    def count(self, replica: Replica, sign: int) -> None:
+        """Add a Ready replica to its chains, or take it off with ``sign`` −1."""
+        if replica.state is not ReplicaState.READY:
+            return
+        place = replica.pool, replica.location
+        want, before = self._want.get(place, 0), self._ready_at[place]
+        self._ready_at[place] += sign
+        for chain in chains_of(replica.pool):
+            self._ready[chain] += sign * self._weight.get(replica.pool, 0.0)
+            self._ready_replicas[chain] += sign
+            self._ready_wanted[chain] += min(want, before + sign) - min(want, before)
+
+    def is_last(self, replica: Replica) -> bool:
+        """True for the last Ready replica of a chain that the plan still wants."""
+        return replica.state is ReplicaState.READY and any(
+            self._wanted[chain] > 0 and self._ready_replicas[chain] <= 1 for chain in chains_of(replica.pool)
+        )
+
+    def can_spare(self, replica: Replica) -> bool:
+        """True when its service serves what the plan does without it: not serving, spare, or replaced by Ready ones."""
+        if replica.state is ReplicaState.PENDING:
+            return True
+        if replica.state is ReplicaState.STARTING:  # may be the first to serve
+            return all(self._ready_replicas[c] > 0 or self._wanted[c] == 0 for c in chains_of(replica.pool))
+        return not self.is_last(replica) and all(self._is_met(c, replica) for c in chains_of(replica.pool))
+
+    def _is_met(self, chain: Chain, without: Replica) -> bool:
+        place = without.pool, without.location
+        is_wanted = self._ready_at[place] <= self._want.get(place, 0)
+        if self._wanted[chain] == 0 or self._ready_wanted[chain] - is_wanted >= self._wanted[chain]:
+            return True
+        left = self._ready[chain] - self._weight.get(without.pool, 0.0)
+        return left >= self._served.get(chain[0], 0.0) * (1.0 - ROUNDING)
+
+    def share(self, replica: Replica) -> float:
+        """What its leaving takes of what the plan serves, 0 to 1 and more: of the chain that it matters most to."""
+        served, weight = self._served.get(replica.pool.service, 0.0), self._weight.get(replica.pool, 0.0)
+        by_count = max(1.0 / max(1, self._ready_replicas[chain]) for chain in chains_of(replica.pool))
+        return weight / served if served > 0.0 and weight > 0.0 else by_count
+
+
+def chains_of(pool: PoolKey) -> list[Chain]:
+    """Name the chains that a replica of the pool serves."""
+    return [(pool.service, chain) for chain in CHAINS[pool.role]]
+
+
+def carried_requests_per_s(problem: Problem, snapshot: Snapshot) -> dict[PoolKey, float]:
+    """Size one Ready replica of every running pool at the present mix of its service.
+
+    For what a plan dropped and therefore did not size. Each pool at the size that it has once one left, as smaller
+    pools carry less per replica.
+
+    Returns
+    -------
+    dict of pool to float, requests/s
+        0.0 for what has no profile, or cannot keep the SLOs any more.
+    """
+    ready = Counter(r.pool for r in snapshot.replicas if r.state is ReplicaState.READY)
+    return {pool: _carried(problem, pool, max(1, count - 1)) for pool, count in sorted(ready.items())}
+
+
+def _carried(problem: Problem, pool: PoolKey, replicas: int) -> float:
+    service = next((service for service in problem.services if service.name == pool.service), None)
+    demand = problem.demands.get(pool.service)
+    if service is None or demand is None or not demand.mix:
+        return 0.0
+    key = ProfileKey(model=service.model, gpu_class=pool.gpu_class, config=pool.config)
+    if key not in problem.profiles:
+        return 0.0
+    sized = replica_capacity(problem.profiles[key], pool.role, demand.mix, service.slos, pool_replicas=replicas)
+    return sized.requests_per_s if isinstance(sized, Capacity) else 0.0
