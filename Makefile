@@ -6,7 +6,7 @@ TRACE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-planner bench-simcluster bench-operator clean
+.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-planner bench-simulate bench-simcluster bench-operator clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ chart: crds ## Copy the resource definitions into the chart and render deploy/op
 
 bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten services
 	$(BIN)/python -m tests.bench_planner
+
+bench-simulate: $(VENV)/ready ## Time the request-level simulation
+	$(BIN)/python -m tests.bench_simulate
 
 bench-simcluster: setup ## Bring up 1,000 nodes with 10,000 pods
 	$(BIN)/python -m tests.bench_simcluster

@@ -80,47 +80,10 @@ def bare_profile(model: str, gpu_class: str, tensor_parallel: int) -> EngineProf
 def tiny(rng: np.random.Generator) -> Tiny:
     """Draw one or two services on two classes, two or three nodes of at most four GPUs, one or two budgets."""
     names = ["one", "two"][: rng.integers(1, 3)]
-    classes = {
-        name: GpuClass(
-            name=name,
-            resource_name="gpu",
-            node_selector={},
-            memory_bytes=1,
-            link_island_gpus=4,
-            idle_watts=40.0,
-            min_cap_watts=100.0,
-            max_cap_watts=float(rng.choice([300, 400])),
-            host_share_watts=50.0,
-            price_usd_per_hour=round(float(rng.uniform(0.5, 3.0)), 2),
-        )
-        for name in ("big", "small")
-    }
     few = len(names) > 1
-    nodes = tuple(
-        Node(
-            name=f"n{i}",
-            gpu_class=str(rng.choice(["big", "small"])),
-            location=str(rng.choice(["left", "right"])),
-            gpus_total=4,
-            gpus_usable=int(rng.integers(1, 3 if few else 4)),
-            domains=("site", f"feed-{i % 2}"),
-        )
-        for i in range(int(rng.integers(1, 3 if few else 4)))
-    )
-    roles = [(Role.MIXED,), (Role.PREFILL, Role.DECODE), tuple(Role)]
-    services = tuple(
-        ServedModel(
-            name=name,
-            model=name,
-            tier=fleets.TIERS[rank := int(rng.integers(0, 3))],
-            tier_rank=rank,
-            slos=(),
-            roles=roles[rng.integers(0, 2 if few else 3)],
-            min_replicas=int(rng.choice([0, 0, 1])),
-            max_replicas=int(rng.choice([2, 10])),
-        )
-        for name in names
-    )
+    classes = {name: _tiny_class(name, rng) for name in ("big", "small")}
+    nodes = tuple(_tiny_node(i, few, rng) for i in range(int(rng.integers(1, 3 if few else 4))))
+    services = tuple(_tiny_service(name, few, rng) for name in names)
     degrees = (1,) if few else (1, 2)
     table = {
         (name, role, g): (
@@ -132,16 +95,7 @@ def tiny(rng: np.random.Generator) -> Tiny:
         for role in Role
         for g in classes
     }
-    running = {}
-    if nodes and rng.random() < 0.5:
-        node, service = nodes[0], services[0]
-        key = PoolKey(
-            service=service.name,
-            role=service.roles[0],
-            gpu_class=node.gpu_class,
-            config=EngineConfig(tensor_parallel=1),
-        )
-        running = {(key, node.location): 1}
+    running = _tiny_running(nodes[0], services[0]) if nodes and rng.random() < 0.5 else {}
     domains = {
         "site": PowerDomain(name="site", budget_watts=float(rng.choice([1200, 2000, 9000]))),
         "feed-0": PowerDomain(name="feed-0", budget_watts=float(rng.choice([700, 1000, 9000]))),
@@ -158,6 +112,52 @@ def tiny(rng: np.random.Generator) -> Tiny:
         policy=POLICY,
     )
     return Tiny(problem=problem, table=table)
+
+
+def _tiny_class(name: str, rng: np.random.Generator) -> GpuClass:
+    return GpuClass(
+        name=name,
+        resource_name="gpu",
+        node_selector={},
+        memory_bytes=1,
+        link_island_gpus=4,
+        idle_watts=40.0,
+        min_cap_watts=100.0,
+        max_cap_watts=float(rng.choice([300, 400])),
+        host_share_watts=50.0,
+        price_usd_per_hour=round(float(rng.uniform(0.5, 3.0)), 2),
+    )
+
+
+def _tiny_node(number: int, few: bool, rng: np.random.Generator) -> Node:
+    return Node(
+        name=f"n{number}",
+        gpu_class=str(rng.choice(["big", "small"])),
+        location=str(rng.choice(["left", "right"])),
+        gpus_total=4,
+        gpus_usable=int(rng.integers(1, 3 if few else 4)),
+        domains=("site", f"feed-{number % 2}"),
+    )
+
+
+def _tiny_service(name: str, few: bool, rng: np.random.Generator) -> ServedModel:
+    roles = [(Role.MIXED,), (Role.PREFILL, Role.DECODE), tuple(Role)]
+    return ServedModel(
+        name=name,
+        model=name,
+        tier=fleets.TIERS[rank := int(rng.integers(0, 3))],
+        tier_rank=rank,
+        slos=(),
+        roles=roles[rng.integers(0, 2 if few else 3)],
+        min_replicas=int(rng.choice([0, 0, 1])),
+        max_replicas=int(rng.choice([2, 10])),
+    )
+
+
+def _tiny_running(node: Node, service: ServedModel) -> dict[tuple[PoolKey, str], int]:
+    config = EngineConfig(tensor_parallel=1)
+    key = PoolKey(service=service.name, role=service.roles[0], gpu_class=node.gpu_class, config=config)
+    return {(key, node.location): 1}
 
 
 # The oracle below states every rule of the model anew and shares no code with the planner.
