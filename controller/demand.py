@@ -4,11 +4,16 @@
 what is known                 demand
 ============================  =======================================================================================
 source Declared               as declared
-a fresh reading               forecast at the policy's quantile and horizon, and the sizes that were observed; while
-                              the history is younger than a dip must last to be believed, not below the last demand
+a fresh reading               forecast at the policy's quantile and horizon, with the policy's headroom, and the sizes
+                              that were observed; while the history is younger than a dip must last to be believed,
+                              not below the last demand
+a queue at the gateway        served within ``QUEUE_DRAIN_S`` on top of the forecast, but at most half of it: a gateway
+                              sheds what waits too long, and new replicas come when most of the queue is history
 no fresh reading, but a       the last demand again, so that telemetry that is missing or old changes nothing
 demand was planned before
-none, and nothing runs        as declared, where that is written: nobody serves, so nobody could have been measured
+none, and nothing runs        as declared, with the policy's headroom, where that is written: nobody serves, so nobody
+                              could have been measured
+the same, for advice          as declared: advice plans what is written
 otherwise                     none: the service keeps what runs, replica by replica, until telemetry speaks
 ============================  =======================================================================================
 
@@ -20,7 +25,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean
 
@@ -35,6 +40,7 @@ OUTPUT_CUTS = (0.0, 0.7, 1.0)
 POINTS = 5  # quantiles that a band's mean is taken over
 DIGITS = 2  # a size that changes by less than a few percent is the same size: it must not change the plan
 QUEUE_DRAIN_S = 60.0  # what already waits is to be served within a minute, not left to the TTFT of others
+QUEUE_SHARE_RATIO = 0.5  # of the forecast; a plan that chases more than that is late and far too large afterwards
 
 INDEPENDENT = "prompt and output sizes taken as independent"
 
@@ -69,6 +75,7 @@ def view_demand(
     now_s: float,
     previous: Demand | None,
     is_running: bool,
+    is_advice: bool = False,
 ) -> DemandView:
     """Decide what a service is planned for.
 
@@ -78,6 +85,8 @@ def view_demand(
         What it was planned for last.
     is_running : bool
         Whether replicas of it exist.
+    is_advice : bool
+        Nothing will be acted upon, so what is declared is planned as it is.
     """
     if spec.demand_source is DemandSource.DECLARED and spec.declared is not None:
         return DemandView(demand=spec.declared, is_fresh=True, reason="Declared", message="the demand is declared")
@@ -86,7 +95,8 @@ def view_demand(
         measured = _measured(spec, reading, policy, previous)
         if measured is not None:
             return DemandView(demand=measured, is_fresh=True, reason=_REASONS[reading.source], message=measured.source)
-    return _without_reading(spec, _why_not(reading, now_s), previous, is_running=is_running)
+    headroom_ratio = 0.0 if is_advice else policy.capacity_headroom_ratio
+    return _without_reading(spec, _why_not(reading, now_s), previous, headroom_ratio, is_running=is_running)
 
 
 _REASONS = {"Gateway": "Gateway", "Engine": "EngineOnly"}
@@ -98,17 +108,19 @@ def _why_not(reading: ServiceReading | None, now_s: float) -> str:
     return f"the newest reading is {now_s - reading.as_of_s:.0f} s old or has no request sizes"
 
 
-def _without_reading(spec: ServedModelSpec, why: str, previous: Demand | None, *, is_running: bool) -> DemandView:
+def _without_reading(
+    spec: ServedModelSpec, why: str, previous: Demand | None, headroom_ratio: float, *, is_running: bool
+) -> DemandView:
     if previous is not None:
         return DemandView(
             demand=previous, is_fresh=False, reason="Held", message=f"{why}; the last known demand is planned for"
         )
     if not is_running and spec.declared is not None:
         return DemandView(
-            demand=spec.declared,
+            demand=replace(spec.declared, requests_per_s=spec.declared.requests_per_s * (1.0 + headroom_ratio)),
             is_fresh=False,
             reason="Declared",
-            message=f"{why}; the declared demand is planned for",
+            message=f"{why}; the declared demand is planned for" + (", with headroom" if headroom_ratio else ""),
         )
     keeps = "what runs stays as it is" if is_running else "nothing is started; declare a demand to start with"
     return DemandView(demand=None, is_fresh=False, reason="Absent", message=f"{why}; {keeps}")
@@ -132,10 +144,17 @@ def _measured(
         if history
         else reading.requests_per_s
     )
-    wanted = (expected + (reading.queue or 0.0) / QUEUE_DRAIN_S) * (1.0 + policy.capacity_headroom_ratio)
+    wanted = (expected + _backlog(reading, expected)) * (1.0 + policy.capacity_headroom_ratio)
     if previous is not None and _is_young(reading.history):
         wanted = max(wanted, previous.requests_per_s)
     return Demand(service=spec.model.name, requests_per_s=wanted, mix=mix, source=f"{reading.source}; {sizes}")
+
+
+def _backlog(reading: ServiceReading, expected: float) -> float:
+    """Requests per second that drain the queue in time, bounded; a request that waits is never no demand at all."""
+    waiting = reading.queue or 0.0
+    most = max(QUEUE_SHARE_RATIO * expected, 1.0 / QUEUE_DRAIN_S)
+    return min(waiting / QUEUE_DRAIN_S, most)
 
 
 def _is_young(history: Sequence[LoadSample]) -> bool:

@@ -129,7 +129,7 @@ class _Scene:
     """Sorts the services: planned, pinned, or not planned at all; collects why."""
 
     def __init__(self, specs: Specs, classes: Mapping[str, GpuClass], records: Records, *, is_advice: bool) -> None:
-        self.specs, self._classes, self._is_advice = specs, classes, is_advice
+        self.specs, self._classes, self.is_advice = specs, classes, is_advice
         self.running = Counter(service_of(pod) for pod in records.pods if is_ours(pod.labels))
         self.faults: list[Fault] = []
         self.pinned: dict[str, str] = dict.fromkeys(specs.refused, "its ServedModel is refused")
@@ -141,7 +141,7 @@ class _Scene:
         """Services that may be planned as far as their specs go."""
         specs = self.specs.served_models
         acting = [s for s in specs if s.management is not Management.OBSERVE and s.modes.replicas is Mode.ACT]
-        watched = [] if self._is_advice or not acting else [s for s in specs if s.management is Management.OBSERVE]
+        watched = [] if self.is_advice or not acting else [s for s in specs if s.management is Management.OBSERVE]
         self.pinned |= {spec.model.name: "it is only observed, while other services are acted on" for spec in watched}
         return [spec for spec in specs if spec not in watched and not self._is_refused(spec)]
 
@@ -186,7 +186,7 @@ class _Scene:
         view = demands.get(spec.model.name)
         if view is None:
             return False
-        if not view.is_fresh and (view.demand is None or not self._is_advice):
+        if not view.is_fresh and (view.demand is None or not self.is_advice):
             remedy = "" if view.demand else "check spec.demand.inferencePool, or declare a demand"
             self._fault(spec, "spec.demand", view.message, remedy, TELEMETRY_FRESH)
         if view.demand is None:
@@ -243,6 +243,7 @@ def _view_demands(
             now_s=now_s,
             previous=previous.get(spec.model.name),
             is_running=scene.running[spec.model.name] > 0,
+            is_advice=scene.is_advice,
         )
         for spec in specs
     }

@@ -27,13 +27,20 @@ def view(
     declared: bool = False,
     previous: Demand | None = None,
     is_running: bool = True,
+    is_advice: bool = False,
     percent: int = 0,
 ) -> DemandView:
     spec = served(demand={"source": source, **({"declared": DECLARED} if declared else {})})
     rules = parse_fleet_policy(policy(headroom={"capacityPercent": percent, "demandPercentile": 50}))
     readings = Readings(taken_at_s=NOW_S, services={} if reading is None else {"demo/chat": reading})
     return view_demand(
-        parse_served_model(spec, POLICY), readings, rules, now_s=NOW_S, previous=previous, is_running=is_running
+        parse_served_model(spec, POLICY),
+        readings,
+        rules,
+        now_s=NOW_S,
+        previous=previous,
+        is_running=is_running,
+        is_advice=is_advice,
     )
 
 
@@ -74,6 +81,28 @@ def test_engine_readings_are_told_apart() -> None:
 def test_headroom_and_the_queue_come_on_top() -> None:
     assert requests_per_s(view(reading(), percent=50)) == pytest.approx(9.0)
     assert requests_per_s(view(reading(queue=120.0))) == pytest.approx(8.0)
+
+
+def test_a_long_queue_asks_for_half_as_much_again_at_most() -> None:
+    assert requests_per_s(view(reading(queue=180.0))) == pytest.approx(9.0)
+    assert requests_per_s(view(reading(queue=30_000.0))) == pytest.approx(9.0)
+
+
+def test_whoever_waits_is_a_demand_even_when_nobody_arrives() -> None:
+    calm = (LoadSample(time_s=NOW_S, requests_per_s=0.0, window_s=60.0),)
+    assert requests_per_s(view(reading(requests_per_s=0.0, history=calm, queue=40.0))) == pytest.approx(1.0 / 60.0)
+
+
+def test_a_declared_demand_that_stands_in_for_telemetry_gets_the_headroom_of_a_measured_one() -> None:
+    acting = view(None, declared=True, is_running=False, percent=50)
+    assert requests_per_s(acting) == pytest.approx(6.0)
+    assert acting.demand is not None
+    assert acting.demand.source == "Declared"
+    assert "with headroom" in acting.message
+
+
+def test_advice_plans_what_is_declared() -> None:
+    assert requests_per_s(view(None, declared=True, is_running=False, is_advice=True, percent=50)) == 4.0
 
 
 def test_series_that_have_only_just_begun_do_not_lower_the_demand() -> None:

@@ -254,10 +254,15 @@ def test_silent_telemetry_over_a_service_that_runs_pins_it_replica_by_replica() 
 
 def test_a_new_service_starts_with_its_declared_demand_until_telemetry_speaks() -> None:
     seen = observe(*by_gateway())
-    assert seen.problem.demands["demo/chat"].requests_per_s == 4.0
+    assert seen.problem.demands["demo/chat"].requests_per_s == pytest.approx(4.4), "ten percent of headroom by default"
     assert not seen.is_stale
     assert [fault.condition for fault in seen.faults] == [TELEMETRY_FRESH]
-    assert observe(*by_gateway(), is_advice=True).faults == ()
+
+
+def test_advice_plans_the_declared_demand_and_finds_no_fault_with_silence() -> None:
+    seen = observe(*by_gateway(), is_advice=True)
+    assert seen.problem.demands["demo/chat"].requests_per_s == 4.0
+    assert seen.faults == ()
 
 
 def test_fresh_telemetry_of_one_service_is_enough_not_to_be_stale() -> None:
