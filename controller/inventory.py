@@ -13,7 +13,7 @@ What is charged where, whenever the truth is not known, errs to the safe side:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from controller.power_graph import PowerGraph
@@ -116,6 +116,7 @@ def take_stock(
     stock.add_nodes(records.nodes)
     foreign = stock.add_pods(records.pods, services)
     stock.add_foreign(foreign)
+    stock.add_unseen(records.deployments, foreign, services)
     desired = stock.count_desired(records.deployments, services)
     return Inventory(
         nodes=tuple(stock.finished(record) for record in stock.records),
@@ -253,20 +254,60 @@ class _Stock:
             elif pod.node in self._class_of:
                 self._foreign_gpus[pod.node] += pod.requests.get(self._class_of[pod.node].resource_name, 0)
         for pod in waiting:
+            place = self._place(pod) if is_ours(pod.labels) else None
             is_young = self.now_s - pod.created_at_s <= LANDING_S
-            node = self._landing(pod) if is_young and not pod.is_leaving else None
-            if node is not None:
-                self._foreign_gpus[node.name] += pod.requests[self._class_of[node.name].resource_name]
+            if not pod.is_leaving and (place is not None or is_young):
+                self._land(self._wants_of_place(place) if place else self._wants_of_pod(pod))
 
-    def _landing(self, pod: PodRecord) -> NodeRecord | None:
-        """The fullest Ready node where the pod fits."""
+    def add_unseen(
+        self, deployments: Iterable[DeploymentRecord], foreign: Iterable[PodRecord], services: Container[str]
+    ) -> None:
+        """Charge what workloads of ours ask for that are not planned, where no pod was seen of it yet."""
+        missing: Counter[Place] = Counter()
+        for record in deployments:
+            if is_ours(record.labels) and service_of(record) not in services and (place := self._place(record)):
+                missing[place] += record.replicas
+        for pod in foreign:
+            if missing and is_ours(pod.labels) and self._is_alive(pod) and (place := self._place(pod)):
+                missing[place] -= 1
+        for place, count in sorted(missing.items()):
+            wants = self._wants_of_place(place)
+            while count > 0 and self._land(wants):
+                count -= 1
+
+    def _is_alive(self, pod: PodRecord) -> bool:
+        """True when its controller counts on it: one on a lost node may be replaced at any moment."""
+        return not pod.is_leaving and (pod.node is None or self._known[pod.node].is_ready)
+
+    def _wants_of_pod(self, pod: PodRecord) -> Callable[[NodeRecord], int]:
+        return lambda node: pod.requests.get(self._class_of[node.name].resource_name, 0)
+
+    def _wants_of_place(self, place: Place) -> Callable[[NodeRecord], int]:
+        pool, location = place
+
+        def wants(node: NodeRecord) -> int:
+            is_here = location in (ANYWHERE, node.labels.get(self.policy.location_label, ""))
+            return pool.config.gpus if is_here and self._class_of[node.name].name == pool.gpu_class else 0
+
+        return wants
+
+    def _land(self, wants: Callable[[NodeRecord], int]) -> bool:
+        """Charge a pod without a node to the fullest Ready one where it fits; False when it fits nowhere.
+
+        Parameters
+        ----------
+        wants : callable
+            GPUs that the pod would hold of a node, 0 where it may not go.
+        """
         fitting = []
         for node in self.records:
-            wants = pod.requests.get(self._class_of[node.name].resource_name, 0)
             free = self._allocatable(node) - self._foreign_gpus[node.name] - self._own_gpus[node.name]
-            if 0 < wants <= free and node.is_ready and not node.is_cordoned:
+            if 0 < wants(node) <= free and node.is_ready and not node.is_cordoned:
                 fitting.append((free, node.name, node))
-        return min(fitting)[2] if fitting else None
+        if fitting:
+            node = min(fitting)[2]
+            self._foreign_gpus[node.name] += wants(node)
+        return bool(fitting)
 
     def _allocatable(self, node: NodeRecord) -> int:
         return node.allocatable.get(self._class_of[node.name].resource_name, 0)

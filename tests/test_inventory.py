@@ -41,6 +41,30 @@ def test_an_old_foreign_pod_without_a_node_fits_nowhere_and_is_not_charged() -> 
     assert first(observe(pods=[old])).gpus_usable == 8
 
 
+def test_what_a_service_that_is_not_planned_asks_for_is_charged_before_it_is_seen() -> None:
+    gone = our_labels("removed", config="tp2")
+    nodes = (node("n1"), node("n2", "r2"))
+    seen = observe(nodes=nodes, deployments=[deployment(3, gone)], pods=[pod("p1", labels=gone)])
+    assert {one.name: one.gpus_usable for one in seen.problem.nodes} == {"n1": 2, "n2": 8}
+    assert reserved_now_watts(seen.snapshot)["r1"] == 8 * 75 + 6 * EXTRA
+    assert seen.snapshot.desired == {}
+    more = observe(nodes=nodes, deployments=[deployment(9, gone)], pods=[pod("p1", labels=gone)])
+    assert {one.name: one.gpus_usable for one in more.problem.nodes} == {"n1": 0, "n2": 8}, "no more fit there"
+
+
+def test_an_old_pending_replica_of_a_service_that_is_not_planned_stays_charged() -> None:
+    gone = our_labels("removed", config="tp2")
+    old = pod("p1", None, gone, created_at_s=NOW_S - LANDING_S - 1.0)
+    assert first(observe(pods=[old], deployments=[deployment(1, gone)])).gpus_usable == 6
+
+
+def test_a_lost_replica_of_a_service_that_is_not_planned_may_be_replaced_while_it_draws() -> None:
+    gone = our_labels("removed", config="tp2")
+    nodes = (node("n1"), node("dead", is_ready=False))
+    seen = observe(nodes=nodes, pods=[pod("p1", "dead", gone)], deployments=[deployment(1, gone)])
+    assert {one.name: one.held_watts for one in seen.problem.nodes} == {"n1": 2 * EXTRA, "dead": 2 * EXTRA}
+
+
 def test_finished_and_vanished_pods_hold_nothing() -> None:
     pods = [foreign("done", phase="Succeeded"), foreign("ghost", "no-such-node"), pod("p", "no-such-node")]
     seen = observe(pods=pods)
