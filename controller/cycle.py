@@ -137,13 +137,15 @@ class Cycle:
         if not sight.blind_because and is_behind and (plan := self._load(newest.number)):
             self._decider.adopt(Decision(plan=plan, problem=sight.observation.problem, number=newest.number))
             self._announce(sight)
-        if not leads or sight.blind_because or not self._telemetry.has_read:
+        if not leads:
             return
         if self._decider.collect(sight.now_s):
             self._record(sight)
             self._announce(sight)
         elif self._decider.decision and not self._decider.decision.number:
             self._record(sight)
+        if sight.blind_because or not self._telemetry.has_read:
+            return
         if reason := self._decider.why_now(sight.observation, self.decision_s(sight.specs)):
             log.info("deciding: %s", reason)
             self._decider.begin(sight.observation.problem)

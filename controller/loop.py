@@ -29,7 +29,7 @@ from solvers.problem import Problem
 
 log = logging.getLogger("penstock")
 
-LEAST_GAP_S = 0.25  # between the beginnings of turns
+LEAST_GAP_S, LONGEST_GAP_S = 0.25, 1.0  # between the beginnings of turns; from the end of one to the next
 LONGEST_TURN_S = 300.0  # a loop that has not turned for so long hangs
 
 
@@ -156,9 +156,9 @@ class Operator:
             self._last_turn_s = time.monotonic()
             took_s = self._last_turn_s - began_s
             self._wake.wait(max(0.0, tick_s - took_s))
-            # A burst of events is one turn, and turns leave half of the time to others.
-            earliest_s = began_s + max(LEAST_GAP_S, 2.0 * took_s)
-            self._stopping.wait(max(0.0, earliest_s - time.monotonic()))
+            # A burst of events is one turn, and turns leave time to the watches.
+            pause_s = min(max(LEAST_GAP_S - took_s, took_s), LONGEST_GAP_S)
+            self._stopping.wait(max(0.0, self._last_turn_s + pause_s - time.monotonic()))
 
     def _one_turn(self, began_s: float) -> float:
         """Take a turn; one that breaks is counted and the next one tries again. Returns the pause between turns."""
