@@ -80,12 +80,19 @@ class Specs:
 
 def specs_of_manifests(manifests: Manifests) -> Specs:
     """Take what a folder of manifests holds; it was checked as a whole when it was read."""
+    faults: list[Fault] = []
+    bodies = {
+        kind: [body for body in manifests.bodies if body["kind"] == kind] for kind in ("GpuClass", "EngineProfile")
+    }
+    profiles = [(body, parse_engine_profile(body)) for body in bodies["EngineProfile"]]
+    _name_unknown_classes(profiles, bodies, faults)
     return Specs(
         policy=manifests.policy,
         served_models=manifests.served_models,
         gpu_classes=manifests.gpu_classes,
         power_domains=manifests.power_domains,
         engine_profiles=manifests.engine_profiles,
+        faults=tuple(faults),
     )
 
 
@@ -110,7 +117,8 @@ def parse_specs(bodies: Mapping[str, Iterable[Json]]) -> Specs:
 
     policy = _one_policy(sorted_bodies.get("FleetPolicy", []), faults)
     models = read("ServedModel", lambda body: parse_served_model(body, policy))
-    profiles = _without_rivals(read("EngineProfile", parse_engine_profile), faults)
+    profiles = read("EngineProfile", parse_engine_profile)
+    _name_unknown_classes(profiles, sorted_bodies, faults)
     accepted = {spec.model.name for _, spec in models}
     seen = {_service(body) for body in sorted_bodies.get("ServedModel", ())}
     return Specs(
@@ -118,7 +126,7 @@ def parse_specs(bodies: Mapping[str, Iterable[Json]]) -> Specs:
         served_models=tuple(spec for _, spec in models),
         gpu_classes=tuple(spec for _, spec in read("GpuClass", parse_gpu_class)),
         power_domains=tuple(spec for _, spec in read("PowerDomain", parse_power_domain)),
-        engine_profiles=profiles,
+        engine_profiles=_without_rivals(profiles, faults),
         refused=tuple(sorted(seen - accepted)),
         faults=tuple(faults),
     )
@@ -150,6 +158,19 @@ def _one_policy(bodies: list[Json], faults: list[Fault]) -> FleetPolicySpec:
             faults.append(Fault(subject=subject_of(body), field="metadata.name", problem=problem, remedy="remove it"))
     parsed = _parse_each([chosen], parse_fleet_policy, faults)
     return parsed[0][1] if parsed else replace(default_policy(), is_paused=True)
+
+
+def _name_unknown_classes(
+    profiles: Iterable[tuple[Json, EngineProfile]], bodies: Mapping[str, Iterable[Json]], faults: list[Fault]
+) -> None:
+    """Fault the profiles that no GPU can use; one whose GpuClass is there but refused is that one's fault."""
+    known = sorted(body["metadata"]["name"] for body in bodies.get("GpuClass", ()))
+    for body, profile in profiles:
+        name = profile.key.gpu_class
+        if name not in known:
+            problem = f"there is no GpuClass {name}, so nothing is planned with this profile"
+            remedy = f"create it or use one of {', '.join(known)}" if known else "create it"
+            faults.append(Fault(subject=subject_of(body), field="spec.gpuClass", problem=problem, remedy=remedy))
 
 
 def _without_rivals(profiles: list[tuple[Json, EngineProfile]], faults: list[Fault]) -> tuple[EngineProfile, ...]:

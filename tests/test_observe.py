@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from controller.inventory import Records
 from controller.manifests import load_folder
@@ -154,6 +155,24 @@ def test_two_profiles_for_the_same_thing() -> None:
     fault = only_fault(*sound(), profile(name="zz-again"))
     assert fault.subject == "EngineProfile/zz-again"
     assert "is also in EngineProfile/llama-h100-tp1" in fault.problem
+
+
+def test_a_profile_of_an_unknown_gpu_class_is_a_fault_of_the_profile() -> None:
+    fault = only_fault(*sound(), profile(on="h9000", name="lost"))
+    assert (fault.subject, fault.field, fault.condition) == ("EngineProfile/lost", "spec.gpuClass", READY)
+    assert "there is no GpuClass h9000" in fault.problem
+    assert fault.remedy == "create it or use one of h100"
+
+
+def test_a_folder_with_a_profile_of_an_unknown_gpu_class_says_so(tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all([*sound(), profile(on="h9000", name="lost")]))
+    assert [fault.subject for fault in specs_of_manifests(load_folder(tmp_path)).faults] == ["EngineProfile/lost"]
+
+
+def test_a_profile_of_a_refused_gpu_class_is_the_fault_of_the_class() -> None:
+    broken = gpu_class("b200", "B200", max_cap_watts=100)
+    fault = only_fault(*sound(), broken, profile(on="b200"))
+    assert fault.subject == "GpuClass/b200"
 
 
 def test_a_node_with_an_unknown_gpu_and_one_with_two_classes() -> None:
