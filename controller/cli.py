@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ def make_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an error of the user's becomes one line and exit code 1, never a trace."""
+    _print_what_the_terminal_can()
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     args = make_parser(chosen).parse_args(arguments)
@@ -91,6 +93,13 @@ def _run(args: Any) -> int:
     result: int = args.run(args)
     sys.stdout.flush()  # a reader that has gone away shows here, and not when the interpreter ends
     return result
+
+
+def _print_what_the_terminal_can() -> None:
+    """Let a terminal without Unicode show a question mark, where it would end the command with a trace."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _silence_output() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from controller import cli
+from controller import cli, demo_command
 from controller.cli import COMMANDS, EXIT_BAD_INPUT, EXIT_PIPE_CLOSED, EXIT_USAGE, main, make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +39,17 @@ def _options(command: str) -> list[argparse.Action]:
     return [action for action in subs.choices[command]._actions if action.dest != "help"]
 
 
-def _python(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False)
+def _python(*arguments: str, stdout: int = subprocess.PIPE, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        timeout=60,
+        check=False,
+    )
 
 
 def test_every_command_is_tested_here() -> None:
@@ -126,6 +134,37 @@ def test_a_reader_that_went_away_ends_it_quietly() -> None:
     finally:
         os.close(write_end)
     assert (done.returncode, done.stderr) == (EXIT_PIPE_CLOSED, "")
+
+
+def test_a_terminal_without_unicode_shows_what_it_can() -> None:
+    done = _python("-m", "controller", "plan", "-f", MINIMAL, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rack-1 ?1" in done.stdout
+
+
+def test_the_demo_of_an_installed_package_says_that_it_needs_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_command, "CHECKOUT", tmp_path)
+    assert main(["demo", "--short"]) == EXIT_BAD_INPUT
+    assert "clone the repository and run `make demo`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--kubeconfig", "nowhere.yaml"), ("nowhere.yaml", "--kubeconfig FILE")),
+        (("--metrics-port", "many"), ("--metrics-port", "'many'")),
+        (("--lease-duration-s", "1"), ("settings lease", "must rise")),
+    ],
+)
+def test_an_operator_that_cannot_start_says_which_setting_is_wrong(
+    arguments: tuple[str, ...], named: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *arguments]) == EXIT_BAD_INPUT
+    message = capsys.readouterr().err
+    assert message.startswith("penstock run: ")
+    assert [part for part in named if part not in message] == []
 
 
 def test_python_dash_m_controller_is_penstock() -> None:
