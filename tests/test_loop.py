@@ -197,7 +197,7 @@ def test_nothing_is_done_between_a_blind_watch_and_our_own_list(bench: Bench) ->
     bench.cache.see("Node", None, node)
     report = bench.cycle.turn()  # at once: the events of the relist are not quiet yet
     assert "list of our own" in report.holds[0]
-    assert bench.writes() == []
+    assert {path.rpartition("/")[2] for _, path in bench.writes()} <= {"fleetplans"}, "written down, but not done"
     bench.settle()
     assert bench.writes() != []
 
