@@ -3,8 +3,8 @@
 A pure function: the same snapshot and plan give the same actions, and the state of a rollout is nowhere but in the
 cluster, so an operator that was killed goes on where it stopped. In this order:
 
-1. A domain over its budget sheds at once, all in one step: what the plan does not want first, then the lowest tier,
-   then what is least ready, then what started last.
+1. A domain over its budget sheds at once, all in one step: what has no node yet first, whosever it is, then what the
+   plan does not want, then the lowest tier, then what is least ready, then what started last.
 2. What the plan does not want leaves when the Ready replicas of its service carry without it what the plan serves
    (make before break).
 3. What the plan wants starts, the most important first, when GPUs and watts are there for the worst case of
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from solvers.assign import LEAVING_ORDER, choose_leaving
@@ -124,15 +124,20 @@ def _up(turn: Turn, place: Place) -> Action:
 
 def _shed_over_budget(turn: Turn) -> None:
     """Bring every domain under its budget, counting as gone what is leaving already."""
-    for only_surplus in (True, False):
+    for is_meant, who in SHEDDING:
         over = turn.later.over()
-        if not over:
-            return
-        for replica in _shedding_order(turn, set(over)):
-            is_wanted = turn.surplus((replica.pool, replica.location)) <= 0
+        for replica in _shedding_order(turn, set(over)) if over else ():
             domain = next((d for d in turn.later.domains_of(replica) if turn.later.is_over(d)), None)
-            if domain is not None and domain in over and not (only_surplus and is_wanted):
-                turn.drop(replica, _shed_reason(domain, over[domain], is_wanted))
+            if domain is not None and domain in over and is_meant(turn, replica):
+                turn.drop(replica, _shed_reason(domain, over[domain], who))
+
+
+SHEDDING: tuple[tuple[Callable[[Turn, Replica], bool], str], ...] = (
+    (lambda turn, replica: replica.state is ReplicaState.PENDING, "what has no node yet serves nothing"),
+    (lambda turn, replica: turn.surplus((replica.pool, replica.location)) > 0, "the plan does without"),
+    (lambda turn, replica: True, "the lowest tier and the last started leave first"),
+)
+"""Who leaves in turn, and in which words, as long as a domain is over its budget."""
 
 
 def _shedding_order(turn: Turn, over: set[str]) -> list[Replica]:
@@ -146,9 +151,8 @@ def _shedding_order(turn: Turn, over: set[str]) -> list[Replica]:
     return sorted(affected, key=order)
 
 
-def _shed_reason(domain: str, watts: tuple[float, float], is_wanted: bool) -> str:
+def _shed_reason(domain: str, watts: tuple[float, float], who: str) -> str:
     reserved, usable = watts
-    who = "the lowest tier and the last started leave first" if is_wanted else "the plan does without"
     return f"power[{domain}] reserves {reserved:,.0f} W of {usable:,.0f} W usable: {who}"
 
 
@@ -158,7 +162,11 @@ def _release_replaced(turn: Turn) -> None:
     for place in sorted(places, key=lambda place: (turn.want.get(place, 0) > 0, place)):
         for replica in list(turn.kept[place]):
             if turn.surplus(place) > 0 and turn.chains.can_spare(replica):
-                turn.drop(replica, f"the plan wants {turn.want.get(place, 0)}, and other Ready ones carry the load")
+                is_ready = replica.state is ReplicaState.READY
+                why = (
+                    "other Ready ones carry the load" if is_ready else "a start that is not wanted any more is stopped"
+                )
+                turn.drop(replica, f"the plan wants {turn.want.get(place, 0)}: {why}")
 
 
 def _start(turn: Turn, limit: int) -> dict[Place, Blocker]:

@@ -96,11 +96,11 @@ class Chains:
         left = self._ready[chain] - self._weight.get(without.pool, 0.0)
         return left >= self._served.get(chain[0], 0.0) * (1.0 - ROUNDING)
 
-    def share(self, replica: Replica) -> float:
-        """What its leaving takes of what the plan serves, 0 to 1 and more: of the chain that it matters most to."""
-        served, weight = self._served.get(replica.pool.service, 0.0), self._weight.get(replica.pool, 0.0)
-        by_count = max(1.0 / max(1, self._ready_replicas[chain]) for chain in chains_of(replica.pool))
-        return weight / served if served > 0.0 and weight > 0.0 else by_count
+    def met_ratio(self, service: str) -> float:
+        """How much of what the plan serves the Ready replicas carry, 0 to 1: of the chain that is worst off."""
+        served = self._served.get(service, 0.0)
+        wanted = [(service, role) for role in (Role.PREFILL, Role.DECODE) if self._wanted[service, role] > 0]
+        return min((min(1.0, self._ready[c] / served) for c in wanted), default=1.0) if served > 0.0 else 1.0
 
 
 def chains_of(pool: PoolKey) -> list[Chain]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from solvers.fleet import ANYWHERE, PoolKey, Replica, ReplicaState
@@ -19,10 +20,7 @@ from solvers.rollout_waits import Waits, is_held, is_near, is_of_class_at
 from solvers.room import Blocker
 
 MAX_TRIES = 256  # blocked places looked at in one step; the rest wait for the next
-MAX_WAYS = 64  # ways out of a standstill that are compared; the most important starts come first
-
-Way = tuple[Place, Sequence[Replica]]
-"""A start, and the replicas that leave for it."""
+MAX_WAYS = 16  # ways out of a standstill that are compared; the most important starts come first
 
 
 def make_room(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> None:
@@ -54,14 +52,20 @@ def _stop_starts(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> se
 def _end_standstill(turn: Turn, blocked: Mapping[Place, Blocker], waits: Waits) -> bool:
     """Push out what does least harm, for one start, where waiting would be for ever."""
     unwanted = _unwanted(turn, lambda replica: waits.may_lose_a_replica(replica.pool.service))
-    if not unwanted:
-        return False
-    ways = [(place, victims) for place in [*blocked][:MAX_WAYS] if (victims := _victims(turn, place, unwanted))]
+    quiet = [place for place in (blocked if unwanted else ()) if waits.is_quiet_around(place)]
+    ways = [(victims, place) for place in quiet[:MAX_WAYS] if (victims := _victims(turn, place, unwanted))]
     if not ways:
         return False
-    place, victims = min(ways, key=lambda way: _harm(turn, way))
+    victims, place = min(ways, key=lambda way: _harm(turn, *way))
+    place = _taker(turn, blocked, victims) or place
     _push_out(turn, place, blocked[place], victims)
     return True
+
+
+def _taker(turn: Turn, blocked: Mapping[Place, Blocker], victims: Sequence[Replica]) -> Place | None:
+    """The start that gets the room: the most important that fits once the victims are gone."""
+    with _gone(turn, victims):
+        return next((place for place in blocked if turn.later.blocker(*place) is None), None)
 
 
 def _push_out(turn: Turn, place: Place, blocker: Blocker, victims: Iterable[Replica]) -> None:
@@ -90,7 +94,7 @@ def _victims(turn: Turn, place: Place, unwanted: Sequence[Replica]) -> list[Repl
     candidates, taken = [*unwanted], list[Replica]()
     while blocker := turn.later.blocker(*place):
         holders = [replica for replica in candidates if _holds(turn, replica, place, blocker)]
-        victim = next((replica for replica in holders if not turn.chains.is_last(replica)), next(iter(holders), None))
+        victim = min(holders, key=lambda replica: _loss(turn, replica), default=None)
         if victim is None:
             break
         candidates.remove(victim)
@@ -116,19 +120,39 @@ def _holds(turn: Turn, replica: Replica, place: Place, blocker: Blocker) -> bool
     return is_held(place, blocker, replica.pool.gpu_class, replica.location, turn.later.domains_of(replica))
 
 
-def _harm(turn: Turn, way: Way) -> tuple[int, int, int, bool, float]:
-    """Chains that end, the most important tier, chains hit, whether another service gains, what serves no more."""
-    place, victims = way
-    ended, share = 0, 0.0
-    for replica in victims:
-        ended += turn.chains.is_last(replica)
-        share += turn.chains.share(replica)
+Loss = tuple[bool, int, float]
+"""Whether a chain ends, how important its service is, and what share of the planned load is served no more."""
+
+
+def _loss(turn: Turn, replica: Replica) -> Loss:
+    service, is_last = replica.pool.service, turn.chains.is_last(replica)
+    before = turn.chains.met_ratio(service)
+    with _gone(turn, [replica]):
+        return is_last, -turn.rank(service), before - turn.chains.met_ratio(service)
+
+
+def _harm(turn: Turn, victims: Sequence[Replica], place: Place) -> tuple[int, int, float, bool, int]:
+    """Chains that end, the most important tier hit, load served no more, whether another service gains, GPUs."""
+    losses: list[Loss] = []
+    with ExitStack() as gone:
+        for replica in victims:
+            losses.append(_loss(turn, replica))
+            gone.enter_context(_gone(turn, [replica]))
+    gains_other = any(replica.pool.service != place[0].service for replica in victims)
+    gpus = sum(replica.pool.config.gpus for replica in victims)
+    return sum(x[0] for x in losses), max(x[1] for x in losses), sum(x[2] for x in losses), gains_other, gpus
+
+
+@contextmanager
+def _gone(turn: Turn, replicas: Sequence[Replica]) -> Iterator[None]:
+    """Look at the step as if the replicas had left."""
+    for replica in replicas:
         turn.set_aside(replica)
-    for replica in victims:
-        turn.take_back(replica)
-    rank = -min(turn.rank(replica.pool.service) for replica in victims)
-    hit = len({(replica.pool.service, replica.pool.role) for replica in victims})
-    return ended, rank, hit, any(r.pool.service != place[0].service for r in victims), share
+    try:
+        yield
+    finally:
+        for replica in replicas:
+            turn.take_back(replica)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

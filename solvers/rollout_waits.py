@@ -7,8 +7,11 @@ from collections.abc import Collection
 
 from solvers.fleet import ANYWHERE, PoolKey, ReplicaState
 from solvers.rollout_chains import Place
-from solvers.rollout_turn import Turn
+from solvers.rollout_turn import Turn, newcomer
 from solvers.room import Blocker
+
+Holding = tuple[str, str, tuple[str, ...]]
+"""GPU class, location and power domains of replicas."""
 
 
 class Waits:
@@ -26,6 +29,8 @@ class Waits:
     """
 
     def __init__(self, turn: Turn, promised: Collection[Place] = ()) -> None:
+        self._turn = turn
+        self._coming = _coming(turn)
         self._waiting_for: dict[str, set[str]] = defaultdict(set)  # who holds the room → who needs it
         self._not_ready = {
             pool.service
@@ -63,16 +68,28 @@ class Waits:
         """
         return self.is_still(service) and service not in self._not_ready
 
+    def is_quiet_around(self, place: Place) -> bool:
+        """True when nothing starts that draws on what the start lacks.
+
+        Its getting Ready may not help here; but a rollout that is under way there is better waited for, as the plan
+        may have changed by then.
+        """
+        blocker = self._turn.later.blocker(*place)
+        return blocker is None or not any(is_held(place, blocker, *holding) for holding in self._coming)
+
+
+def _coming(turn: Turn) -> set[Holding]:
+    """What replicas hold that start now or are on their way to Ready."""
+    starting = [newcomer(place) for place, count in turn.started.items() if count]
+    coming = (r for kept in turn.kept.values() for r in kept if turn.is_coming(r))
+    return {(r.pool.gpu_class, r.location, turn.later.domains_of(r)) for r in (*starting, *coming)}
+
 
 def _in_motion(turn: Turn) -> set[str]:
     """Services with a replica that starts or leaves."""
     coming = {place[0].service for place, kept in turn.kept.items() if any(turn.is_coming(r) for r in kept)}
     changed = {place[0].service for moves in (turn.started, turn.dropped) for place, move in moves.items() if move}
     return coming | changed
-
-
-Holding = tuple[str, str, tuple[str, ...]]
-"""GPU class, location and power domains of unwanted replicas."""
 
 
 def _holders(turn: Turn) -> dict[Holding, set[str]]:

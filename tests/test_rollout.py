@@ -268,6 +268,38 @@ def test_a_standstill_somewhere_else_does_not_wait() -> None:
     assert len(next_step(snapshot(nodes, (*old, *coming)), want, POLICY)) == 1
 
 
+def test_a_standstill_costs_a_service_as_little_as_may_be() -> None:
+    """Two have to leave: one of either role leaves more than two of the same."""
+    prefill, decode = pool("demo/moe", Role.PREFILL), pool("demo/moe", Role.DECODE)
+    old = (*replicas(prefill, "a", 3, "a1"), *replicas(decode, "a", 2, "a2"))
+    nodes = [node("a1"), node("a2"), B]
+    want = plan({(pool("demo/moe", Role.MIXED, gpus=4), "b"): 2}, served={"demo/moe": 4.0})
+    full = snapshot(nodes, old, {"site": 3 * IDLE + 5 * EXTRA})
+    carried = {prefill: 4 / 3, decode: 2.0}
+    actions = next_step(full, want, POLICY, carried=carried)
+    assert [(a.pool, a.from_replicas, a.to_replicas) for a in actions] == [(decode, 2, 1), (prefill, 3, 2)]
+
+
+def test_the_start_that_gets_the_room_is_the_one_that_is_named() -> None:
+    vip, mass = pool("demo/vip"), pool("demo/mass", gpus=4)
+    old = replicas(mass, "a", 2, "a1")
+    want = plan({(vip, "a"): 1, (pool("demo/mass", gpus=8), "b"): 1})
+    tight = snapshot([A, B], old, {"site": 2 * IDLE + 4 * EXTRA})
+    actions = next_step(tight, want, POLICY, tier_ranks={"demo/vip": 0, "demo/mass": 2})
+    assert len(actions) == 1
+    assert "makes room for demo/vip/mixed/h100/tp2 in a" in actions[0].reason
+
+
+def test_nothing_is_pushed_out_while_something_starts_in_the_same_power_domain() -> None:
+    old = replicas(pool("demo/moe"), "a", 2, "a1")
+    other = replicas(pool("demo/other"), "b", 1, "b1", state=ReplicaState.STARTING, age_s=5.0)
+    want = plan({(pool("demo/moe", gpus=4), "b"): 1, (other[0].pool, "b"): 1})
+    full = {"site": 2 * IDLE + 3 * EXTRA}
+    assert next_step(snapshot([A, B], (*old, *other), full), want, POLICY) == ()
+    ready = [replace(r, state=ReplicaState.READY) for r in other]
+    assert len(next_step(snapshot([A, B], (*old, *ready), full), want, POLICY)) == 1
+
+
 def test_replicas_do_not_move_together_while_their_service_needs_them() -> None:
     nodes = [node("a1", "a", gpus=4), node("a2", "a", gpus=4), node("b1", "b")]
     here = (*replicas(pool(gpus=2), "a", 1, "a1"), *replicas(pool(gpus=2), "a", 1, "a2", age_s=2000.0))
@@ -321,6 +353,19 @@ def test_a_budget_cut_sheds_all_at_once_lowest_tier_and_last_started_first() -> 
     assert [(a.pool.service, a.from_replicas, a.to_replicas) for a in cut] == [("demo/mass", 2, 0), ("demo/vip", 2, 1)]
     assert cut[1].leaving == (running[0].name,), "the younger one goes"
     assert "power[a] reserves 6,600 W of 2,100 W usable" in cut[0].reason
+
+
+def test_what_has_no_node_yet_is_shed_before_anything_that_serves() -> None:
+    """Seen on a fleet: a lost node held its watts, its replicas were asked for again, and another tier was shed."""
+    vip, mass = pool("demo/vip"), pool("demo/mass")
+    nodes = [replace(A, gpus_usable=0, held_watts=EXTRA), node("a2", "a")]
+    lost = replicas(vip, "a", 1, "a1", state=ReplicaState.LOST)
+    running = (*lost, *replicas(mass, "a", 2, "a2"))
+    want = plan({(vip, "a"): 1, (mass, "a"): 2})
+    state = snapshot(nodes, running, {"a": 2 * IDLE + 3 * EXTRA}, desired={(vip, "a"): 1})
+    actions = next_step(state, want, POLICY, tier_ranks={"demo/vip": 0, "demo/mass": 2})
+    assert [(a.pool, a.to_replicas) for a in actions] == [(vip, 0)]
+    assert actions[0].reason.endswith("what has no node yet serves nothing")
 
 
 def test_a_cut_takes_what_the_plan_gives_up_before_anything_it_wants() -> None:
