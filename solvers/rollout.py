@@ -4,7 +4,8 @@ A pure function: the same snapshot and plan give the same actions, and the state
 cluster, so an operator that was killed goes on where it stopped. In this order:
 
 1. A domain over its budget sheds at once, all in one step: what has no node yet first, whosever it is, then what the
-   plan does not want, then the lowest tier, then what is least ready, then what started last.
+   plan does not want, then the lowest tier, then what is least ready, then what its service misses least, then what
+   started last.
 2. What the plan does not want leaves when the Ready replicas of its service carry without it what the plan serves
    (make before break).
 3. What the plan wants starts, the most important first, when GPUs and watts are there for the worst case of
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from solvers.assign import LEAVING_ORDER, choose_leaving
@@ -126,29 +127,40 @@ def _shed_over_budget(turn: Turn) -> None:
     """Bring every domain under its budget, counting as gone what is leaving already."""
     for is_meant, who in SHEDDING:
         over = turn.later.over()
-        for replica in _shedding_order(turn, set(over)) if over else ():
-            domain = next((d for d in turn.later.domains_of(replica) if turn.later.is_over(d)), None)
-            if domain is not None and domain in over and is_meant(turn, replica):
+        affected = [
+            r for kept in turn.kept.values() for r in kept if not over.keys().isdisjoint(turn.later.domains_of(r))
+        ]
+        for replica in _in_shedding_order(turn, [r for r in affected if is_meant(turn, r)]):
+            domain = next((d for d in turn.later.domains_of(replica) if d in over and turn.later.is_over(d)), None)
+            if domain is not None and is_meant(turn, replica):
                 turn.drop(replica, _shed_reason(domain, over[domain], who))
 
 
 SHEDDING: tuple[tuple[Callable[[Turn, Replica], bool], str], ...] = (
     (lambda turn, replica: replica.state is ReplicaState.PENDING, "what has no node yet serves nothing"),
     (lambda turn, replica: turn.surplus((replica.pool, replica.location)) > 0, "the plan does without"),
-    (lambda turn, replica: True, "the lowest tier and the last started leave first"),
+    (lambda turn, replica: True, "the lowest tier and what its service misses least leave first"),
 )
 """Who leaves in turn, and in which words, as long as a domain is over its budget."""
 
 
-def _shedding_order(turn: Turn, over: set[str]) -> list[Replica]:
-    kept = (replica for replicas in turn.kept.values() for replica in replicas)
-    affected = [replica for replica in kept if not over.isdisjoint(turn.later.domains_of(replica))]
+def _in_shedding_order(turn: Turn, replicas: Sequence[Replica]) -> Iterator[Replica]:
+    """The lowest tier, the least ready, the least missed, the last started first, as others leave meanwhile."""
 
-    def order(replica: Replica) -> tuple[int, int, float, PoolKey, str, str]:
+    def order(replica: Replica) -> tuple[int, int, float, float, PoolKey, str, str]:
         rank, state = -turn.rank(replica.pool.service), LEAVING_ORDER[replica.state]
-        return rank, state, replica.age_s, replica.pool, replica.location, replica.name
+        missed = -turn.chains.left_ratio(replica) if replica.state is ReplicaState.READY else 0.0
+        return rank, state, missed, replica.age_s, replica.pool, replica.location, replica.name
 
-    return sorted(affected, key=order)
+    queue = [(order(replica), number, replica) for number, replica in enumerate(replicas)]
+    heapq.heapify(queue)
+    while queue:
+        before, number, replica = heapq.heappop(queue)
+        now = order(replica)
+        if now == before:
+            yield replica
+        else:  # others of its service left since, so it is missed more
+            heapq.heappush(queue, (now, number, replica))
 
 
 def _shed_reason(domain: str, watts: tuple[float, float], who: str) -> str:
@@ -162,11 +174,14 @@ def _release_replaced(turn: Turn) -> None:
     for place in sorted(places, key=lambda place: (turn.want.get(place, 0) > 0, place)):
         for replica in list(turn.kept[place]):
             if turn.surplus(place) > 0 and turn.chains.can_spare(replica):
-                is_ready = replica.state is ReplicaState.READY
-                why = (
-                    "other Ready ones carry the load" if is_ready else "a start that is not wanted any more is stopped"
-                )
-                turn.drop(replica, f"the plan wants {turn.want.get(place, 0)}: {why}")
+                turn.drop(replica, f"the plan wants {turn.want.get(place, 0)}: {_WHY[replica.state]}")
+
+
+_WHY = {
+    ReplicaState.READY: "other Ready ones carry the load",
+    ReplicaState.STARTING: "a start that is not wanted any more is stopped",
+    ReplicaState.PENDING: "a start that is not wanted any more is stopped",
+}
 
 
 def _start(turn: Turn, limit: int) -> dict[Place, Blocker]:

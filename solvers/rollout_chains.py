@@ -102,6 +102,21 @@ class Chains:
         wanted = [(service, role) for role in (Role.PREFILL, Role.DECODE) if self._wanted[service, role] > 0]
         return min((min(1.0, self._ready[c] / served) for c in wanted), default=1.0) if served > 0.0 else 1.0
 
+    def left_ratio(self, replica: Replica) -> float:
+        """How much of what the plan serves the chains of a Ready replica carry without it: of the worst off.
+
+        It never grows as more leave. Where nobody knows what the replica carries, replicas are counted instead.
+        """
+        return min(
+            (self._left(chain, replica) for chain in chains_of(replica.pool) if self._wanted[chain]), default=1.0
+        )
+
+    def _left(self, chain: Chain, without: Replica) -> float:
+        served, weight = self._served.get(chain[0], 0.0), self._weight.get(without.pool, 0.0)
+        if served > 0.0 and weight > 0.0:
+            return (self._ready[chain] - weight) / served
+        return (self._ready_replicas[chain] - 1) / self._wanted[chain]
+
 
 def chains_of(pool: PoolKey) -> list[Chain]:
     """Name the chains that a replica of the pool serves."""

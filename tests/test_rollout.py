@@ -355,6 +355,21 @@ def test_a_budget_cut_sheds_all_at_once_lowest_tier_and_last_started_first() -> 
     assert "power[a] reserves 6,600 W of 2,100 W usable" in cut[0].reason
 
 
+def test_a_cut_leaves_a_service_what_carries_most_of_its_load() -> None:
+    """Seen on a fleet: the only decode replica left as the youngest, and the prefill replicas stayed for nothing."""
+    prefill, decode = pool(role=Role.PREFILL), pool(role=Role.DECODE)
+    running = (*replicas(prefill, "a", 3, "a1"), *replicas(decode, "a", 1, "a1", age_s=1.0))
+    want = plan({(prefill, "a"): 3, (decode, "a"): 1})
+    cut = next_step(snapshot([A], running, {"a": IDLE + 2 * EXTRA}), want, POLICY)
+    assert [(a.pool, a.to_replicas) for a in cut] == [(prefill, 1)]
+
+
+def test_a_cut_stops_what_was_asked_for_and_not_seen_yet() -> None:
+    asked = {(pool(), "a"): 3, (pool("demo/other"), "a"): 2}
+    cut = next_step(snapshot([A], (), {"a": IDLE + EXTRA}, desired=asked), plan(asked), POLICY)
+    assert sum(action.to_replicas for action in cut) == 1
+
+
 def test_what_has_no_node_yet_is_shed_before_anything_that_serves() -> None:
     """Seen on a fleet: a lost node held its watts, its replicas were asked for again, and another tier was shed."""
     vip, mass = pool("demo/vip"), pool("demo/mass")
