@@ -8,6 +8,7 @@ breaks SLOs for a whole cold start.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import sqrt
 from statistics import NormalDist, fmean, median
 
@@ -21,6 +22,7 @@ TREND_S = 600.0  # a slope needs several windows to stand out from Poisson noise
 HOLD_S = 300.0  # two to three cold starts: a dip shorter than that is not worth a stop and a start
 MAX_GROWTH_RATIO = 0.5  # of the level until the horizon; steeper slopes are mostly noise
 MIN_TREND_SAMPLES = 5
+MEDIAN_TO_DEVIATION = 1.4826  # of a normal distribution: standard deviation over median absolute deviation
 TREND_ERRORS = 2.0  # standard errors that a slope must exceed to be believed
 
 
@@ -29,8 +31,9 @@ def expected_demand(history: Sequence[Load], *, now_s: float, horizon_s: float, 
 
     .. math:: \max(\ell + \min(\max(b,0)\,h, g\,\ell) + z_q \sqrt{\max(s^2, \ell/w)}, \text{floor})
 
-    with level :math:`\ell`, slope :math:`b` over the last ten minutes (only when it exceeds two standard errors),
-    scatter :math:`s` of the samples about that line, and the Poisson variance :math:`\ell/w` of one window's mean.
+    with level :math:`\ell`, slope :math:`b` over the last ten minutes (only when it exceeds two standard errors, and
+    never more than the median slope between neighbours: one jump is a new level, no slope), scatter :math:`s` of the
+    samples from one to the next, and the Poisson variance :math:`\ell/w` of one window's mean.
     The floor is the highest level of the last five minutes.
 
     Parameters
@@ -98,21 +101,32 @@ def _apart(samples: Sequence[Load]) -> list[Load]:
 
 
 def _trend(samples: Sequence[Load]) -> tuple[float, float]:
-    """Least-squares slope (0 unless it stands out) and the scatter about the line that is believed."""
+    """Slope (0 unless it stands out) and the scatter of neighbouring samples; newest first."""
     rates = [rate for _, rate, _ in samples]
     if len(samples) < MIN_TREND_SAMPLES:
         return 0.0, 0.0
     mean_s, mean_rate = fmean(time_s for time_s, _, _ in samples), fmean(rates)
     spread_s = sum((time_s - mean_s) ** 2 for time_s, _, _ in samples)
     if spread_s <= 0.0:
-        return 0.0, _deviation(rates)
+        return 0.0, _scatter(samples)
     slope = sum((time_s - mean_s) * (rate - mean_rate) for time_s, rate, _ in samples) / spread_s
     residuals = [rate - mean_rate - slope * (time_s - mean_s) for time_s, rate, _ in samples]
-    scatter = sqrt(sum(r * r for r in residuals) / (len(samples) - 2))
-    is_believed = abs(slope) > TREND_ERRORS * scatter / sqrt(spread_s)
-    return (slope, scatter) if is_believed else (0.0, _deviation(rates))
+    error = sqrt(sum(r * r for r in residuals) / (len(samples) - 2) / spread_s)
+    is_believed = abs(slope) > TREND_ERRORS * error
+    return min(slope, _usual_slope(samples)) if is_believed else 0.0, _scatter(samples)
 
 
-def _deviation(rates: Sequence[float]) -> float:
-    mean = fmean(rates)
-    return sqrt(sum((rate - mean) ** 2 for rate in rates) / (len(rates) - 1))
+def _usual_slope(samples: Sequence[Load]) -> float:
+    """Median slope between neighbours: a jump of the load counts once among them, a ramp every time."""
+    return median((one[1] - other[1]) / (one[0] - other[0]) for one, other in pairwise(samples))
+
+
+def _scatter(samples: Sequence[Load]) -> float:
+    """Standard deviation of one sample, from the median step between neighbours: no jump, no ramp adds to it.
+
+    Source: the correction for few samples is that of Croux and Rousseeuw, "Time-efficient algorithms for two highly
+    robust estimators of scale" (1992).
+    """
+    steps = [one[1] - other[1] for one, other in pairwise(samples)]
+    usual, few = median(steps), len(steps) / (len(steps) - 0.8)
+    return few * MEDIAN_TO_DEVIATION * median(abs(step - usual) for step in steps) / sqrt(2.0)
