@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from solvers.fleet import PoolKey
+from solvers.fleet import ANYWHERE, PoolKey
 from solvers.options import CapacityOf, Options, Sizer, find_options
 from solvers.packing import Counts, Room, pack
 from solvers.penalties import Penalties, find_penalties
@@ -46,13 +46,13 @@ class Desk:
         return Room.of(self.problem)
 
     def allowed(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
-        """Leave out pools that are no option (any more), and what is beyond the ceiling of a role."""
-        known = {option.pool for option in self.options.pools}
+        """Leave out pools that are no option in that placement mode (any more), and what exceeds a role's ceiling."""
+        known = {(option.pool, option.is_anywhere) for option in self.options.pools}
         most = {service.name: service.max_replicas for service in self.problem.services}
         kept: dict[tuple[PoolKey, str], int] = {}
         in_role: dict[tuple[str, str], int] = {}
         for (pool, location), count in sorted(counts.items()):
-            if pool not in known or count <= 0:
+            if (pool, location == ANYWHERE) not in known or count <= 0:
                 continue
             role = (pool.service, pool.role)
             kept[pool, location] = min(count, most[pool.service] - in_role.get(role, 0))

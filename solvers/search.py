@@ -34,10 +34,10 @@ SOLVER_FAULTS = (SolveFailed, cp.error.SolverError, ArithmeticError, ValueError,
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """State of a search. ``bound_usd_per_hour`` only rises, ``faults`` only grow."""
+    """State of a search. ``bound_usd_per_hour`` only rises, from 0: nothing pays for itself. ``faults`` only grow."""
 
     desk: Desk
-    bound_usd_per_hour: float = float("-inf")
+    bound_usd_per_hour: float = 0.0
     prices: Prices = field(default_factory=Prices)
     rounds: int = 0
     is_protected: bool = False

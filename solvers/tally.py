@@ -9,7 +9,7 @@ from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
 from solvers.options import Sizer
 from solvers.packing import Counts
-from solvers.penalties import Penalties
+from solvers.penalties import STOP_SHARE, Penalties
 from solvers.power import extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity
@@ -45,12 +45,12 @@ class Worth:
     unserved_usd_by_tier: Mapping[int, float]
     demand_usd_by_tier: Mapping[int, float]
     cost_usd_per_hour: float
-    start_usd_per_hour: float
+    churn_usd_per_hour: float
     penalty_usd_per_hour: float
 
     @property
     def objective_usd_per_hour(self) -> float:
-        return self.cost_usd_per_hour + self.start_usd_per_hour + self.penalty_usd_per_hour
+        return self.cost_usd_per_hour + self.churn_usd_per_hour + self.penalty_usd_per_hour
 
     @property
     def short(self) -> tuple[str, ...]:
@@ -62,8 +62,8 @@ class Worth:
 
     @property
     def paid_usd_per_hour(self) -> float:
-        """Money alone: what runs and what starts."""
-        return self.cost_usd_per_hour + self.start_usd_per_hour
+        """Money alone: what runs, what starts and what stops."""
+        return self.cost_usd_per_hour + self.churn_usd_per_hour
 
     def serves_no_less_than(self, other: Worth) -> bool:
         """True when no tier is shorter here, or a higher tier is clearly better off; read from the top."""
@@ -102,7 +102,7 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
         unserved_usd_by_tier=_by_tier(problem, unserved),
         demand_usd_by_tier=_by_tier(problem, whole),
         cost_usd_per_hour=sum(worth.cost_usd_per_hour for worth in pools),
-        start_usd_per_hour=_start_usd_per_hour(problem, kept),
+        churn_usd_per_hour=_churn_usd_per_hour(problem, kept),
         penalty_usd_per_hour=sum(unserved.values()) + penalties.floor_usd_per_hour * sum(missing.values()),
     )
 
@@ -139,7 +139,7 @@ def _weigh_service(
 def carried_by_role(problem: Problem, sizer: Sizer, totals: Mapping[PoolKey, int]) -> dict[Role, float]:
     """Requests per second that the pools of each role carry at their sizes."""
     rates = dict.fromkeys(Role, 0.0)
-    for pool, count in sorted(totals.items()):
+    for pool, count in sorted((pool, count) for pool, count in totals.items() if count):
         rates[pool.role] += count * _capacity(problem, sizer, pool, count).requests_per_s
     return rates
 
@@ -188,10 +188,14 @@ def _missing(service: ServedModel, totals: Mapping[PoolKey, int]) -> int:
     return sum(max(0, service.min_replicas - able) for able in chains)
 
 
-def _start_usd_per_hour(problem: Problem, counts: Counts) -> float:
+def _churn_usd_per_hour(problem: Problem, counts: Counts) -> float:
+    """Starts and stops against what runs. What runs for nobody we plan for is not ours to price."""
+    planned = {service.name for service in problem.services}
+    changes = {key: count - problem.running.get(key, 0) for key, count in counts.items()}
+    changes |= {key: -now for key, now in problem.running.items() if key not in counts and key[0].service in planned}
     return problem.policy.start_cost_hours * sum(
-        max(0, count - problem.running.get((pool, location), 0))
+        (change if change > 0 else -STOP_SHARE * change)
         * pool.config.gpus
         * problem.gpu_classes[pool.gpu_class].price_usd_per_hour
-        for (pool, location), count in counts.items()
+        for (pool, _), change in sorted(changes.items())
     )
