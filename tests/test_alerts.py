@@ -46,9 +46,9 @@ def test_the_rules_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
     watts, leads = "penstock_power_watts", "penstock_leader"
     series = [
         (watts + '{domain="rack-a",kind="measured",pod="p1"}', "900x3 1100x9"),
-        (watts + '{domain="rack-a",kind="budget",pod="p1"}', "1000x12"),
+        (watts + '{domain="rack-a",kind="usable",pod="p1"}', "1000x12"),
         (watts + '{domain="rack-b",kind="measured",pod="p1"}', "900x12"),
-        (watts + '{domain="rack-b",kind="budget",pod="p1"}', "1000x12"),
+        (watts + '{domain="rack-b",kind="usable",pod="p1"}', "1000x12"),
         (leads + '{pod="p1"}', "1x5 0x7"),
         (leads + '{pod="p2"}', "0x12"),
     ]
