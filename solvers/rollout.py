@@ -7,7 +7,7 @@ cluster, so an operator that was killed goes on where it stopped. In this order:
    plan does not want, then the lowest tier, then what is least ready, then what its service misses least, then what
    started last.
 2. What the plan does not want leaves when the Ready replicas of its service carry without it what the plan serves
-   (make before break).
+   (make before break). That holds for starts too: a plan that changes often would else never get one Ready.
 3. What the plan wants starts, the most important first, when GPUs and watts are there for the worst case of
    everything that exists or is asked for.
 4. Where a start is blocked and nothing that it waits for can come by itself, the least of what the plan does not want

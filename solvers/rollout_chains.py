@@ -20,6 +20,8 @@ CHAINS = {
     Role.MIXED: (Role.PREFILL, Role.DECODE),
 }
 """The role chains that a replica serves; the plan sizes both in requests per second, so they add up."""
+START_PATIENCE_S = 900.0  # several cold starts; a replica not Ready by then no longer holds up other starts
+KEEP_START_S = 300.0  # two to three; a start that is not wanted any more is not waited for longer where others serve
 ROUNDING = 1e-9  # relative; capacities are quotients of floats
 
 
@@ -81,20 +83,27 @@ class Chains:
         )
 
     def can_spare(self, replica: Replica) -> bool:
-        """True when its service serves what the plan does without it: not serving, spare, or replaced by Ready ones."""
+        """True when its service serves what the plan does without it: not serving, spare, or replaced by Ready ones.
+
+        A start counts as not serving where the Ready ones carry the load, and once it took too long; else it will
+        serve sooner than one that begins now.
+        """
         if replica.state is ReplicaState.PENDING:
             return True
-        if replica.state is ReplicaState.STARTING:  # may be the first to serve
-            return all(self._ready_replicas[c] > 0 or self._wanted[c] == 0 for c in chains_of(replica.pool))
-        return not self.is_last(replica) and all(self._is_met(c, replica) for c in chains_of(replica.pool))
+        if replica.state is ReplicaState.STARTING:
+            wanted = [chain for chain in chains_of(replica.pool) if self._wanted[chain] > 0]
+            serves = all(self._ready_replicas[chain] > 0 for chain in wanted)
+            is_late = replica.age_s > (KEEP_START_S if serves else START_PATIENCE_S)
+            return is_late or (serves and all(self._is_met(chain) for chain in wanted))
+        less, at = self._weight.get(replica.pool, 0.0), (replica.pool, replica.location)
+        is_wanted = self._ready_at[at] <= self._want.get(at, 0)
+        return not self.is_last(replica) and all(self._is_met(c, less, is_wanted) for c in chains_of(replica.pool))
 
-    def _is_met(self, chain: Chain, without: Replica) -> bool:
-        place = without.pool, without.location
-        is_wanted = self._ready_at[place] <= self._want.get(place, 0)
-        if self._wanted[chain] == 0 or self._ready_wanted[chain] - is_wanted >= self._wanted[chain]:
+    def _is_met(self, chain: Chain, less: float = 0.0, fewer: int = 0) -> bool:
+        """True when a chain carries what is served, or all that is wanted of it is Ready, with so much less of both."""
+        if self._ready_wanted[chain] - fewer >= self._wanted[chain]:
             return True
-        left = self._ready[chain] - self._weight.get(without.pool, 0.0)
-        return left >= self._served.get(chain[0], 0.0) * (1.0 - ROUNDING)
+        return self._ready[chain] - less >= self._served.get(chain[0], 0.0) * (1.0 - ROUNDING)
 
     def met_ratio(self, service: str) -> float:
         """How much of what the plan serves the Ready replicas carry, 0 to 1: of the chain that is worst off."""

@@ -1,9 +1,9 @@
 """How a rollout makes room for a start that is blocked.
 
-Starts that the plan no longer wants are stopped. A Ready replica that still serves is pushed out only at a standstill:
-when nothing that its service waits for can come by itself (``rollout_waits``). Then as little as possible leaves, of
-the lowest tier, for one start in one step. Where GPUs are free, but not in one piece, a few small replicas move
-together.
+A start that the plan no longer wants goes on while its service lacks capacity, unless one of a higher tier needs the
+room. A Ready replica that still serves is pushed out only at a standstill: when nothing that its service waits for can
+come by itself (``rollout_waits``). Then as little as possible leaves, of the lowest tier, for one start in one step.
+Where GPUs are free, but not in one piece, a few small replicas move together.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def make_room(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> None:
 
 
 def _stop_starts(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> set[Place]:
-    """Stop starts that the plan no longer wants where one that it wants is blocked, one of a place at a time."""
+    """Stop starts that the plan no longer wants for blocked ones of a higher tier, one of a place at a time."""
     budget = max(1, limit - turn.in_flight() - sum(turn.started.values()))
     unwanted = _unwanted(turn, lambda replica: replica.state is not ReplicaState.READY)
     promised: set[Place] = set()
     for place, blocker in blocked.items() if unwanted else ():
-        victims = _victims(turn, place, unwanted)
+        rank = turn.rank(place[0].service)
+        victims = _victims(turn, place, [r for r in unwanted if turn.rank(r.pool.service) > rank])
         if not victims or len(promised) >= budget:
             continue
         unwanted = [replica for replica in unwanted if replica not in victims]

@@ -9,10 +9,9 @@ from solvers.assign import choose_leaving
 from solvers.fleet import PoolKey, Replica, ReplicaState, Snapshot
 from solvers.ledger import unseen_replicas
 from solvers.plan import Plan
-from solvers.rollout_chains import Chains, Place
+from solvers.rollout_chains import START_PATIENCE_S, Chains, Place
 from solvers.room import Room
 
-START_PATIENCE_S = 900.0  # several cold starts; a replica not Ready by then no longer holds up other starts
 LAST_RANK = 1_000_000  # of a service that the caller gave no tier: leaves first, starts last
 SERVING = (ReplicaState.PENDING, ReplicaState.STARTING, ReplicaState.READY)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, ReplicaState
 from solvers.problem import Policy
 from solvers.rollout import Action, next_step
-from solvers.rollout_turn import START_PATIENCE_S
+from solvers.rollout_chains import KEEP_START_S, START_PATIENCE_S
 from tests.rollout_world import node, plan, pool, replicas, snapshot
 
 POLICY = Policy(max_starts_per_turn=8)
@@ -189,10 +191,32 @@ def test_a_swap_in_place_takes_the_last_when_nothing_else_can_make_the_room() ->
     assert moves(next_step(snapshot([A, B], old), plan({(pool(gpus=8), "a"): 1}), POLICY)) == [("tp4", "a", 2, 0)]
 
 
-def test_room_promised_to_one_start_is_not_promised_again() -> None:
-    old = replicas(pool(gpus=4), "a", 2, "a1", state=ReplicaState.STARTING, age_s=5.0)
-    want = plan({(pool(role=Role.PREFILL, gpus=4), "a"): 1, (pool(role=Role.DECODE, gpus=4), "a"): 1})
-    assert moves(next_step(snapshot([A, B], old), want, POLICY)) == [("tp4", "a", 2, 0)]
+def test_a_start_that_is_not_wanted_any_more_goes_on_while_its_service_lacks_capacity() -> None:
+    """Seen on a fleet: plans changed faster than a cold start takes, and nothing ever got Ready."""
+    ready, other = (
+        replicas(pool(), "a", 1, "a1"),
+        replicas(pool(gpus=4), "a", 1, "a1", state=ReplicaState.STARTING, age_s=5.0),
+    )
+    want = plan({(pool(), "a"): 1, (pool(gpus=4), "b"): 1})
+    begun = snapshot([A, B], (*ready, *other))
+    assert moves(next_step(begun, want, POLICY)) == [("tp4", "b", 0, 1)]
+    enough = plan({(pool(), "a"): 1, (pool(gpus=4), "b"): 1}, served={"demo/chat": 2.0})
+    assert moves(next_step(begun, enough, POLICY)) == [("tp4", "a", 1, 0), ("tp4", "b", 0, 1)]
+    late = (*ready, replace(other[0], age_s=KEEP_START_S + 1))
+    assert moves(next_step(snapshot([A, B], late), want, POLICY)) == [("tp4", "a", 1, 0), ("tp4", "b", 0, 1)]
+
+
+@pytest.mark.parametrize(("rank", "left"), [(0, []), (1, [("tp4", "a", 2, 0)]), (2, [("tp4", "a", 2, 0)])])
+def test_starts_that_are_not_wanted_any_more_are_stopped_for_a_higher_tier(
+    rank: int, left: list[tuple[str, str, int, int]]
+) -> None:
+    """Two for two: room that is promised to one start is not promised again."""
+    mass, vip = pool("demo/mass", gpus=4), pool("demo/vip", gpus=4)
+    going_on = replicas(mass, "a", 2, "a1", state=ReplicaState.STARTING, age_s=5.0)
+    prefill, decode = replace(vip, role=Role.PREFILL), replace(vip, role=Role.DECODE)
+    want = plan({(prefill, "a"): 1, (decode, "a"): 1, (pool("demo/mass", gpus=8), "c"): 1})
+    ranks = {"demo/vip": 0, "demo/mass": rank}
+    assert moves(next_step(snapshot([A, B], going_on), want, POLICY, tier_ranks=ranks)) == left
 
 
 def test_only_what_is_really_in_the_way_makes_room() -> None:
