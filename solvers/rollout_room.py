@@ -2,7 +2,8 @@
 
 A start that the plan no longer wants goes on while its service lacks capacity, unless one of a higher tier needs the
 room. A Ready replica that still serves is pushed out only at a standstill: when nothing that its service waits for can
-come by itself (``rollout_waits``). Then as little as possible leaves, of the lowest tier, for one start in one step.
+come by itself (``rollout_waits``), and only for capacity that a service lacks, as long as anything starts anywhere.
+Then as little as possible leaves, of the lowest tier, for one start in one step.
 Where GPUs are free, but not in one piece, a few small replicas move together.
 """
 
@@ -53,14 +54,26 @@ def _stop_starts(turn: Turn, blocked: Mapping[Place, Blocker], limit: int) -> se
 def _end_standstill(turn: Turn, blocked: Mapping[Place, Blocker], waits: Waits) -> bool:
     """Push out what does least harm, for one start, where waiting would be for ever."""
     unwanted = _unwanted(turn, lambda replica: waits.may_lose_a_replica(replica.pool.service))
-    quiet = [place for place in (blocked if unwanted else ()) if waits.is_quiet_around(place)]
-    ways = [(victims, place) for place in quiet[:MAX_WAYS] if (victims := _victims(turn, place, unwanted))]
+    ways: list[tuple[list[Replica], Place]] = []
+    for place in blocked if unwanted else ():
+        victims = _victims(turn, place, unwanted, waits.is_quiet)
+        if victims and (waits.is_all_quiet or _is_urgent(turn, place, victims)):
+            ways.append((victims, place))
+        if len(ways) >= MAX_WAYS:
+            break
     if not ways:
         return False
     victims, place = min(ways, key=lambda way: _harm(turn, *way))
     place = _taker(turn, blocked, victims) or place
     _push_out(turn, place, blocked[place], victims)
     return True
+
+
+def _is_urgent(turn: Turn, place: Place, victims: Sequence[Replica]) -> bool:
+    """True when the start adds capacity that its service lacks, and takes it from none that is more important."""
+    service = place[0].service
+    is_short = turn.chains.met_ratio(service) < 1.0
+    return is_short and all(turn.rank(victim.pool.service) >= turn.rank(service) for victim in victims)
 
 
 def _taker(turn: Turn, blocked: Mapping[Place, Blocker], victims: Sequence[Replica]) -> Place | None:
@@ -87,14 +100,20 @@ def _unwanted(turn: Turn, is_meant: Callable[[Replica], bool]) -> list[Replica]:
     return sorted(found, key=order)
 
 
-def _victims(turn: Turn, place: Place, unwanted: Sequence[Replica]) -> list[Replica]:
+def _victims(
+    turn: Turn,
+    place: Place,
+    unwanted: Sequence[Replica],
+    may_act: Callable[[Place, Blocker], bool] = lambda place, blocker: True,
+) -> list[Replica]:
     """Replicas whose leaving lets one more start at the place; none when the leaving of all would not.
 
     The last Ready replica of a role chain is taken only when nothing else makes the room.
     """
     candidates, taken = [*unwanted], list[Replica]()
     while blocker := turn.later.blocker(*place):
-        holders = [replica for replica in candidates if _holds(turn, replica, place, blocker)]
+        is_free = may_act(place, blocker)
+        holders = [replica for replica in candidates if is_free and _holds(turn, replica, place, blocker)]
         victim = min(holders, key=lambda replica: _loss(turn, replica), default=None)
         if victim is None:
             break

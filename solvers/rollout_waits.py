@@ -29,7 +29,6 @@ class Waits:
     """
 
     def __init__(self, turn: Turn, promised: Collection[Place] = ()) -> None:
-        self._turn = turn
         self._coming = _coming(turn)
         self._waiting_for: dict[str, set[str]] = defaultdict(set)  # who holds the room → who needs it
         self._not_ready = {
@@ -68,14 +67,18 @@ class Waits:
         """
         return self.is_still(service) and service not in self._not_ready
 
-    def is_quiet_around(self, place: Place) -> bool:
-        """True when nothing starts that draws on what the start lacks.
+    def is_quiet(self, place: Place, blocker: Blocker) -> bool:
+        """True when nothing starts that draws on what the start at the place lacks.
 
         Its getting Ready may not help here; but a rollout that is under way there is better waited for, as the plan
         may have changed by then.
         """
-        blocker = self._turn.later.blocker(*place)
-        return blocker is None or not any(is_held(place, blocker, *holding) for holding in self._coming)
+        return not any(is_held(place, blocker, *holding) for holding in self._coming)
+
+    @property
+    def is_all_quiet(self) -> bool:
+        """True when nothing starts anywhere."""
+        return not self._coming
 
 
 def _coming(turn: Turn) -> set[Holding]:

@@ -283,13 +283,27 @@ def test_nothing_is_pushed_out_while_the_room_comes_through_others() -> None:
     assert [a.pool for a in pushed] == [y], "z has nothing else that serves"
 
 
-def test_a_standstill_somewhere_else_does_not_wait() -> None:
+@pytest.mark.parametrize(
+    ("served", "rank", "is_quiet", "pushed"),
+    [
+        (16.0, 1, False, 1),  # capacity that x lacks
+        (8.0, 1, False, 0),  # a mere move of x
+        (16.0, 0, False, 0),  # y is more important
+        (8.0, 1, True, 1),
+        (16.0, 0, True, 1),
+    ],
+)
+def test_only_missing_capacity_ends_a_standstill_while_something_starts_elsewhere(
+    served: float, rank: int, is_quiet: bool, pushed: int
+) -> None:
     x, y, far = pool("demo/x", gpus=8), pool("demo/y", gpus=8), pool("demo/far", gpus=8)
     nodes = [node(f"{place}1", place) for place in "abc"]
     old = (*replicas(x, "a", 1, "a1"), *replicas(y, "b", 1, "b1"))
-    coming = replicas(far, "c", 1, "c1", state=ReplicaState.STARTING, age_s=5.0)
-    want = plan({(y, "a"): 1, (x, "b"): 1, (far, "c"): 1})
-    assert len(next_step(snapshot(nodes, (*old, *coming)), want, POLICY)) == 1
+    state = ReplicaState.READY if is_quiet else ReplicaState.STARTING
+    running = snapshot(nodes, (*old, *replicas(far, "c", 1, "c1", state=state, age_s=5.0)))
+    want = plan({(x, "a"): 1, (x, "b"): 1, (y, "no-room"): 1, (far, "c"): 1}, served={"demo/x": served})
+    ranks = {"demo/x": 1, "demo/y": rank, "demo/far": 1}
+    assert len(next_step(running, want, POLICY, tier_ranks=ranks)) == pushed
 
 
 def test_a_standstill_costs_a_service_as_little_as_may_be() -> None:
