@@ -80,6 +80,11 @@ def snapshot(
     )
 
 
+def moves(actions: Iterable[Action]) -> list[tuple[str, str, int, int]]:
+    """Configuration, location, from and to of each action."""
+    return [(str(a.pool.config.label), a.location, a.from_replicas, a.to_replicas) for a in actions]
+
+
 def plan(want: Mapping[Place, int], served: Mapping[str, float] | None = None) -> Plan:
     """A plan with these counts; one GPU carries one request per second, and services serve all that is carried."""
     counts: dict[PoolKey, int] = {}
