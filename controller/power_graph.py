@@ -138,7 +138,7 @@ def _count(domain: str, reach: Mapping[str, Sequence[str]]) -> int:
 
 
 def _fault(name: str, problem: str, remedy: str, nodes: int) -> Fault:
-    effect = f"; its {nodes} nodes take no new replicas" if nodes else ""
+    effect = f"; no new replicas on its nodes ({nodes})" if nodes else ""
     return Fault(
         subject=f"PowerDomain/{name}", field="spec.parents", problem=problem + effect, remedy=remedy, condition=READY
     )

@@ -114,9 +114,9 @@ def _refuse_unreachable_ttft(
             continue
         worst = int(np.argmax(np.where(prompts.service_s + prompts.after_s > slo.limit_s, mix.weight, 0.0)))
         raise pools.Refused(
-            f"prefill of {mix.prompt_tokens[worst]:,.0f} tokens takes {prompts.service_s[worst]:.2f} s on "
-            f"{pools.replica_name(profile)}, {prompts.service_s[worst] + prompts.after_s[worst]:.2f} s to the "
-            f"first token, SLO {slo.limit_s:.2f} s at p{slo.percentile_ratio * 100:g}"
+            f"prefill of {mix.prompt_tokens[worst]:,.0f} tokens takes {1e3 * prompts.service_s[worst]:,.0f} ms on "
+            f"{pools.replica_name(profile)}, {1e3 * (prompts.service_s[worst] + prompts.after_s[worst]):,.0f} ms to the "
+            f"first token, SLO {1e3 * slo.limit_s:,.0f} ms at p{slo.percentile_ratio * 100:g}"
         )
 
 

@@ -141,7 +141,7 @@ def test_two_policies_are_refused(tmp_path: Path) -> None:
     policy = good("FleetPolicy")
     _write(tmp_path, "a.yaml", policy, policy, changed(policy, ("metadata", "name"), "second"))
     assert [error.split(":")[2] for error in _errors(tmp_path)] == [
-        " there is one FleetPolicy and its name is default; rename it to default",
+        " there is one FleetPolicy and its name is default; call it default, or remove it where there is one already",
         " is also in a.yaml",
     ]
 

@@ -57,7 +57,7 @@ def test_a_cycle_is_named_left_out_and_proves_nothing_about_its_nodes() -> None:
     ]
     graph = resolve(specs, NODES)
     assert faults(graph)["PowerDomain/a"] == (
-        "PowerDomain/a spec.parents: cycle a → b → a; its 1 nodes take no new replicas; remove one of these parents"
+        "PowerDomain/a spec.parents: cycle a → b → a; no new replicas on its nodes (1); remove one of these parents"
     )
     assert set(faults(graph)) == {"PowerDomain/a", "PowerDomain/b"}
     assert set(graph.domains) == {"c", "site"}
@@ -92,7 +92,7 @@ def test_what_hangs_below_a_cycle_keeps_its_own_budget_and_takes_nothing_new() -
 def test_an_unknown_parent_is_named() -> None:
     graph = resolve([domain("rack", ("fed-a", "site"), rack="a"), domain("site")], NODES)
     assert faults(graph)["PowerDomain/rack"] == (
-        "PowerDomain/rack spec.parents: there is no PowerDomain fed-a; its 1 nodes take no new replicas; "
+        "PowerDomain/rack spec.parents: there is no PowerDomain fed-a; no new replicas on its nodes (1); "
         "create it or remove it from parents"
     )
     assert graph.of_node["n1"] == ("rack", "site")
