@@ -1,0 +1,29 @@
+"""``penstock explain``: why a service is placed as it is, from manifests, without a cluster."""
+
+from __future__ import annotations
+
+import argparse
+
+from controller.output import add_output_argument, print_output
+from controller.planning import add_folder_arguments, plan_folder
+from solvers.errors import InvalidInput
+from solvers.explain import explain
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("service", metavar="NAMESPACE/NAME", help="the ServedModel to explain")
+    add_folder_arguments(parser)
+    add_output_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan the folder and print why the service got what it got."""
+    planned = plan_folder(args)
+    known = sorted(service.name for service in planned.problem.services)
+    if args.service not in known:
+        remedy = f"planned are {', '.join(known) or 'none'}"
+        raise InvalidInput("service", "", f"names no planned service: {args.service!r}", remedy)
+    explanation = explain(planned.plan, planned.problem, args.service)
+    print_output(args.output, explanation.to_dict(), explanation.text)
+    return 0
