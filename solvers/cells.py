@@ -12,7 +12,7 @@ from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.grouping import Grouping, group_bays
 from solvers.options import Options, PoolOption, Step
-from solvers.penalties import STOP_SHARE, find_penalties
+from solvers.penalties import find_penalties
 from solvers.problem import Policy, Problem
 from solvers.workload import ServedModel
 
@@ -67,11 +67,14 @@ class Cells:
 
     def start_usd_per_hour(self, pools: Ints) -> Floats:
         """Price of starting one replica of each pool."""
-        return self.policy.start_cost_hours * np.array([self.pools[p].price_usd_per_hour for p in pools], dtype=float)
+        return self.policy.start_cost_hours * self._price_usd_per_hour(pools)
 
     def stop_usd_per_hour(self, pools: Ints) -> Floats:
         """Price of stopping one replica of each pool."""
-        return STOP_SHARE * self.start_usd_per_hour(pools)
+        return self.policy.stop_cost_hours * self._price_usd_per_hour(pools)
+
+    def _price_usd_per_hour(self, pools: Ints) -> Floats:
+        return np.array([self.pools[p].price_usd_per_hour for p in pools], dtype=float)
 
     def pool_cells(self) -> tuple[Ints, Ints]:
         return self.cell_pool, np.arange(len(self.cell_pool))

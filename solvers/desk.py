@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.options import CapacityOf, Options, Sizer, find_options
@@ -39,6 +39,18 @@ class Desk:
             wanted=wanted,
         )
 
+    def scaled(self, factor: float) -> Desk:
+        """The same with so many times the demand."""
+        demands = {
+            name: replace(demand, requests_per_s=demand.requests_per_s * factor)
+            for name, demand in self.problem.demands.items()
+        }
+        problem = replace(self.problem, demands=demands)
+        sizer = replace(self.sizer, problem=problem)  # capacities of one replica do not depend on the load
+        options = find_options(problem, sizer, wanted=self.wanted)
+        penalties = find_penalties(problem, options)
+        return replace(self, problem=problem, sizer=sizer, options=options, penalties=penalties)
+
     def worth(self, counts: Counts) -> Worth:
         return weigh(self.problem, self.sizer, self.penalties, counts)
 
@@ -66,9 +78,17 @@ class Desk:
             return False
         return not pack(self.problem, wanted).left
 
-    def repaired(self, counts: Counts) -> Worth:
-        """Keep what fits of the counts and fill what is short; from nothing, this is the greedy plan."""
-        room, base = self.empty_room(), self.allowed(counts)
-        left = room.take_all(base)
-        kept = {key: count - left.get(key, 0) for key, count in base.items()}
-        return self.worth(fill(self.problem, self.sizer, self.options, room, kept))
+    def fitting(self, counts: Counts, room: Room | None = None) -> dict[tuple[PoolKey, str], int]:
+        """Keep what is allowed and has room; it is taken out of ``room``."""
+        base = self.allowed(counts)
+        left = (room or self.empty_room()).take_all(base)
+        return {key: rest for key, count in base.items() if (rest := count - left.get(key, 0)) > 0}
+
+    def repaired(self, counts: Counts, least: Counts | None = None) -> Worth:
+        """Keep what fits of the counts and fill what is short; from nothing, this is the greedy plan.
+
+        Of ``least`` nothing is given up that is not needed.
+        """
+        room = self.empty_room()
+        kept = self.fitting(counts, room)
+        return self.worth(fill(self.problem, self.sizer, self.options, room, kept, least))

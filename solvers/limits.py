@@ -310,7 +310,7 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(12) GPU price and energy of every replica, starts and stops, unserved demand by tier, missing floors; USD per hour."""
+    """(12) GPU price and energy of every replica, starts, stops, unserved demand by tier, missing floors; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],

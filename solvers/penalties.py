@@ -12,9 +12,6 @@ from solvers.problem import Policy, Problem
 FLOOR_WEIGHT = 10.0
 """A missing replica below ``min_replicas`` weighs this many times the highest tier penalty on the dearest replica."""
 
-STOP_SHARE = 0.5
-"""A stop weighs this share of a start: the start that was paid is lost, and demand comes back about as often as not."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Penalties:

@@ -76,18 +76,32 @@ def start_columns(cells: Cells, arrays: Arrays, counts: Counts) -> Floats | None
     """Turn placed counts into a value for every whole column (the others are NaN), None when a pool has no cell."""
     x = np.full(len(arrays.cost), np.nan)
     x[arrays.whole] = 0.0
+    cells_of = cell_counts(cells, counts)
+    if cells_of.sum() < sum(counts.values()):
+        return None
+    x[arrays.columns["replicas"]] = cells_of
+    totals: dict[PoolKey, int] = {}
+    for (pool, _), count in sorted(counts.items()):
+        totals[pool] = totals.get(pool, 0) + count
+    return x if _choose_steps(cells, arrays, totals, x) else None
+
+
+def cell_counts(cells: Cells, counts: Counts) -> Floats:
+    """Add placed counts up by cell; pools placed ``Class`` and what has no cell are left out.
+
+    Returns
+    -------
+    (C,) float
+    """
     group_of = {bay.key: g for g, group in enumerate(cells.grouping.groups) for bay in group.bays}
     pairs = zip(cells.cell_pool, cells.cell_group, strict=True)
     cell_of = {(cells.pools[p].pool, int(g)): c for c, (p, g) in enumerate(pairs)}
-    first = arrays.columns["replicas"].start
-    totals: dict[PoolKey, int] = {}
+    found = np.zeros(len(cells.cell_pool))
     for (pool, location), count in sorted(counts.items()):
         cell = cell_of.get((pool, group_of.get((location, pool.gpu_class), -1)))
-        if cell is None:
-            return None
-        x[first + cell] += count
-        totals[pool] = totals.get(pool, 0) + count
-    return x if _choose_steps(cells, arrays, totals, x) else None
+        if cell is not None:
+            found[cell] += count
+    return found
 
 
 def _choose_steps(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, int], x: Floats) -> bool:

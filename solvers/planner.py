@@ -13,7 +13,15 @@ from solvers.plan import Plan
 from solvers.problem import Problem
 from solvers.search import Search
 from solvers.sizing import replica_capacity
-from solvers.tally import Worth
+from solvers.tally import Worth, best_of
+
+GROWTH_RATIO = 0.05
+"""Demand that a plan carries beyond what is asked when what is in force no longer does: noise of load is no surge."""
+
+SPARE_RATIO = 0.1
+"""Demand that a plan made only to save money must carry beyond what is asked; load swings by as much within minutes."""
+
+STAND_IN = "the solver's plan failed the check, a simpler one stands in"
 
 
 def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: CapacityOf = replica_capacity) -> Plan:
@@ -41,17 +49,56 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
     """
     check_problem(problem)
     desk = Desk.of(problem, capacity_of, previous)
-    kept = [desk.worth(counts) for counts in _in_force(problem, previous) if desk.fits(counts)]
-    repaired = [desk.repaired(counts) for counts in _in_force(problem, previous)]
+    in_force = _in_force(problem, previous)
+    kept = [desk.worth(counts) for counts in in_force if desk.fits(counts)]
+    repaired = [desk.repaired(counts) for counts in in_force]
     search = Search(desk=desk)
-    found = search.run([*kept, *repaired])
+    tried = list(_tried(desk, search, in_force, kept, repaired))
     faults = list(search.faults)
-    for worth, note in _by_preference(desk, kept, repaired, found):
-        plan, violations = search.write(worth, note)
+    for worth, note in (*tried, *((worth, STAND_IN) for worth in (*kept, *repaired, desk.repaired({})))):
+        plan, violations = search.write(worth, (note,) if note else ())
         if not violations:
             return plan
         faults += violations
     raise SolveFailed("no stage led to a sound plan: " + "; ".join(dict.fromkeys(faults)))
+
+
+def _tried(
+    desk: Desk, search: Search, in_force: Sequence[Counts], kept: Sequence[Worth], repaired: Sequence[Worth]
+) -> Iterator[tuple[Worth, str]]:
+    """Counts in the order in which they are tried, with a note on why: what stays, what grows, what is cheapest."""
+    able, is_calm = [worth for worth in kept if not worth.short], desk.problem.policy.min_saving_ratio > 0.0
+    if is_calm and in_force and not able:
+        search.run([*kept, *repaired], lambda bound: True)  # for the bound; the search itself may not be needed
+        if (grown := _grown(desk, in_force[0])) is not None:
+            yield grown, f"made for {GROWTH_RATIO:.0%} more than is asked, so that the next swing of load moves nothing"
+            return
+    found = search.run([*kept, *repaired], lambda bound: any(_is_near(desk, worth, bound) for worth in able))
+    if is_calm and not all(_stays(desk, worth, found) for worth in able):
+        found = best_of([_with_spare(desk, able), *able])
+    for worth in kept:
+        if _stays(desk, worth, found):
+            yield worth, _kept_note(desk, worth, found)
+    yield found, ""
+
+
+def _grown(desk: Desk, counts: Counts) -> Worth | None:
+    """What is in force with the cheapest additions, or what saves enough against that; None when either is short."""
+    roomier = desk.scaled(1.0 + GROWTH_RATIO)
+    base = roomier.fitting(counts)
+    if not base:
+        return None
+    grown = Search(desk=roomier, base=base).run([])
+    found = Search(desk=roomier).run([grown], lambda bound: _is_near(roomier, grown, bound))
+    best = grown if _stays(roomier, grown, found) else found
+    return None if best.short else desk.worth(best.counts)
+
+
+def _with_spare(desk: Desk, able: Sequence[Worth]) -> Worth:
+    """Find the cheapest plan that would carry clearly more than is asked: what stops now is not started again soon."""
+    roomier = desk.scaled(1.0 + SPARE_RATIO)
+    found = Search(desk=roomier).run([], lambda bound: any(_is_near(desk, worth, bound) for worth in able))
+    return desk.worth(found.counts)
 
 
 def _in_force(problem: Problem, previous: Plan | None) -> list[Counts]:
@@ -61,16 +108,10 @@ def _in_force(problem: Problem, previous: Plan | None) -> list[Counts]:
     return [counts for counts in (planned, running) if counts]
 
 
-def _by_preference(
-    desk: Desk, kept: Sequence[Worth], repaired: Sequence[Worth], found: Worth
-) -> Iterator[tuple[Worth, tuple[str, ...]]]:
-    """Counts in the order in which they are tried, with a note on why."""
-    for worth in kept:
-        if _stays(desk, worth, found):
-            yield worth, (_kept_note(desk, worth, found),)
-    yield found, ()
-    for worth in (*kept, *repaired, desk.repaired({})):
-        yield worth, ("the solver's plan failed the check, a simpler one stands in",)
+def _is_near(desk: Desk, worth: Worth, bound: float) -> bool:
+    """True when no plan saves enough against this one, whatever it looks like."""
+    least = desk.problem.policy.min_saving_ratio
+    return not worth.short and worth.paid_usd_per_hour - bound < max(least, 1e-6) * worth.cost_usd_per_hour
 
 
 def _saving_ratio(worth: Worth, found: Worth) -> float:

@@ -9,6 +9,9 @@ from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
 from solvers.workload import Demand, ServedModel
 
+STOP_SHARE = 0.5
+"""A stop weighs this share of a start: demand comes back before it has fallen for good about as often as not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -37,6 +40,11 @@ class Policy:
     tier_penalties: tuple[float, ...] = (60.0, 20.0, 7.0)
     relative_gap: float = 0.01
     time_limit_s: float = 20.0
+
+    @property
+    def stop_cost_hours(self) -> float:
+        """Hours of its GPU price that a stopped replica costs: its start is lost, and may be asked for again."""
+        return STOP_SHARE * self.start_cost_hours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,11 +29,11 @@ class _Block:
 
 
 def fill(
-    problem: Problem, sizer: Sizer, options: Options, room: Room, counts: Counts
+    problem: Problem, sizer: Sizer, options: Options, room: Room, counts: Counts, least: Counts | None = None
 ) -> dict[tuple[PoolKey, str], int]:
     """Add replicas for what is short, tier by tier, always the block that is cheapest per useful request.
 
-    ``room`` is what the counts leave free; it is used up along the way.
+    ``room`` is what the counts leave free; it is used up along the way. Nothing of ``least`` is shaved off.
     """
     grown = dict(counts)
     for service in sorted(problem.services, key=lambda s: (s.tier_rank, s.name)):
@@ -42,7 +42,7 @@ def fill(
         while block := _cheapest_block(problem, sizer, service, options, _totals(grown, service), blocked):
             if _add(block.option, block.replicas, room, grown) < block.replicas:
                 blocked.add((block.option.pool, block.replicas))
-    return _without_waste(problem, sizer, grown)
+    return _without_waste(problem, sizer, grown, least or {})
 
 
 def _totals(counts: Counts, service: ServedModel) -> dict[PoolKey, int]:
@@ -127,18 +127,17 @@ def _carried(option: PoolOption, sizer: Sizer, replicas: int) -> float:
     return sizer.carried(option.pool, option.profile, replicas) if replicas else 0.0
 
 
-def _without_waste(problem: Problem, sizer: Sizer, counts: Counts) -> dict[tuple[PoolKey, str], int]:
+def _without_waste(problem: Problem, sizer: Sizer, counts: Counts, least: Counts) -> dict[tuple[PoolKey, str], int]:
     """Take away replicas that change neither what is served nor a floor: the dearest first, running ones last."""
     kept = dict(counts)
     for service in sorted(problem.services, key=lambda s: s.name):
         totals = _totals(kept, service)
         for pool in sorted(totals, key=lambda p: (-_price(problem, p), p)):
-            while totals.get(pool, 0) and _can_spare(problem, sizer, service, totals, pool):
+            free = [loc for key, loc in kept if key == pool for _ in range(kept[key, loc] - least.get((key, loc), 0))]
+            while free and _can_spare(problem, sizer, service, totals, pool):
+                location = max(free, key=lambda loc: (kept[pool, loc] > problem.running.get((pool, loc), 0), loc))
+                free.remove(location)
                 totals[pool] -= 1
-                location = max(
-                    (loc for key, loc in kept if key == pool and kept[key, loc] > 0),
-                    key=lambda loc: (kept[pool, loc] > problem.running.get((pool, loc), 0), loc),
-                )
                 kept[pool, location] -= 1
     return {key: count for key, count in sorted(kept.items()) if count > 0}
 

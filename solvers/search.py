@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cvxpy as cp
 import numpy as np
@@ -11,59 +11,70 @@ import numpy as np
 from solvers.assemble import Prices, assemble, read_prices
 from solvers.bound import dual_bound
 from solvers.cells import Cells, Floats, build_cells
+from solvers.compose import Composer, Enough
 from solvers.desk import Desk
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.options import find_options, step_at
-from solvers.packing import pack
-from solvers.places import Placed, place, start_columns
+from solvers.packing import Counts, pack
+from solvers.places import Placed, cell_counts, place, start_columns
 from solvers.plan import Plan
 from solvers.relax import Arrays, Solution, solve_linear, solve_whole, state
 from solvers.rounding import fill
 from solvers.shortage import reasons_by_service
-from solvers.tally import Worth
+from solvers.tally import CLEAR_SHARE, Worth, best_of
 from solvers.tiers import protect_higher_tiers
 from solvers.verify import verify
 
 MOST_ROUNDS = 4
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
 NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
+SMALL = 150  # whole columns of a model that the solver searches through in no time
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
 SOLVER_FAULTS = (SolveFailed, cp.error.SolverError, ArithmeticError, ValueError, RuntimeError)
 
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """State of a search. ``bound_usd_per_hour`` only rises, from 0: nothing pays for itself. ``faults`` only grow."""
+    """State of a search. ``bound_usd_per_hour`` only rises, from 0: nothing pays for itself. ``faults`` only grow.
+
+    ``base`` is what every plan in question holds at least: a search that only extends it.
+    """
 
     desk: Desk
+    base: Counts = field(default_factory=dict)
     bound_usd_per_hour: float = 0.0
     prices: Prices = field(default_factory=Prices)
     rounds: int = 0
     is_protected: bool = False
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    composer: Composer | None = None
     refined: dict[PoolKey, set[int]] = field(default_factory=dict)
 
-    def run(self, starts: Sequence[Worth]) -> Worth:
-        """Return the best counts found. Never raises: what fails is noted, and the greedy plan remains."""
-        best = min([*starts, self.desk.repaired({})], key=_value)
+    def run(self, starts: Sequence[Worth], is_enough: Enough = lambda bound: False) -> Worth:
+        """Return the best counts found. Never raises: what fails is noted, and the greedy plan remains.
+
+        Parameters
+        ----------
+        is_enough : callable
+            Told a bound on the objective of every plan; True ends the search, as nothing found would be of use.
+        """
+        best = best_of([*starts, self.desk.repaired(self.base, self.base)])
         if not self.desk.problem.services:  # nothing is asked, so nothing is placed; there is no model to state
             best = self.desk.repaired({})
             self._raise_bound(best.objective_usd_per_hour)
             return best
         while self.rounds < MOST_ROUNDS:
             try:
-                found, narrower = self._round(best)
+                found, narrower = self._round(best, is_enough)
             except SOLVER_FAULTS as fault:
                 self.faults.append(f"round {self.rounds + 1}: {fault}")
                 self.notes.append(f"solver failed in round {self.rounds + 1}, the best plan so far stands")
                 break
             self.rounds += 1
-            if self.is_protected:
-                return found  # worth less by weight, and right by tier
-            best = min(best, found, key=_value)
-            if self._proved(best) or not narrower:
+            best = best_of([best, found])
+            if self._proved(best) or is_enough(self.bound_usd_per_hour) or not narrower:
                 break
         return best
 
@@ -71,38 +82,81 @@ class Search:
         gap = worth.objective_usd_per_hour - self.bound_usd_per_hour
         return gap <= self.desk.problem.policy.relative_gap * abs(worth.objective_usd_per_hour)
 
-    def _round(self, best: Worth) -> tuple[Worth, bool]:
+    def _round(self, best: Worth, is_enough: Enough) -> tuple[Worth, bool]:
         """Solve once; says too whether narrower size steps could still change something."""
         cells = self._cells()
-        arrays = state(cells)
+        arrays, least = self._based(cells, state(cells))
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
-        self.prices = read_prices(cells, arrays, _given(relaxed.duals))
-        self._raise_bound(dual_bound(arrays, _given(relaxed.duals)))
-        if self._proved(best) and not best.short:  # a short plan's tiers are looked at below
+        duals = _given(relaxed.duals)
+        self.prices = read_prices(cells, arrays, duals)
+        self._raise_bound(dual_bound(arrays, duals))
+        composer = Composer.of(cells, arrays, self.desk.sizer, gap=self._gap(), seconds=self._seconds(), least=least)
+        if composer is not None:
+            self._raise_bound(
+                composer.bound(duals, arrays, lambda bound: is_enough(bound) or self._proved_by(best, bound))
+            )
+        if is_enough(self.bound_usd_per_hour) or (self._proved(best) and not best.short):  # tiers are looked at below
             return best, False
+        lean, few = self._lean(cells, arrays, composer, best)
         try:
-            whole = self._solve(cells, arrays, best)
+            whole = self._solve(lean, few, best, is_all=few is arrays)
         except SOLVER_FAULTS as fault:
             self.faults.append(f"whole replicas: {fault}")
             self.notes.append("whole-replica solve failed, the relaxation was rounded down and filled")
             return self._settled(cells, np.floor(relaxed.x + 1e-6), arrays), False
-        found = self._settled(cells, whole.x, arrays)
-        return found, self._narrow(cells, arrays, whole.x)
+        found = self._settled(lean, whole.x, few)
+        if composer is not None and self.is_protected:
+            self.bound_usd_per_hour = max(self.bound_usd_per_hour, self._ordered_bound(composer, duals, arrays, found))
+        return found, self._narrow(lean, few, whole.x) and not self.is_protected
 
-    def _solve(self, cells: Cells, arrays: Arrays, best: Worth) -> Solution:
+    def _proved_by(self, best: Worth, bound: float) -> bool:
+        value = best.objective_usd_per_hour
+        return not best.short and value - bound <= self.desk.problem.policy.relative_gap * abs(value)
+
+    def _based(self, cells: Cells, arrays: Arrays) -> tuple[Arrays, dict[int, int]]:
+        """Ask for at least the replicas of the base in every cell."""
+        least = {c: n for c, n in enumerate(cell_counts(cells, self.base)) if n > 0}
+        lower = arrays.lower.copy()
+        for cell, count in least.items():
+            column = arrays.columns["replicas"].start + cell
+            lower[column] = min(float(count), arrays.upper[column])
+        return replace(arrays, lower=lower), least
+
+    def _lean(self, cells: Cells, arrays: Arrays, composer: Composer | None, best: Worth) -> tuple[Cells, Arrays]:
+        """Leave out pools that no way uses, where the whole model is too large to be searched through."""
+        if composer is None or arrays.whole.sum() <= SMALL:
+            return cells, arrays
+        only = composer.pools() | {pool for pool, _ in best.counts} | {pool for pool, _ in self.base}
+        lean = self._cells(only)
+        return lean, self._based(lean, state(lean))[0]
+
+    def _ordered_bound(self, composer: Composer, duals: Floats, arrays: Arrays, found: Worth) -> float:
+        """Bound the plans that keep every tier but the last as well off as the one found."""
+        ranks = np.array([service.tier_rank for service in composer.cells.services])
+        held = [
+            (np.flatnonzero(ranks == rank), lacks + CLEAR_SHARE * found.demand_usd_by_tier[rank])
+            for rank, lacks in sorted(found.lacking_usd_by_tier.items())[:-1]
+        ]
+        return composer.bound(duals, arrays, lambda bound: False, held)
+
+    def _solve(self, cells: Cells, arrays: Arrays, best: Worth, *, is_all: bool) -> Solution:
         start = start_columns(cells, arrays, best.counts)
         whole = self._whole(arrays, start)
-        self._raise_bound(whole.bound)
+        if is_all:
+            self._raise_bound(whole.bound)
         protected = protect_higher_tiers(cells, arrays, whole, lambda changed, x: self._whole(changed, x))
         if protected is not whole:
             self.is_protected = True
             self.notes.append("a lower tier gave way: the weights alone would have left a higher tier short")
         return protected
 
+    def _gap(self) -> float:
+        return SOLVER_GAP * self.desk.problem.policy.relative_gap
+
     def _whole(self, arrays: Arrays, start: Floats | None) -> Solution:
         return solve_whole(
             arrays,
-            relative_gap=SOLVER_GAP * self.desk.problem.policy.relative_gap,
+            relative_gap=self._gap(),
             time_limit_s=self._seconds(),
             node_limit=max(50, int(NODE_WORK / max(1, arrays.whole.sum()) ** 1.5)),
             start=start,
@@ -116,13 +170,13 @@ class Search:
         if np.isfinite(bound):
             self.bound_usd_per_hour = max(self.bound_usd_per_hour, bound)
 
-    def _cells(self) -> Cells:
+    def _cells(self, only: Collection[PoolKey] | None = None) -> Cells:
         options = self.desk.options
         if self.refined:
             options = find_options(self.desk.problem, self.desk.sizer, refined=self.refined, wanted=self.desk.wanted)
-        cells = build_cells(self.desk.problem, options)
+        cells = build_cells(self.desk.problem, options, only=only)
         if len(cells.cell_pool) > SPLIT_CELLS:
-            cells = build_cells(self.desk.problem, options, split_running=False)
+            cells = build_cells(self.desk.problem, options, split_running=False, only=only)
         return cells
 
     def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
@@ -135,8 +189,8 @@ class Search:
             counts[key] -= count
         desk = self.desk
         as_placed = desk.worth(counts)
-        filled = desk.worth(fill(desk.problem, desk.sizer, desk.options, placed.room, counts))
-        return min(as_placed, filled, key=_value)
+        filled = desk.worth(fill(desk.problem, desk.sizer, desk.options, placed.room, counts, self.base))
+        return best_of([as_placed, filled])
 
     def _placed_bay_by_bay(self, cells: Cells, placed: Placed) -> Placed:
         only = {pool for pool, _ in placed.counts} | self.desk.wanted
@@ -177,10 +231,6 @@ class Search:
             reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
         )
         return plan, verify(plan, self.desk.problem)
-
-
-def _value(worth: Worth) -> float:
-    return worth.objective_usd_per_hour
 
 
 def _given(duals: Floats | None) -> Floats:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
 from solvers.options import Sizer
 from solvers.packing import Counts
-from solvers.penalties import STOP_SHARE, Penalties
+from solvers.penalties import Penalties
 from solvers.power import extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity
@@ -35,14 +35,17 @@ class PoolWorth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worth:
-    """Counts with all that follows from them; ``served_per_s`` and ``missing`` (replicas below floors) by service."""
+    """Counts with all that follows from them; ``served_per_s`` and ``missing`` (replicas below floors) by service.
+
+    ``lacking_usd_by_tier`` is the penalty of both, ``demand_usd_by_tier`` that of a tier's whole demand unserved.
+    """
 
     counts: Counts
     pools: tuple[PoolWorth, ...]
     demand_per_s: Mapping[str, float]
     served_per_s: Mapping[str, float]
     missing: Mapping[str, int]
-    unserved_usd_by_tier: Mapping[int, float]
+    lacking_usd_by_tier: Mapping[int, float]
     demand_usd_by_tier: Mapping[int, float]
     cost_usd_per_hour: float
     churn_usd_per_hour: float
@@ -66,16 +69,30 @@ class Worth:
         return self.cost_usd_per_hour + self.churn_usd_per_hour
 
     def serves_no_less_than(self, other: Worth) -> bool:
-        """True when no tier is shorter here, or a higher tier is clearly better off; read from the top."""
-        if sum(self.missing.values()) != sum(other.missing.values()):
-            return sum(self.missing.values()) < sum(other.missing.values())
-        for rank, mine in sorted(self.unserved_usd_by_tier.items()):
-            theirs = other.unserved_usd_by_tier[rank]
+        """True when no tier lacks more here, or a higher tier clearly lacks less; read from the top."""
+        for rank, mine in sorted(self.lacking_usd_by_tier.items()):
+            theirs = other.lacking_usd_by_tier[rank]
             if mine > theirs * (1.0 + SAME_SHORTAGE) + 1e-6:
                 return False
             if mine < theirs - CLEAR_SHARE * self.demand_usd_by_tier[rank] - SAME_SHORTAGE * theirs:
                 return True
         return True
+
+    def is_better_than(self, other: Worth) -> bool:
+        """True when the first tier that clearly differs lacks less here, or none differs and the objective is lower."""
+        for rank, mine in sorted(self.lacking_usd_by_tier.items()):
+            theirs = other.lacking_usd_by_tier[rank]
+            if abs(mine - theirs) > CLEAR_SHARE * self.demand_usd_by_tier[rank] + 1e-6:
+                return mine < theirs
+        return self.objective_usd_per_hour < other.objective_usd_per_hour
+
+
+def best_of(worths: Sequence[Worth]) -> Worth:
+    """Choose the best, the first among equals."""
+    best = worths[0]
+    for worth in worths[1:]:
+        best = worth if worth.is_better_than(best) else best
+    return best
 
 
 def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) -> Worth:
@@ -93,17 +110,19 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
     missing = {service.name: _missing(service, totals[service.name]) for service in problem.services}
     whole = {s: penalties.unserved_usd_per_hour[s] for s in served}
     unserved = {s: whole[s] * (1.0 - served[s] / rate) if rate > 0.0 else 0.0 for s, rate in demands.items()}
+    floor = penalties.floor_usd_per_hour
+    lacking = {s: unserved[s] + floor * missing[s] for s in served}
     return Worth(
         counts=kept,
         pools=tuple(sorted(pools, key=lambda w: w.pool)),
         demand_per_s=demands,
         served_per_s=served,
         missing=missing,
-        unserved_usd_by_tier=_by_tier(problem, unserved),
+        lacking_usd_by_tier=_by_tier(problem, lacking),
         demand_usd_by_tier=_by_tier(problem, whole),
         cost_usd_per_hour=sum(worth.cost_usd_per_hour for worth in pools),
         churn_usd_per_hour=_churn_usd_per_hour(problem, kept),
-        penalty_usd_per_hour=sum(unserved.values()) + penalties.floor_usd_per_hour * sum(missing.values()),
+        penalty_usd_per_hour=sum(lacking.values()),
     )
 
 
@@ -189,13 +208,23 @@ def _missing(service: ServedModel, totals: Mapping[PoolKey, int]) -> int:
 
 
 def _churn_usd_per_hour(problem: Problem, counts: Counts) -> float:
-    """Starts and stops against what runs. What runs for nobody we plan for is not ours to price."""
-    planned = {service.name for service in problem.services}
+    """Starts and stops against what runs; what runs for nobody we plan for, or on unknown GPUs, has no price."""
     changes = {key: count - problem.running.get(key, 0) for key, count in counts.items()}
-    changes |= {key: -now for key, now in problem.running.items() if key not in counts and key[0].service in planned}
-    return problem.policy.start_cost_hours * sum(
-        (change if change > 0 else -STOP_SHARE * change)
+    changes |= {key: -now for key, now in priced_running(problem).items() if key not in counts}
+    start, stop = problem.policy.start_cost_hours, problem.policy.stop_cost_hours
+    return sum(
+        (start * change if change > 0 else -stop * change)
         * pool.config.gpus
         * problem.gpu_classes[pool.gpu_class].price_usd_per_hour
         for (pool, _), change in sorted(changes.items())
     )
+
+
+def priced_running(problem: Problem) -> dict[tuple[PoolKey, str], int]:
+    """What runs for planned services on known GPU classes."""
+    planned = {service.name for service in problem.services}
+    return {
+        key: now
+        for key, now in sorted(problem.running.items())
+        if key[0].service in planned and key[0].gpu_class in problem.gpu_classes
+    }

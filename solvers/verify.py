@@ -249,13 +249,17 @@ def _watts(plan: Plan, problem: Problem) -> Iterator[str]:
         yield f"watts[{name}]: planned and existing domains differ"
 
 
-def _starts_usd_per_hour(plan: Plan, problem: Problem) -> float:
-    return problem.policy.start_cost_hours * sum(
-        max(0, row.replicas - problem.running.get((row.pool, row.location), 0))
-        * row.pool.config.gpus
-        * problem.gpu_classes[row.pool.gpu_class].price_usd_per_hour
-        for row in plan.placements
-    )
+def _churn_usd_per_hour(plan: Plan, problem: Problem) -> float:
+    """Starts and stops of planned services on known GPU classes, at the policy's hours of their GPU price."""
+    policy, planned = problem.policy, {service.name for service in problem.services}
+    wanted = {(row.pool, row.location): row.replicas for row in plan.placements}
+    known = {key for key in problem.running if key[0].service in planned and key[0].gpu_class in problem.gpu_classes}
+    total = 0.0
+    for pool, location in sorted({*wanted, *known}):
+        change = wanted.get((pool, location), 0) - problem.running.get((pool, location), 0)
+        hours = policy.start_cost_hours * change if change > 0 else -policy.stop_cost_hours * change
+        total += hours * pool.config.gpus * problem.gpu_classes[pool.gpu_class].price_usd_per_hour
+    return total
 
 
 def _objective(plan: Plan, problem: Problem) -> Iterator[str]:
@@ -263,11 +267,11 @@ def _objective(plan: Plan, problem: Problem) -> Iterator[str]:
     cost = sum(pool.cost_usd_per_hour for pool in plan.pools)
     if not _close(report.cost_usd_per_hour, cost, MONEY_USD_PER_HOUR):
         yield f"cost: said {report.cost_usd_per_hour:.6f} USD/h, pools sum to {cost:.6f}"
-    paid = cost + _starts_usd_per_hour(plan, problem)
+    paid = cost + _churn_usd_per_hour(plan, problem)
     penalty = report.objective_usd_per_hour - paid
     lacks = plan.is_short or any(_floors_missing(plan, problem))
     if penalty < -max(MONEY_USD_PER_HOUR, RELATIVE * paid) or (not lacks and not _close(penalty + paid, paid, 1e-4)):
-        yield f"objective: said {report.objective_usd_per_hour:.6f} USD/h, cost and starts are {paid:.6f}"
+        yield f"objective: said {report.objective_usd_per_hour:.6f} USD/h, cost and churn are {paid:.6f}"
     yield from _certificate(plan, problem)
 
 

@@ -218,6 +218,9 @@ def value(case: Tiny, counts: dict[tuple[PoolKey, str], int], penalties: Penalti
         price = problem.gpu_classes[pool.gpu_class].price_usd_per_hour
         total += n * pool.config.gpus * (price + POLICY.energy_usd_per_kilowatt_hour * (watts + 50.0) / 1000.0)
         total += max(0, n - problem.running.get((pool, where), 0)) * 0.05 * price * pool.config.gpus
+    for (pool, where), now in problem.running.items():
+        price = problem.gpu_classes[pool.gpu_class].price_usd_per_hour
+        total += max(0, now - counts.get((pool, where), 0)) * 0.025 * price * pool.config.gpus
     for service in problem.services:
         sizes: dict[PoolKey, int] = {}
         for (pool, _), n in counts.items():
