@@ -98,10 +98,10 @@ def _loss(start_s: float, seconds: float) -> Incident:
 
 
 FULL = Script(
-    time_scale=20.0,
-    duration_s=3200.0,
+    time_scale=12.0,
+    duration_s=2040.0,
     traffic=TRAFFIC,
-    incidents=(_surge(600.0, 600.0, 1.8), _cut(1500.0, 600.0, 8000), _loss(2400.0, 800.0)),
+    incidents=(_surge(300.0, 500.0, 1.8), _cut(1000.0, 480.0, 8000), _loss(1500.0, 540.0)),
 )
 SHORT = Script(
     time_scale=20.0,
