@@ -4,6 +4,10 @@ A watch never reports what vanished while it was blind: after a relist of its ow
 that are gone stay as ghosts. So every kind is also listed here, regularly and after every such event, and what the
 list lacks is dropped unless it is newer than the list. Nobody acts on a cache that is not ``is_settled``.
 
+The first pass of a watch is no such event: it repeats, object by object, a list that ours came just before. Meanwhile
+our own list is the truth, renewed often because typed events queue behind thousands of untyped ones; when the pass has
+been quiet for a while, one more list drops what went between the two.
+
 Resource versions order events: per-object deliveries may overtake each other when a name is used again at once.
 """
 
@@ -21,6 +25,8 @@ from controller.kinds import KINDS, Body, Kind, ObjectRecord, PlanRecord, Record
 from controller.records import DeploymentRecord, NodeRecord, PodRecord
 
 QUIET_S = 0.3  # events of one relist follow each other closely; list once, after the last of them
+PASS_QUIET_S = 5.0  # the first pass of a watch is over; a busy process may well stall for a second or two
+PASS_RELIST_S = 15.0  # age at which a list is renewed while the first pass goes on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +51,8 @@ class _Shelf:
     suspected_at_s: float = 0.0
     listed_at_s: float = float("-inf")
     list_version: int = 0
+    passed: set[str] | None = None  # keys that the watch's first pass has brought; None when it is over
+    passed_at_s: float = 0.0  # when the watch began, or the first pass last brought something
 
 
 class Cache:
@@ -71,17 +79,31 @@ class Cache:
         self._on_change, self._relist_s, self._clock = on_change, relist_s, clock
         self._changed = threading.Condition(threading.RLock())
 
+    def begin_pass(self) -> None:
+        """Expect the first pass of watches that begin now; ours must be listed before anybody acts, as ever."""
+        with self._changed:
+            for shelf in self._shelves.values():
+                shelf.passed, shelf.passed_at_s = set(), self._clock()
+
     def see(self, kind: str, event_type: str | None, body: Body) -> None:
         """Take one watch event; no type means that the watch begins anew and may have missed deletions."""
         shelf, key, version = self._shelves[kind], key_of(body), version_of(body)
         record = None if event_type == "DELETED" else self._kinds[kind].reduce(body)
         with self._changed:
-            if event_type is None:
+            is_blind = event_type is None and not self._is_of_pass(shelf, key)
+            if is_blind:
                 shelf.suspicions += 1
                 shelf.suspected_at_s = self._clock()
+            elif event_type is not None and not shelf.passed:
+                shelf.passed = None  # there was nothing to pass: typed events come after all untyped ones
             changed = self._put(shelf, key, version, record)
-        if changed or event_type is None:
+        if changed or is_blind:
             self._on_change(kind)
+
+    def wrote(self, kind: str, body: Body) -> None:
+        """Take in what the API server answered to a write of ours, before the watch tells of it."""
+        with self._changed:
+            self._put(self._shelves[kind], key_of(body), version_of(body), self._kinds[kind].reduce(body))
 
     def suspect(self, kind: str) -> None:
         """Trust a kind no more until it was listed again."""
@@ -126,11 +148,12 @@ class Cache:
         """List one kind and drop what the list lacks and is not newer than it."""
         shelf = self._shelves[kind]
         with self._changed:
-            answered = shelf.suspicions
+            answered, ends_pass = shelf.suspicions, self._is_quiet(shelf)
         listed, list_version = self._fetch(self._kinds[kind], client)
         with self._changed:
             changed = self._replace(shelf, listed, list_version)
             shelf.settled, shelf.listed_at_s, shelf.list_version = answered, self._clock(), list_version
+            shelf.passed = None if ends_pass else shelf.passed
         if changed:
             self._on_change(kind)
 
@@ -170,7 +193,21 @@ class Cache:
         now_s = self._clock()
         if shelf.settled != shelf.suspicions:
             return now_s - shelf.suspected_at_s >= QUIET_S or shelf.settled == 0
+        if shelf.passed:
+            return self._is_quiet(shelf) or now_s - shelf.listed_at_s >= min(PASS_RELIST_S, self._relist_s)
         return now_s - shelf.listed_at_s >= self._relist_s
+
+    def _is_quiet(self, shelf: _Shelf) -> bool:
+        return self._clock() - shelf.passed_at_s >= PASS_QUIET_S
+
+    def _is_of_pass(self, shelf: _Shelf, key: str) -> bool:
+        """Say whether an untyped event is of the first pass, and note it; an object that comes again ends the pass."""
+        if shelf.passed is None or key in shelf.passed:
+            shelf.passed = None
+            return False
+        shelf.passed.add(key)
+        shelf.passed_at_s = self._clock()
+        return True
 
     def _put(self, shelf: _Shelf, key: str, version: int, record: Record | None) -> bool:
         """Take one object's newest state; older news than what is known changes nothing."""

@@ -168,7 +168,7 @@ class Operator:
             log.exception("a turn broke; the next one begins anew")
             self.metrics.turn_ended(None, (), "failed", time.monotonic() - began_s, time.time())
             return self.cycle.tick_s(parse_specs({}))
-        return self.cycle.tick_s(report.sight.specs)
+        return self.cycle.pause_s(report.sight)
 
     def _solved(self, result: str, took_s: float) -> None:
         self.metrics.solve_ended(result, took_s)

@@ -131,7 +131,7 @@ class DeploymentTargets:
         if record is None or _is_outdated(record, body):
             count = {"replicas": record.replicas if record else 0} if is_new else {}
             made = self._client.apply(path, {**body, "spec": {**body["spec"], **count}})
-            self._cache.see("Deployment", "MODIFIED", made)
+            self._cache.wrote("Deployment", made)
         return is_new
 
     def _record(self, place: Place) -> DeploymentRecord | None:

@@ -126,6 +126,7 @@ class Watch:
             self._cache.suspect_all()
 
     async def _operate(self) -> None:
+        self._cache.begin_pass()
         try:
             await kopf.operator(
                 registry=make_registry(self._cache, self._transport),

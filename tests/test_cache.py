@@ -117,6 +117,89 @@ def test_what_vanished_while_the_watch_was_blind_leaves_no_ghost() -> None:
     assert names(cache) == ["b"]
 
 
+def test_the_first_pass_of_a_watch_unsettles_nothing_and_one_list_at_its_end_drops_ghosts() -> None:
+    cache, server, clock, changes = make_cache()
+    for name in "abc":
+        server.put(name)
+    cache.refresh(server)
+    cache.begin_pass()
+    changes.clear()
+    server.remove("a")  # between our list and the watch's own: nobody tells
+    for name in "bc":
+        clock.now_s += 2.0
+        cache.see("Pod", None, server.bodies[name])
+        assert cache.is_settled()
+        assert (cache.due(), changes) == ((), []), "what our list holds already is no news"
+    clock.now_s += 5.0
+    cache.refresh(server)
+    assert (server.lists, names(cache)) == (2, ["b", "c"])
+    cache.see("Pod", None, server.put("d"))
+    assert not cache.is_settled(), "the pass is over: this is a watch that begins anew"
+
+
+def test_an_object_that_comes_twice_without_a_type_says_that_the_watch_was_blind() -> None:
+    cache, server, _, _ = make_cache()
+    server.put("a")
+    cache.refresh(server)
+    cache.begin_pass()
+    cache.see("Pod", None, server.bodies["a"])
+    assert cache.is_settled()
+    cache.see("Pod", None, server.bodies["a"])
+    assert not cache.is_settled()
+
+
+def test_a_pass_over_nothing_ends_with_the_first_typed_event() -> None:
+    cache, server, _, _ = make_cache()
+    cache.refresh(server)
+    cache.begin_pass()
+    cache.see("Pod", "ADDED", server.put("a"))
+    server.remove("a")
+    cache.see("Pod", None, server.put("b"))
+    assert not cache.is_settled()
+
+
+def test_a_long_first_pass_does_not_age_our_list() -> None:
+    cache, server, clock, _ = make_cache()
+    for number in range(20):
+        server.put(str(number))
+    cache.refresh(server)
+    cache.begin_pass()
+    for number in range(20):
+        clock.now_s += 4.0
+        cache.see("Pod", None, server.bodies[str(number)])
+        cache.refresh(server)
+        assert cache.is_settled()
+    assert server.lists == 6, "every 15 s or so while the pass goes on"
+
+
+def test_news_in_the_first_pass_are_taken_in() -> None:
+    cache, server, _, changes = make_cache()
+    server.put("a")
+    cache.refresh(server)
+    cache.begin_pass()
+    changes.clear()
+    cache.see("Pod", None, server.put("b"))
+    assert (names(cache), changes) == (["a", "b"], ["Pod"])
+
+
+def test_watches_that_were_interrupted_are_distrusted_until_a_list_and_then_pass_again() -> None:
+    cache, server, _, _ = make_cache()
+    server.put("a")
+    cache.refresh(server)
+    cache.suspect_all()
+    cache.begin_pass()
+    cache.see("Pod", None, server.bodies["a"])
+    assert not cache.is_settled()
+    cache.refresh(server)
+    assert cache.is_settled()
+
+
+def test_our_own_write_is_known_at_once_and_wakes_nobody() -> None:
+    cache, server, _, changes = make_cache()
+    cache.wrote("Pod", server.put("a"))
+    assert (names(cache), changes) == (["a"], [])
+
+
 def test_a_list_waits_until_the_events_of_a_relist_are_quiet() -> None:
     cache, server, clock, _ = make_cache()
     cache.refresh(server)
