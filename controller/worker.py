@@ -48,7 +48,8 @@ class SolverWorker:
         self._memory_bytes, self._solver = memory_bytes, solver
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
-        self._busy = threading.Lock()
+        self._busy, self._life = threading.Lock(), threading.Lock()
+        self._is_stopped = False
         self.restarts = 0
 
     def solve(self, problem: Problem, previous: Plan | None = None, deadline_s: float = 60.0) -> Plan:
@@ -75,15 +76,13 @@ class SolverWorker:
             self._busy.release()
 
     def stop(self) -> None:
-        """Kill the child, whatever it does."""
-        process, pipe = self._process, self._pipe
-        self._process = self._pipe = None
-        if process is not None:
-            process.kill()
-            process.join()
-            process.close()
-        if pipe is not None:
-            pipe.close()
+        """Kill the child, whatever it does; a solve in flight fails, and none is begun any more."""
+        with self._life:
+            self._is_stopped = True
+            if self._process is not None:
+                self._process.kill()
+        with self._busy:  # the one who waits for the answer sees the end of the pipe, and may still use it until then
+            self._end()
 
     @property
     def pid(self) -> int | None:
@@ -110,24 +109,38 @@ class SolverWorker:
 
     def _ready_pipe(self) -> Connection:
         if self._pipe is None or self._process is None or not self._process.is_alive():
-            self.stop()
-            self._start()
-        assert self._pipe is not None
+            self._end()
+            self._pipe = self._start()
         return self._pipe
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._process = context.Process(
-            target=serve, args=(theirs, self._solver, self._memory_bytes), name="penstock-solver", daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self._pipe = ours
+    def _start(self) -> Connection:
+        with self._life:
+            if self._is_stopped:
+                raise SolveFailed("the solver was stopped")
+            context = multiprocessing.get_context("spawn")
+            ours, theirs = context.Pipe()
+            self._process = context.Process(
+                target=serve, args=(theirs, self._solver, self._memory_bytes), name="penstock-solver", daemon=True
+            )
+            self._process.start()
+            theirs.close()
+            return ours
 
     def _replace(self) -> None:
-        self.restarts += 1
-        self.stop()
+        self.restarts += not self._is_stopped
+        self._end()
+
+    def _end(self) -> None:
+        """Kill the child, if there is one, and forget it."""
+        with self._life:
+            process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join()
+            process.close()
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
 
     def _exit_code(self) -> int | None:
         if self._process is None:

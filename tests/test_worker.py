@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -117,3 +118,23 @@ def test_stopping_leaves_no_process(make: Callable[[Solver], SolverWorker]) -> N
     pid = worker.pid
     worker.stop()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_stopping_ends_a_solve_in_flight_and_begins_none(make: Callable[[Solver], SolverWorker]) -> None:
+    worker, failed = make(hang_once), list[str]()
+
+    def solve() -> None:
+        with pytest.raises(SolveFailed) as caught:
+            worker.solve(EMPTY, deadline_s=300.0)
+        failed.append(str(caught.value))
+
+    thread = threading.Thread(target=solve)
+    thread.start()
+    wait_until(lambda: worker.pid is not None, "the child")
+    worker.stop()
+    thread.join(timeout=20.0)
+    assert len(failed) == 1
+    assert (worker.pid, worker.restarts) == (None, 0)
+    with pytest.raises(SolveFailed, match="was stopped"):
+        worker.solve(EMPTY)
+    assert worker.pid is None
