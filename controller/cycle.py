@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from controller.cache import Cache, CacheView
+from controller.cache import QUIET_S, Cache, CacheView
 from controller.client import ApiError, KubeClient, NotFound, Unreachable
-from controller.decide import Decider
+from controller.decide import TIME_HAS_COME, Decider
 from controller.election import Elector
 from controller.events import Recorder
 from controller.history import PlanHistory
@@ -26,6 +26,7 @@ from controller.schema import Management, Mode
 from controller.settings import Settings
 from controller.specs import Specs, parse_specs
 from controller.statuses import StatusWriter, render_statuses
+from controller.story import Story
 from controller.targets import DeploymentTargets, Outcome
 from controller.telemetry import ServiceTarget, TelemetryReader
 from controller.turn import Decision, Report, Sight, Turn
@@ -40,6 +41,8 @@ from solvers.rollout import Scale, next_step
 from solvers.rollout_chains import carried_requests_per_s
 
 log = logging.getLogger("penstock.cycle")
+
+UNLISTED = "the watches began anew; waiting for a list of our own"
 
 
 class Cycle:
@@ -71,6 +74,8 @@ class Cycle:
         self._history, self._targets = PlanHistory(client), DeploymentTargets(client, cache)
         self._statuses, self._recorder = StatusWriter(client), Recorder(client)
         self._parsed: tuple[object, Specs] | None = None
+        self._last_sight: Sight | None = None
+        self._story = Story()
         self._lacks_kind = False
         self.latest: Turn | None = None
         self.unseen_because = "the cluster was not looked at yet"
@@ -99,8 +104,14 @@ class Cycle:
 
     def look(self) -> Sight:
         """See the cluster and the telemetry; say when what is seen cannot be relied on."""
-        now_s = self._clock()
-        blind_because = self._refresh()
+        now_s, blind_because = self._clock(), self._refresh()
+        self.unseen_because = "" if self.unseen_because == "" else blind_because
+        if blind_because and self._last_sight is not None:  # nothing may be done on it, so leave time to the watches
+            return replace(self._last_sight, now_s=now_s, blind_because=blind_because)
+        self._last_sight = self._see(now_s, blind_because)
+        return self._last_sight
+
+    def _see(self, now_s: float, blind_because: str) -> Sight:
         view = self._cache.view()
         specs = self._parse(view)
         self._telemetry.look_for(map(_target, specs.served_models), self.tick_s(specs))
@@ -116,7 +127,6 @@ class Cycle:
             now_s,
             previous_demands=self._decider.previous_demands(),
         )
-        self.unseen_because = "" if self.unseen_because == "" else blind_because
         return Sight(
             now_s=now_s,
             view=view,
@@ -147,7 +157,7 @@ class Cycle:
         if sight.blind_because or not self._telemetry.has_read:
             return
         if reason := self._decider.why_now(sight.observation, self.decision_s(sight.specs)):
-            log.info("deciding: %s", reason)
+            log.log(logging.DEBUG if reason == TIME_HAS_COME else logging.INFO, "deciding: %s", reason)
             self._decider.begin(sight.observation.problem)
 
     def doubt(self, sight: Sight) -> tuple[str, ...]:
@@ -187,6 +197,7 @@ class Cycle:
     def tell(self, report: Report, took_s: float) -> None:
         """Report to metrics, and as the leader to statuses, Events and history."""
         sight, decision = report.sight, report.decision
+        self._story.tell(report)
         plan = decision.plan if decision else None
         balances = balance(sight.observation.snapshot, plan, sight.observation.node_draw_watts)
         self._metrics.turn_ended(report, balances, _result(report), took_s, sight.now_s)
@@ -207,6 +218,10 @@ class Cycle:
         """Pause between turns."""
         return self._settings.tick_s or specs.policy.tick_s
 
+    def pause_s(self, sight: Sight) -> float:
+        """Pause until the next turn unless something wakes the loop; a list that is all we wait for is soon due."""
+        return QUIET_S if sight.blind_because == UNLISTED else self.tick_s(sight.specs)
+
     def decision_s(self, specs: Specs) -> float:
         """Pause between decisions."""
         return self._settings.decision_s or specs.policy.decision_s
@@ -225,7 +240,7 @@ class Cycle:
         elif self._lacks_kind:
             self._watch.renew()
         self._lacks_kind = False
-        return "" if self._cache.is_settled() else "the watches began anew; waiting for a list of our own"
+        return "" if self._cache.is_settled() else UNLISTED
 
     def _parse(self, view: CacheView) -> Specs:
         """Parse the resources, again only when one of them changed."""

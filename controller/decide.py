@@ -23,9 +23,10 @@ from solvers.workload import Demand
 
 log = logging.getLogger("penstock.decide")
 
-RETRY_S = 5.0  # after a failed solve; a fleet that changed in the meantime is tried at once
+RETRY_S = 5.0  # after a failed solve, doubled with each that follows; a fleet that changed is tried at once
 SILENT = frozenset({"Held", "Absent"})
 DECLARED = "Declared"
+TIME_HAS_COME = "the time for a decision has come"
 
 
 class Worker(Protocol):
@@ -58,7 +59,7 @@ class Decider:
         self._asked: Problem | None = None
         self._asked_s = self._retry_s = float("-inf")
         self.decision: Decision | None = None
-        self.fault = ""
+        self.fault, self.failures = "", 0
 
     def stop(self) -> None:
         """Take no more solves; one in flight is left to its worker."""
@@ -103,7 +104,7 @@ class Decider:
         if self.fault and now_s >= self._retry_s:
             return "the last solve failed"
         is_due = now_s - self._asked_s >= decision_s and not is_silent(observation)
-        return "the time for a decision has come" if is_due else ""
+        return TIME_HAS_COME if is_due else ""
 
     def begin(self, problem: Problem) -> None:
         """Start a solve."""
@@ -124,11 +125,12 @@ class Decider:
                 raise PlanRejected(violations)
         except PenstockError as error:
             log.warning("no new plan: %s", error)
-            self.fault, self._retry_s = str(error), self._clock() + RETRY_S
+            self.fault, self.failures = str(error), self.failures + 1
+            self._retry_s = self._clock() + RETRY_S * 2.0 ** min(self.failures - 1, 10)
             return False
         same = self.decision is not None and self.decision.plan.decision_hash == plan.decision_hash
         number = self.decision.number if self.decision and same else 0
-        self.fault = ""
+        self.fault, self.failures = "", 0
         self.decision = Decision(plan=plan, problem=problem, number=number, made_at_s=now_s)
         return True
 

@@ -272,6 +272,8 @@ class _Desk:
     def _fleet_feasible(self) -> Claim:
         if self._plan is None:
             return None, "NoPlan", self._report.solve_fault or "there is no plan yet"
+        if self._report.solve_fault:
+            return None, "SolveFailed", f"{self._plan_name or 'the last plan'} stays: {self._report.solve_fault}"
         short = [row.service for row in self._plan.services if row.unserved_requests_per_s > 1e-6]
         if short:
             return False, "Short", f"not all demand of {', '.join(short)} can be served"

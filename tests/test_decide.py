@@ -118,6 +118,45 @@ def test_a_failed_solve_is_tried_again_after_a_pause_and_at_once_on_a_change(wor
     assert decider.why_now(seen, 60.0) == "the last solve failed"
 
 
+def test_after_a_solve_longer_than_the_period_the_next_one_is_due_at_once(world: World) -> None:
+    decider, gate, clock = world
+    decider.begin(observation().problem)
+    clock.now_s += 75.0
+    assert decider.why_now(observation(), 60.0) == "", "one at a time"
+    answered(decider, gate)
+    decider.collect(1.0)
+    assert decider.why_now(observation(), 60.0) == "the time for a decision has come"
+
+
+def test_what_changed_during_a_solve_is_solved_at_once_after_it(world: World) -> None:
+    decider, gate, _ = world
+    decider.begin(observation().problem)
+    newest = observation(domains={"site": PowerDomain(name="site", budget_watts=1.0)})
+    assert decider.why_now(newest, 60.0) == ""
+    answered(decider, gate)
+    decider.collect(1.0)
+    assert decider.why_now(newest, 60.0) == "the fleet or what is asked of it changed"
+
+
+def test_solves_that_fail_again_and_again_are_tried_less_often(world: World) -> None:
+    decider, gate, clock = world
+    gate.fault, pauses_s = SolveFailed("the solver did not answer in 60.0 s and was killed"), list[float]()
+    for _ in range(4):
+        decider.begin(observation().problem)
+        answered(decider, gate)
+        decider.collect(1.0)
+        failed_s = clock.now_s
+        while not decider.why_now(observation(), 60.0):
+            clock.now_s += 1.0
+        pauses_s.append(clock.now_s - failed_s)
+    assert pauses_s == [5.0, 10.0, 20.0, 40.0]
+    gate.fault = None
+    decider.begin(observation().problem)
+    answered(decider, gate)
+    assert decider.collect(1.0)
+    assert (decider.fault, decider.failures) == ("", 0)
+
+
 def test_a_plan_that_fails_the_check_is_not_taken(world: World) -> None:
     decider, gate, _ = world
     gate.answer = replace(NOTHING, report=replace(NO_REPORT, cost_usd_per_hour=99.0))

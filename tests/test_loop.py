@@ -202,6 +202,28 @@ def test_nothing_is_done_between_a_blind_watch_and_our_own_list(bench: Bench) ->
     assert bench.writes() != []
 
 
+def test_a_blind_turn_builds_no_view_and_the_next_one_comes_soon(bench: Bench) -> None:
+    seen = bench.settle()
+    bench.cluster.put("Node", {**bench.cluster.objects["Node"]["rack-1-0"], "metadata": {"name": "new"}})
+    bench.cache.see("Node", None, bench.cluster.objects["Node"]["rack-1-0"])
+    blind = bench.cycle.turn().sight
+    assert blind.observation is seen.sight.observation, "nothing new was made of what cannot be relied on"
+    assert bench.cycle.pause_s(blind) < bench.cycle.tick_s(blind.specs)
+    after = bench.turn().sight
+    assert "new" in after.view.nodes
+    assert bench.cycle.pause_s(after) == bench.cycle.tick_s(after.specs)
+
+
+def test_the_step_that_a_new_plan_asks_for_is_taken_in_the_turn_that_takes_it_in(bench: Bench) -> None:
+    bench.turn()
+    wait_until(lambda: bench.decider.has_answer, "the solve")
+    report = bench.cycle.turn()
+    assert report.decision is not None
+    assert report.decision.number == 1
+    assert report.outcomes
+    assert sum(bench.replicas().values()) > 0
+
+
 def raise_demand(spec: Json) -> None:
     spec["demand"]["declared"]["milliRequestsPerSecond"] = 20_000
 
@@ -251,8 +273,14 @@ def test_a_failed_solve_keeps_the_last_good_plan_and_is_told(bench: Bench) -> No
     assert bench.replicas() == before
     reasons = {event["reason"] for event in bench.cluster.events}
     assert "SolveFailed" in reasons
+    assert condition(bench.cluster, "default", "PlanFeasible") == (
+        "Unknown",
+        "SolveFailed",
+        f"plan-000001 stays: {bench.worker.fault}",
+    )
     bench.worker.fault = None
     bench.settle()
+    assert condition(bench.cluster, "default", "PlanFeasible")[0] == "True"
     assert sum(bench.replicas().values()) > sum(before.values())
 
 
