@@ -36,8 +36,8 @@ class Cells:
     step_pool : (T,) int
     held_pool, held_group, held_now : (H,) int
         Running replicas by pool and group, group -1 for pools placed ``Class``.
-    demand_per_s, penalty_usd_per_hour : (S,) float
-        ``penalty`` is of the whole demand unserved.
+    demand_per_s, penalty_usd_per_hour, floor_usd_per_hour : (S,) float
+        ``penalty`` is of the whole demand unserved, ``floor`` of one replica below the floor.
     """
 
     problem: Problem
@@ -54,7 +54,7 @@ class Cells:
     held_now: Ints
     demand_per_s: Floats
     penalty_usd_per_hour: Floats
-    floor_usd_per_hour: float
+    floor_usd_per_hour: Floats
 
     @property
     def policy(self) -> Policy:
@@ -128,7 +128,7 @@ def build_cells(
         held_now=_ints(now for _, _, now in held),
         demand_per_s=np.array([problem.demands[s.name].requests_per_s for s in services], dtype=float),
         penalty_usd_per_hour=np.array([penalties.unserved_usd_per_hour[s.name] for s in services], dtype=float),
-        floor_usd_per_hour=penalties.floor_usd_per_hour,
+        floor_usd_per_hour=np.array([penalties.floor_usd_per_hour[s.name] for s in services], dtype=float),
     )
 
 

@@ -8,7 +8,7 @@ above the plain relaxation's, because ways are whole. The pools of the ways are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +23,7 @@ from solvers.relax import Arrays, solve_linear
 SHARED = ("gpus", "power", "power_whole")
 MOST_PRICINGS = 30
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
+HELD_PRICE = 30.0  # most that a held shortage is priced at, as a multiple of its penalty
 CLOSED = 0.1  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 
 Enough = Callable[[float], bool]
@@ -57,10 +58,10 @@ class Composer:
         shared = sp.csr_array(arrays.matrix.tocsr()[rows][:, arrays.columns["replicas"]])
         made = cls(cells=cells, menus=menus, shared=shared, room=arrays.row_upper[rows], gap=gap, seconds=seconds)
         for menu in menus:
-            made._add(menu.nothing())
+            made.add(menu.nothing())
         return made
 
-    def _add(self, way: Way | None) -> bool:
+    def add(self, way: Way | None) -> bool:
         """Remember a way that is new; one that does not fit by itself still shows what to price."""
         if way is None or (way.service, way.replicas.tobytes()) in self.known:
             return False
@@ -72,6 +73,17 @@ class Composer:
         """Pools that any way uses."""
         used = np.sum([way.replicas for way in self.ways], axis=0)
         return {self.cells.pools[p].pool for p in self.cells.cell_pool[used > 0.0]}
+
+    def up_to(self, rank: int) -> Composer:
+        """Leave the services of lower tiers out; ways that are found come back by ``add``."""
+        of_rank = [service.tier_rank for service in self.cells.services]
+        menus = [menu for menu in self.menus if of_rank[menu.service] <= rank]
+        return replace(
+            self,
+            menus=menus,
+            ways=[way for way in self.ways if of_rank[way.service] <= rank],
+            known=set(self.known),
+        )
 
     def bound(self, duals: Floats, arrays: Arrays, is_enough: Enough, held: Sequence[Held] = ()) -> float:
         """Bound the objective from below, adding ways on the way, until none is worth adding.
@@ -91,7 +103,7 @@ class Composer:
             value = self._value(prices, held)
             if value > best:
                 best, best_prices = value, prices
-            found = [self._add(menu.cheapest(asked[menu.service])) for menu in self.menus]
+            found = [self.add(menu.cheapest(asked[menu.service])) for menu in self.menus]
             if is_enough(best):
                 return best
             relaxed = solve_linear(self._choice(held), time_limit_s=self.seconds)
@@ -117,22 +129,24 @@ class Composer:
         return Prices(cell=self.shared.T @ shared, penalty=1.0 + float(dearer))
 
     def _choice(self, held: Sequence[Held]) -> Arrays:
-        """State the choice: one way for each service, shared rows and held shortages kept."""
+        """State the choice: one way for each service, shared rows kept, and held shortages where ways allow."""
         penalty = np.array([way.penalty_usd_per_hour for way in self.ways])
         of = np.array([way.service for way in self.ways])
-        one = sp.csr_array([[float(s == service) for s in of] for service in range(len(self.menus))])
+        one = sp.csr_array([[float(s == service) for s in of] for service in (menu.service for menu in self.menus)])
         used = self.shared @ sp.csc_array(np.array([way.replicas for way in self.ways]).T)
         lacks = [sp.csr_array((penalty * np.isin(of, mine))[None, :]) for mine, _ in held]
-        ones = np.ones(len(self.menus))
+        ones, slack = np.ones(len(self.menus)), np.zeros((len(one.indptr) - 1 + len(self.room), len(held)))
         upper = np.concatenate([ones, self.room, [most for _, most in held]])
+        over = sp.csc_array(np.concatenate([slack, -np.eye(len(held))]))
+        own = np.array([way.cost_usd_per_hour for way in self.ways]) + penalty
         return Arrays(
-            cost=np.array([way.cost_usd_per_hour for way in self.ways]) + penalty,
-            matrix=sp.csc_array(sp.vstack([one, used, *lacks])),
+            cost=np.concatenate([own, np.full(len(held), HELD_PRICE)]),
+            matrix=sp.csc_array(sp.hstack([sp.vstack([one, used, *lacks]), over])),
             row_lower=np.concatenate([ones, np.full(len(upper) - len(ones), -np.inf)]),
             row_upper=upper,
-            lower=np.zeros(len(of)),
-            upper=np.full(len(of), np.inf),
-            whole=np.zeros(len(of), dtype=bool),
+            lower=np.zeros(len(of) + len(held)),
+            upper=np.full(len(of) + len(held), np.inf),
+            whole=np.zeros(len(of) + len(held), dtype=bool),
             columns={},
             rows=(),
         )

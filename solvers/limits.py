@@ -324,5 +324,5 @@ def objective(cells: Cells, v: Variables) -> Any:
         + cells.start_usd_per_hour(cells.held_pool) @ v.started
         + cells.stop_usd_per_hour(cells.held_pool) @ v.stopped
         + cells.penalty_usd_per_hour @ v.unserved
-        + np.full(v.missing.size, cells.floor_usd_per_hour) @ v.missing
+        + np.tile(cells.floor_usd_per_hour, len(CHAINS)) @ v.missing
     )

@@ -10,15 +10,15 @@ from solvers.options import Options, PoolOption
 from solvers.problem import Policy, Problem
 
 FLOOR_WEIGHT = 10.0
-"""A missing replica below ``min_replicas`` weighs this many times the highest tier penalty on the dearest replica."""
+"""A replica missing below ``min_replicas`` weighs so many times its tier's penalty on the service's dearest replica."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Penalties:
-    """Prices of failing, USD per hour: of a service's whole demand unserved, and of one replica below a floor."""
+    """Prices of failing, USD per hour: of a service's whole demand unserved, and of one replica below its floor."""
 
     unserved_usd_per_hour: Mapping[str, float]
-    floor_usd_per_hour: float
+    floor_usd_per_hour: Mapping[str, float]
 
 
 def find_penalties(problem: Problem, options: Options) -> Penalties:
@@ -34,7 +34,12 @@ def find_penalties(problem: Problem, options: Options) -> Penalties:
             * problem.demands[service.name].requests_per_s
             for service in problem.services
         },
-        floor_usd_per_hour=FLOOR_WEIGHT * max(problem.policy.tier_penalties, default=1.0) * dearest,
+        floor_usd_per_hour={
+            service.name: FLOOR_WEIGHT
+            * tier_weight(problem.policy, service.tier_rank)
+            * max((option.price_usd_per_hour for option in options.of(service.name)), default=dearest)
+            for service in problem.services
+        },
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from solvers.assemble import Prices, assemble, read_prices
 from solvers.bound import dual_bound
 from solvers.cells import Cells, Floats, build_cells
-from solvers.compose import Composer, Enough
+from solvers.compose import Composer, Enough, Held
 from solvers.desk import Desk
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
@@ -49,7 +49,6 @@ class Search:
     is_protected: bool = False
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    composer: Composer | None = None
     refined: dict[PoolKey, set[int]] = field(default_factory=dict)
 
     def run(self, starts: Sequence[Worth], is_enough: Enough = lambda bound: False) -> Worth:
@@ -97,17 +96,40 @@ class Search:
             )
         if is_enough(self.bound_usd_per_hour) or (self._proved(best) and not best.short):  # tiers are looked at below
             return best, False
-        lean, few = self._lean(cells, arrays, composer, best)
         try:
-            whole = self._solve(lean, few, best, is_all=few is arrays)
+            found, narrower = self._searched(cells, arrays, composer, best)
+            if composer is not None and found.short and arrays.whole.sum() > SMALL:
+                self._add_ways_by_tier(composer, duals, arrays, found)
+                again, narrower = self._searched(cells, arrays, composer, best_of([best, found]))
+                found = best_of([found, again])
         except SOLVER_FAULTS as fault:
             self.faults.append(f"whole replicas: {fault}")
             self.notes.append("whole-replica solve failed, the relaxation was rounded down and filled")
             return self._settled(cells, np.floor(relaxed.x + 1e-6), arrays), False
-        found = self._settled(lean, whole.x, few)
         if composer is not None and self.is_protected:
-            self.bound_usd_per_hour = max(self.bound_usd_per_hour, self._ordered_bound(composer, duals, arrays, found))
-        return found, self._narrow(lean, few, whole.x) and not self.is_protected
+            self._bound_ordered(composer, duals, arrays, found)
+        return found, narrower and not self.is_protected
+
+    def _bound_ordered(self, composer: Composer, duals: Floats, arrays: Arrays, found: Worth) -> None:
+        """Bound the plans that leave no tier but the last worse off than the one found."""
+        try:
+            self._raise_bound(composer.bound(duals, arrays, lambda bound: False, _held(composer, found)))
+        except SOLVER_FAULTS as fault:
+            self.faults.append(f"bound of ordered tiers: {fault}")
+
+    def _searched(self, cells: Cells, arrays: Arrays, composer: Composer | None, best: Worth) -> tuple[Worth, bool]:
+        lean, few = self._lean(cells, arrays, composer, best)
+        whole = self._solve(lean, few, best, is_all=few is arrays)
+        return self._settled(lean, whole.x, few), self._narrow(lean, few, whole.x)
+
+    def _add_ways_by_tier(self, composer: Composer, duals: Floats, arrays: Arrays, found: Worth) -> None:
+        """Look for ways as if lower tiers did not exist, where a tier is short: the weights alone hide them."""
+        for rank, lacks in sorted(found.lacking_usd_by_tier.items())[:-1]:
+            if lacks > CLEAR_SHARE * found.demand_usd_by_tier[rank]:
+                alone = composer.up_to(rank)
+                alone.bound(duals, arrays, lambda bound: False, _held(composer, found, rank))
+                for way in alone.ways:
+                    composer.add(way)
 
     def _proved_by(self, best: Worth, bound: float) -> bool:
         value = best.objective_usd_per_hour
@@ -130,15 +152,6 @@ class Search:
         lean = self._cells(only)
         return lean, self._based(lean, state(lean))[0]
 
-    def _ordered_bound(self, composer: Composer, duals: Floats, arrays: Arrays, found: Worth) -> float:
-        """Bound the plans that keep every tier but the last as well off as the one found."""
-        ranks = np.array([service.tier_rank for service in composer.cells.services])
-        held = [
-            (np.flatnonzero(ranks == rank), lacks + CLEAR_SHARE * found.demand_usd_by_tier[rank])
-            for rank, lacks in sorted(found.lacking_usd_by_tier.items())[:-1]
-        ]
-        return composer.bound(duals, arrays, lambda bound: False, held)
-
     def _solve(self, cells: Cells, arrays: Arrays, best: Worth, *, is_all: bool) -> Solution:
         start = start_columns(cells, arrays, best.counts)
         whole = self._whole(arrays, start)
@@ -146,8 +159,9 @@ class Search:
             self._raise_bound(whole.bound)
         protected = protect_higher_tiers(cells, arrays, whole, lambda changed, x: self._whole(changed, x))
         if protected is not whole:
+            if not self.is_protected:
+                self.notes.append("a lower tier gave way: the weights alone would have left a higher tier short")
             self.is_protected = True
-            self.notes.append("a lower tier gave way: the weights alone would have left a higher tier short")
         return protected
 
     def _gap(self) -> float:
@@ -231,6 +245,16 @@ class Search:
             reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
         )
         return plan, verify(plan, self.desk.problem)
+
+
+def _held(composer: Composer, found: Worth, below: float = float("inf")) -> list[Held]:
+    """Hold what the tiers above ``below``, but the last, lack in what was found."""
+    ranks = np.array([service.tier_rank for service in composer.cells.services])
+    return [
+        (np.flatnonzero(ranks == rank), lacks + CLEAR_SHARE * found.demand_usd_by_tier[rank])
+        for rank, lacks in sorted(found.lacking_usd_by_tier.items())[:-1]
+        if rank < below
+    ]
 
 
 def _given(duals: Floats | None) -> Floats:

@@ -110,8 +110,7 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
     missing = {service.name: _missing(service, totals[service.name]) for service in problem.services}
     whole = {s: penalties.unserved_usd_per_hour[s] for s in served}
     unserved = {s: whole[s] * (1.0 - served[s] / rate) if rate > 0.0 else 0.0 for s, rate in demands.items()}
-    floor = penalties.floor_usd_per_hour
-    lacking = {s: unserved[s] + floor * missing[s] for s in served}
+    lacking = {s: unserved[s] + penalties.floor_usd_per_hour[s] * missing[s] for s in served}
     return Worth(
         counts=kept,
         pools=tuple(sorted(pools, key=lambda w: w.pool)),

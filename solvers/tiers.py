@@ -29,7 +29,7 @@ def protect_higher_tiers(cells: Cells, arrays: Arrays, whole: Solution, solve: W
             _replicas_below(cells, arrays, ranks, rank),
         )
         short, clear = float(arrays.cost[mine] @ whole.x[mine]), _clear(cells, ranks, rank)
-        if short > clear and whole.x[below].sum() > 0.5:
+        if short > clear and (whole is not first or whole.x[below].sum() > 0.5):
             alone = replace(arrays, cost=_only(arrays, mine), upper=_without(arrays.upper, below))
             least = solve(alone, _whole_part(arrays, _without(whole.x, below)))
             if short - float(arrays.cost[mine] @ least.x[mine]) > clear:

@@ -236,7 +236,7 @@ def value(case: Tiny, counts: dict[tuple[PoolKey, str], int], penalties: Penalti
         total += penalties.unserved_usd_per_hour[service.name] * max(0.0, 1.0 - able / demand)
         for role in (Role.PREFILL, Role.DECODE):
             short = max(0, service.min_replicas - count[role] - count[Role.MIXED])
-            total += penalties.floor_usd_per_hour * short
+            total += penalties.floor_usd_per_hour[service.name] * short
     return total
 
 
