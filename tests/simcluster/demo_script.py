@@ -97,15 +97,16 @@ def _loss(start_s: float, seconds: float) -> Incident:
     )
 
 
+# The clock runs ten times faster than the control plane: its own seconds (leases, scrapes, solves) count tenfold.
 FULL = Script(
-    time_scale=12.0,
-    duration_s=2040.0,
+    time_scale=10.0,
+    duration_s=1700.0,
     traffic=TRAFFIC,
-    incidents=(_surge(300.0, 500.0, 1.8), _cut(1000.0, 480.0, 8000), _loss(1500.0, 540.0)),
+    incidents=(_surge(250.0, 450.0, 1.8), _cut(850.0, 350.0, 8000), _loss(1250.0, 450.0)),
 )
 SHORT = Script(
-    time_scale=20.0,
-    duration_s=1000.0,
+    time_scale=10.0,
+    duration_s=600.0,
     traffic=TRAFFIC,
-    incidents=(_surge(160.0, 240.0, 1.8), _cut(480.0, 200.0, 8000), _loss(700.0, 300.0)),
+    incidents=(_surge(60.0, 200.0, 1.8), _cut(290.0, 100.0, 8000), _loss(390.0, 210.0)),
 )
