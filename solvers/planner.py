@@ -18,6 +18,9 @@ from solvers.tally import Worth, best_of
 GROWTH_RATIO = 0.05
 """Demand that a plan carries beyond what is asked when what is in force no longer does: noise of load is no surge."""
 
+GROWTH_SAVING = 3.0
+"""Times ``min_saving_ratio`` that another plan must save against growing: what is swapped serves nothing meanwhile."""
+
 SPARE_RATIO = 0.1
 """Demand that a plan made only to save money must carry beyond what is asked; load swings by as much within minutes."""
 
@@ -89,8 +92,9 @@ def _grown(desk: Desk, counts: Counts) -> Worth | None:
     if not base:
         return None
     grown = Search(desk=roomier, base=base).run([])
-    found = Search(desk=roomier).run([grown], lambda bound: _is_near(roomier, grown, bound))
-    best = grown if _stays(roomier, grown, found) else found
+    least = GROWTH_SAVING * desk.problem.policy.min_saving_ratio
+    found = Search(desk=roomier).run([grown], lambda bound: _is_near(roomier, grown, bound, least))
+    best = grown if _stays(roomier, grown, found, least) else found
     return None if best.short else desk.worth(best.counts)
 
 
@@ -108,9 +112,9 @@ def _in_force(problem: Problem, previous: Plan | None) -> list[Counts]:
     return [counts for counts in (planned, running) if counts]
 
 
-def _is_near(desk: Desk, worth: Worth, bound: float) -> bool:
+def _is_near(desk: Desk, worth: Worth, bound: float, least: float | None = None) -> bool:
     """True when no plan saves enough against this one, whatever it looks like."""
-    least = desk.problem.policy.min_saving_ratio
+    least = desk.problem.policy.min_saving_ratio if least is None else least
     return not worth.short and worth.paid_usd_per_hour - bound < max(least, 1e-6) * worth.cost_usd_per_hour
 
 
@@ -119,9 +123,9 @@ def _saving_ratio(worth: Worth, found: Worth) -> float:
     return saving / max(worth.cost_usd_per_hour, 1e-9)
 
 
-def _stays(desk: Desk, worth: Worth, found: Worth) -> bool:
+def _stays(desk: Desk, worth: Worth, found: Worth, least: float | None = None) -> bool:
     """True when moving would only save money, and too little."""
-    least = desk.problem.policy.min_saving_ratio
+    least = desk.problem.policy.min_saving_ratio if least is None else least
     return worth.serves_no_less_than(found) and _saving_ratio(worth, found) < max(least, 1e-6)
 
 
