@@ -6,7 +6,7 @@ what is known                 demand
 source Declared               as declared
 a fresh reading               forecast at the policy's quantile and horizon, with the policy's headroom, and the sizes
                               that were observed; while the history is younger than a dip must last to be believed,
-                              not below the last demand
+                              not below the last demand, and its sizes: the first to finish are the short ones
 a queue at the gateway        served within ``QUEUE_DRAIN_S`` on top of the forecast, but at most half of it: a gateway
                               sheds what waits too long, and new replicas come when most of the queue is history
 no fresh reading, but a       the last demand again, so that telemetry that is missing or old changes nothing
@@ -165,6 +165,8 @@ def _is_young(history: Sequence[LoadSample]) -> bool:
 
 def _mix(spec: ServedModelSpec, reading: ServiceReading, previous: Demand | None) -> tuple[tuple[SizeBucket, ...], str]:
     """Sizes of the requests, and where they come from."""
+    if previous is not None and _is_young(reading.history):
+        return previous.mix, "sizes as last known"
     if reading.prompt_histogram is not None and reading.output_histogram is not None:
         return mix_of(reading.prompt_histogram, reading.output_histogram), INDEPENDENT
     if previous is not None:

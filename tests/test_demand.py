@@ -109,7 +109,10 @@ def test_series_that_have_only_just_begun_do_not_lower_the_demand() -> None:
     """A rate over a window that began inside it is too low; five minutes later a low rate is a low load."""
     begun = tuple(LoadSample(time_s=NOW_S - t, requests_per_s=6.0, window_s=60.0) for t in (240.0, 0.0))
     settled = tuple(LoadSample(time_s=NOW_S - t, requests_per_s=6.0, window_s=60.0) for t in (400.0, 200.0, 0.0))
-    assert requests_per_s(view(reading(history=begun), previous=LAST)) == pytest.approx(9.0)
+    young = view(reading(history=begun), previous=LAST)
+    assert requests_per_s(young) == pytest.approx(9.0)
+    assert young.demand is not None
+    assert young.demand.mix == LAST.mix  # output sizes are seen at the end, of short requests first
     assert requests_per_s(view(reading(history=settled), previous=LAST)) == pytest.approx(6.0)
 
 
