@@ -26,7 +26,7 @@ from controller.tables import Cell, render_table
 from tests import fleets
 from tests.bench_simcluster import MEBIBYTE, deployments, lap, nodes, wait_for_pods
 from tests.list_costs import compare
-from tests.operator_harness import CRDS
+from tests.operator_harness import CRDS, child_pids
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.components import ClusterConfig
@@ -101,7 +101,7 @@ class OperatorProcess:
     def pids(self) -> dict[str, int]:
         """The operator's own process, and the solver's where one runs."""
         (pid,) = self._supervisor.pids().values()
-        solver = max(children(pid), key=resident_bytes, default=None)  # beside it only multiprocessing's own helper
+        solver = max(child_pids(pid), key=resident_bytes, default=None)  # beside it only multiprocessing's own helper
         return {"operator": pid} | ({} if solver is None else {"solver": solver})
 
     def series(self) -> dict[str, float]:
@@ -119,11 +119,6 @@ class OperatorProcess:
     def close(self) -> None:
         self._supervisor.close()
         self._pool.clear()
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def resident_bytes(pid: int) -> int:

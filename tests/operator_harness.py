@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from tests.world_bodies import MODEL, NAMESPACE, domains, fleet_policy, gpu_clas
 
 CRDS = Path(__file__).parents[1] / "deploy" / "crds"
 OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 PATIENCE_S = 60.0
 
 
@@ -128,9 +129,11 @@ class World:
         found = self.cluster.api.list_all(path, label_selector=OURS)
         return {each["metadata"]["name"]: each["spec"]["replicas"] for each in found}
 
-    def replica_sets(self) -> set[str]:
+    def replica_sets(self) -> list[str]:
+        """The Deployment of each ReplicaSet there is: one that comes twice has had two templates."""
         path = f"/apis/apps/v1/namespaces/{NAMESPACE}/replicasets"
-        return {each["metadata"]["name"] for each in self.cluster.api.list_all(path)}
+        found = self.cluster.api.list_all(path)
+        return sorted(owner["name"] for each in found for owner in each["metadata"]["ownerReferences"])
 
     def plans(self) -> list[Json]:
         """FleetPlans, oldest first."""
@@ -256,28 +259,19 @@ class Gateway:
         self._serving.join()
 
 
-class MarkedPods:
-    """Notes, while it is entered, which pods ever were the cheapest to delete."""
+def pods_version(world: World) -> str:
+    """Version of the namespace's pods now, to read later what happened since."""
+    return str(world.cluster.api.get(f"{PODS}?limit=1")["metadata"]["resourceVersion"])
 
-    def __init__(self, world: World) -> None:
-        self.names: set[str] = set()
-        self._world, self._stop = world, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def _look(self) -> None:
-        while not self._stop.wait(0.05):
-            for pod in self._world.cluster.pods(NAMESPACE, label_selector=OURS):
-                cost = (pod["metadata"].get("annotations") or {}).get(DELETION_COST, "0")
-                if int(cost) < 0:
-                    self.names.add(pod["metadata"]["name"])
-
-    def __enter__(self) -> MarkedPods:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+def costs_at_leaving(world: World, version: str) -> dict[str, int]:
+    """Deletion cost that each pod had when it began to leave, of all that did since a version."""
+    costs: dict[str, int] = {}
+    for event in world.cluster.api.watch(PODS, version, timeout_s=1):  # what is past comes at once, and none is missed
+        metadata = event["object"]["metadata"]
+        if event["type"] == "DELETED" or metadata.get("deletionTimestamp"):
+            costs.setdefault(metadata["name"], int((metadata.get("annotations") or {}).get(DELETION_COST, "0")))
+    return costs
 
 
 class OperatorProcess:
@@ -326,6 +320,16 @@ class OperatorProcess:
         if self.process.poll() is None:
             self.resume()
             self.close()
+
+
+def child_pids(pid: int) -> set[int]:
+    """Processes whose parent a process is. Not by its threads' lists: those vanish with their threads."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.add(int(stat.parent.name))
+    return found
 
 
 def holds_for(claim: Callable[[], bool], seconds: float, interval_s: float = 0.1) -> bool:

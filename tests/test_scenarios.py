@@ -13,12 +13,14 @@ from controller.turn import Turn
 from solvers.fleet import ReplicaState
 from tests.operator_harness import (
     Gateway,
-    MarkedPods,
     OperatorProcess,
     World,
+    child_pids,
+    costs_at_leaving,
     holds_for,
     is_done,
     latest,
+    pods_version,
     running,
     wait_settled,
 )
@@ -103,14 +105,15 @@ def test_a_surge_is_met_without_a_new_replica_set_and_the_right_pods_leave_after
         world.demand(24.0)
         large = wait_settled(operator, world, chat=24.0)
         assert len(large.snapshot.replicas) > len(small.snapshot.replicas)
-        replica_sets, crowd = world.replica_sets(), world.ready()
-        with MarkedPods(world) as marked:
-            world.demand(8.0)
-            wait_settled(operator, world, chat=8.0)
-        stayed = world.ready()
-    assert stayed < crowd
-    assert world.replica_sets() == replica_sets, "a change of counts must not change a template"
-    assert crowd - stayed == marked.names, "who left are those who were marked first"
+        crowd, version = world.ready(), pods_version(world)
+        world.demand(8.0)
+        wait_settled(operator, world, chat=8.0)
+        left = crowd - world.ready()
+    assert len(world.ready()) < len(crowd)
+    costs = costs_at_leaving(world, version)
+    assert left <= costs.keys()
+    assert all(cost < 0 for cost in costs.values()), f"who leaves is marked first: {costs}"
+    assert world.replica_sets() == sorted(world.deployments()), "a change of counts must not change a template"
 
 
 def test_a_cut_budget_is_kept_at_once_and_the_service_moves(world: World) -> None:
@@ -312,29 +315,24 @@ def test_wrong_objects_are_named_and_the_others_served(world: World) -> None:
         assert "loop-b" in messages
 
 
-def test_the_command_runs_leads_and_stops_cleanly_on_sigterm(world: World) -> None:
+def test_the_command_runs_leads_and_stops_cleanly_on_sigterm(world: World, tmp_path: Path) -> None:
     world.install().serve(requests_per_s=4.0)
     flags = {"kubeconfig": world.cluster.kubeconfig, "identity": "command", "metrics-port": 0, "tick-s": 0.5}
     command = [sys.executable, "-m", "controller", "run", *(f"--{name}={value}" for name, value in flags.items())]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_until(lambda: world.ready(), "the first placement", timeout_s=60)
-        serving = world.ready()
-        assert holder(world) == "command"
-        children = child_pids(process.pid)
-        assert children, "the solver has a process of its own"
-        process.terminate()
-        _, log = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 0, log
-    assert "Traceback" not in log
+    log = tmp_path / "log"
+    with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
+        try:
+            # Ready means that all that is planned runs, so that no pod comes while the command stops.
+            wait_until(lambda: says(world, "chat", "Ready") == "Serving", log.read_text, timeout_s=60)
+            serving = world.ready()
+            assert holder(world) == "command"
+            children = child_pids(process.pid)
+            assert children, "the solver has a process of its own"
+            process.terminate()
+            assert process.wait(timeout=30) == 0, log.read_text()
+        finally:
+            process.kill()
+    assert "Traceback" not in log.read_text()
     assert holder(world) == "", "the Lease is given back"
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "its children to be gone")
     assert world.ready() == serving
-
-
-def child_pids(pid: int) -> list[int]:
-    """Processes that a process started, in any of its threads."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
