@@ -138,10 +138,17 @@ def _shed_over_budget(turn: Turn) -> None:
 
 SHEDDING: tuple[tuple[Callable[[Turn, Replica], bool], str], ...] = (
     (lambda turn, replica: replica.state is ReplicaState.PENDING, "what has no node yet serves nothing"),
-    (lambda turn, replica: turn.surplus((replica.pool, replica.location)) > 0, "the plan does without"),
+    (lambda turn, replica: _is_spare(turn, replica), "the plan does without, and other Ready ones carry the load"),
     (lambda turn, replica: True, "the lowest tier and what its service misses least leave first"),
 )
-"""Who leaves in turn, and in which words, as long as a domain is over its budget."""
+"""Who leaves in turn, and in which words, as long as a domain is over its budget.
+
+What the plan does without but nothing replaces yet is as dear as what it wants: it goes by tier like the others.
+"""
+
+
+def _is_spare(turn: Turn, replica: Replica) -> bool:
+    return turn.surplus((replica.pool, replica.location)) > 0 and turn.chains.can_spare(replica)
 
 
 def _in_shedding_order(turn: Turn, replicas: Sequence[Replica]) -> Iterator[Replica]:

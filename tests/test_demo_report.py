@@ -20,7 +20,7 @@ from tests.simcluster.demo_world import World
 from tests.simcluster.process import ProcessError
 from tests.twin_world import SERVICE, busy_twin
 
-CUT_AT_S = next(incident.start_s for incident in SHORT.incidents if incident.name == "budget cut")
+SURGED_AT_S, CUT_AT_S, LOST_AT_S = (incident.start_s for incident in SHORT.incidents)
 SERVED = ("demo/chat-70b", "demo/chat-8b", "demo/moe")
 
 
@@ -77,12 +77,12 @@ def _whole_run() -> Run:
     cut = {"budget_watts": 8_000.0, "usable_watts": 7_600.0}
     return _run(
         _sample(10.0, chat=3),
-        _sample(200.0, chat=5),
-        _sample(300.0, chat=4),
+        _sample(SURGED_AT_S + 100, chat=5),
+        _sample(CUT_AT_S - 10, chat=4),
         _sample(CUT_AT_S + 10, _domain(**cut, reserved_watts=8_000.0), chat=4),
         _sample(CUT_AT_S + 40, _domain(**cut, reserved_watts=7_000.0), chat=4),
-        _sample(720.0, _domain(**cut, reserved_watts=7_000.0), chat=2),
-        _sample(990.0, _domain(**cut, reserved_watts=7_000.0), chat=4),
+        _sample(LOST_AT_S + 20, _domain(**cut, reserved_watts=7_000.0), chat=2),
+        _sample(LOST_AT_S + 200, _domain(**cut, reserved_watts=7_000.0), chat=4),
     )
 
 

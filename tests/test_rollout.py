@@ -169,12 +169,20 @@ def test_what_has_no_node_yet_is_shed_before_anything_that_serves() -> None:
     assert actions[0].reason.endswith("what has no node yet serves nothing")
 
 
-def test_a_cut_takes_what_the_plan_gives_up_before_anything_it_wants() -> None:
+def test_a_cut_goes_by_tier_where_what_the_plan_gives_up_is_not_replaced_yet() -> None:
     vip, mass = pool("demo/vip"), pool("demo/mass")
     running = (*replicas(vip, "a", 2, "a1"), *replicas(mass, "a", 1, "a1"))
-    want = plan({(vip, "b"): 2, (mass, "a"): 1})
-    cut = next_step(snapshot([A, B], running, {"a": IDLE + EXTRA}), want, POLICY, tier_ranks={"demo/vip": 0})
-    assert [(a.pool.service, a.location, a.to_replicas) for a in cut] == [("demo/vip", "a", 0), ("demo/vip", "b", 2)]
+    want, ranks = plan({(vip, "b"): 2, (mass, "a"): 1}), {"demo/vip": 0}
+    cut = next_step(snapshot([A, B], running, {"a": IDLE + 2 * EXTRA}), want, POLICY, tier_ranks=ranks)
+    assert [(a.pool.service, a.location, a.to_replicas) for a in cut] == [("demo/mass", "a", 0), ("demo/vip", "b", 2)]
+
+
+def test_a_cut_takes_what_is_replaced_before_anything_that_the_plan_wants() -> None:
+    vip, mass = pool("demo/vip"), pool("demo/mass")
+    running = (*replicas(vip, "a", 2, "a1"), *replicas(vip, "b", 2, "b1"), *replicas(mass, "a", 1, "a1"))
+    want, ranks = plan({(vip, "b"): 2, (mass, "a"): 1}), {"demo/vip": 0}
+    cut = next_step(snapshot([A, B], running, {"a": IDLE + EXTRA}), want, POLICY, tier_ranks=ranks)
+    assert [(a.pool.service, a.location, a.to_replicas) for a in cut] == [("demo/vip", "a", 0)]
 
 
 def test_a_cut_is_not_answered_twice_while_the_first_answer_is_leaving() -> None:

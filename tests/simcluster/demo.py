@@ -66,7 +66,7 @@ def play(world: World, script: Script, trace: Path | None) -> Run:
     watcher = Watcher(world)
     try:
         world.start_operator(script.decision_s, script.tick_s)
-        world.wait_served(services, FIRST_PLACEMENT_S)
+        world.wait_served(FIRST_PLACEMENT_S)
         say(f"first placement Ready: {len(world.serving_pods())} pods; requests begin\n")
         print(live_header(services), flush=True)
         world.open_gateway()

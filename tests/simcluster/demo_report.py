@@ -10,7 +10,7 @@ from controller.tables import MISSING, Cell, render_table
 from tests.simcluster.demo_script import Incident, Script
 from tests.simcluster.demo_watch import DomainNow, Sample
 
-GRACE_S = 180.0  # virtual; a cut budget is kept once the pods that leave have drained: until then it is not judged
+GRACE_S = 90.0  # virtual; a cut budget is kept once the pods that leave have drained: until then it is not judged
 MOMENTS = 8  # of the pools' history
 WINDOW = "60s"  # of the twin, over which the live table and the incidents are told
 

@@ -105,16 +105,15 @@ class World:
     def serving_pods(self) -> list[Json]:
         return self.cluster.pods(SERVED_NAMESPACE)
 
-    def wait_served(self, services: Sequence[str], timeout_s: float) -> None:
-        """Wait until every service has a Ready pod and no rollout is under way."""
+    def wait_served(self, timeout_s: float) -> None:
+        """Wait until every ServedModel says that what the plan wants of it is Ready."""
 
-        def all_ready() -> bool:
+        def late() -> list[str]:
             self.check()
-            pods = self.serving_pods()
-            seen = {pod["metadata"]["labels"].get("penstock.dev/model") for pod in pods}
-            return {name.partition("/")[2] for name in services} <= seen and all(is_ready(pod) for pod in pods)
+            bodies = self.list_kind("servedmodels")
+            return [body["metadata"]["name"] for body in bodies if not is_ready(body)]
 
-        wait_until(all_ready, "every service to be placed and Ready", timeout_s=timeout_s, interval_s=0.5)
+        wait_until(lambda: not late(), lambda: f"{', '.join(late())} to be Ready", timeout_s=timeout_s, interval_s=0.5)
 
     def set_budget(self, domain: str, watts: int) -> None:
         """Change a PowerDomain's budget, as an administrator would."""
