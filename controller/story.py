@@ -41,9 +41,10 @@ class Story:
                 log.info("%s leaves %s short: %s", plan_name(self._number), row.service, "; ".join(row.short_because))
 
     def _tell_holds(self, holds: tuple[str, ...]) -> None:
-        if holds == self._holds:
+        kinds = tuple(hold.partition(":")[0] for hold in holds)  # the figures behind it differ from turn to turn
+        if kinds == self._holds:
             return
-        self._holds = holds
+        self._holds = kinds
         if holds:
             log.info("held: %s", "; ".join(holds))
         else:
@@ -58,9 +59,9 @@ class Story:
 
     def _tell_outcome(self, outcome: Outcome, done: str, tried: str) -> None:
         place = outcome.pool, outcome.location
-        refusal = "" if outcome.is_done else f"{tried} failed with {outcome.reason}: {outcome.message}"
+        refusal = "" if outcome.is_done else f"{tried} failed with {outcome.reason}"
         if not refusal:
             log.info("%s", done)
         elif refusal != self._refusals.get(place):
-            log.warning("%s", refusal)
+            log.warning("%s: %s", refusal, outcome.message)
         self._refusals[place] = refusal

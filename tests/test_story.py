@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +77,15 @@ def test_a_hold_is_told_when_it_begins_and_when_it_ends(bench: Bench, said: pyte
         bench.settle()
         bench.turn()
     assert [line for line in lines(said) if "held" in line] == ["held: FleetPolicy/default is paused", "held no longer"]
+
+
+def test_an_outage_is_told_once_whatever_each_attempt_says(bench: Bench, said: pytest.LogCaptureFixture) -> None:
+    report = bench.settle()
+    story = Story()
+    lines(said)
+    for attempt in range(3):
+        story.tell(replace(report, decision=None, holds=(f"the API server cannot be relied on: attempt {attempt}",)))
+    assert lines(said) == ["held: the API server cannot be relied on: attempt 0"]
 
 
 def test_a_failed_solve_says_which_plan_stays(bench: Bench, said: pytest.LogCaptureFixture) -> None:
