@@ -7,10 +7,11 @@ transfers, then engine boundaries, and requests that give up waiting last; lower
 Seconds at the interface, whole ticks inside; the caller decides when: ``advance`` moves the clock, and replicas come,
 drain and fail between calls. Cutting an ``advance`` in pieces changes nothing.
 
-Routing: each request goes to the replica with least outstanding work *in seconds of that replica's own time* (its
-prompts by its prefill curve, its sequences by its decode table), so unlike pools share in proportion to what they can
-do. A prompt computed by a prefill replica moves over that replica's own link, one transfer at a time in order, to the
-decode replica with least work at that moment.
+Routing: each request goes where least work is outstanding *in seconds of a replica's own time* (its prompts by its
+prefill curve, its sequences by its decode table), so unlike pools share in proportion to what they can do: to a mixed
+replica, or to a prefill replica and the decode replica bound with it from the start (``sim_routing``). A computed
+prompt moves over the prefill replica's own link, one transfer at a time in order; it is bound again, to the decode
+replica with least work at that moment, only if its own takes no more by then.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ class Fleet(FleetBooks):
     record_first_tokens : bool
         Keep a row for each first token until ``take_first_tokens`` is called.
     replica_queue_limit : int, optional
-        Flow control: a replica whose queue is this long gets nothing; requests wait at the gateway in order of
-        arrival. Without it everything goes to a replica at once.
+        Flow control: a replica whose queue is this long gets nothing, and a chain has two such queues; requests wait
+        at the gateway in order of arrival. Without it everything goes to a replica at once. Prompts bound before go
+        on however long the queue of their decode replica is.
     gateway_patience_s : float, optional
         A request that is still at the gateway so long after its arrival is given up at that tick, unless a replica
         can take it at that very tick: ties go to serving. One that begins again because its replica was lost counts
         from its arrival too; when that time is over already it is served only if a replica can take it at once.
-        Computed prompts that wait for a decode replica have left the gateway and are not given up.
+        With no decode replica new requests wait at the gateway too; prompts that were bound when the last one left
+        have left the gateway and are not given up.
 
     Raises
     ------
@@ -220,6 +223,7 @@ class Fleet(FleetBooks):
         if not replica.is_ready:
             self._make_ready(replica)
             return
+        was_full = len(replica.queue) >= self._queue_limit
         leaving = replica.finish_run(now) if replica.run_steps else ()
         replica.plan(now)
         if replica.due != NEVER:
@@ -229,9 +233,8 @@ class Fleet(FleetBooks):
                 self._hand_on(request)
             else:
                 self._finish(request)
-        service = self._services[replica.service]
-        if service.waiting and replica.role is not Role.DECODE:  # no queue that requests enter by became shorter
-            self._let_in(service)
+        if was_full and len(replica.queue) < self._queue_limit:
+            self._let_in(self._services[replica.service])
 
     # ------------------------------------------------------------------ routing
 
@@ -267,44 +270,47 @@ class Fleet(FleetBooks):
 
     def _route(self, request: LiveRequest, service: ServiceState) -> bool:
         """Send or reject a request; False when it must wait at the gateway."""
-        replica = service.choose(request, self._queue_limit)
-        if replica is None:
-            if service.entry.replicas and not service.entries(request):
-                self._reject(request, service, (*service.entry.replicas, *service.decode.replicas))
-                return True
-            return False
-        work = replica.prompt_work(request)
-        if replica.role is Role.MIXED:
-            work += replica.tables.sequence_work
-            request.replica = replica.index
-        replica.loads[replica.slot] += work
-        request.prefill_replica = replica.index
-        request.routed = self._now
-        if replica.enqueue(request, self._now):
-            self._schedule(replica)
+        way = service.choose(request, self._queue_limit)
+        if way is None:
+            if service.may_serve(request):
+                return False
+            self._reject(request, service, service.replicas())
+            return True
+        giver, receiver = way
+        giver.loads[giver.slot] += giver.prompt_work(request)
+        receiver.loads[receiver.slot] += receiver.tables.sequence_work
+        request.prefill_replica, request.replica, request.routed = giver.index, receiver.index, self._now
+        if giver.enqueue(request, self._now):
+            self._schedule(giver)
         return True
 
     def _hand_on(self, request: LiveRequest) -> None:
-        """Send a computed prompt to the lightest decode replica that can hold it to its end."""
+        """Send a computed prompt to its decode replica, or to another one if that one takes no more."""
         service = self._services[request.asked.service]
-        group = service.decode
-        if not group.replicas:
-            service.stranded.append(request)
-            return
-        receiver = group.lightest()
-        if request.prompt + request.output > receiver.tables.kv_capacity:
-            fitting = [r for r in group.replicas if r.tables.fits(Role.DECODE, request.prompt, request.output)]
-            if not fitting:
-                self._release(request)
-                self._reject(request, service, group.replicas)
+        decode = service.groups[Role.DECODE]
+        if request.replica < 0 or self._by_index[request.replica].loads is not decode.loads:
+            self._unbind(request)
+            receiver = service.receiver(request)
+            if not decode.replicas:
+                service.stranded.append(request)
                 return
-            receiver = min(fitting, key=lambda r: r.loads[r.slot])
-        receiver.loads[receiver.slot] += receiver.tables.sequence_work
-        request.replica = receiver.index
+            if receiver is None:
+                self._release(request)
+                self._reject(request, service, decode.replicas)
+                return
+            receiver.loads[receiver.slot] += receiver.tables.sequence_work
+            request.replica = receiver.index
         giver = self._by_index[request.prefill_replica]
         giver.link_free = max(self._now, giver.link_free) + giver.tables.transfer(request.prompt)
         request.due = giver.link_free
         heappush(self._events, (request.due, TRANSFERS_FIRST + request.index, request))
+
+    def _unbind(self, request: LiveRequest) -> None:
+        """Take a request off the work of the replica that it was to be decoded on."""
+        if request.replica >= 0:
+            receiver = self._by_index[request.replica]
+            receiver.loads[receiver.slot] -= receiver.tables.sequence_work
+            request.replica = -1
 
     def _deliver(self, request: LiveRequest) -> None:
         request.transferred, request.due = self._now, NEVER
@@ -328,25 +334,23 @@ class Fleet(FleetBooks):
         if replica.is_draining:
             return
         service = self._services[replica.service]
-        (service.decode if replica.role is Role.DECODE else service.entry).add(replica)
+        service.groups[replica.role].add(replica)
         service.regroup()
-        self._let_in(service)
         stranded, service.stranded = service.stranded, deque()
-        for request in stranded:
+        for request in stranded:  # before what waits at the gateway: their work is to be seen there
             self._hand_on(request)
+        self._let_in(service)
 
     def _ungroup(self, replica: Replica) -> None:
         service = self._services[replica.service]
-        for group in (service.entry, service.decode):
-            group.remove(replica)
+        service.groups[replica.role].remove(replica)
         service.regroup()
 
     def _begin_again(self, request: LiveRequest) -> None:
         if request.due != NEVER:  # it was on a link: both ends forget it
             request.due = NEVER
             self._release(request)
-            receiver = self._by_index[request.replica]
-            receiver.loads[receiver.slot] -= receiver.tables.sequence_work
+        self._unbind(request)
         request.restart()
         request.reroutes += 1
         self._arrive(request)

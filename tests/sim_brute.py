@@ -175,11 +175,11 @@ class BruteFleet:
         engine.is_ready, engine.due = True, NEVER
         if not engine.is_open:
             return
-        self.let_in()
         mine = [s for s in self.stranded if s.asked.service == engine.service]
         self.stranded = [s for s in self.stranded if s.asked.service != engine.service]
         for sequence in mine:
             self.hand_on(sequence)
+        self.let_in()
 
     def drain(self, name: str) -> None:
         self.engines[name].is_open = False
@@ -239,23 +239,24 @@ class BruteFleet:
 
     def route(self, sequence: Sequence) -> bool:
         service = sequence.asked.service
-        entries = self.serving(service, Role.PREFILL, Role.MIXED)
-        decoders = self.serving(service, Role.DECODE)
-        fitting = [e for e in entries if e.fits(sequence)]
-        reachable = [e for e in fitting if e.role is Role.MIXED or any(d.fits(sequence) for d in decoders)]
-        if not reachable and not decoders:
-            reachable = fitting
-        free = [e for e in reachable if len(e.queue) < self.queue_limit]
-        if entries and not reachable:
+        mixed, givers, takers = (self.serving(service, role) for role in (Role.MIXED, Role.PREFILL, Role.DECODE))
+        ways = [(e, e) for e in mixed] + [(giver, taker) for giver in givers for taker in takers]
+        reachable = [way for way in ways if all(e.fits(sequence) for e in way)]
+        free = [way for way in reachable if all(len(e.queue) < self.queue_limit for e in way)]
+        if (ways and not reachable) or (not ways and givers and not any(e.fits(sequence) for e in givers)):
             sequence.is_rejected = True
         elif not free:
             return False
         else:
-            engine = min(free, key=lambda e: (self.work(e), e.index))
-            sequence.prompt_at = engine
-            sequence.output_at = engine if engine.role is Role.MIXED else None
-            self.enqueue(engine, sequence)
+            sequence.prompt_at, sequence.output_at = min(free, key=self.preference)
+            self.enqueue(sequence.prompt_at, sequence)
         return True
+
+    def preference(self, way: tuple[Engine, Engine]) -> tuple[int, ...]:
+        """Least work ahead; mixed before chains; in a chain the lightest of each side, the first among equals."""
+        giver, taker = way
+        first, second = self.work(giver), self.work(taker) if taker is not giver else 0
+        return first + second, giver is not taker, first, giver.index, second, taker.index
 
     def enqueue(self, engine: Engine, sequence: Sequence) -> None:
         engine.queue.append(sequence)
@@ -265,15 +266,18 @@ class BruteFleet:
     def hand_on(self, sequence: Sequence) -> None:
         decoders = self.serving(sequence.asked.service, Role.DECODE)
         fitting = [d for d in decoders if d.fits(sequence)]
+        if sequence.output_at not in decoders:
+            sequence.output_at = None
         if not decoders:
             self.stranded.append(sequence)
-        elif not fitting:
+        elif sequence.output_at is None and not fitting:
             self.release(sequence)
             sequence.is_rejected = True
         else:
             giver = sequence.prompt_at
             assert giver is not None
-            sequence.output_at = min(fitting, key=lambda d: (self.work(d), d.index))
+            if sequence.output_at is None:
+                sequence.output_at = min(fitting, key=lambda d: (self.work(d), d.index))
             giver.link_free = max(self.now, giver.link_free) + giver.tables.transfer(sequence.asked.prompt_tokens)
             sequence.lands_at = giver.link_free
 

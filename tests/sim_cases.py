@@ -56,7 +56,7 @@ def random_story(rng: np.random.Generator, services: list[str]) -> list[tuple[fl
     story: list[tuple[float, str, tuple[Any, ...]]] = []
     for service in services:
         roles = [Role.MIXED] if rng.random() < 0.4 else [Role.PREFILL, Role.DECODE]
-        roles += [Role.MIXED] if rng.random() < 0.2 else []
+        roles += [Role.MIXED] if rng.random() < 0.4 else []
         for role in roles:
             for _ in range(int(rng.integers(1, 4))):
                 profile = profiles[int(rng.integers(2))]

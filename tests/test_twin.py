@@ -131,7 +131,7 @@ def test_node_watts_are_the_sum_of_gpus_and_host_shares_and_peaks_stay() -> None
     assert power["nodes"]["n2"]["draw_watts"] == pytest.approx(gpus["n2"] + 100.0, abs=0.1)
     assert power["groups"][RACK]["r2"] == power["nodes"]["n2"]
     assert power["total"]["draw_watts"] == pytest.approx(sum(n["draw_watts"] for n in power["nodes"].values()), abs=0.2)
-    assert power["total"]["peak_watts"] > power["total"]["draw_watts"]
+    assert power["total"]["peak_watts"] >= power["total"]["draw_watts"] > 16 * 70.0
     twin.apply(view())
     run(twin, 62.0)
     after = twin.state()["power"]
