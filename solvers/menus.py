@@ -78,14 +78,6 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Prices:
-    """What a service pays besides its own cost: ``cell`` (C,) for what it shares, ``penalty`` times what it lacks."""
-
-    cell: Floats
-    penalty: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Menu:
     """All ways to run one service."""
 
@@ -103,11 +95,11 @@ class Menu:
     def _floor(self) -> int:
         return min(self.min_replicas, MOST_FLOOR)
 
-    def cheapest(self, prices: Prices) -> Way | None:
+    def cheapest(self, prices: Floats) -> Way | None:
         """The best way on the grid that keeps its promise; None when it breaks a ceiling."""
-        orders = [shelf.order(prices.cell) for shelf in self.shelves]
+        orders = [shelf.order(prices) for shelf in self.shelves]
         tables = {role: self._table(role, orders, self._parts(GRID), is_up=False) for role in Role}
-        _, levels = self._join(tables, prices)
+        _, levels = self._join(tables)
         sizes = [0] * len(self.shelves)
         for role, (floor, part) in levels.items():
             sizes_of_role = tables[role].sizes(floor, part)
@@ -121,11 +113,11 @@ class Menu:
         fewest = [int(np.argmax(np.isfinite(shelf.run_usd_per_hour))) for shelf in self.shelves]
         return self.way(fewest, [shelf.order(free)[0] for shelf in self.shelves])
 
-    def least_value(self, prices: Prices, grid: int = GRID) -> float:
+    def least_value(self, prices: Floats, grid: int = GRID) -> float:
         """A value at the prices that no way undercuts, USD per hour; the finer the grid, the higher."""
-        orders = [shelf.order(prices.cell) for shelf in self.shelves]
+        orders = [shelf.order(prices) for shelf in self.shelves]
         tables = {role: self._table(role, orders, self._parts(grid), is_up=True) for role in Role}
-        return self._join(tables, prices)[0] + self.stop_usd_per_hour
+        return self._join(tables)[0] + self.stop_usd_per_hour
 
     def way(self, sizes: Sequence[int], orders: Sequence[Ints]) -> Way | None:
         """Write down the sizes of all shelves, at their exact capacity."""
@@ -166,21 +158,19 @@ class Menu:
         amounts = [self.shelves[i].parts(self.demand_per_s, parts, is_up=is_up) for i in mine]
         return _Table.of(amounts, [orders[i][1] for i in mine], self._floor, parts)
 
-    def _join(self, tables: Mapping[Role, _Table], prices: Prices) -> tuple[float, dict[Role, tuple[int, int]]]:
+    def _join(self, tables: Mapping[Role, _Table]) -> tuple[float, dict[Role, tuple[int, int]]]:
         """Least value over what mixed pools carry and what pairs carry, and each role's (floor, part)."""
         best, levels = np.inf, {}
         mixed = tables[Role.MIXED].least
         parts = mixed.shape[1] - 1
         for floor in range(self._floor + 1):
-            pairs = [
-                _with_missing(tables[r].least, self._floor - floor, self, prices) for r in (Role.PREFILL, Role.DECODE)
-            ]
+            pairs = [_with_missing(tables[r].least, self._floor - floor, self) for r in (Role.PREFILL, Role.DECODE)]
             pair = pairs[0][0] + pairs[1][0]
             m, t = _steps(mixed[floor]), _steps(pair)
             value = mixed[floor][m][:, None] + pair[t][None, :]
             if parts:
                 lacking = np.maximum(0.0, 1.0 - (m[:, None] + t[None, :]) / parts)
-                value = value + prices.penalty * self.unserved_usd_per_hour * lacking
+                value = value + self.unserved_usd_per_hour * lacking
             at = int(np.argmin(value)) if value.size else 0
             if value.size and value.flat[at] < best - 1e-12:
                 best = float(value.flat[at])
@@ -229,9 +219,9 @@ class _Table:
         return found[::-1]
 
 
-def _with_missing(least: Floats, floor: int, menu: Menu, prices: Prices) -> tuple[Floats, Ints]:
+def _with_missing(least: Floats, floor: int, menu: Menu) -> tuple[Floats, Ints]:
     """Least cost by load when so many replicas are asked and each that is missing is paid for; and the floor kept."""
-    lacking = (floor - np.arange(floor + 1)) * prices.penalty * menu.missing_usd_per_hour
+    lacking = (floor - np.arange(floor + 1)) * menu.missing_usd_per_hour
     paid = least[: floor + 1] + lacking[:, None]
     kept = np.argmin(paid, axis=0)
     return paid[kept, np.arange(paid.shape[1])], kept

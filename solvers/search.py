@@ -11,7 +11,7 @@ import numpy as np
 from solvers.assemble import Prices, assemble, read_prices
 from solvers.bound import dual_bound
 from solvers.cells import Cells, Floats, build_cells
-from solvers.compose import Composer, Enough, Held
+from solvers.compose import Composer, Enough
 from solvers.desk import Desk
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
@@ -22,8 +22,8 @@ from solvers.plan import Plan
 from solvers.relax import Arrays, Solution, solve_linear, solve_whole, state
 from solvers.rounding import fill
 from solvers.shortage import reasons_by_service
-from solvers.tally import CLEAR_SHARE, Worth, best_of
-from solvers.tiers import protect_higher_tiers
+from solvers.tally import Worth, best_of
+from solvers.tiers import hold_higher_tiers, lacking_values
 from solvers.verify import verify
 
 MOST_ROUNDS = 4
@@ -46,7 +46,6 @@ class Search:
     bound_usd_per_hour: float = 0.0
     prices: Prices = field(default_factory=Prices)
     rounds: int = 0
-    is_protected: bool = False
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     refined: dict[PoolKey, set[int]] = field(default_factory=dict)
@@ -98,38 +97,39 @@ class Search:
             return best, False
         try:
             found, narrower = self._searched(cells, arrays, composer, best)
-            if composer is not None and found.short and arrays.whole.sum() > SMALL:
-                self._add_ways_by_tier(composer, duals, arrays, found)
-                again, narrower = self._searched(cells, arrays, composer, best_of([best, found]))
-                found = best_of([found, again])
+            if found.short and composer is not None:
+                found = best_of([found, self._in_order(cells, arrays, found)])
         except SOLVER_FAULTS as fault:
             self.faults.append(f"whole replicas: {fault}")
             self.notes.append("whole-replica solve failed, the relaxation was rounded down and filled")
             return self._settled(cells, np.floor(relaxed.x + 1e-6), arrays), False
-        if composer is not None and self.is_protected:
-            self._bound_ordered(composer, duals, arrays, found)
-        return found, narrower and not self.is_protected
-
-    def _bound_ordered(self, composer: Composer, duals: Floats, arrays: Arrays, found: Worth) -> None:
-        """Bound the plans that leave no tier but the last worse off than the one found."""
-        try:
-            self._raise_bound(composer.bound(duals, arrays, lambda bound: False, _held(composer, found)))
-        except SOLVER_FAULTS as fault:
-            self.faults.append(f"bound of ordered tiers: {fault}")
+        return found, narrower and not found.short
 
     def _searched(self, cells: Cells, arrays: Arrays, composer: Composer | None, best: Worth) -> tuple[Worth, bool]:
         lean, few = self._lean(cells, arrays, composer, best)
-        whole = self._solve(lean, few, best, is_all=few is arrays)
+        whole = self._whole(few, start_columns(lean, few, best.counts))
+        if few is arrays:
+            self._raise_bound(whole.bound)
+        if composer is None:
+            whole = self._held(lean, few, whole.x) or whole
         return self._settled(lean, whole.x, few), self._narrow(lean, few, whole.x)
 
-    def _add_ways_by_tier(self, composer: Composer, duals: Floats, arrays: Arrays, found: Worth) -> None:
-        """Look for ways as if lower tiers did not exist, where a tier is short: the weights alone hide them."""
-        for rank, lacks in sorted(found.lacking_usd_by_tier.items())[:-1]:
-            if lacks > CLEAR_SHARE * found.demand_usd_by_tier[rank]:
-                alone = composer.up_to(rank)
-                alone.bound(duals, arrays, lambda bound: False, _held(composer, found, rank))
-                for way in alone.ways:
-                    composer.add(way)
+    def _in_order(self, cells: Cells, arrays: Arrays, found: Worth) -> Worth:
+        """Solve with every pool and the least shortage of each tier held: small work once those are known."""
+        whole = self._held(cells, arrays, lacking_values(cells, arrays, found), is_wanted=True)
+        if whole is None:
+            return found
+        self._raise_bound(whole.bound)  # over the plans that leave no service of a higher tier worse off
+        return self._settled(cells, whole.x, arrays)
+
+    def _held(self, cells: Cells, arrays: Arrays, x: Floats, *, is_wanted: bool = False) -> Solution | None:
+        """Solve with higher tiers held at their least shortage; None when nothing is to be gained by it."""
+        held, start, is_changed = hold_higher_tiers(cells, arrays, x, self._whole)
+        if not is_changed and not is_wanted:
+            return None
+        if is_changed:
+            self.notes.append("a lower tier gave way: the weights alone would have left a higher tier short")
+        return self._whole(held, start)
 
     def _proved_by(self, best: Worth, bound: float) -> bool:
         value = best.objective_usd_per_hour
@@ -151,18 +151,6 @@ class Search:
         only = composer.pools() | {pool for pool, _ in best.counts} | {pool for pool, _ in self.base}
         lean = self._cells(only)
         return lean, self._based(lean, state(lean))[0]
-
-    def _solve(self, cells: Cells, arrays: Arrays, best: Worth, *, is_all: bool) -> Solution:
-        start = start_columns(cells, arrays, best.counts)
-        whole = self._whole(arrays, start)
-        if is_all:
-            self._raise_bound(whole.bound)
-        protected = protect_higher_tiers(cells, arrays, whole, lambda changed, x: self._whole(changed, x))
-        if protected is not whole:
-            if not self.is_protected:
-                self.notes.append("a lower tier gave way: the weights alone would have left a higher tier short")
-            self.is_protected = True
-        return protected
 
     def _gap(self) -> float:
         return SOLVER_GAP * self.desk.problem.policy.relative_gap
@@ -245,16 +233,6 @@ class Search:
             reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
         )
         return plan, verify(plan, self.desk.problem)
-
-
-def _held(composer: Composer, found: Worth, below: float = float("inf")) -> list[Held]:
-    """Hold what the tiers above ``below``, but the last, lack in what was found."""
-    ranks = np.array([service.tier_rank for service in composer.cells.services])
-    return [
-        (np.flatnonzero(ranks == rank), lacks + CLEAR_SHARE * found.demand_usd_by_tier[rank])
-        for rank, lacks in sorted(found.lacking_usd_by_tier.items())[:-1]
-        if rank < below
-    ]
 
 
 def _given(duals: Floats | None) -> Floats:

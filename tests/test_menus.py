@@ -11,7 +11,7 @@ from solvers.cells import Cells, Floats, build_cells
 from solvers.compose import Composer
 from solvers.desk import Desk
 from solvers.engine import Role
-from solvers.menus import Menu, Prices, Way, build_menus
+from solvers.menus import Menu, Way, build_menus
 from solvers.problem import Problem
 from solvers.relax import Arrays, solve_linear, solve_whole, state
 from tests import fleets
@@ -57,17 +57,16 @@ def priced(way: Way, prices: Floats) -> float:
 def test_no_way_undercuts_the_least_value_and_the_cheapest_comes_close(least: int, running: int, price: float) -> None:
     cells, menu = menu_of(small(least=least, running=running))
     prices = np.where(np.arange(len(cells.cell_pool)) % 2 == 0, price, 0.0)
-    asked = Prices(cell=prices, penalty=1.0)
     best = min(priced(way, prices) for way in every_way(menu, prices))
-    cheapest = menu.cheapest(asked)
+    cheapest = menu.cheapest(prices)
     assert cheapest is not None
-    assert menu.least_value(asked) <= best + 1e-9
+    assert menu.least_value(prices) <= best + 1e-9
     assert priced(cheapest, prices) == pytest.approx(best, rel=0.01)
 
 
 def test_a_finer_grid_never_lowers_the_bound() -> None:
     cells, menu = menu_of(small(7.3))
-    asked = Prices(cell=np.zeros(len(cells.cell_pool)), penalty=1.0)
+    asked = np.zeros(len(cells.cell_pool))
     coarse, middle, fine = (menu.least_value(asked, grid) for grid in (50, 500, 5000))
     assert coarse <= middle + 1e-9 <= fine + 2e-9
 
@@ -76,7 +75,7 @@ def test_ways_keep_what_they_have_to_and_say_what_that_costs() -> None:
     problem = small()
     desk = desk_of(problem)
     cells = build_cells(problem, desk.options)
-    asked = Prices(cell=np.zeros(len(cells.cell_pool)), penalty=1.0)
+    asked = np.zeros(len(cells.cell_pool))
     free, bound = (build_menus(cells, desk.sizer, least) for least in (None, {0: 2}))
     assert free is not None
     assert bound is not None
