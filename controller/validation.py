@@ -59,7 +59,8 @@ def _metadata_violations(body: Json, subject: str) -> list[InvalidInput]:
     if not isinstance(name, str) or not name:
         found.append(InvalidInput(subject, "metadata.name", "is required", "give the object a name"))
     elif kind.name == "FleetPolicy" and name != "default":
-        found.append(InvalidInput(subject, "metadata.name", kind.rules[0].message, "call it default, or remove it where there is one already"))
+        remedy = "call it default, or remove it where there is one already"
+        found.append(InvalidInput(subject, "metadata.name", kind.rules[0].message, remedy))
     elif kind.name in ("ServedModel", "GpuClass") and len(name) > 63:
         found.append(InvalidInput(subject, "metadata.name", f"has {len(name)} characters", "use at most 63"))
     return found
