@@ -113,9 +113,10 @@ def _refuse_unreachable_ttft(
         if prompts.always_late_ratio(slo.limit_s) <= 1.0 - slo.percentile_ratio:
             continue
         worst = int(np.argmax(np.where(prompts.service_s + prompts.after_s > slo.limit_s, mix.weight, 0.0)))
+        first_token_s = prompts.service_s[worst] + prompts.after_s[worst]
         raise pools.Refused(
             f"prefill of {mix.prompt_tokens[worst]:,.0f} tokens takes {1e3 * prompts.service_s[worst]:,.0f} ms on "
-            f"{pools.replica_name(profile)}, {1e3 * (prompts.service_s[worst] + prompts.after_s[worst]):,.0f} ms to the "
+            f"{pools.replica_name(profile)}, {1e3 * first_token_s:,.0f} ms to the "
             f"first token, SLO {1e3 * slo.limit_s:,.0f} ms at p{slo.percentile_ratio * 100:g}"
         )
 
