@@ -15,6 +15,7 @@ from solvers.compose import Composer, Enough
 from solvers.desk import Desk
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
+from solvers.menus import Least
 from solvers.options import find_options, step_at
 from solvers.packing import Counts, pack
 from solvers.places import Placed, cell_counts, place, start_columns
@@ -46,6 +47,7 @@ class Search:
     bound_usd_per_hour: float = 0.0
     prices: Prices = field(default_factory=Prices)
     rounds: int = 0
+    composer: Composer | None = None
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     refined: dict[PoolKey, set[int]] = field(default_factory=dict)
@@ -88,11 +90,11 @@ class Search:
         duals = _given(relaxed.duals)
         self.prices = read_prices(cells, arrays, duals)
         self._raise_bound(dual_bound(arrays, duals))
-        composer = Composer.of(cells, arrays, self.desk.sizer, gap=self._gap(), seconds=self._seconds(), least=least)
-        if composer is not None:
-            self._raise_bound(
-                composer.bound(duals, arrays, lambda bound: is_enough(bound) or self._proved_by(best, bound))
+        if self.rounds == 0:  # ways have exact sizes: rounds that narrow steps would find the same
+            self.composer = self._composed(
+                cells, arrays, duals, least, lambda b: is_enough(b) or self._proved_by(best, b)
             )
+        composer = self.composer
         if is_enough(self.bound_usd_per_hour) or (self._proved(best) and not best.short):  # tiers are looked at below
             return best, False
         try:
@@ -130,6 +132,16 @@ class Search:
         if is_changed:
             self.notes.append("a lower tier gave way: the weights alone would have left a higher tier short")
         return self._whole(held, start)
+
+    def _composed(
+        self, cells: Cells, arrays: Arrays, duals: Floats, least: Least, is_enough: Enough
+    ) -> Composer | None:
+        """Find the ways that matter and raise the bound; None when the fleet is too large for that."""
+        seconds = self._seconds()
+        composer = Composer.of(cells, arrays, self.desk.sizer, gap=self._gap(), seconds=seconds, least=least)
+        if composer is not None:
+            self._raise_bound(composer.bound(duals, arrays, is_enough))
+        return composer
 
     def _proved_by(self, best: Worth, bound: float) -> bool:
         value = best.objective_usd_per_hour
