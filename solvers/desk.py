@@ -79,10 +79,14 @@ class Desk:
         return not pack(self.problem, wanted).left
 
     def fitting(self, counts: Counts, room: Room | None = None) -> dict[tuple[PoolKey, str], int]:
-        """Keep what is allowed and has room; it is taken out of ``room``."""
-        base = self.allowed(counts)
-        left = (room or self.empty_room()).take_all(base)
-        return {key: rest for key, count in base.items() if (rest := count - left.get(key, 0)) > 0}
+        """Keep what is allowed and has room, higher tiers first; it is taken out of ``room``."""
+        base, free = self.allowed(counts), room or self.empty_room()
+        ranks = {service.name: service.tier_rank for service in self.problem.services}
+        for rank in sorted(set(ranks.values())):
+            mine = {key: count for key, count in base.items() if ranks[key[0].service] == rank}
+            for key, left in free.take_all(mine).items():
+                base[key] -= left
+        return {key: count for key, count in base.items() if count > 0}
 
     def repaired(self, counts: Counts, least: Counts | None = None) -> Worth:
         """Keep what fits of the counts and fill what is short; from nothing, this is the greedy plan.
