@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import urllib3
@@ -49,8 +50,12 @@ def run(args: argparse.Namespace) -> int:
     with start_world(script.time_scale) as world:
         say(f"cluster up: {', '.join(world.cluster.components)}")
         result = play(world, script, trace)
+        strays = [each for each in world.listeners() if not ip_address(each.address).is_loopback]
+        pids = world.pids()
     print("\n" + summary(result), flush=True)
-    return 1 if has_failed(result) else 0
+    left = sorted(name for name, pid in pids.items() if Path(f"/proc/{pid}").exists())
+    say(f"listening beyond loopback: {strays or 'nothing'}; processes left of {len(pids)}: {left or 'none'}")
+    return 1 if has_failed(result) or strays or left else 0
 
 
 def default_trace() -> Path | None:

@@ -20,7 +20,7 @@ from tests.simcluster.components import SIMULATED_LABEL, ClusterConfig
 from tests.simcluster.monitoring import ScrapeJob, answers_ok
 from tests.simcluster.nodes import COLD_START_ANNOTATION, go_duration, is_ready
 from tests.simcluster.poll import wait_until
-from tests.simcluster.process import Command, Supervisor, free_ports, minimal_environment
+from tests.simcluster.process import Command, Listener, Supervisor, free_ports, minimal_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 CRDS = ROOT / "deploy" / "crds"
@@ -125,6 +125,14 @@ class World:
 
     def log_tail(self, name: str, lines: int = 20) -> str:
         return self._supervisor.log_tail(name, lines)
+
+    def listeners(self) -> list[Listener]:
+        """Every TCP socket on which the cluster, the twin or the operator accepts connections."""
+        return [*self.cluster.listening_addresses(), *self._supervisor.listeners()]
+
+    def pids(self) -> dict[str, int]:
+        """Process ids of everything that the demo started."""
+        return {**self.cluster.pids(), **self._supervisor.pids()}
 
     def conditions(self) -> str:
         """List every condition that is not True, to find out what holds the operator back."""
