@@ -199,6 +199,14 @@ def test_the_short_form_serves_for_less_than_90_seconds() -> None:
     assert SHORT.real_s < 90.0 < FULL.real_s
 
 
+@pytest.mark.parametrize(
+    ("address", "is_loopback"),
+    [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("0.0.0.0", False), ("::", False)],
+)
+def test_sockets_beyond_loopback_are_told_apart(address: str, is_loopback: bool) -> None:
+    assert Listener(component="operator", address=address, port=1).is_loopback == is_loopback
+
+
 # ---------------------------------------------------------------- the live table
 
 

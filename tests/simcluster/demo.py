@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
 
 import urllib3
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     with start_world(script.time_scale) as world:
         say(f"cluster up: {', '.join(world.cluster.components)}")
         result = play(world, script, trace)
-        strays = [each for each in world.listeners() if not ip_address(each.address).is_loopback]
+        strays = [each for each in world.listeners() if not each.is_loopback]
         pids = world.pids()
     print("\n" + summary(result), flush=True)
     left = sorted(name for name, pid in pids.items() if Path(f"/proc/{pid}").exists())

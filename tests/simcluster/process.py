@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL
@@ -39,6 +40,12 @@ class Listener:
     component: str
     address: str
     port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when only this machine can connect; ``::ffff:127.0.0.1`` is an IPv6 socket that does so too."""
+        address = ip_address(self.address)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 class Supervisor:
