@@ -17,7 +17,7 @@ from tests.simcluster.demo_report import GRACE_S, Run, exceeded, has_failed, liv
 from tests.simcluster.demo_script import CUT, FULL, LOST, SHORT, SURGED, Incident
 from tests.simcluster.demo_watch import DomainNow, Sample
 from tests.simcluster.demo_world import World
-from tests.simcluster.process import ProcessError
+from tests.simcluster.process import Listener, ProcessError
 from tests.twin_world import SERVICE, busy_twin
 
 SURGED_AT_S, CUT_AT_S, LOST_AT_S = (incident.start_s for incident in SHORT.incidents)
