@@ -38,7 +38,7 @@ from solvers.ledger import balance
 from solvers.plan import Placement, Plan
 from solvers.power import charged_domains
 from solvers.rollout import Scale, next_step
-from solvers.rollout_chains import carried_requests_per_s
+from solvers.rollout.chains import carried_requests_per_s
 
 log = logging.getLogger("penstock.cycle")
 

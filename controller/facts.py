@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from solvers.engine.roofline import GpuFacts, ModelFacts
 from solvers.errors import InvalidInput
-from solvers.roofline import GpuFacts, ModelFacts
 
 GIB = 1024**3
 TB = 1e12

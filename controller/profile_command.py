@@ -14,8 +14,8 @@ import yaml
 
 from controller.profiles import ProfileRequest, Source, make_profile
 from controller.render import profile_name, render_engine_profile
-from solvers.curves import decode_step_s, prefill_s
 from solvers.engine import EngineConfig, EngineProfile
+from solvers.engine.curves import decode_step_s, prefill_s
 from solvers.errors import InvalidInput, OutOfRange
 
 TABLE_PROMPTS = (1024, 8192)

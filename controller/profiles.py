@@ -18,8 +18,8 @@ import numpy as np
 from controller import silicon
 from controller.facts import gpu_facts, model_facts
 from solvers.engine import EngineConfig, EngineProfile, ProfileSource, check_profile
+from solvers.engine.roofline import CHUNK_SIZES, chunk_for, draw_watts, roofline_profile
 from solvers.errors import InvalidInput
-from solvers.roofline import CHUNK_SIZES, chunk_for, draw_watts, roofline_profile
 
 CSV_COLUMNS = ("phase", "size", "context", "seconds")
 

@@ -20,10 +20,9 @@ import numpy as np
 import yaml
 
 from controller.facts import GPU_FACTS, facts_of_config
-from solvers.curves import Floats
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, check_profile
-from solvers.errors import InvalidInput
-from solvers.roofline import (
+from solvers.engine.curves import Floats
+from solvers.engine.roofline import (
     BATCH_GRID,
     CONTEXT_GRID,
     PROMPT_GRID,
@@ -34,6 +33,7 @@ from solvers.roofline import (
     transfer_bytes_per_s,
     within,
 )
+from solvers.errors import InvalidInput
 
 PACKAGE = "aiconfigurator_core"
 BACKENDS = ("vllm", "sglang", "trtllm")

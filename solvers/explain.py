@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from solvers.cells import Cells, build_cells
-from solvers.desk import Desk
 from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.fleet import ANYWHERE, PoolKey
-from solvers.options import CapacityOf, PoolOption
-from solvers.packing import Room
 from solvers.plan import Binding, DomainPlan, Plan, PoolPlan, ServicePlan
+from solvers.planner.cells import Cells, build_cells
+from solvers.planner.desk import Desk
+from solvers.planner.nodes import Room
+from solvers.planner.options import CapacityOf, PoolOption
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 

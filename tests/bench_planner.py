@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from solvers.desk import Desk
 from solvers.engine import EngineProfile, Role
 from solvers.fleet import Node
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.planner.desk import Desk
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify

@@ -21,8 +21,8 @@ from typing import TypeVar
 from controller.tables import render_table
 from controller.traces import Trace, load_trace, synthetic_trace
 from solvers.engine import EngineProfile, Role
-from solvers.sim_tables import TICKS_PER_S, to_ticks
 from solvers.simulate import Fleet, Result, SimRequest, replay
+from solvers.simulate.tables import TICKS_PER_S, to_ticks
 from tests.sim_brute import BruteFleet, make_profile
 
 FLEETS: dict[str, dict[Role, int]] = {

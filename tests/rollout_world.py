@@ -10,12 +10,12 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from solvers.assign import choose_leaving
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey, PowerDomain, Replica, ReplicaState, Snapshot
 from solvers.plan import Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
 from solvers.power import extra_watts
 from solvers.rollout import Action
+from solvers.rollout.assign import choose_leaving
 
 H100 = GpuClass(
     name="h100",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, Role
-from solvers.sim_results import SimRequest
-from solvers.sim_tables import NEVER, EngineTables, compile_profile, to_ticks
+from solvers.simulate.results import SimRequest
+from solvers.simulate.tables import NEVER, EngineTables, compile_profile, to_ticks
 
 
 def make_profile(**changes: object) -> EngineProfile:

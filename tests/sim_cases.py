@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from solvers.engine import EngineProfile, Role
-from solvers.sim_tables import to_ticks
 from solvers.simulate import Fleet, SimRequest
+from solvers.simulate.tables import to_ticks
 from tests.sim_brute import BruteFleet, make_profile
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from solvers.desk import Desk
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, Role
 from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
-from solvers.penalties import Penalties
 from solvers.planner import make_plan
+from solvers.planner.desk import Desk
+from solvers.planner.penalties import Penalties
 from solvers.problem import Policy, Problem
 from solvers.sizing import Capacity, Unfit
 from solvers.verify import verify

@@ -18,8 +18,8 @@ import pytest
 
 from controller.facts import GPU_FACTS, MODEL_FACTS
 from controller.profiles import ProfileRequest, Source, make_profile
-from solvers.curves import decode_step_s, prefill_s
 from solvers.engine import EngineConfig, EngineProfile
+from solvers.engine.curves import decode_step_s, prefill_s
 from solvers.errors import OutOfRange
 
 DATA = Path(os.environ.get("PENSTOCK_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -30,7 +30,7 @@ MEAN_LENGTH_RATIO = 0.9  # the benchmark drew lengths evenly between 0.8 and 1.0
 # Median and 90th percentile of the absolute error that a study of these tables reached for models left out of its
 # fit, 11 % and 30 %, each with a tenth of margin. Nothing is fitted here.
 SILICON_MEDIAN_RATIO, SILICON_P90_RATIO = 0.12, 0.33
-ROOFLINE_MEDIAN_RATIO = 0.40  # what solvers.roofline says of itself
+ROOFLINE_MEDIAN_RATIO = 0.40  # what solvers.engine.roofline says of itself
 
 POOR_MEMORY_EFFICIENCY = 0.65  # small matrices reach about that share of the data sheet's bandwidth
 ALL_REDUCE_S, LAUNCH_S = 25e-6, 0.003  # slow ones: a small all-reduce over NVLink, launching a step

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from solvers.engine import EngineProfile, Role
-from solvers.sim_tables import TICKS_PER_S, compile_profile, to_ticks
 from solvers.simulate import FinishedRequest, Fleet, SimRequest
+from solvers.simulate.tables import TICKS_PER_S, compile_profile, to_ticks
 from tests.sim_brute import make_profile
 
 BATCH_MEANS = 30

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers.assign import choose_leaving
 from solvers.fleet import Replica, ReplicaState
+from solvers.rollout.assign import choose_leaving
 from tests.rollout_world import pool
 
 STATES = [ReplicaState.PENDING, ReplicaState.LOST, ReplicaState.STARTING, ReplicaState.READY, ReplicaState.LEAVING]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers.curves import chunk_s, chunks_s, decode_step_s, decode_steps_s, decode_watts, gpu_watts, prefill_s
 from solvers.engine import Role
+from solvers.engine.curves import chunk_s, chunks_s, decode_step_s, decode_steps_s, decode_watts, gpu_watts, prefill_s
 from solvers.errors import OutOfRange
 from tests.profile_maker import BATCHES, CONTEXTS, PROMPTS, make_profile
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from solvers import limits
-from solvers.bound import dual_bound
-from solvers.cells import Cells, build_cells
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
-from solvers.options import Sizer, find_options
+from solvers.planner import limits
+from solvers.planner.bound import dual_bound
+from solvers.planner.cells import Cells, build_cells
+from solvers.planner.options import Sizer, find_options
+from solvers.planner.relax import Arrays, solve_linear, solve_whole, state
 from solvers.problem import Problem
-from solvers.relax import Arrays, solve_linear, solve_whole, state
 from tests import fleets
 
 GOLDEN = Path(__file__).parent / "golden"
-README = Path(limits.__file__).parent / "README.md"
+README = Path(limits.__file__).parents[1] / "README.md"
 NAMES = tuple(make.__name__ for make in limits.LIMITS)
 
 

@@ -7,13 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from solvers.cells import Cells, Floats, build_cells
-from solvers.compose import Composer
-from solvers.desk import Desk
 from solvers.engine import Role
-from solvers.menus import Menu, Way, build_menus
+from solvers.planner.cells import Cells, Floats, build_cells
+from solvers.planner.compose import Composer
+from solvers.planner.desk import Desk
+from solvers.planner.menus import Menu, Way, build_menus
+from solvers.planner.relax import Arrays, solve_linear, solve_whole, state
 from solvers.problem import Problem
-from solvers.relax import Arrays, solve_linear, solve_whole, state
 from tests import fleets
 
 

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from solvers import relax, search
 from solvers.engine import EngineConfig, Role
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.fleet import ANYWHERE, Node, PoolKey, PowerDomain
 from solvers.plan import Plan, SolveStatus
-from solvers.planner import make_plan
+from solvers.planner import make_plan, relax, search
 from solvers.problem import Policy, Problem
 from solvers.sizing import Capacity, replica_capacity
 from solvers.verify import verify

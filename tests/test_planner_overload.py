@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from solvers.desk import Desk
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.planner.desk import Desk
 from solvers.problem import Policy, Problem
 from tests import fleets
 from tests.test_planner import problems, with_demand

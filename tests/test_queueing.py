@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from solvers.queueing import BatchChain, Floats, WaitTail, batch_chain, erlang_c, largest_load, wait_tail
+from solvers.sizing.queueing import BatchChain, Floats, WaitTail, batch_chain, erlang_c, largest_load, wait_tail
 
 SERVICE_S = np.array([0.03, 0.06, 0.22, 1.0, 2.4])
 SHORT_HEAVY = np.array([0.45, 0.35, 0.15, 0.04, 0.01])  # squared coefficient of variation 5.2

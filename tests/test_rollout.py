@@ -8,7 +8,7 @@ from solvers.engine import Role
 from solvers.fleet import ANYWHERE, ReplicaState
 from solvers.problem import Policy
 from solvers.rollout import next_step
-from solvers.rollout_chains import START_PATIENCE_S
+from solvers.rollout.chains import START_PATIENCE_S
 from tests.rollout_world import moves, node, plan, pool, replicas, snapshot
 
 POLICY = Policy(max_starts_per_turn=8)

@@ -10,7 +10,7 @@ from solvers.engine import Role
 from solvers.fleet import ReplicaState
 from solvers.problem import Policy
 from solvers.rollout import next_step
-from solvers.rollout_chains import KEEP_START_S, START_PATIENCE_S
+from solvers.rollout.chains import KEEP_START_S, START_PATIENCE_S
 from tests.rollout_world import moves, node, plan, pool, replicas, snapshot
 
 POLICY = Policy(max_starts_per_turn=8)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from controller.facts import GPU_FACTS, MODEL_FACTS, facts_of_config, gpu_facts, model_facts
-from solvers.curves import decode_step_s, prefill_s
 from solvers.engine import EngineConfig, EngineProfile, ProfileSource, check_profile
+from solvers.engine.curves import decode_step_s, prefill_s
+from solvers.engine.roofline import GpuFacts, ModelFacts, chunk_for, draw_watts, roofline_profile, within
 from solvers.errors import InvalidInput
-from solvers.roofline import GpuFacts, ModelFacts, chunk_for, draw_watts, roofline_profile, within
 
 EIGHT = MODEL_FACTS["meta-llama/Llama-3.1-8B"]
 SEVENTY = MODEL_FACTS["meta-llama/Llama-3.1-70B"]

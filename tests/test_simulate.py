@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers import curves
-from solvers.engine import Role
+from solvers.engine import Role, curves
 from solvers.errors import InvalidInput
-from solvers.sim_replica import Replica
-from solvers.sim_results import GapHistogram, LiveRequest
-from solvers.sim_tables import NEVER, TICKS_PER_S, Polygon, compile_profile, to_ticks
 from solvers.simulate import Fleet, SimRequest, itl_limits, replay
+from solvers.simulate.replica import Replica
+from solvers.simulate.results import GapHistogram, LiveRequest
+from solvers.simulate.tables import NEVER, TICKS_PER_S, Polygon, compile_profile, to_ticks
 from solvers.workload import Slo, SloMetric
 from tests.sim_brute import BruteFleet, make_profile
 from tests.sim_cases import ask, random_requests, random_story, small_fleet, some_requests, tell

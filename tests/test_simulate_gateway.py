@@ -9,8 +9,8 @@ import pytest
 
 from solvers.engine import Role
 from solvers.errors import InvalidInput
-from solvers.sim_tables import TICKS_PER_S, compile_profile
 from solvers.simulate import Fleet, replay
+from solvers.simulate.tables import TICKS_PER_S, compile_profile
 from solvers.workload import Slo, SloMetric
 from tests.sim_brute import make_profile
 from tests.sim_cases import ask, small_fleet, some_requests

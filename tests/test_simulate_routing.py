@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from solvers.engine import EngineProfile, Role
-from solvers.sim_tables import TICKS_PER_S, compile_profile
 from solvers.simulate import FinishedRequest, Fleet, SimRequest, replay
+from solvers.simulate.tables import TICKS_PER_S, compile_profile
 from tests.sim_brute import make_profile
 from tests.sim_cases import ask, some_requests
 

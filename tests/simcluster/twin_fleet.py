@@ -17,8 +17,8 @@ from controller.records import (
 )
 from solvers.engine import EngineProfile, Role
 from solvers.errors import InvalidInput
-from solvers.sim_results import GapHistogram
 from solvers.simulate import Fleet, itl_limits
+from solvers.simulate.results import GapHistogram
 from tests.simcluster.components import FAILED_LABEL
 from tests.simcluster.twin_power import PowerMeters
 from tests.simcluster.twin_stats import ENGINE_TOKEN_EDGES, TTFT_EDGES_S, Bucketed, ServiceStats

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from controller.records import PodRecord
-from solvers.sim_results import ReplicaView
+from solvers.simulate.results import ReplicaView
 from tests.simcluster.twin_fleet import TwinFleet
 from tests.simcluster.twin_stats import ITL_EDGES_S, Bucketed
 

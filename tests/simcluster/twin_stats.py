@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from solvers.sim_results import FinishedRequest, GapHistogram, Rejected, meets
-from solvers.sim_tables import TICKS_PER_S, to_ticks
+from solvers.simulate.results import FinishedRequest, GapHistogram, Rejected, meets
+from solvers.simulate.tables import TICKS_PER_S, to_ticks
 from solvers.workload import Slo, SloMetric
 
 # Edges as the real exporters have them, so that a quantile is as coarse here as there.

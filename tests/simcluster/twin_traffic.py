@@ -9,7 +9,7 @@ import numpy as np
 
 from controller.traces import Trace, scale_trace
 from solvers.errors import InvalidInput
-from solvers.sim_results import SimRequest
+from solvers.simulate.results import SimRequest
 
 JITTER_S = 2.0  # copies that a surge adds come within this time of the request they copy
 

@@ -1,0 +1,134 @@
+"""The one entry point: size → state → round → place → verify, with fallbacks that still end in a checked plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from solvers.errors import SolveFailed
+from solvers.plan import Plan
+from solvers.planner.checks import check_problem
+from solvers.planner.desk import Desk
+from solvers.planner.nodes import Counts
+from solvers.planner.options import CapacityOf
+from solvers.planner.search import Search
+from solvers.planner.tally import Worth, best_of
+from solvers.problem import Problem
+from solvers.sizing import replica_capacity
+
+GROWTH_RATIO = 0.05
+"""Demand that a plan carries beyond what is asked when what is in force no longer does: noise of load is no surge."""
+
+GROWTH_SAVING = 3.0
+"""Times ``min_saving_ratio`` that another plan must save against growing: what is swapped serves nothing meanwhile."""
+
+SPARE_RATIO = 0.1
+"""Demand that a plan made only to save money must carry beyond what is asked; load swings by as much within minutes."""
+
+STAND_IN = "the solver's plan failed the check, a simpler one stands in"
+
+
+def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: CapacityOf = replica_capacity) -> Plan:
+    """Decide pools, counts and places for the whole fleet.
+
+    Parameters
+    ----------
+    previous : Plan, optional
+        The plan in force. It stays unless it no longer fits, something else serves more, or something else saves at
+        least ``policy.min_saving_ratio`` of its cost.
+    capacity_of : callable
+        ``solvers.sizing.replica_capacity`` or a table with its signature.
+
+    Returns
+    -------
+    Plan
+        Verified. Demand that cannot be met is no error: ``plan.is_short`` and ``short_because`` say so.
+
+    Raises
+    ------
+    InvalidInput
+        The problem itself is malformed (see ``checks.check_problem``).
+    SolveFailed
+        No stage led to a plan that passes ``verify``; the message lists what failed.
+    """
+    check_problem(problem)
+    desk = Desk.of(problem, capacity_of, previous)
+    in_force = _in_force(problem, previous)
+    kept = [desk.worth(counts) for counts in in_force if desk.fits(counts)]
+    repaired = [desk.repaired(counts) for counts in in_force]
+    search = Search(desk=desk)
+    tried = list(_tried(desk, search, in_force, kept, repaired))
+    faults = list(search.faults)
+    for worth, note in (*tried, *((worth, STAND_IN) for worth in (*kept, *repaired, desk.repaired({})))):
+        plan, violations = search.write(worth, (note,) if note else ())
+        if not violations:
+            return plan
+        faults += violations
+    raise SolveFailed("no stage led to a sound plan: " + "; ".join(dict.fromkeys(faults)))
+
+
+def _tried(
+    desk: Desk, search: Search, in_force: Sequence[Counts], kept: Sequence[Worth], repaired: Sequence[Worth]
+) -> Iterator[tuple[Worth, str]]:
+    """Counts in the order in which they are tried, with a note on why: what stays, what grows, what is cheapest."""
+    able, is_calm = [worth for worth in kept if not worth.short], desk.problem.policy.min_saving_ratio > 0.0
+    if is_calm and in_force and not able:
+        search.run([*kept, *repaired], lambda bound: True)  # for the bound; the search itself may not be needed
+        if (grown := _grown(desk, in_force[0])) is not None:
+            yield grown, f"made for {GROWTH_RATIO:.0%} more than is asked, so that the next swing of load moves nothing"
+            return
+    found = search.run([*kept, *repaired], lambda bound: any(_is_near(desk, worth, bound) for worth in able))
+    if is_calm and not all(_stays(desk, worth, found) for worth in able):
+        found = best_of([_with_spare(desk, able), *able])
+    for worth in kept:
+        if _stays(desk, worth, found):
+            yield worth, _kept_note(desk, worth, found)
+    yield found, ""
+
+
+def _grown(desk: Desk, counts: Counts) -> Worth | None:
+    """What is in force with the cheapest additions, or what saves enough against that; None when either is short."""
+    roomier = desk.scaled(1.0 + GROWTH_RATIO)
+    base = roomier.fitting(counts)
+    if not base:
+        return None
+    grown = Search(desk=roomier, base=base).run([])
+    least = GROWTH_SAVING * desk.problem.policy.min_saving_ratio
+    found = Search(desk=roomier).run([grown], lambda bound: _is_near(roomier, grown, bound, least))
+    best = grown if _stays(roomier, grown, found, least) else found
+    return None if best.short else desk.worth(best.counts)
+
+
+def _with_spare(desk: Desk, able: Sequence[Worth]) -> Worth:
+    """Find the cheapest plan that would carry clearly more than is asked: what stops now is not started again soon."""
+    roomier = desk.scaled(1.0 + SPARE_RATIO)
+    found = Search(desk=roomier).run([], lambda bound: any(_is_near(desk, worth, bound) for worth in able))
+    return desk.worth(found.counts)
+
+
+def _in_force(problem: Problem, previous: Plan | None) -> list[Counts]:
+    """What could stay as it is: the last plan's counts, then what runs."""
+    planned = {(row.pool, row.location): row.replicas for row in previous.placements} if previous else {}
+    running = {key: count for key, count in sorted(problem.running.items()) if count > 0}
+    return [counts for counts in (planned, running) if counts]
+
+
+def _is_near(desk: Desk, worth: Worth, bound: float, least: float | None = None) -> bool:
+    """True when no plan saves enough against this one, whatever it looks like."""
+    least = desk.problem.policy.min_saving_ratio if least is None else least
+    return not worth.short and worth.paid_usd_per_hour - bound < max(least, 1e-6) * worth.cost_usd_per_hour
+
+
+def _saving_ratio(worth: Worth, found: Worth) -> float:
+    saving = worth.paid_usd_per_hour - found.paid_usd_per_hour
+    return saving / max(worth.cost_usd_per_hour, 1e-9)
+
+
+def _stays(desk: Desk, worth: Worth, found: Worth, least: float | None = None) -> bool:
+    """True when moving would only save money, and too little."""
+    least = desk.problem.policy.min_saving_ratio if least is None else least
+    return worth.serves_no_less_than(found) and _saving_ratio(worth, found) < max(least, 1e-6)
+
+
+def _kept_note(desk: Desk, worth: Worth, found: Worth) -> str:
+    saving, least = _saving_ratio(worth, found), desk.problem.policy.min_saving_ratio
+    return f"kept what is planned or runs: moving saves {max(0.0, saving):.1%}, at least {least:.1%} is asked"

@@ -1,0 +1,143 @@
+"""Counts and evidence into a ``Plan``: sorted rows, watts, prices, and what binds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from solvers.fleet import PoolKey
+from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from solvers.planner.cells import Cells, Floats
+from solvers.planner.nodes import Counts
+from solvers.planner.relax import Arrays
+from solvers.planner.tally import PoolWorth, Worth
+from solvers.power import base_watts, charged_domains, nodes_by_domain, reserved_watts
+from solvers.problem import Problem
+
+PRICE_FLOOR = 1e-6  # USD/h per unit; smaller duals are rounding
+UNITS = {"gpus": "group of GPUs", "power": "kW", "floor": "replica", "ceiling": "replica"}
+SIGNS = {"gpus": -1.0, "power": -1.0, "power_whole": -1.0, "floor": 1.0, "ceiling": -1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """Worth of one more unit of each limit at the relaxation's optimum, USD per hour."""
+
+    by_limit: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    by_domain_kilowatt: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_prices(cells: Cells, arrays: Arrays, duals: Floats) -> Prices:
+    """Name the duals of the limits that a user can move; a group's price holds for each of its members."""
+    by_limit: dict[tuple[str, str], float] = {}
+    for (limit, subject), dual in zip(arrays.rows, duals, strict=True):
+        key, price = (limit, subject), SIGNS.get(limit, 0.0) * float(dual)
+        if limit == "power_whole":  # priced by whole replicas of so many watts; said by the kW like the plain limit
+            domain, _, watts = subject.removesuffix(" W").rpartition(" by ")
+            key, price = ("power", domain), 1000.0 * price / float(watts)
+        if price > PRICE_FLOOR:
+            by_limit[key] = by_limit.get(key, 0.0) + price
+    return Prices(
+        by_limit=by_limit,
+        by_domain_kilowatt={
+            domain: by_limit[("power", group.label)]
+            for group in cells.grouping.domain_groups
+            for domain in group.domains
+            if ("power", group.label) in by_limit
+        },
+    )
+
+
+def assemble(
+    problem: Problem,
+    worth: Worth,
+    *,
+    prices: Prices,
+    bound_usd_per_hour: float,
+    rounds: int,
+    notes: tuple[str, ...],
+    reasons: Mapping[str, tuple[str, ...]],
+) -> Plan:
+    """Write the decision down."""
+    pools = tuple(_pool_plan(problem, pool) for pool in worth.pools)
+    return Plan(
+        placements=tuple(
+            sorted(Placement(pool=pool, location=loc, replicas=n) for (pool, loc), n in worth.counts.items())
+        ),
+        pools=pools,
+        services=tuple(
+            ServicePlan(
+                service=service.name,
+                tier=service.tier,
+                demand_requests_per_s=worth.demand_per_s[service.name],
+                served_requests_per_s=worth.served_per_s[service.name],
+                short_because=reasons.get(service.name, ()),
+            )
+            for service in sorted(problem.services, key=lambda s: s.name)
+        ),
+        domains=_domain_plans(problem, worth, prices),
+        bindings=_bindings(prices),
+        report=_report(problem, worth, bound_usd_per_hour, rounds, notes),
+    )
+
+
+def _report(problem: Problem, worth: Worth, bound: float, rounds: int, notes: tuple[str, ...]) -> SolveReport:
+    value = worth.objective_usd_per_hour
+    bound = min(bound, value)
+    gap = (value - bound) / max(abs(value), 1e-9)
+    proved = gap <= problem.policy.relative_gap + 1e-9
+    return SolveReport(
+        status=SolveStatus.OPTIMAL if proved else SolveStatus.FEASIBLE,
+        objective_usd_per_hour=value,
+        bound_usd_per_hour=bound,
+        gap_ratio=gap,
+        cost_usd_per_hour=worth.cost_usd_per_hour,
+        rounds=rounds,
+        notes=notes,
+    )
+
+
+def _pool_plan(problem: Problem, worth: PoolWorth) -> PoolPlan:
+    return PoolPlan(
+        pool=worth.pool,
+        replicas=worth.replicas,
+        demand_ratio=worth.share_ratio,
+        capacity_requests_per_s=worth.capacity_requests_per_s,
+        cap_watts=problem.gpu_classes[worth.pool.gpu_class].max_cap_watts,
+        reserved_watts=worth.reserved_watts,
+        planned_watts=worth.planned_watts,
+        cost_usd_per_hour=worth.cost_usd_per_hour,
+    )
+
+
+def _domain_plans(problem: Problem, worth: Worth, prices: Prices) -> tuple[DomainPlan, ...]:
+    reserved = reserved_watts(problem.nodes, problem.gpu_classes, worth.counts)
+    planned = _planned_watts(problem, worth.counts, {w.pool: w.planned_watts / w.replicas for w in worth.pools})
+    return tuple(
+        DomainPlan(
+            domain=name,
+            budget_watts=domain.budget_watts,
+            reserved_watts=reserved.get(name, 0.0),
+            planned_watts=min(planned.get(name, 0.0), reserved.get(name, 0.0)),
+            price_usd_per_kilowatt_hour=prices.by_domain_kilowatt.get(name, 0.0),
+        )
+        for name, domain in sorted(problem.domains.items())
+    )
+
+
+def _planned_watts(problem: Problem, counts: Counts, per_replica: Mapping[PoolKey, float]) -> dict[str, float]:
+    """Idle draw of every GPU plus what the replicas are planned to draw above it, by domain."""
+    planned = {d: base_watts(nodes, problem.gpu_classes) for d, nodes in nodes_by_domain(problem.nodes).items()}
+    for (pool, location), count in counts.items():
+        idle = pool.config.gpus * problem.gpu_classes[pool.gpu_class].idle_watts
+        for domain in charged_domains(problem.nodes, pool.gpu_class, location):
+            planned[domain] += count * max(0.0, per_replica[pool] - idle)
+    return planned
+
+
+def _bindings(prices: Prices) -> tuple[Binding, ...]:
+    rows = [
+        Binding(limit=limit, subject=subject, unit=UNITS[limit], price_usd_per_hour=price)
+        for (limit, subject), price in prices.by_limit.items()
+    ]
+    return tuple(sorted(rows, key=lambda b: (b.limit, b.subject)))

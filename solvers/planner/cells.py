@@ -1,0 +1,152 @@
+"""The sets of the optimisation as arrays: pools, their size steps, and cells (a pool in a group of bays)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.engine import Role
+from solvers.fleet import ANYWHERE, PoolKey
+from solvers.planner.grouping import Grouping, group_bays
+from solvers.planner.options import Options, PoolOption, Step
+from solvers.planner.penalties import find_penalties
+from solvers.problem import Policy, Problem
+from solvers.workload import ServedModel
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+PROMPT_ROLES = (Role.PREFILL, Role.MIXED)
+TOKEN_ROLES = (Role.DECODE, Role.MIXED)
+CHAINS: tuple[tuple[str, tuple[Role, ...]], ...] = (("prompts", PROMPT_ROLES), ("tokens", TOKEN_ROLES))
+"""Every request passes both chains; a mixed pool carries the same requests in both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cells:
+    """Everything the limits read. Axes: S services, P pools, T steps, C cells, H held rows (what runs).
+
+    Attributes
+    ----------
+    cell_pool, cell_group : (C,) int
+        A cell of a pool placed ``Class`` is one share of the pool's count; its watts are charged class-wide.
+    step_pool : (T,) int
+    held_pool, held_group, held_now : (H,) int
+        Running replicas by pool and group, group -1 for pools placed ``Class``.
+    demand_per_s, penalty_usd_per_hour, floor_usd_per_hour : (S,) float
+        ``penalty`` is of the whole demand unserved, ``floor`` of one replica below the floor.
+    """
+
+    problem: Problem
+    grouping: Grouping
+    services: tuple[ServedModel, ...]
+    pools: tuple[PoolOption, ...]
+    steps: tuple[Step, ...]
+    pool_service: Ints
+    step_pool: Ints
+    cell_pool: Ints
+    cell_group: Ints
+    held_pool: Ints
+    held_group: Ints
+    held_now: Ints
+    demand_per_s: Floats
+    penalty_usd_per_hour: Floats
+    floor_usd_per_hour: Floats
+
+    @property
+    def policy(self) -> Policy:
+        return self.problem.policy
+
+    def cell_label(self, cell: int) -> str:
+        option = self.pools[self.cell_pool[cell]]
+        where = ANYWHERE + "@" if option.is_anywhere else "@"
+        return f"{option.pool}{where}{self.grouping.groups[self.cell_group[cell]].label}"
+
+    def start_usd_per_hour(self, pools: Ints) -> Floats:
+        """Price of starting one replica of each pool."""
+        return self.policy.start_cost_hours * self._price_usd_per_hour(pools)
+
+    def stop_usd_per_hour(self, pools: Ints) -> Floats:
+        """Price of stopping one replica of each pool."""
+        return self.policy.stop_cost_hours * self._price_usd_per_hour(pools)
+
+    def _price_usd_per_hour(self, pools: Ints) -> Floats:
+        return np.array([self.pools[p].price_usd_per_hour for p in pools], dtype=float)
+
+    def pool_cells(self) -> tuple[Ints, Ints]:
+        return self.cell_pool, np.arange(len(self.cell_pool))
+
+
+def build_cells(
+    problem: Problem,
+    options: Options,
+    *,
+    split_running: bool = True,
+    one_by_one: bool = False,
+    only: Collection[PoolKey] | None = None,
+) -> Cells:
+    """Cross pools with the groups of bays that can hold them.
+
+    Parameters
+    ----------
+    split_running, one_by_one : bool
+        See ``grouping.group_bays``.
+    only : collection of PoolKey, optional
+        Leave every other pool out.
+    """
+    pools = tuple(o for o in options.pools if only is None or o.pool in only)
+    sizes: dict[str, set[int]] = {}
+    for option in pools:
+        sizes.setdefault(option.pool.gpu_class, set()).add(option.gpus)
+    grouping = group_bays(problem, sizes, split_running=split_running, one_by_one=one_by_one)
+    pairs = [
+        (p, g)
+        for p, option in enumerate(pools)
+        for g, group in enumerate(grouping.groups)
+        if group.gpu_class == option.pool.gpu_class and group.slots(option.gpus) > 0
+    ]
+    services = tuple(sorted(problem.services, key=lambda s: s.name))
+    order = {service.name: index for index, service in enumerate(services)}
+    steps = [(p, step) for p, option in enumerate(pools) for step in option.steps]
+    held = _held(problem, pools, grouping)
+    penalties = find_penalties(problem, options)
+    return Cells(
+        problem=problem,
+        grouping=grouping,
+        services=services,
+        pools=pools,
+        steps=tuple(step for _, step in steps),
+        pool_service=_ints(order[o.pool.service] for o in pools),
+        step_pool=_ints(p for p, _ in steps),
+        cell_pool=_ints(p for p, _ in pairs),
+        cell_group=_ints(g for _, g in pairs),
+        held_pool=_ints(p for p, _, _ in held),
+        held_group=_ints(g for _, g, _ in held),
+        held_now=_ints(now for _, _, now in held),
+        demand_per_s=np.array([problem.demands[s.name].requests_per_s for s in services], dtype=float),
+        penalty_usd_per_hour=np.array([penalties.unserved_usd_per_hour[s.name] for s in services], dtype=float),
+        floor_usd_per_hour=np.array([penalties.floor_usd_per_hour[s.name] for s in services], dtype=float),
+    )
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.array(list(values), dtype=np.int64)
+
+
+def _held(problem: Problem, pools: tuple[PoolOption, ...], grouping: Grouping) -> list[tuple[int, int, int]]:
+    """Running replicas by (pool, group); what runs where no cell is has to stop and appears nowhere."""
+    index = {option.pool: p for p, option in enumerate(pools)}
+    group_of = {bay.key: g for g, group in enumerate(grouping.groups) for bay in group.bays}
+    held: dict[tuple[int, int], int] = {}
+    for (pool, location), count in sorted(problem.running.items()):
+        p = index.get(pool)
+        if p is None or count <= 0:
+            continue
+        if pools[p].is_anywhere and location == ANYWHERE:
+            held[p, -1] = held.get((p, -1), 0) + count
+        elif not pools[p].is_anywhere and (g := group_of.get((location, pool.gpu_class))) is not None:
+            held[p, g] = held.get((p, g), 0) + count
+    return [(p, g, now) for (p, g), now in sorted(held.items())]

@@ -1,0 +1,98 @@
+"""Everything that the stages of one decision share: the problem, exact capacities, options, penalties."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from solvers.fleet import ANYWHERE, PoolKey
+from solvers.plan import Plan
+from solvers.planner.nodes import Counts, Room, pack
+from solvers.planner.options import CapacityOf, Options, Sizer, find_options
+from solvers.planner.penalties import Penalties, find_penalties
+from solvers.planner.rounding import fill
+from solvers.planner.tally import Worth, weigh
+from solvers.problem import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """One problem with what was worked out about it."""
+
+    problem: Problem
+    sizer: Sizer
+    options: Options
+    penalties: Penalties
+    wanted: frozenset[PoolKey]
+
+    @classmethod
+    def of(cls, problem: Problem, capacity_of: CapacityOf, previous: Plan | None = None) -> Desk:
+        wanted = frozenset(pool for (pool, _), count in problem.running.items() if count)
+        if previous is not None:
+            wanted |= {row.pool for row in previous.placements}
+        sizer = Sizer(problem=problem, capacity_of=capacity_of)
+        options = find_options(problem, sizer, wanted=wanted)
+        return cls(
+            problem=problem,
+            sizer=sizer,
+            options=options,
+            penalties=find_penalties(problem, options),
+            wanted=wanted,
+        )
+
+    def scaled(self, factor: float) -> Desk:
+        """The same with so many times the demand."""
+        demands = {
+            name: replace(demand, requests_per_s=demand.requests_per_s * factor)
+            for name, demand in self.problem.demands.items()
+        }
+        problem = replace(self.problem, demands=demands)
+        sizer = replace(self.sizer, problem=problem)  # capacities of one replica do not depend on the load
+        options = find_options(problem, sizer, wanted=self.wanted)
+        penalties = find_penalties(problem, options)
+        return replace(self, problem=problem, sizer=sizer, options=options, penalties=penalties)
+
+    def worth(self, counts: Counts) -> Worth:
+        return weigh(self.problem, self.sizer, self.penalties, counts)
+
+    def empty_room(self) -> Room:
+        return Room.of(self.problem)
+
+    def allowed(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
+        """Leave out pools that are no option in that placement mode (any more), and what exceeds a role's ceiling."""
+        known = {(option.pool, option.is_anywhere) for option in self.options.pools}
+        most = {service.name: service.max_replicas for service in self.problem.services}
+        kept: dict[tuple[PoolKey, str], int] = {}
+        in_role: dict[tuple[str, str], int] = {}
+        for (pool, location), count in sorted(counts.items()):
+            if (pool, location == ANYWHERE) not in known or count <= 0:
+                continue
+            role = (pool.service, pool.role)
+            kept[pool, location] = min(count, most[pool.service] - in_role.get(role, 0))
+            in_role[role] = in_role.get(role, 0) + kept[pool, location]
+        return {key: count for key, count in kept.items() if count > 0}
+
+    def fits(self, counts: Counts) -> bool:
+        """True when all of it is allowed and has whole groups and watts."""
+        wanted = {key: count for key, count in counts.items() if count > 0}
+        if self.allowed(wanted) != wanted or self.empty_room().take_all(wanted):
+            return False
+        return not pack(self.problem, wanted).left
+
+    def fitting(self, counts: Counts, room: Room | None = None) -> dict[tuple[PoolKey, str], int]:
+        """Keep what is allowed and has room, higher tiers first; it is taken out of ``room``."""
+        base, free = self.allowed(counts), room or self.empty_room()
+        ranks = {service.name: service.tier_rank for service in self.problem.services}
+        for rank in sorted(set(ranks.values())):
+            mine = {key: count for key, count in base.items() if ranks[key[0].service] == rank}
+            for key, left in free.take_all(mine).items():
+                base[key] -= left
+        return {key: count for key, count in base.items() if count > 0}
+
+    def repaired(self, counts: Counts, least: Counts | None = None) -> Worth:
+        """Keep what fits of the counts and fill what is short; from nothing, this is the greedy plan.
+
+        Of ``least`` nothing is given up that is not needed.
+        """
+        room = self.empty_room()
+        kept = self.fitting(counts, room)
+        return self.worth(fill(self.problem, self.sizer, self.options, room, kept, least))

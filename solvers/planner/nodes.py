@@ -1,0 +1,216 @@
+"""Replicas onto bays and nodes: what fits is kept in a ledger of whole GPU groups and free watts.
+
+For group sizes that divide one another the group test is exact, degraded nodes included: at each size q, the replicas
+of q GPUs or more, counted as ⌊gpus/q⌋ each, must not pass Σ ⌊free/q⌋ over the nodes; best fit by decreasing size then
+always succeeds. For other sizes the test is necessary and the packing itself decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey
+from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms, find_bays
+from solvers.power import charged_domains, extra_watts
+from solvers.problem import Problem
+
+Counts = Mapping[tuple[PoolKey, str], int]
+"""Replicas by (pool, location), ``ANYWHERE`` for pools placed ``Class``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Which nodes the replicas go to. ``left`` counts what found no node; rows are sorted."""
+
+    on_node: tuple[tuple[PoolKey, str, str, int], ...]
+    """(pool, location, node, replicas)"""
+    left: Mapping[tuple[PoolKey, str], int]
+
+
+@dataclass(slots=True, kw_only=True)
+class Room:
+    """What is still free in every bay and every limiting power domain, as replicas are taken in one by one."""
+
+    bays: dict[tuple[str, str], Bay]
+    free_watts: dict[str, float]
+    class_charges: dict[str, tuple[str, ...]]
+    gpu_classes: Mapping[str, GpuClass]
+    held: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
+    slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, problem: Problem) -> Room:
+        """Start empty: nothing of ours is placed."""
+        rooms = domain_rooms(problem)
+        reach = {
+            g: tuple(d for d in charged_domains(problem.nodes, g, ANYWHERE) if d in rooms)
+            for g in sorted(problem.gpu_classes)
+        }
+        return cls(
+            bays={bay.key: bay for bay in find_bays(problem, rooms)},
+            free_watts=dict(rooms),
+            class_charges=reach,
+            gpu_classes=problem.gpu_classes,
+        )
+
+    def spare_groups(self, bay: Bay, gpus: int) -> int:
+        """Replicas of so many GPUs that the bay can still take."""
+        held = self.held.get(bay.key, {})
+        spare = []
+        for size in {gpus, *(q for q in held if q < gpus)}:
+            used = sum(count * (taken // size) for taken, count in held.items() if taken >= size)
+            spare.append((self._slots(bay, size) - used) // (gpus // size))
+        return max(0, min(spare))
+
+    def _slots(self, bay: Bay, size: int) -> int:
+        key = (bay.key, size)
+        if key not in self.slots:
+            self.slots[key] = bay.slots(size)
+        return self.slots[key]
+
+    def extra_watts(self, pool: PoolKey) -> float:
+        """Watts that one replica adds to its domains."""
+        return extra_watts(self.gpu_classes[pool.gpu_class], pool.config)
+
+    def charged(self, pool: PoolKey, location: str) -> tuple[str, ...]:
+        """Limiting domains that a replica at the location draws from."""
+        if location == ANYWHERE:
+            return self.class_charges[pool.gpu_class]
+        return self.bays[location, pool.gpu_class].charged
+
+    def watts_left(self, pool: PoolKey, location: str) -> float:
+        """Free watts of the tightest domain, infinite when none limits."""
+        return min((self.free_watts[d] for d in self.charged(pool, location)), default=float("inf"))
+
+    def room(self, pool: PoolKey, location: str, bay: Bay | None = None) -> int:
+        """Replicas of the pool that the location (or the bay, for a pool placed ``Class``) can still take."""
+        at = bay or self.bays.get((location, pool.gpu_class))
+        if at is None:
+            return 0
+        groups, extra = self.spare_groups(at, pool.config.gpus), self.extra_watts(pool)
+        watts = self.watts_left(pool, location)
+        if groups == 0 or extra <= 0.0 or watts == float("inf"):
+            return groups
+        return min(groups, int((watts + WATT_TOLERANCE) // extra))
+
+    def take(self, pool: PoolKey, location: str, count: int, bay: Bay | None = None) -> int:
+        """Take in up to ``count`` replicas; returns how many."""
+        at = bay or self.bays.get((location, pool.gpu_class))
+        taken = min(count, self.room(pool, location, bay))
+        if at is not None and taken > 0:
+            held = self.held.setdefault(at.key, {})
+            held[pool.config.gpus] = held.get(pool.config.gpus, 0) + taken
+            watts = taken * self.extra_watts(pool)
+            for domain in self.charged(pool, location):
+                self.free_watts[domain] -= watts
+        return taken
+
+    def class_bays(self, gpu_class: str) -> list[Bay]:
+        return [bay for bay in self.bays.values() if bay.gpu_class == gpu_class]
+
+    def take_all(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
+        """Take in all that fits, larger groups first, located before class-wide; returns what does not fit."""
+        left: dict[tuple[PoolKey, str], int] = {}
+        for (pool, location), count in in_packing_order(counts):
+            missing = count - self._take_at(pool, location, count)
+            if missing:
+                left[pool, location] = missing
+        return left
+
+    def _take_at(self, pool: PoolKey, location: str, count: int) -> int:
+        if location != ANYWHERE:
+            return self.take(pool, location, count)
+        taken = 0
+        while taken < count and (bay := self.anywhere_bay(pool)) is not None:
+            taken += self.take(pool, ANYWHERE, 1, bay)
+        return taken
+
+    def anywhere_bay(self, pool: PoolKey) -> Bay | None:
+        """The bay of the class with most spare groups, for a replica that may land on any node."""
+        return self.best_bay(pool, self.class_bays(pool.gpu_class), ANYWHERE)
+
+    def spread(self, pool: PoolKey, count: int, bays: Sequence[Bay], location: str | None = None) -> dict[str, int]:
+        """Take in up to ``count`` replicas over the bays, best bay first, half of its room at a time.
+
+        Returns
+        -------
+        dict of location to int
+            ``location`` itself for a pool placed ``Class``.
+        """
+        added: dict[str, int] = {}
+        left = count
+        while left and (bay := self.best_bay(pool, bays, location)) is not None:
+            where = location or bay.location
+            half = (self.room(pool, where, bay) + 1) // 2  # one at a time would look at every bay for every replica
+            taken = self.take(pool, where, min(left, half), bay)
+            added[where] = added.get(where, 0) + taken
+            left -= taken
+        return added
+
+    def best_bay(self, pool: PoolKey, bays: Iterable[Bay], location: str | None = None) -> Bay | None:
+        """The bay with room whose tightest feed keeps most watts (worst fit), then most spare groups, then by name."""
+        able = [
+            (-self.watts_left(pool, where), -self.spare_groups(bay, pool.config.gpus), bay.location, bay)
+            for bay in bays
+            if self.room(pool, where := location or bay.location, bay) > 0
+        ]
+        return min(able, key=lambda row: row[:3], default=(0, 0, "", None))[3]
+
+
+def in_packing_order(counts: Counts) -> list[tuple[tuple[PoolKey, str], int]]:
+    """Sort by what leaves least choice: located first, then larger groups, then name."""
+    rows = [(key, count) for key, count in counts.items() if count > 0]
+    return sorted(rows, key=lambda row: (row[0][1] == ANYWHERE, -row[0][0].config.gpus, row[0]))
+
+
+def pack(problem: Problem, counts: Counts) -> Packing:
+    """Put every replica on a node of its class (and location), best fit by decreasing group size.
+
+    Replicas placed ``Class`` are first given a bay in which every located replica still fits.
+    """
+    bound, left = _bind_anywhere(problem, counts)
+    free = {n.name: n.gpus_usable for n in problem.nodes}
+    nodes: dict[tuple[str, str], list[Node]] = {}
+    for node in sorted(problem.nodes, key=lambda n: n.name):
+        nodes.setdefault((node.location, node.gpu_class), []).append(node)
+    rows: dict[tuple[PoolKey, str, str], int] = {}
+    order = sorted(bound.items(), key=lambda row: (-row[0][0].config.gpus, row[0]))
+    for (pool, location, inside), count in order:
+        for _ in range(count):
+            name = _best_fit(nodes.get((inside, pool.gpu_class), ()), free, pool.config.gpus)
+            if name is None:
+                left[pool, location] = left.get((pool, location), 0) + 1
+                continue
+            free[name] -= pool.config.gpus
+            rows[pool, location, name] = rows.get((pool, location, name), 0) + 1
+    return Packing(on_node=tuple((*key, count) for key, count in sorted(rows.items())), left=left)
+
+
+def _best_fit(nodes: Iterable[Node], free: Mapping[str, int], gpus: int) -> str | None:
+    able = [node.name for node in nodes if free[node.name] >= gpus]
+    return min(able, key=lambda name: (free[name], name), default=None)
+
+
+def _bind_anywhere(
+    problem: Problem, counts: Counts
+) -> tuple[dict[tuple[PoolKey, str, str], int], dict[tuple[PoolKey, str], int]]:
+    """Split every count by the location it is packed in: (pool, location, location inside)."""
+    bays = Room.of(problem)
+    bays.free_watts = dict.fromkeys(bays.free_watts, float("inf"))  # places only; watts are charged class-wide anyway
+    bound: dict[tuple[PoolKey, str, str], int] = {}
+    left: dict[tuple[PoolKey, str], int] = {}
+    for (pool, location), count in in_packing_order(counts):
+        if location != ANYWHERE:
+            bays.take(pool, location, count)
+            bound[pool, location, location] = count
+            continue
+        for _ in range(count):
+            bay = bays.anywhere_bay(pool)
+            if bay is None:
+                left[pool, location] = left.get((pool, location), 0) + 1
+                continue
+            bays.take(pool, ANYWHERE, 1, bay)
+            key = (pool, location, bay.location)
+            bound[key] = bound.get(key, 0) + 1
+    return bound, left

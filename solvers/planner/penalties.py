@@ -1,0 +1,62 @@
+"""What unserved demand and missing floors weigh in the objective, by tier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from solvers.engine import Role
+from solvers.planner.options import Options, PoolOption
+from solvers.problem import Policy, Problem
+
+FLOOR_WEIGHT = 10.0
+"""A replica missing below ``min_replicas`` weighs so many times its tier's penalty on the service's dearest replica."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Penalties:
+    """Prices of failing, USD per hour: of a service's whole demand unserved, and of one replica below its floor."""
+
+    unserved_usd_per_hour: Mapping[str, float]
+    floor_usd_per_hour: Mapping[str, float]
+
+
+def find_penalties(problem: Problem, options: Options) -> Penalties:
+    """Weigh every service by its tier and the dearest way to serve it (GPU price of the pools that could)."""
+    costs = {service.name: _dearest_usd_per_hour(options.of(service.name)) for service in problem.services}
+    # a service that nothing can serve still shows in the objective, at the dearest rate of the others
+    fallback = max((cost for cost in costs.values() if cost > 0.0), default=1.0)
+    dearest = max((option.price_usd_per_hour for option in options.pools), default=1.0)
+    return Penalties(
+        unserved_usd_per_hour={
+            service.name: tier_weight(problem.policy, service.tier_rank)
+            * (costs[service.name] or fallback)
+            * problem.demands[service.name].requests_per_s
+            for service in problem.services
+        },
+        floor_usd_per_hour={
+            service.name: FLOOR_WEIGHT
+            * tier_weight(problem.policy, service.tier_rank)
+            * max((option.price_usd_per_hour for option in options.of(service.name)), default=dearest)
+            for service in problem.services
+        },
+    )
+
+
+def tier_weight(policy: Policy, rank: int) -> float:
+    """Penalty weight of a tier; ranks past the table weigh as its last entry."""
+    weights = policy.tier_penalties or (1.0,)
+    return weights[min(max(rank, 0), len(weights) - 1)]
+
+
+def _dearest_usd_per_hour(pools: tuple[PoolOption, ...]) -> float:
+    """Hourly cost of carrying one request per second by the dearest pair of pools, or the dearest mixed pool."""
+    worst = {role: max((_cost(o) for o in pools if o.pool.role is role), default=0.0) for role in Role}
+    pair = worst[Role.PREFILL] + worst[Role.DECODE] if worst[Role.PREFILL] and worst[Role.DECODE] else 0.0
+    return max(pair, worst[Role.MIXED])
+
+
+def _cost(option: PoolOption) -> float:
+    """GPU price of one request per second for an hour, at the pool's largest useful size."""
+    rate = option.steps[-1].capacity_requests_per_s
+    return option.price_usd_per_hour / rate if rate > 0.0 else 0.0

@@ -1,0 +1,118 @@
+"""Between model and fleet: counts per group of bays become counts per location, and counts a start for the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.fleet import ANYWHERE, PoolKey
+from solvers.planner.cells import Cells, Floats
+from solvers.planner.grouping import Bay
+from solvers.planner.nodes import Counts, Room
+from solvers.planner.options import step_at
+from solvers.planner.relax import Arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Replicas by (pool, location), the room that remains, and how many found no place."""
+
+    counts: Mapping[tuple[PoolKey, str], int]
+    room: Room
+    left: int
+
+
+def place(cells: Cells, replicas: Floats) -> Placed:
+    """Spread whole counts per cell over the bays of its group.
+
+    What runs stays where it runs, as far as the count goes; the rest goes in by decreasing group size, each replica to
+    the bay whose feed keeps most watts.
+
+    Parameters
+    ----------
+    replicas : (C,) float
+        Whole up to the solver's tolerance.
+    """
+    room = Room.of(cells.problem)
+    counts: dict[tuple[PoolKey, str], int] = {}
+    wanted = {c: round(float(n)) for c, n in enumerate(replicas) if round(float(n)) > 0}
+    order = sorted(wanted, key=lambda c: (-cells.pools[cells.cell_pool[c]].gpus, c))
+    for c in order:
+        wanted[c] -= _keep_running(cells, c, wanted[c], room, counts)
+    for c in order:
+        wanted[c] -= _spread(cells, c, wanted[c], room, counts)
+    return Placed(counts=dict(sorted(counts.items())), room=room, left=sum(wanted.values()))
+
+
+def _bays(cells: Cells, cell: int) -> tuple[Bay, ...]:
+    return cells.grouping.groups[int(cells.cell_group[cell])].bays
+
+
+def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
+    option = cells.pools[cells.cell_pool[cell]]
+    if option.is_anywhere:
+        return 0
+    kept = 0
+    for bay in _bays(cells, cell):
+        key = (option.pool, bay.location)
+        taken = room.take(*key, min(cells.problem.running.get(key, 0), wanted - kept), bay)
+        if taken:
+            counts[key] = counts.get(key, 0) + taken
+        kept += taken
+    return kept
+
+
+def _spread(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
+    option = cells.pools[cells.cell_pool[cell]]
+    added = room.spread(option.pool, wanted, _bays(cells, cell), ANYWHERE if option.is_anywhere else None)
+    for location, taken in added.items():
+        counts[option.pool, location] = counts.get((option.pool, location), 0) + taken
+    return sum(added.values())
+
+
+def start_columns(cells: Cells, arrays: Arrays, counts: Counts) -> Floats | None:
+    """Turn placed counts into a value for every whole column (the others are NaN), None when a pool has no cell."""
+    x = np.full(len(arrays.cost), np.nan)
+    x[arrays.whole] = 0.0
+    cells_of = cell_counts(cells, counts)
+    if cells_of.sum() < sum(counts.values()):
+        return None
+    x[arrays.columns["replicas"]] = cells_of
+    totals: dict[PoolKey, int] = {}
+    for (pool, _), count in sorted(counts.items()):
+        totals[pool] = totals.get(pool, 0) + count
+    return x if _choose_steps(cells, arrays, totals, x) else None
+
+
+def cell_counts(cells: Cells, counts: Counts) -> Floats:
+    """Add placed counts up by cell; pools placed ``Class`` and what has no cell are left out.
+
+    Returns
+    -------
+    (C,) float
+    """
+    group_of = {bay.key: g for g, group in enumerate(cells.grouping.groups) for bay in group.bays}
+    pairs = zip(cells.cell_pool, cells.cell_group, strict=True)
+    cell_of = {(cells.pools[p].pool, int(g)): c for c, (p, g) in enumerate(pairs)}
+    found = np.zeros(len(cells.cell_pool))
+    for (pool, location), count in sorted(counts.items()):
+        cell = cell_of.get((pool, group_of.get((location, pool.gpu_class), -1)))
+        if cell is not None:
+            found[cell] += count
+    return found
+
+
+def _choose_steps(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, int], x: Floats) -> bool:
+    chosen, step_index = arrays.columns["chosen"], 0
+    for option in cells.pools:
+        total = totals.get(option.pool, 0)
+        if total:
+            step = step_at(option, total)
+            if step is None:
+                return False
+            if chosen.stop > chosen.start:  # no pool has more than one step otherwise
+                x[chosen.start + step_index + option.steps.index(step)] = 1.0
+        step_index += len(option.steps)
+    return True

@@ -1,0 +1,161 @@
+"""Whole replicas without the solver: fill what is short from what is free, and shave what nobody needs.
+
+Repairs a solution whose pools came out smaller than they were sized for, completes a plan that keeps only part of what
+ran, and, from nothing, is the plan of last resort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from solvers.engine import Role
+from solvers.fleet import ANYWHERE, PoolKey
+from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
+from solvers.planner.nodes import Counts, Room
+from solvers.planner.options import Options, PoolOption, Sizer
+from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
+from solvers.problem import Problem
+from solvers.workload import ServedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """So many replicas of one pool, and what they cost per useful request per second."""
+
+    option: PoolOption
+    replicas: int
+    usd_per_request_per_s: float
+
+
+def fill(
+    problem: Problem, sizer: Sizer, options: Options, room: Room, counts: Counts, least: Counts | None = None
+) -> dict[tuple[PoolKey, str], int]:
+    """Add replicas for what is short, tier by tier, always the block that is cheapest per useful request.
+
+    ``room`` is what the counts leave free; it is used up along the way. Nothing of ``least`` is shaved off.
+    """
+    grown = dict(counts)
+    for service in sorted(problem.services, key=lambda s: (s.tier_rank, s.name)):
+        _fill_floor(service, options, room, grown)
+        blocked: set[tuple[PoolKey, int]] = set()
+        while block := _cheapest_block(problem, sizer, service, options, _totals(grown, service), blocked):
+            if _add(block.option, block.replicas, room, grown) < block.replicas:
+                blocked.add((block.option.pool, block.replicas))
+    return _without_waste(problem, sizer, grown, least or {})
+
+
+def _totals(counts: Counts, service: ServedModel) -> dict[PoolKey, int]:
+    totals: dict[PoolKey, int] = {}
+    for (pool, _), count in counts.items():
+        if pool.service == service.name and count > 0:
+            totals[pool] = totals.get(pool, 0) + count
+    return totals
+
+
+def _add(option: PoolOption, count: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
+    """Add up to ``count`` replicas where their feeds keep most watts; returns how many found room."""
+    bays = room.class_bays(option.pool.gpu_class)
+    added = room.spread(option.pool, count, bays, ANYWHERE if option.is_anywhere else None)
+    for location, taken in added.items():
+        counts[option.pool, location] = counts.get((option.pool, location), 0) + taken
+    return sum(added.values())
+
+
+def _fill_floor(service: ServedModel, options: Options, room: Room, counts: dict[tuple[PoolKey, str], int]) -> None:
+    for roles in (PROMPT_ROLES, TOKEN_ROLES):
+        able = sorted(
+            (o for o in options.of(service.name) if o.pool.role in roles), key=lambda o: (o.price_usd_per_hour, o.pool)
+        )
+        while sum(n for pool, n in _totals(counts, service).items() if pool.role in roles) < service.min_replicas:
+            if not any(_add(option, 1, room, counts) for option in able):
+                break
+
+
+def _cheapest_block(
+    problem: Problem,
+    sizer: Sizer,
+    service: ServedModel,
+    options: Options,
+    totals: Mapping[PoolKey, int],
+    blocked: set[tuple[PoolKey, int]],
+) -> _Block | None:
+    demand = problem.demands[service.name].requests_per_s
+    if demand <= 0.0:
+        return None
+    by_role = carried_by_role(problem, sizer, totals)
+    deficits = {
+        Role.PREFILL: max(0.0, demand - by_role[Role.PREFILL] - by_role[Role.MIXED]),
+        Role.DECODE: max(0.0, demand - by_role[Role.DECODE] - by_role[Role.MIXED]),
+    }
+    if max(deficits.values()) <= ROUNDING * demand:
+        return None
+    blocks = [
+        block
+        for option in options.of(service.name)
+        for block in _blocks(option, sizer, service, deficits, totals)
+        if (option.pool, block.replicas) not in blocked
+    ]
+    return min(blocks, key=lambda b: (b.usd_per_request_per_s, b.replicas, b.option.pool), default=None)
+
+
+def _blocks(
+    option: PoolOption,
+    sizer: Sizer,
+    service: ServedModel,
+    deficits: Mapping[Role, float],
+    totals: Mapping[PoolKey, int],
+) -> list[_Block]:
+    """Blocks of 1, 2, 4, … replicas of one pool, up to the first that covers all it can."""
+    now = totals.get(option.pool, 0)
+    in_role = sum(n for pool, n in totals.items() if pool.role is option.pool.role)
+    wanted = [deficits[r] for r in deficits if option.pool.role in (r, Role.MIXED)]
+    blocks, size, base = [], 1, _carried(option, sizer, now)
+    while now + size <= option.most and in_role + size <= service.max_replicas:
+        gain = _carried(option, sizer, now + size) - base
+        useful = sum(min(gain, want) for want in wanted)
+        if useful > 0.0:
+            price = size * option.price_usd_per_hour / useful
+            blocks.append(_Block(option=option, replicas=size, usd_per_request_per_s=price))
+        if gain >= max(wanted):
+            break
+        size *= 2
+    return blocks
+
+
+def _carried(option: PoolOption, sizer: Sizer, replicas: int) -> float:
+    return sizer.carried(option.pool, option.profile, replicas) if replicas else 0.0
+
+
+def _without_waste(problem: Problem, sizer: Sizer, counts: Counts, least: Counts) -> dict[tuple[PoolKey, str], int]:
+    """Take away replicas that change neither what is served nor a floor: the dearest first, running ones last."""
+    kept = dict(counts)
+    for service in sorted(problem.services, key=lambda s: s.name):
+        totals = _totals(kept, service)
+        for pool in sorted(totals, key=lambda p: (-_price(problem, p), p)):
+            free = [loc for key, loc in kept if key == pool for _ in range(kept[key, loc] - least.get((key, loc), 0))]
+            while free and _can_spare(problem, sizer, service, totals, pool):
+                location = max(free, key=lambda loc: (kept[pool, loc] > problem.running.get((pool, loc), 0), loc))
+                free.remove(location)
+                totals[pool] -= 1
+                kept[pool, location] -= 1
+    return {key: count for key, count in sorted(kept.items()) if count > 0}
+
+
+def _price(problem: Problem, pool: PoolKey) -> float:
+    return pool.config.gpus * problem.gpu_classes[pool.gpu_class].price_usd_per_hour
+
+
+def _can_spare(
+    problem: Problem, sizer: Sizer, service: ServedModel, totals: Mapping[PoolKey, int], pool: PoolKey
+) -> bool:
+    less = {**totals, pool: totals[pool] - 1}
+    demand = problem.demands[service.name].requests_per_s
+    before = min(demand, able_per_s(carried_by_role(problem, sizer, totals)))
+    after = min(demand, able_per_s(carried_by_role(problem, sizer, less)))
+    floors = all(
+        sum(n for p, n in less.items() if p.role in roles)
+        >= min(service.min_replicas, sum(n for p, n in totals.items() if p.role in roles))
+        for roles in (PROMPT_ROLES, TOKEN_ROLES)
+    )
+    return floors and after >= before * (1.0 - ROUNDING)

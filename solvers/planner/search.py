@@ -1,0 +1,253 @@
+"""The solves of one decision: relaxation, whole replicas, places, narrower size steps, and the tiers' order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import cvxpy as cp
+import numpy as np
+
+from solvers.errors import SolveFailed
+from solvers.fleet import PoolKey
+from solvers.plan import Plan
+from solvers.planner.assemble import Prices, assemble, read_prices
+from solvers.planner.bound import dual_bound
+from solvers.planner.cells import Cells, Floats, build_cells
+from solvers.planner.compose import Composer, Enough
+from solvers.planner.desk import Desk
+from solvers.planner.menus import Least
+from solvers.planner.nodes import Counts, pack
+from solvers.planner.options import find_options, step_at
+from solvers.planner.places import Placed, cell_counts, place, start_columns
+from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
+from solvers.planner.rounding import fill
+from solvers.planner.shortage import reasons_by_service
+from solvers.planner.tally import Worth, best_of
+from solvers.planner.tiers import hold_higher_tiers, lacking_values
+from solvers.verify import verify
+
+MOST_ROUNDS = 4
+SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
+NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
+SMALL = 150  # whole columns of a model that the solver searches through in no time
+SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
+SOLVER_FAULTS = (SolveFailed, cp.error.SolverError, ArithmeticError, ValueError, RuntimeError)
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """State of a search. ``bound_usd_per_hour`` only rises, from 0: nothing pays for itself. ``faults`` only grow.
+
+    ``base`` is what every plan in question holds at least: a search that only extends it.
+    """
+
+    desk: Desk
+    base: Counts = field(default_factory=dict)
+    bound_usd_per_hour: float = 0.0
+    prices: Prices = field(default_factory=Prices)
+    rounds: int = 0
+    composer: Composer | None = None
+    notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    refined: dict[PoolKey, set[int]] = field(default_factory=dict)
+
+    def run(self, starts: Sequence[Worth], is_enough: Enough = lambda bound: False) -> Worth:
+        """Return the best counts found. Never raises: what fails is noted, and the greedy plan remains.
+
+        Parameters
+        ----------
+        is_enough : callable
+            Told a bound on the objective of every plan; True ends the search, as nothing found would be of use.
+        """
+        best = best_of([*starts, self.desk.repaired(self.base, self.base)])
+        if not self.desk.problem.services:  # nothing is asked, so nothing is placed; there is no model to state
+            best = self.desk.repaired({})
+            self._raise_bound(best.objective_usd_per_hour)
+            return best
+        while self.rounds < MOST_ROUNDS:
+            try:
+                found, narrower = self._round(best, is_enough)
+            except SOLVER_FAULTS as fault:
+                self.faults.append(f"round {self.rounds + 1}: {fault}")
+                self.notes.append(f"solver failed in round {self.rounds + 1}, the best plan so far stands")
+                break
+            self.rounds += 1
+            best = best_of([best, found])
+            if self._proved(best) or is_enough(self.bound_usd_per_hour) or not narrower:
+                break
+        return best
+
+    def _proved(self, worth: Worth) -> bool:
+        gap = worth.objective_usd_per_hour - self.bound_usd_per_hour
+        return gap <= self.desk.problem.policy.relative_gap * abs(worth.objective_usd_per_hour)
+
+    def _round(self, best: Worth, is_enough: Enough) -> tuple[Worth, bool]:
+        """Solve once; says too whether narrower size steps could still change something."""
+        cells = self._cells()
+        arrays, least = self._based(cells, state(cells))
+        relaxed = solve_linear(arrays, time_limit_s=self._seconds())
+        duals = _given(relaxed.duals)
+        self.prices = read_prices(cells, arrays, duals)
+        self._raise_bound(dual_bound(arrays, duals))
+        if self.rounds == 0:  # ways have exact sizes: rounds that narrow steps would find the same
+            self.composer = self._composed(
+                cells, arrays, duals, least, lambda b: is_enough(b) or self._proved_by(best, b)
+            )
+        composer = self.composer
+        if is_enough(self.bound_usd_per_hour) or (self._proved(best) and not best.short):  # tiers are looked at below
+            return best, False
+        try:
+            found, narrower = self._searched(cells, arrays, composer, best)
+            if found.short and composer is not None:
+                found = best_of([found, self._in_order(cells, arrays, found)])
+        except SOLVER_FAULTS as fault:
+            self.faults.append(f"whole replicas: {fault}")
+            self.notes.append("whole-replica solve failed, the relaxation was rounded down and filled")
+            return self._settled(cells, np.floor(relaxed.x + 1e-6), arrays), False
+        return found, narrower and not found.short
+
+    def _searched(self, cells: Cells, arrays: Arrays, composer: Composer | None, best: Worth) -> tuple[Worth, bool]:
+        lean, few = self._lean(cells, arrays, composer, best)
+        whole = self._whole(few, start_columns(lean, few, best.counts))
+        if few is arrays:
+            self._raise_bound(whole.bound)
+        if composer is None:
+            whole = self._held(lean, few, whole.x) or whole
+        return self._settled(lean, whole.x, few), self._narrow(lean, few, whole.x)
+
+    def _in_order(self, cells: Cells, arrays: Arrays, found: Worth) -> Worth:
+        """Solve with every pool and the least shortage of each tier held: small work once those are known."""
+        whole = self._held(cells, arrays, lacking_values(cells, arrays, found), is_wanted=True)
+        if whole is None:
+            return found
+        self._raise_bound(whole.bound)  # over the plans that leave no service of a higher tier worse off
+        return self._settled(cells, whole.x, arrays)
+
+    def _held(self, cells: Cells, arrays: Arrays, x: Floats, *, is_wanted: bool = False) -> Solution | None:
+        """Solve with higher tiers held at their least shortage; None when nothing is to be gained by it."""
+        held, start, is_changed = hold_higher_tiers(cells, arrays, x, self._whole)
+        if not is_changed and not is_wanted:
+            return None
+        if is_changed:
+            self.notes.append("a lower tier gave way: the weights alone would have left a higher tier short")
+        return self._whole(held, start)
+
+    def _composed(
+        self, cells: Cells, arrays: Arrays, duals: Floats, least: Least, is_enough: Enough
+    ) -> Composer | None:
+        """Find the ways that matter and raise the bound; None when the fleet is too large for that."""
+        seconds = self._seconds()
+        composer = Composer.of(cells, arrays, self.desk.sizer, gap=self._gap(), seconds=seconds, least=least)
+        if composer is not None:
+            self._raise_bound(composer.bound(duals, arrays, is_enough))
+        return composer
+
+    def _proved_by(self, best: Worth, bound: float) -> bool:
+        value = best.objective_usd_per_hour
+        return not best.short and value - bound <= self.desk.problem.policy.relative_gap * abs(value)
+
+    def _based(self, cells: Cells, arrays: Arrays) -> tuple[Arrays, dict[int, int]]:
+        """Ask for at least the replicas of the base in every cell."""
+        least = {c: n for c, n in enumerate(cell_counts(cells, self.base)) if n > 0}
+        lower = arrays.lower.copy()
+        for cell, count in least.items():
+            column = arrays.columns["replicas"].start + cell
+            lower[column] = min(float(count), arrays.upper[column])
+        return replace(arrays, lower=lower), least
+
+    def _lean(self, cells: Cells, arrays: Arrays, composer: Composer | None, best: Worth) -> tuple[Cells, Arrays]:
+        """Leave out pools that no way uses, where the whole model is too large to be searched through."""
+        if composer is None or arrays.whole.sum() <= SMALL:
+            return cells, arrays
+        only = composer.pools() | {pool for pool, _ in best.counts} | {pool for pool, _ in self.base}
+        lean = self._cells(only)
+        return lean, self._based(lean, state(lean))[0]
+
+    def _gap(self) -> float:
+        return SOLVER_GAP * self.desk.problem.policy.relative_gap
+
+    def _whole(self, arrays: Arrays, start: Floats | None) -> Solution:
+        return solve_whole(
+            arrays,
+            relative_gap=self._gap(),
+            time_limit_s=self._seconds(),
+            node_limit=max(50, int(NODE_WORK / max(1, arrays.whole.sum()) ** 1.5)),
+            start=start,
+        )
+
+    def _seconds(self) -> float:
+        """Share of the time limit that one solve may take; rounds get less and less, so that their sum keeps it."""
+        return self.desk.problem.policy.time_limit_s / 2.0 ** (self.rounds + 1)
+
+    def _raise_bound(self, bound: float) -> None:
+        if np.isfinite(bound):
+            self.bound_usd_per_hour = max(self.bound_usd_per_hour, bound)
+
+    def _cells(self, only: Collection[PoolKey] | None = None) -> Cells:
+        options = self.desk.options
+        if self.refined:
+            options = find_options(self.desk.problem, self.desk.sizer, refined=self.refined, wanted=self.desk.wanted)
+        cells = build_cells(self.desk.problem, options, only=only)
+        if len(cells.cell_pool) > SPLIT_CELLS:
+            cells = build_cells(self.desk.problem, options, split_running=False, only=only)
+        return cells
+
+    def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
+        """Give every replica its place; what power or groups leave over is solved again bay by bay, then filled."""
+        placed = place(cells, x[arrays.columns["replicas"]])
+        if placed.left:
+            placed = self._placed_bay_by_bay(cells, placed)
+        counts = dict(placed.counts)
+        for key, count in pack(self.desk.problem, counts).left.items():
+            counts[key] -= count
+        desk = self.desk
+        as_placed = desk.worth(counts)
+        filled = desk.worth(fill(desk.problem, desk.sizer, desk.options, placed.room, counts, self.base))
+        return best_of([as_placed, filled])
+
+    def _placed_bay_by_bay(self, cells: Cells, placed: Placed) -> Placed:
+        only = {pool for pool, _ in placed.counts} | self.desk.wanted
+        fine = build_cells(cells.problem, self.desk.options, one_by_one=True, only=only)
+        arrays = state(fine)
+        try:
+            whole = self._whole(arrays, start_columns(fine, arrays, placed.counts))
+        except SOLVER_FAULTS as fault:
+            self.faults.append(f"places: {fault}")
+            return placed
+        again = place(fine, whole.x[arrays.columns["replicas"]])
+        return again if again.left == 0 else placed
+
+    def _narrow(self, cells: Cells, arrays: Arrays, x: Floats) -> bool:
+        """Give the sizes that came out a step of their own where the step promised more than they carry."""
+        changed = False
+        totals = np.bincount(
+            cells.cell_pool, weights=np.round(x[arrays.columns["replicas"]]), minlength=len(cells.pools)
+        )
+        for option, total in zip(cells.pools, totals.astype(int), strict=True):
+            step = step_at(option, int(total))
+            if step is None or step.lower == step.upper:
+                continue
+            sizes = self.refined.setdefault(option.pool, set())
+            changed = changed or total not in sizes
+            sizes |= {int(total), int(total) + 1}
+        return changed
+
+    def write(self, worth: Worth, notes: Collection[str] = ()) -> tuple[Plan, tuple[str, ...]]:
+        """Write a plan and check it; a plan with violations must not be used."""
+        plan = assemble(
+            self.desk.problem,
+            worth,
+            prices=self.prices,
+            bound_usd_per_hour=self.bound_usd_per_hour,
+            rounds=self.rounds,
+            notes=(*notes, *self.notes),
+            reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
+        )
+        return plan, verify(plan, self.desk.problem)
+
+
+def _given(duals: Floats | None) -> Floats:
+    if duals is None:
+        raise SolveFailed("the relaxation gave no prices")
+    return duals

@@ -1,0 +1,112 @@
+"""Why a service is short: the limits that keep each of its pools from one replica more, with their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from solvers.engine import Role
+from solvers.fleet import ANYWHERE, PoolKey
+from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
+from solvers.planner.grouping import WATT_TOLERANCE
+from solvers.planner.nodes import Counts, Room
+from solvers.planner.options import Options, PoolOption
+from solvers.planner.tally import Worth
+from solvers.power import base_watts, nodes_by_domain, reserved_watts
+from solvers.problem import Problem
+from solvers.workload import ServedModel
+
+MOST_REASONS = 8
+CHAIN_WORDS = (("prompts", PROMPT_ROLES), ("output tokens", TOKEN_ROLES))
+
+
+def reasons_by_service(problem: Problem, options: Options, worth: Worth) -> dict[str, tuple[str, ...]]:
+    """Explain every short service; services that lack nothing are left out."""
+    services = {service.name: service for service in problem.services}
+    if not worth.short:
+        return {}
+    room = Room.of(problem)
+    room.take_all(worth.counts)
+    facts = _Facts(problem, worth.counts)
+    return {name: _reasons(problem, services[name], options, worth, room, facts) for name in worth.short}
+
+
+class _Facts:
+    """Numbers that reasons quote: GPUs in use by class, reserved watts by domain."""
+
+    def __init__(self, problem: Problem, counts: Counts) -> None:
+        self.problem = problem
+        self.used: dict[str, int] = {}
+        for (pool, _), count in counts.items():
+            self.used[pool.gpu_class] = self.used.get(pool.gpu_class, 0) + count * pool.config.gpus
+        self.free = {g: sum(n.gpus_usable for n in problem.nodes if n.gpu_class == g) for g in problem.gpu_classes}
+        self.reserved = reserved_watts(problem.nodes, problem.gpu_classes, counts)
+        self.base = {d: base_watts(nodes, problem.gpu_classes) for d, nodes in nodes_by_domain(problem.nodes).items()}
+
+    def gpus(self, gpu_class: str, size: int) -> str:
+        used, free = self.used.get(gpu_class, 0), self.free.get(gpu_class, 0)
+        if free - used < size:
+            return f"gpus[{gpu_class}]: {used} of {free} in use"
+        return f"gpus[{gpu_class}]: {used} of {free} in use, no {size} free on one node that may be used"
+
+    def power(self, domain: str, extra: float) -> str:
+        usable = self.problem.domains[domain].usable_watts
+        if self.base[domain] > usable:
+            return f"power[{domain}]: idle GPUs draw {_watts(self.base[domain])}, usable {_watts(usable)}"
+        held = self.reserved[domain]
+        if usable - held < 1.0:
+            return f"power[{domain}]: {_watts(usable)} all reserved"
+        return f"power[{domain}]: {_watts(held)} of {_watts(usable)} reserved, one more replica needs {_watts(extra)}"
+
+
+def _watts(watts: float) -> str:
+    return f"{watts:,.0f} W".replace(",", " ")
+
+
+def _reasons(
+    problem: Problem, service: ServedModel, options: Options, worth: Worth, room: Room, facts: _Facts
+) -> tuple[str, ...]:
+    mine = options.of(service.name)
+    counts: Mapping[PoolKey, int] = {w.pool: w.replicas for w in worth.pools if w.pool.service == service.name}
+    found: list[str] = []
+    for word, roles in CHAIN_WORDS:
+        if not any(option.pool.role in roles for option in mine):
+            found.append(f"nothing can serve its {word}: " + (_first(options.unfit[service.name], roles) or "no pools"))
+    for option in sorted(mine, key=lambda o: (o.reserved_watts, o.pool)):
+        found += _blocking(service, option, counts, room, facts)
+    if worth.missing[service.name]:
+        found.insert(0, f"minReplicas: {worth.missing[service.name]} replicas have no place")
+    return _one_per_limit(found)[:MOST_REASONS] or ("costs: serving the rest costs more than its tier's penalty",)
+
+
+def _one_per_limit(reasons: Iterable[str]) -> tuple[str, ...]:
+    """Keep the first reason of each limit; options come in order of size, so that is the least that would help."""
+    unique: dict[str, str] = {}
+    for reason in reasons:
+        unique.setdefault(reason.split(":")[0], reason)
+    return tuple(unique.values())
+
+
+def _first(reasons: Iterable[str], roles: tuple[Role, ...]) -> str:
+    return "; ".join([r for r in reasons if r.split(" on ")[0] in roles][:2])
+
+
+def _blocking(
+    service: ServedModel, option: PoolOption, counts: Mapping[PoolKey, int], room: Room, facts: _Facts
+) -> list[str]:
+    """Limits that stop one more replica of the pool at every place."""
+    in_role = sum(n for pool, n in counts.items() if pool.role is option.pool.role)
+    if in_role >= service.max_replicas:
+        return [f"maxReplicas: {in_role} {option.pool.role} replicas of at most {service.max_replicas}"]
+    found: list[str] = []
+    for bay in room.class_bays(option.pool.gpu_class):
+        where = ANYWHERE if option.is_anywhere else bay.location
+        if room.room(option.pool, where, bay) > 0:
+            return []
+        if room.spare_groups(bay, option.gpus) == 0:
+            found.append(facts.gpus(option.pool.gpu_class, option.gpus))
+            continue
+        tight = [
+            d for d in room.charged(option.pool, where) if room.free_watts[d] + WATT_TOLERANCE < option.reserved_watts
+        ]
+        found += [facts.power(domain, option.reserved_watts) for domain in tight]
+    return found

@@ -1,0 +1,229 @@
+"""What a set of counts is worth, at the exact capacity of every pool size: served demand, cost, churn, penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from solvers.engine import ProfileKey, Role
+from solvers.fleet import PoolKey
+from solvers.planner.nodes import Counts
+from solvers.planner.options import Sizer
+from solvers.planner.penalties import Penalties
+from solvers.power import extra_watts
+from solvers.problem import Problem
+from solvers.sizing import Capacity
+from solvers.workload import ServedModel
+
+SAME_SHORTAGE = 0.02  # relative; shortages this close are one: a solve stops at a gap of about as much
+CLEAR_SHARE = 2e-3  # of a tier's demand; smaller gains are within what a solve leaves open
+ROUNDING = 1e-7  # relative; a demand met to this is met, as ``limits.CAPACITY_SLACK`` allows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolWorth:
+    """One pool at its size. ``share_ratio`` is its part of what the service serves, in its chain."""
+
+    pool: PoolKey
+    replicas: int
+    capacity_requests_per_s: float
+    share_ratio: float
+    reserved_watts: float
+    planned_watts: float
+    cost_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worth:
+    """Counts with all that follows from them; ``served_per_s`` and ``missing`` (replicas below floors) by service.
+
+    ``lacking_usd_by_tier`` is the penalty of both, ``demand_usd_by_tier`` that of a tier's whole demand unserved.
+    """
+
+    counts: Counts
+    pools: tuple[PoolWorth, ...]
+    demand_per_s: Mapping[str, float]
+    served_per_s: Mapping[str, float]
+    missing: Mapping[str, int]
+    lacking_usd_by_tier: Mapping[int, float]
+    demand_usd_by_tier: Mapping[int, float]
+    cost_usd_per_hour: float
+    churn_usd_per_hour: float
+    penalty_usd_per_hour: float
+
+    @property
+    def objective_usd_per_hour(self) -> float:
+        return self.cost_usd_per_hour + self.churn_usd_per_hour + self.penalty_usd_per_hour
+
+    @property
+    def short(self) -> tuple[str, ...]:
+        """Services that lack capacity or replicas."""
+        return tuple(s for s in self.demand_per_s if self.unserved_per_s(s) > 0.0 or self.missing[s])
+
+    def unserved_per_s(self, service: str) -> float:
+        return self.demand_per_s[service] - self.served_per_s[service]
+
+    @property
+    def paid_usd_per_hour(self) -> float:
+        """Money alone: what runs, what starts and what stops."""
+        return self.cost_usd_per_hour + self.churn_usd_per_hour
+
+    def serves_no_less_than(self, other: Worth) -> bool:
+        """True when no tier lacks more here, or a higher tier clearly lacks less; read from the top."""
+        for rank, mine in sorted(self.lacking_usd_by_tier.items()):
+            theirs = other.lacking_usd_by_tier[rank]
+            if mine > theirs * (1.0 + SAME_SHORTAGE) + 1e-6:
+                return False
+            if mine < theirs - CLEAR_SHARE * self.demand_usd_by_tier[rank] - SAME_SHORTAGE * theirs:
+                return True
+        return True
+
+    def is_better_than(self, other: Worth) -> bool:
+        """True when the first tier that clearly differs lacks less here, or none differs and the objective is lower."""
+        for rank, mine in sorted(self.lacking_usd_by_tier.items()):
+            theirs = other.lacking_usd_by_tier[rank]
+            if abs(mine - theirs) > CLEAR_SHARE * self.demand_usd_by_tier[rank] + 1e-6:
+                return mine < theirs
+        return self.objective_usd_per_hour < other.objective_usd_per_hour
+
+
+def best_of(worths: Sequence[Worth]) -> Worth:
+    """Choose the best, the first among equals."""
+    best = worths[0]
+    for worth in worths[1:]:
+        best = worth if worth.is_better_than(best) else best
+    return best
+
+
+def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) -> Worth:
+    """Work out what the counts serve and cost; places are taken as they come, unchecked."""
+    kept = {key: count for key, count in sorted(counts.items()) if count > 0}
+    totals: dict[str, dict[PoolKey, int]] = {service.name: {} for service in problem.services}
+    for (pool, _), count in kept.items():
+        totals[pool.service][pool] = totals[pool.service].get(pool, 0) + count
+    pools: list[PoolWorth] = []
+    served: dict[str, float] = {}
+    for service in sorted(problem.services, key=lambda s: s.name):
+        worth, served[service.name] = _weigh_service(problem, sizer, service, totals[service.name])
+        pools += worth
+    demands = {s: problem.demands[s].requests_per_s for s in served}
+    missing = {service.name: _missing(service, totals[service.name]) for service in problem.services}
+    whole = {s: penalties.unserved_usd_per_hour[s] for s in served}
+    unserved = {s: whole[s] * (1.0 - served[s] / rate) if rate > 0.0 else 0.0 for s, rate in demands.items()}
+    lacking = {s: unserved[s] + penalties.floor_usd_per_hour[s] * missing[s] for s in served}
+    return Worth(
+        counts=kept,
+        pools=tuple(sorted(pools, key=lambda w: w.pool)),
+        demand_per_s=demands,
+        served_per_s=served,
+        missing=missing,
+        lacking_usd_by_tier=_by_tier(problem, lacking),
+        demand_usd_by_tier=_by_tier(problem, whole),
+        cost_usd_per_hour=sum(worth.cost_usd_per_hour for worth in pools),
+        churn_usd_per_hour=_churn_usd_per_hour(problem, kept),
+        penalty_usd_per_hour=sum(lacking.values()),
+    )
+
+
+def _by_tier(problem: Problem, by_service: Mapping[str, float]) -> dict[int, float]:
+    sums = dict.fromkeys(sorted({service.tier_rank for service in problem.services}), 0.0)
+    for service in sorted(problem.services, key=lambda s: s.name):
+        sums[service.tier_rank] += by_service[service.name]
+    return sums
+
+
+def _weigh_service(
+    problem: Problem, sizer: Sizer, service: ServedModel, totals: Mapping[PoolKey, int]
+) -> tuple[list[PoolWorth], float]:
+    sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in sorted(totals.items())}
+    carried = {pool: totals[pool] * capacity.requests_per_s for pool, capacity in sized.items()}
+    by_role = {role: sum((rate for pool, rate in carried.items() if pool.role is role), 0.0) for role in Role}
+    able, demand = able_per_s(by_role), problem.demands[service.name].requests_per_s
+    served = demand if able >= demand * (1.0 - ROUNDING) else able
+    mixed = by_role[Role.MIXED] / able if able > 0.0 else 0.0  # split in proportion, mixed against the tighter chain
+    share = {Role.MIXED: mixed, Role.PREFILL: 1.0 - mixed, Role.DECODE: 1.0 - mixed}
+    return [
+        _pool_worth(
+            problem,
+            pool,
+            totals[pool],
+            capacity,
+            share[pool.role] * carried[pool] / by_role[pool.role] if able > 0.0 and by_role[pool.role] > 0.0 else 0.0,
+        )
+        for pool, capacity in sized.items()
+    ], served
+
+
+def carried_by_role(problem: Problem, sizer: Sizer, totals: Mapping[PoolKey, int]) -> dict[Role, float]:
+    """Requests per second that the pools of each role carry at their sizes."""
+    rates = dict.fromkeys(Role, 0.0)
+    for pool, count in sorted((pool, count) for pool, count in totals.items() if count):
+        rates[pool.role] += count * _capacity(problem, sizer, pool, count).requests_per_s
+    return rates
+
+
+def able_per_s(by_role: Mapping[Role, float]) -> float:
+    """Requests per second that pass both chains: mixed pools, and pairs of prefill and decode."""
+    return by_role[Role.MIXED] + min(by_role[Role.PREFILL], by_role[Role.DECODE])
+
+
+def _capacity(problem: Problem, sizer: Sizer, pool: PoolKey, count: int) -> Capacity:
+    """Capacity of one replica; nothing at the idle draw when the pool cannot serve the mix (or none is asked)."""
+    key = profile_key(problem, pool)
+    profile = problem.profiles.get(key)
+    idle_watts = profile.idle_watts_per_gpu if profile else problem.gpu_classes[pool.gpu_class].idle_watts
+    sized = sizer.at(pool, profile, count) if profile and problem.demands[pool.service].mix else None
+    if isinstance(sized, Capacity):
+        return sized
+    return Capacity(requests_per_s=0.0, utilisation_ratio=0.0, gpu_watts=idle_watts, ttft_s=None, itl_s=None)
+
+
+def profile_key(problem: Problem, pool: PoolKey) -> ProfileKey:
+    """Name the profile that a pool of the problem is sized by."""
+    model = next(s.model for s in problem.services if s.name == pool.service)
+    return ProfileKey(model=model, gpu_class=pool.gpu_class, config=pool.config)
+
+
+def _pool_worth(problem: Problem, pool: PoolKey, replicas: int, capacity: Capacity, share: float) -> PoolWorth:
+    gpu_class, gpus = problem.gpu_classes[pool.gpu_class], replicas * pool.config.gpus
+    planned = gpus * (capacity.gpu_watts + gpu_class.host_share_watts)
+    energy = problem.policy.energy_usd_per_kilowatt_hour * planned / 1000.0
+    return PoolWorth(
+        pool=pool,
+        replicas=replicas,
+        capacity_requests_per_s=replicas * capacity.requests_per_s,
+        share_ratio=share,
+        reserved_watts=replicas * (extra_watts(gpu_class, pool.config) + pool.config.gpus * gpu_class.idle_watts),
+        planned_watts=planned,
+        cost_usd_per_hour=gpus * gpu_class.price_usd_per_hour + energy,
+    )
+
+
+def _missing(service: ServedModel, totals: Mapping[PoolKey, int]) -> int:
+    """Replicas below the floor, over both chains."""
+    by_role = {role: sum(n for pool, n in totals.items() if pool.role is role) for role in Role}
+    chains = (by_role[Role.PREFILL] + by_role[Role.MIXED], by_role[Role.DECODE] + by_role[Role.MIXED])
+    return sum(max(0, service.min_replicas - able) for able in chains)
+
+
+def _churn_usd_per_hour(problem: Problem, counts: Counts) -> float:
+    """Starts and stops against what runs; what runs for nobody we plan for, or on unknown GPUs, has no price."""
+    changes = {key: count - problem.running.get(key, 0) for key, count in counts.items()}
+    changes |= {key: -now for key, now in priced_running(problem).items() if key not in counts}
+    start, stop = problem.policy.start_cost_hours, problem.policy.stop_cost_hours
+    return sum(
+        (start * change if change > 0 else -stop * change)
+        * pool.config.gpus
+        * problem.gpu_classes[pool.gpu_class].price_usd_per_hour
+        for (pool, _), change in sorted(changes.items())
+    )
+
+
+def priced_running(problem: Problem) -> dict[tuple[PoolKey, str], int]:
+    """What runs for planned services on known GPU classes."""
+    planned = {service.name for service in problem.services}
+    return {
+        key: now
+        for key, now in sorted(problem.running.items())
+        if key[0].service in planned and key[0].gpu_class in problem.gpu_classes
+    }

@@ -1,0 +1,99 @@
+"""The order of the tiers, proved rather than weighed: no higher tier is short of what a lower one holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from solvers.planner.cells import CHAINS, Cells, Floats, Ints
+from solvers.planner.places import cell_counts
+from solvers.planner.relax import Arrays, Solution
+from solvers.planner.tally import CLEAR_SHARE, Worth
+
+HELD = 1e-6  # slack of what a service lacks, in shares of its demand and in replicas
+
+WholeSolve = Callable[[Arrays, Floats | None], Solution]
+
+
+def hold_higher_tiers(cells: Cells, arrays: Arrays, x: Floats, solve: WholeSolve) -> tuple[Arrays, Floats, bool]:
+    """Solve tier by tier from the top, while a short tier could serve more at the cost of those below, and hold that.
+
+    Weighted penalties order the tiers in most cases; a service whose ways of serving differ much in price can still
+    outweigh a higher tier. Each tier's least shortage is found as if the tiers below did not exist.
+
+    Parameters
+    ----------
+    x : (columns,) float
+        What is known so far; of it the replicas and what services lack are read.
+
+    Returns
+    -------
+    arrays, x, is_changed
+        The model with the shortages of every tier but the last held, a start for it, and whether ``x`` had them wrong.
+    """
+    is_changed, ranks = False, np.array([service.tier_rank for service in cells.services])
+    for rank in sorted(set(ranks.tolist()))[:-1]:
+        mine, below = (
+            lacking_columns(arrays, np.flatnonzero(ranks == rank)),
+            _replicas_below(cells, arrays, ranks, rank),
+        )
+        short, clear = float(arrays.cost[mine] @ x[mine]), _clear(cells, ranks, rank)
+        if short > clear and (is_changed or x[below].sum() > 0.5):
+            alone = replace(arrays, cost=_only(arrays, mine), upper=_without(arrays.upper, below))
+            least = solve(alone, _whole_part(arrays, _without(x, below)))
+            if short - float(arrays.cost[mine] @ least.x[mine]) > clear:
+                x, is_changed = least.x, True
+        upper = arrays.upper.copy()
+        upper[mine] = np.minimum(upper[mine], x[mine] + HELD)
+        arrays = replace(arrays, upper=upper)
+    return arrays, _whole_part(arrays, x), is_changed
+
+
+def lacking_values(cells: Cells, arrays: Arrays, worth: Worth) -> Floats:
+    """Columns of placed counts: their replicas and what services lack, the rest unknown (NaN)."""
+    x, count = np.full(len(arrays.cost), np.nan), len(cells.services)
+    x[arrays.columns["replicas"]] = cell_counts(cells, worth.counts)
+    for s, service in enumerate(cells.services):
+        rate = worth.demand_per_s[service.name]
+        x[arrays.columns["unserved"].start + s] = worth.unserved_per_s(service.name) / rate if rate > 0.0 else 0.0
+        for chain in range(len(CHAINS)):
+            x[arrays.columns["missing"].start + chain * count + s] = worth.missing[service.name]
+    return x
+
+
+def lacking_columns(arrays: Arrays, services: Ints) -> Ints:
+    """Columns of what the services leave undone: unserved demand, and replicas below the floor in either chain."""
+    unserved, missing = arrays.columns["unserved"], arrays.columns["missing"]
+    count = unserved.stop - unserved.start
+    return np.concatenate([unserved.start + services, missing.start + services, missing.start + count + services])
+
+
+def _clear(cells: Cells, ranks: Ints, rank: int) -> float:
+    return CLEAR_SHARE * float(cells.penalty_usd_per_hour[ranks == rank].sum()) + 1e-6
+
+
+def _replicas_below(cells: Cells, arrays: Arrays, ranks: Ints, rank: int) -> Ints:
+    """Columns of the replicas of lower tiers."""
+    below: Ints = np.flatnonzero(ranks[cells.pool_service[cells.cell_pool]] > rank)
+    return below + np.int64(arrays.columns["replicas"].start)
+
+
+def _without(values: Floats, columns: Ints) -> Floats:
+    left = values.copy()
+    left[columns] = 0.0
+    return left
+
+
+def _whole_part(arrays: Arrays, x: Floats) -> Floats:
+    """Keep the replicas of a solution as a start; everything else follows from them."""
+    start, replicas = np.full(len(x), np.nan), arrays.columns["replicas"]
+    start[replicas] = x[replicas]
+    return start
+
+
+def _only(arrays: Arrays, columns: Sequence[int] | Ints) -> Floats:
+    cost = np.zeros_like(arrays.cost)
+    cost[columns] = arrays.cost[columns]
+    return cost

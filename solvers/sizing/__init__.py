@@ -1,0 +1,260 @@
+"""From the curves of one replica to what it carries with every SLO kept: the coefficients of the optimisation.
+
+Prefill is a pool with one queue, decode a birth-death chain over the batch, mixed both at once with the chunks of
+prompts inside the decode steps (``pools.py``). Each formula may use up half of the misses that an SLO allows
+(``queueing.MISS_SHARE``), and no pool is loaded past 0.9 of saturation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from solvers.engine import EngineProfile, Role
+from solvers.engine.curves import Floats, decode_steps_s
+from solvers.errors import InvalidInput, OutOfRange
+from solvers.sizing import pools, queueing
+from solvers.workload import SizeBucket, Slo, SloMetric
+
+MAX_POOL_REPLICAS = 64
+"""Economies of scale are counted up to this pool size; the formulas are a little safe beyond it."""
+
+STEPS_TO_FIRST_TOKEN = 1.5
+"""A transferred request joins at the next step boundary (half a step away on average) and takes one step."""
+
+DEFAULT_PERCENTILE_RATIO = 0.95
+"""Percentile that predictions are given at, and room for waiting is judged by, where a service asks none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What one replica carries inside a pool of the asked size.
+
+    Attributes
+    ----------
+    requests_per_s : float
+        Largest rate of one replica with every SLO kept.
+    utilisation_ratio : float
+        That rate as a share of the rate at which it would never be idle.
+    gpu_watts : float
+        Mean draw of one GPU at that rate.
+    ttft_s, itl_s : float or None
+        Predicted latency at that rate, at the highest percentile asked (0.95 without an SLO); None where the role
+        has no part in it.
+    """
+
+    requests_per_s: float
+    utilisation_ratio: float
+    gpu_watts: float
+    ttft_s: float | None
+    itl_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfit:
+    """Why a replica cannot serve the mix at all, in words and numbers for a user."""
+
+    reason: str
+
+
+def replica_capacity(
+    profile: EngineProfile, role: Role, mix: Sequence[SizeBucket], slos: Sequence[Slo], *, pool_replicas: int
+) -> Capacity | Unfit:
+    """Size one replica of ``role`` inside a pool of ``pool_replicas`` like ones.
+
+    Parameters
+    ----------
+    mix : sequence of SizeBucket
+        Every replica gets this mix; weights are taken relative to their sum. A bucket that the replica cannot hold
+        makes it unfit.
+    slos : sequence of Slo
+        All must hold. Without one for a metric only stability and KV room bound the rate.
+    pool_replicas : int
+        Replicas that share the arrivals by least outstanding work, at least 1.
+
+    Notes
+    -----
+    Grows with ``pool_replicas``, except that a mixed pool of very short requests may lose a few percent: spread over
+    more replicas they share fewer steps. Poisson arrivals. Cached: equal arguments cost one look-up.
+    """
+    if not mix or sum(bucket.weight_ratio for bucket in mix) <= 0:
+        raise InvalidInput("request mix", "", "is empty or has no weight", "give a bucket with weight above 0")
+    return _capacity(profile, role, tuple(mix), tuple(slos), max(1, min(pool_replicas, MAX_POOL_REPLICAS)))
+
+
+@lru_cache(maxsize=65536)
+def _capacity(
+    profile: EngineProfile, role: Role, mix: tuple[SizeBucket, ...], slos: tuple[Slo, ...], replicas: int
+) -> Capacity | Unfit:
+    size = {Role.PREFILL: _prefill_capacity, Role.DECODE: _decode_capacity, Role.MIXED: _mixed_capacity}[role]
+    try:
+        return size(profile, pools.Mix.of(mix), slos, replicas)
+    except pools.Refused as refusal:
+        return Unfit(reason=str(refusal))
+    except OutOfRange as beyond:
+        return Unfit(reason=str(beyond))
+
+
+def _limits(slos: Sequence[Slo], metric: SloMetric) -> tuple[Slo, ...]:
+    return tuple(slo for slo in slos if slo.metric is metric)
+
+
+def _percentile(slos: Sequence[Slo]) -> float:
+    return max((slo.percentile_ratio for slo in slos), default=DEFAULT_PERCENTILE_RATIO)
+
+
+def _refuse_unreachable_ttft(
+    profile: EngineProfile, mix: pools.Mix, prompts: pools.Prompts, slos: Sequence[Slo]
+) -> None:
+    for slo in slos:
+        if prompts.always_late_ratio(slo.limit_s) <= 1.0 - slo.percentile_ratio:
+            continue
+        worst = int(np.argmax(np.where(prompts.service_s + prompts.after_s > slo.limit_s, mix.weight, 0.0)))
+        first_token_s = prompts.service_s[worst] + prompts.after_s[worst]
+        raise pools.Refused(
+            f"prefill of {mix.prompt_tokens[worst]:,.0f} tokens takes {1e3 * prompts.service_s[worst]:,.0f} ms on "
+            f"{pools.replica_name(profile)}, {1e3 * first_token_s:,.0f} ms to the "
+            f"first token, SLO {1e3 * slo.limit_s:,.0f} ms at p{slo.percentile_ratio * 100:g}"
+        )
+
+
+def _first_token_s(profile: EngineProfile, slos: Sequence[Slo]) -> float:
+    """Time of the first decode step, elsewhere: the ITL that is asked there, else this profile's own full batch."""
+    itl = min((slo.limit_s for slo in _limits(slos, SloMetric.ITL)), default=profile.decode_step_s[-1][0])
+    return STEPS_TO_FIRST_TOKEN * itl
+
+
+def _prefill_capacity(profile: EngineProfile, mix: pools.Mix, slos: tuple[Slo, ...], replicas: int) -> Capacity:
+    service = pools.prefill_times_s(profile, mix)
+    transfer = mix.prompt_tokens * profile.kv_bytes_per_token / profile.transfer_bytes_per_s
+    first_token, ttft = _first_token_s(profile, slos), _limits(slos, SloMetric.TTFT)
+    saturation = 1.0 / max(float(mix.weight @ service), float(mix.weight @ transfer))  # of one replica
+
+    def at(load: float) -> pools.Prompts:
+        link_share = load * saturation * float(mix.weight @ transfer)
+        after = transfer / (1.0 - min(link_share, 0.99)) + first_token  # transfers share the link
+        return pools.Prompts(weight=mix.weight, service_s=service, after_s=after)
+
+    def holds(load: float) -> bool:
+        prompts = at(load)
+        tail = prompts.tail(load * saturation * replicas, replicas)
+        return all(prompts.keeps(slo, tail) for slo in ttft)
+
+    _refuse_unreachable_ttft(profile, mix, at(0.0), ttft)
+    load = _largest_load(profile, holds)
+    busy = load * saturation * float(mix.weight @ service)
+    return Capacity(
+        requests_per_s=load * saturation,
+        utilisation_ratio=load,
+        gpu_watts=busy * profile.prefill_watts_per_gpu + (1.0 - busy) * profile.idle_watts_per_gpu,
+        ttft_s=at(load).quantile_s(_percentile(ttft), at(load).tail(load * saturation * replicas, replicas)),
+        itl_s=None,
+    )
+
+
+def _largest_load(profile: EngineProfile, holds: queueing.Holds) -> float:
+    load = queueing.largest_load(holds)
+    if load <= 0.0:
+        raise pools.Refused(
+            f"the SLOs leave no room for load on {pools.replica_name(profile)}: they are met only when it is idle"
+        )
+    return load
+
+
+def _refuse_unreachable_itl(profile: EngineProfile, mix: pools.Mix, slos: Sequence[Slo]) -> None:
+    context = mix.context_tokens[0]
+    alone = float(decode_steps_s(profile, [1.0], [context])[0])
+    for slo in slos:
+        if alone > slo.limit_s:
+            raise pools.Refused(
+                f"one decode step of a single sequence at {context:,.0f} tokens of context takes {alone * 1e3:.1f} ms "
+                f"on {pools.replica_name(profile)}, SLO {slo.limit_s * 1e3:.1f} ms at p{slo.percentile_ratio * 100:g}"
+            )
+
+
+def _allowed_misses(slos: Sequence[Slo]) -> float:
+    return queueing.MISS_SHARE * (1.0 - _percentile(slos))
+
+
+def _decode_capacity(profile: EngineProfile, mix: pools.Mix, slos: tuple[Slo, ...], replicas: int) -> Capacity:
+    itl = _limits(slos, SloMetric.ITL)
+    _refuse_unreachable_itl(profile, mix, itl)
+    pool = pools.decoding_pool(profile, mix, replicas)
+    saturation = pool.chain.saturation_per_s
+    too_slow = [(slo, pool.slow_step_s > slo.limit_s) for slo in itl]
+
+    def holds(load: float) -> bool:
+        time = pool.chain.probabilities(load * saturation)
+        gaps = pool.gap_weights(time)
+        return float(time[pool.chain.waiting].sum()) <= _allowed_misses(slos) and all(
+            float(gaps[slow].sum()) <= _allowed_misses([slo]) for slo, slow in too_slow
+        )
+
+    load = _largest_load(profile, holds)
+    time = pool.chain.probabilities(load * saturation)
+    return Capacity(
+        requests_per_s=load * saturation / pool.replicas,
+        utilisation_ratio=load,
+        gpu_watts=pool.mean_gpu_watts(profile, time),
+        ttft_s=None,
+        itl_s=pool.itl_s(time, _percentile(itl)),
+    )
+
+
+def _mixed_capacity(profile: EngineProfile, mix: pools.Mix, slos: tuple[Slo, ...], replicas: int) -> Capacity:
+    ttft, itl = _limits(slos, SloMetric.TTFT), _limits(slos, SloMetric.ITL)
+    _refuse_unreachable_itl(profile, mix, itl)
+    pool = pools.mixed_pool(profile, mix, replicas)
+    saturation, percentile = pool.saturation_per_s, _percentile(ttft)
+    too_slow = [(slo, pool.decoding.slow_step_s > slo.limit_s, pool.chunk_too_slow(slo.limit_s)) for slo in itl]
+
+    def itl_holds(rate: float, time: Floats) -> bool:
+        gaps, chunked = pool.decoding.gap_weights(time), pool.chunked_steps_ratio(rate)
+        missed = (float(gaps @ ((1 - chunked) * slow + chunked * chunk)) for _, slow, chunk in too_slow)
+        return all(miss <= _allowed_misses([slo]) for (slo, _, _), miss in zip(too_slow, missed, strict=True))
+
+    def holds(load: float) -> bool:
+        rate = load * saturation
+        time = pool.time_in_states(rate)
+        prompts = pool.prompts(time, percentile)
+        if rate * float(mix.weight @ prompts.service_s) > queueing.MAX_LOAD_RATIO:
+            return False
+        tail = prompts.tail(rate * replicas, replicas)
+        roomy = float(time[pool.decoding.chain.waiting].sum()) <= _allowed_misses(slos)
+        return roomy and itl_holds(rate, time) and all(prompts.keeps(slo, tail) for slo in ttft)
+
+    idle = pool.prompts(pool.time_in_states(1e-6 * saturation), percentile)
+    _refuse_unreachable_ttft(profile, mix, idle, ttft)
+    return _mixed_result(profile, pool, _largest_load(profile, holds), slos, replicas)
+
+
+def _mixed_result(
+    profile: EngineProfile, pool: pools.Mixed, load: float, slos: tuple[Slo, ...], replicas: int
+) -> Capacity:
+    rate = load * pool.saturation_per_s
+    time = pool.time_in_states(rate)
+    percentile = _percentile(_limits(slos, SloMetric.TTFT))
+    prompts = pool.prompts(time, percentile)
+    chunked = min(1.0, rate * float(prompts.weight @ prompts.service_s))  # time in steps that carry a chunk
+    decoding_watts = pool.decoding.mean_gpu_watts(profile, time)
+    return Capacity(
+        requests_per_s=rate,
+        utilisation_ratio=load,
+        gpu_watts=chunked * profile.prefill_watts_per_gpu + (1.0 - chunked) * decoding_watts,
+        ttft_s=prompts.quantile_s(percentile, prompts.tail(rate * replicas, replicas)),
+        itl_s=_mixed_itl_s(pool, rate, time, _percentile(_limits(slos, SloMetric.ITL))),
+    )
+
+
+def _mixed_itl_s(pool: pools.Mixed, rate_per_s: float, time: Floats, percentile_ratio: float) -> float:
+    """Gap that the asked share of token gaps stays within, chunk steps included."""
+    gaps, chunked = pool.decoding.gap_weights(time), pool.chunked_steps_ratio(rate_per_s)
+    low, high = 0.0, float(pool.decoding.slow_step_s.max() + pool.chunk_s[-1])
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        slow = (1 - chunked) * (pool.decoding.slow_step_s > middle) + chunked * pool.chunk_too_slow(middle)
+        low, high = (low, middle) if float(gaps @ slow) <= 1.0 - percentile_ratio else (middle, high)
+    return high

@@ -1,0 +1,244 @@
+"""Pools of like replicas as queues and chains: what the sizing of each role asks its questions of.
+
+``Prompts`` is one queue over a pool, ``Decoding`` a birth-death chain over its batches, ``Mixed`` both at once with
+the chunks of prompts inside the decode steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.engine import EngineProfile
+from solvers.engine.curves import Floats, chunks_s, decode_steps_s, decode_watts, prefill_s
+from solvers.sizing import queueing
+from solvers.sizing.queueing import BatchChain
+from solvers.workload import SizeBucket, Slo
+
+KV_FILL_RATIO = 0.9
+"""Share of the KV cache that the mean request may fill; the rest absorbs the spread of sizes."""
+
+MAX_CHAIN_STATES = 1024
+"""Bounds the work of one call: larger decode pools are sized as this many states would be, which is safe."""
+
+CONTEXT_SIGMAS = 1.64
+"""A batch is checked at the 95th percentile of its mean context, not at the mean."""
+
+
+class Refused(Exception):
+    """A replica cannot serve the mix; the text says why, with numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mix:
+    """A request mix as arrays over buckets, (B,), and what a decode batch of it looks like."""
+
+    weight: Floats
+    prompt_tokens: Floats
+    output_tokens: Floats
+
+    @classmethod
+    def of(cls, buckets: tuple[SizeBucket, ...]) -> Mix:
+        weight = np.array([b.weight_ratio for b in buckets], dtype=float)
+        return cls(
+            weight=weight / weight.sum(),
+            prompt_tokens=np.array([b.prompt_tokens for b in buckets], dtype=float),
+            output_tokens=np.array([max(1, b.output_tokens) for b in buckets], dtype=float),
+        )
+
+    @property
+    def mean_output_tokens(self) -> float:
+        return float(self.weight @ self.output_tokens)
+
+    def _in_batch(self, per_bucket: Floats) -> float:
+        """Mean over the sequences of a batch, where a bucket is met as often as it decodes tokens."""
+        share = self.weight * self.output_tokens
+        return float(share @ per_bucket / share.sum())
+
+    @property
+    def held_tokens(self) -> float:
+        """KV tokens that a sequence of the batch reserves, prompt and whole output."""
+        return self._in_batch(self.prompt_tokens + self.output_tokens)
+
+    @property
+    def context_tokens(self) -> tuple[float, float]:
+        """Mean and standard deviation of the context of one sequence of the batch."""
+        prompt, output = self.prompt_tokens, self.output_tokens
+        mean = self._in_batch(prompt + output / 2)
+        square = self._in_batch(prompt**2 + prompt * output + output**2 / 3)
+        return mean, math.sqrt(max(0.0, square - mean**2))
+
+
+def replica_name(profile: EngineProfile) -> str:
+    return f"{profile.key.gpu_class}/{profile.key.config.label}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prompts:
+    """Service of each bucket's prompts, (B,) s, and what follows before the first token, (B,) s."""
+
+    weight: Floats
+    service_s: Floats
+    after_s: Floats
+
+    def tail(self, pool_rate_per_s: float, replicas: int) -> queueing.WaitTail:
+        mean = float(self.weight @ self.service_s)
+        scv = float(self.weight @ self.service_s**2) / mean**2 - 1.0
+        return queueing.wait_tail(
+            servers=replicas, rate_per_s=pool_rate_per_s, mean_service_s=mean, service_scv=max(0.0, scv)
+        )
+
+    def always_late_ratio(self, limit_s: float) -> float:
+        """Share of requests that miss the limit even when nobody waits."""
+        return float(self.weight[self.service_s + self.after_s > limit_s].sum())
+
+    def keeps(self, slo: Slo, tail: queueing.WaitTail) -> bool:
+        """Whether queueing adds few enough misses to those that no routing can avoid."""
+        slack = slo.limit_s - self.service_s - self.after_s
+        late = self.always_late_ratio(slo.limit_s)
+        queued_late = float(self.weight @ np.where(slack < 0, 0.0, tail.ratio(slack)))
+        return queued_late <= queueing.MISS_SHARE * (1.0 - slo.percentile_ratio - late) + 1e-12
+
+    def quantile_s(self, percentile_ratio: float, tail: queueing.WaitTail) -> float:
+        """Time to first token at the percentile."""
+        fixed = self.service_s + self.after_s
+        low, high = 0.0, float(fixed.max()) + math.log(1e6) / max(tail.decay_per_s, 1e-9)
+        while high - low > 1e-4 * high:
+            middle = (low + high) / 2
+            late = float(self.weight @ tail.ratio(middle - fixed))
+            low, high = (low, middle) if late <= 1.0 - percentile_ratio else (middle, high)
+        return high
+
+
+def prefill_times_s(profile: EngineProfile, mix: Mix) -> Floats:
+    longest = float(mix.prompt_tokens.max())
+    if longest > profile.kv_capacity_tokens:
+        raise Refused(
+            f"a prompt of {longest:,.0f} tokens does not fit the {profile.kv_capacity_tokens:,} tokens of KV cache on "
+            f"{replica_name(profile)}"
+        )
+    return np.array([prefill_s(profile, tokens) for tokens in mix.prompt_tokens.tolist()])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decoding:
+    """A decode pool as a chain. ``slow_step_s`` (N,) s is a step of the fuller replicas at a high context."""
+
+    chain: BatchChain
+    replicas: int
+    slow_step_s: Floats
+
+    def gap_weights(self, probabilities: Floats) -> Floats:
+        """Share of token gaps that fall into each state, (N,)."""
+        gaps = np.zeros_like(probabilities)
+        gaps[1:] = (probabilities * self.chain.batches)[1:] / self.chain.step_s[1:]
+        return np.asarray(gaps / gaps.sum())
+
+    @property
+    def busy_ratio(self) -> Floats:
+        """Share of the replicas that decode at all in each state, (N,): with few requests some have none."""
+        return np.minimum(1.0, self.chain.batches)
+
+    def mean_gpu_watts(self, profile: EngineProfile, probabilities: Floats) -> float:
+        """Mean draw of one GPU of the pool; replicas without a request draw idle watts."""
+        busy = self.busy_ratio
+        watts = busy * decode_watts(profile, self.chain.batches) + (1.0 - busy) * profile.idle_watts_per_gpu
+        return float(probabilities @ watts)
+
+    def itl_s(self, probabilities: Floats, percentile_ratio: float) -> float:
+        """Step time that the asked share of token gaps stays within."""
+        below = np.cumsum(self.gap_weights(probabilities))
+        at = int(np.searchsorted(below, percentile_ratio * below[-1]))
+        return float(self.slow_step_s[min(at, len(below) - 1)])
+
+
+def largest_batch(profile: EngineProfile, mix: Mix) -> int:
+    longest = float((mix.prompt_tokens + mix.output_tokens).max())
+    if longest > profile.kv_capacity_tokens:
+        raise Refused(
+            f"a request of {longest:,.0f} tokens does not fit the {profile.kv_capacity_tokens:,} tokens of KV cache "
+            f"on {replica_name(profile)}"
+        )
+    room = int(KV_FILL_RATIO * profile.kv_capacity_tokens / mix.held_tokens)
+    return max(1, min(room, profile.decode_batches[-1]))
+
+
+def decoding_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Decoding:
+    largest = largest_batch(profile, mix)
+    together = max(1, min(replicas, MAX_CHAIN_STATES // largest))
+    batches = np.arange(1, together * largest + 1) / together
+    context, spread = mix.context_tokens
+    steps = decode_steps_s(profile, batches, np.full(len(batches), context))
+    fuller = np.minimum(batches + (1.0 if together > 1 else 0.0), largest)  # least work leaves about one apart
+    high = context + CONTEXT_SIGMAS * spread / np.sqrt(np.maximum(batches, 1.0))
+    slow = decode_steps_s(profile, fuller, np.minimum(high, max(context, profile.decode_contexts[-1])))
+    chain = queueing.batch_chain(steps, batches, replicas=together, output_tokens=mix.mean_output_tokens)
+    slow = np.concatenate([[0.0], slow, np.full(len(chain.batches) - len(slow) - 1, slow[-1])])
+    return Decoding(chain=chain, replicas=together, slow_step_s=slow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mixed:
+    """One mixed pool: its decoding, and the chunks that prompts put into its steps."""
+
+    decoding: Decoding
+    weight: Floats
+    prefill_s: Floats  # (B,)
+    chunks: Floats  # (B,) chunks of one prompt
+    chunk_s: Floats  # (J,) s, sorted
+    chunk_share: Floats  # (J,) share of all chunks, cumulative from the longest down is what matters
+
+    @property
+    def saturation_per_s(self) -> float:
+        """Of one replica: seconds of prefill and of full decode steps that one request takes."""
+        decode_s = self.decoding.replicas / self.decoding.chain.saturation_per_s
+        return 1.0 / (float(self.weight @ self.prefill_s) + decode_s)
+
+    def chunk_too_slow(self, limit_s: float) -> Floats:
+        """Share of chunks that would push a step past the limit, in each state, (N,)."""
+        over = np.concatenate([np.cumsum(self.chunk_share[::-1])[::-1], [0.0]])
+        within = np.searchsorted(self.chunk_s, limit_s - self.decoding.slow_step_s, side="right")
+        return np.asarray(over[within], dtype=float)
+
+    def prefill_ratio(self, rate_per_s: float) -> float:
+        """Share of one replica's time that chunks take."""
+        return rate_per_s * float(self.weight @ self.prefill_s)
+
+    def time_in_states(self, rate_per_s: float) -> Floats:
+        """Share of time by state; decode steps run in what the chunks leave."""
+        slowed = rate_per_s * self.decoding.replicas / (1.0 - self.prefill_ratio(rate_per_s))
+        return self.decoding.chain.probabilities(slowed)
+
+    def chunked_steps_ratio(self, rate_per_s: float) -> Floats:
+        """Share of the steps of each state that carry a chunk, (N,)."""
+        per_s = rate_per_s * float(self.weight @ self.chunks)
+        return np.minimum(1.0, per_s * self.decoding.chain.step_s / (1.0 - self.prefill_ratio(rate_per_s)))
+
+    def prompts(self, time: Floats, percentile_ratio: float) -> Prompts:
+        """Prompts as seen from the queue: every chunk waits for the decode step that it shares."""
+        step = float(time @ (self.decoding.chain.step_s * self.decoding.busy_ratio))
+        at = int(np.searchsorted(np.cumsum(time), percentile_ratio))
+        running = self.decoding.chain.step_s[min(at, len(time) - 1)]  # the step under way at arrival
+        return Prompts(
+            weight=self.weight,
+            service_s=self.prefill_s + self.chunks * step,
+            after_s=np.full(len(self.weight), float(running)),
+        )
+
+
+def mixed_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Mixed:
+    prefill = prefill_times_s(profile, mix)
+    by_bucket = [chunks_s(profile, int(tokens)) for tokens in mix.prompt_tokens.tolist()]
+    chunk = np.array([c for chunks in by_bucket for c in chunks])
+    share = np.repeat(mix.weight, [len(chunks) for chunks in by_bucket])
+    order = np.argsort(chunk, kind="stable")
+    return Mixed(
+        decoding=decoding_pool(profile, mix, replicas),
+        weight=mix.weight,
+        prefill_s=prefill,
+        chunks=np.array([len(chunks) for chunks in by_bucket], dtype=float),
+        chunk_s=chunk[order],
+        chunk_share=share[order] / share.sum(),
+    )
