@@ -63,7 +63,7 @@ bench-operator: setup ## Time the operator on 1,000 nodes with 10,000 pods
 	$(BIN)/python -m tests.bench_operator
 
 lock: ## Pin the dependencies again (needs uv)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev --extra silicon pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dask --extra dev --extra fast --extra report --extra silicon pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o deploy/requirements.lock
 
 clean: ## Remove what the targets made in this folder (the binaries' cache stays)
