@@ -154,7 +154,7 @@ class Cycle:
             self._announce(sight)
         elif self._decider.decision and not self._decider.decision.number:
             self._record(sight)
-        if sight.blind_because or not self._telemetry.has_read:
+        if sight.blind_because or cut_off(sight) or not self._telemetry.has_read:
             return
         if reason := self._decider.why_now(sight.observation, self.decision_s(sight.specs)):
             log.log(logging.DEBUG if reason == TIME_HAS_COME else logging.INFO, "deciding: %s", reason)
@@ -252,7 +252,7 @@ class Cycle:
 
     def _blocked(self, sight: Sight) -> tuple[str, ...]:
         """Say why nothing at all may be written now."""
-        reasons = [sight.blind_because] if sight.blind_because else []
+        reasons = [reason for reason in (sight.blind_because, cut_off(sight)) if reason]
         if not self._elector.is_leader:
             reasons.append("this replica does not lead")
         modes = sight.observation.policy.modes
@@ -285,6 +285,17 @@ class Cycle:
             report = Report(sight=sight, decision=decision, is_leader=self._elector.is_leader)
             self.latest = _turn(report, decision)
             self._publish(self.latest)
+
+
+def cut_off(sight: Sight) -> str:
+    """Say that no managed node is Ready: the control plane has lost them rather than they their power, so all stays.
+
+    Kubernetes itself evicts nothing then; replicas on nodes that nobody hears of may serve on.
+    """
+    nodes = [sight.view.nodes[node.name] for node in sight.observation.problem.nodes if node.name in sight.view.nodes]
+    if not nodes or any(node.is_ready for node in nodes):
+        return ""
+    return f"none of the {len(nodes)} managed nodes is Ready: nothing moves until one is heard of"
 
 
 def may_act(spec: ServedModelSpec) -> bool:

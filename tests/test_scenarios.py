@@ -35,6 +35,16 @@ def world(simcluster: SimCluster) -> World:
     return World(simcluster)
 
 
+def names(world: World) -> set[str]:
+    """Our pods that are not leaving, Ready or not."""
+    return {pod["metadata"]["name"] for pod in world.pods()}
+
+
+def holds(operator: Operator) -> str:
+    """Why the plan is not carried out now."""
+    return "; ".join(latest(operator).report.holds)
+
+
 def serving_nodes(operator: Operator) -> set[str | None]:
     replicas = latest(operator).snapshot.replicas
     return {replica.node for replica in replicas if replica.state is not ReplicaState.LOST}
@@ -155,6 +165,23 @@ def test_replicas_of_a_lost_node_are_placed_elsewhere_and_its_watts_stay_reserve
         world.cluster.delete_node(node)
         wait_until(lambda: node not in {n.name for n in latest(operator).snapshot.nodes}, "the node to be forgotten")
         wait_settled(operator, world, chat=6.0)
+
+
+def test_nothing_moves_while_no_node_is_heard_of(world: World) -> None:
+    world.install({"rack-1": 1, "rack-2": 1}).serve(requests_per_s=4.0)
+    with running(world.cluster) as operator:
+        wait_settled(operator, world, chat=4.0)
+        nodes = [node.name for node in latest(operator).snapshot.nodes]
+        for node in nodes:
+            world.cluster.fail_node(node, wait=False)
+        wait_until(lambda: "none of the 2 managed nodes is Ready" in holds(operator), "the silence to be told")
+        pods = names(world)
+        assert pods
+        assert holds_for(lambda: names(world) == pods, 3.0)
+        for node in nodes:
+            world.cluster.recover_node(node)
+        wait_until(lambda: not holds(operator), "the nodes to be heard of again")
+        wait_settled(operator, world, chat=4.0)
 
 
 def test_a_model_is_added_and_removed_and_its_pods_keep_serving(world: World) -> None:
@@ -293,7 +320,8 @@ def test_an_api_server_that_was_down_is_caught_up_with(world: World) -> None:
         assert holds_for(lambda: not operator.elector.is_leader, 2.0)
         world.cluster.start_component("kube-apiserver")
         wait_until(lambda: operator.elector.is_leader, "the leader to lead again")
-        assert holds_for(lambda: world.ready() == serving, 2.0)
+        assert holds_for(lambda: names(world) == serving, 2.0)  # some are not Ready until their nodes are heard of
+        wait_until(lambda: world.ready() == serving, "the same pods to be Ready")
         world.demand(12.0)
         wait_settled(operator, world, chat=12.0)
 
