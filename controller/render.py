@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -279,9 +280,21 @@ def render_engine_profile(profile: EngineProfile, *, name: str = "") -> Body:
                 "idleWatts": round(profile.idle_watts_per_gpu),
                 "prefillWatts": round(profile.prefill_watts_per_gpu),
                 "decodeWatts": [round(watts) for watts in profile.decode_watts_per_gpu],
+                **_render_caps(profile),
             },
             "coldStartSeconds": round(profile.cold_start_s),
         },
+    }
+
+
+def _render_caps(profile: EngineProfile) -> Body:
+    """Write the speed under power caps, where it is known; thousandths are rounded down."""
+    if not profile.cap_watts_per_gpu:
+        return {}
+    return {
+        "capWatts": [round(watts) for watts in profile.cap_watts_per_gpu],
+        "prefillSpeedPermille": [math.floor(ratio * 1000.0 + 1e-9) for ratio in profile.prefill_speed_ratio],
+        "decodeSpeedPermille": [math.floor(ratio * 1000.0 + 1e-9) for ratio in profile.decode_speed_ratio],
     }
 
 

@@ -179,7 +179,14 @@ def parse_engine_profile(body: Json) -> EngineProfile:
         prefill_watts_per_gpu=float(spec.power.prefill_watts),
         decode_watts_per_gpu=tuple(float(watts) for watts in spec.power.decode_watts),
         cold_start_s=float(spec.cold_start_seconds),
+        cap_watts_per_gpu=tuple(float(watts) for watts in spec.power.cap_watts),
+        prefill_speed_ratio=_ratios(spec.power.prefill_speed_permille),
+        decode_speed_ratio=_ratios(spec.power.decode_speed_permille),
     )
+
+
+def _ratios(permille: tuple[int, ...]) -> tuple[float, ...]:
+    return tuple(value / 1000.0 for value in permille)
 
 
 def _seconds(microseconds: tuple[int, ...]) -> tuple[float, ...]:

@@ -129,6 +129,7 @@ Word = Annotated[str, text(63)]
 
 Watts = Annotated[int, Field(ge=0, le=1_000_000_000)]
 GpuWatts = Annotated[int, Field(ge=0, le=10_000)]
+Permille = Annotated[int, Field(ge=1, le=1_000)]
 Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Amount = Annotated[int, Field(ge=0, le=1_000_000_000_000)]

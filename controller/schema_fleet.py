@@ -17,6 +17,7 @@ from controller.schema_base import (
     GpuWatts,
     LabelKey,
     ModelName,
+    Permille,
     QualifiedName,
     Resource,
     Rule,
@@ -27,7 +28,7 @@ from controller.schema_base import (
     immutable,
     text,
 )
-from solvers.engine import ProfileSource
+from solvers.engine import ProfileSource, is_concave
 
 
 class PowerEnvelope(Resource):
@@ -240,6 +241,35 @@ class ProfilePower(Resource):
     """While it prefills."""
     decode_watts: Annotated[tuple[GpuWatts, ...], Field(min_length=1, max_length=64)]
     """While it decodes, one value for each of decode.batches."""
+    cap_watts: Annotated[tuple[GpuWatts, ...], Field(max_length=64)] = ()
+    """Power caps of one GPU at which the speed is known, increasing; empty when it is known under none."""
+    prefill_speed_permille: Annotated[tuple[Permille, ...], Field(max_length=64)] = ()
+    """Speed of prefill at each cap, 1000 for full speed at the last; what a watt brings must not grow with the cap."""
+    decode_speed_permille: Annotated[tuple[Permille, ...], Field(max_length=64)] = ()
+    """Speed of decode steps at each cap, in the same way."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.capWatts.isSorted() && self.capWatts.all(x, self.capWatts.exists_one(y, y == x))",
+            field="capWatts",
+            message="capWatts must increase",
+            holds=lambda power: increases(power.cap_watts),
+        ),
+        Rule(
+            cel="size(self.prefillSpeedPermille) == size(self.capWatts) && self.prefillSpeedPermille.isSorted() && "
+            "(size(self.capWatts) == 0 || self.prefillSpeedPermille[size(self.capWatts) - 1] == 1000)",
+            field="prefillSpeedPermille",
+            message="give one value for each of capWatts, not decreasing, concave, the last one 1000",
+            holds=lambda power: is_speed(power.prefill_speed_permille, power.cap_watts),
+        ),
+        Rule(
+            cel="size(self.decodeSpeedPermille) == size(self.capWatts) && self.decodeSpeedPermille.isSorted() && "
+            "(size(self.capWatts) == 0 || self.decodeSpeedPermille[size(self.capWatts) - 1] == 1000)",
+            field="decodeSpeedPermille",
+            message="give one value for each of capWatts, not decreasing, concave, the last one 1000",
+            holds=lambda power: is_speed(power.decode_speed_permille, power.cap_watts),
+        ),
+    )
 
 
 class EngineProfileSpec(Resource):
@@ -300,6 +330,13 @@ def increases(values: tuple[int, ...]) -> bool:
 def grows(values: tuple[int, ...]) -> bool:
     """Tell whether no value is below the one before."""
     return all(a <= b for a, b in pairwise(values))
+
+
+def is_speed(permille: tuple[int, ...], caps: tuple[int, ...]) -> bool:
+    """Tell whether there is one for each cap, rising to 1000, and concave, which the server does not check."""
+    if len(permille) != len(caps) or not grows(permille) or permille[-1:] not in ((), (1000,)):
+        return False
+    return is_concave(caps, [value / 1000 for value in permille])
 
 
 def columns(table: DecodeTable) -> tuple[tuple[int, ...], ...]:

@@ -28,6 +28,7 @@ from solvers.engine.roofline import (
     PROMPT_GRID,
     GpuFacts,
     ModelFacts,
+    cap_curves,
     chunk_for,
     draw_watts,
     transfer_bytes_per_s,
@@ -123,6 +124,7 @@ def silicon_profile(
         prefill_watts_per_gpu=prefill_watts,
         decode_watts_per_gpu=decode_watts,
         cold_start_s=cold_start_s,
+        **cap_curves(idle, tables.gpu.max_watts),
     )
     check_profile(profile)
     return profile

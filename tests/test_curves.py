@@ -7,13 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers.engine import Role
-from solvers.engine.curves import chunk_s, chunks_s, decode_step_s, decode_steps_s, decode_watts, gpu_watts, prefill_s
+from solvers.engine import Role, check_profile
+from solvers.engine.curves import (
+    capped,
+    chunk_s,
+    chunks_s,
+    decode_speed_ratio,
+    decode_step_s,
+    decode_steps_s,
+    decode_watts,
+    gpu_watts,
+    prefill_s,
+    prefill_speed_ratio,
+)
 from solvers.errors import OutOfRange
 from tests.profile_maker import BATCHES, CONTEXTS, PROMPTS, make_profile
 
 PROFILE = make_profile()
 BENT = make_profile(prefill_s=(0.01, 0.02, 0.5, 9.0))
+CAPS = (300.0, 500.0, 700.0)
+CAPPED = make_profile(cap_watts_per_gpu=CAPS, prefill_speed_ratio=(0.6, 0.85, 1.0), decode_speed_ratio=(0.9, 1.0, 1.0))
 prompts = st.integers(1, PROMPTS[-1])
 batches = st.floats(1.0, BATCHES[-1])
 contexts = st.floats(1.0, CONTEXTS[-1])
@@ -106,3 +119,33 @@ def test_watts_follow_the_role_and_the_batch(role: Role, batch: float, watts: fl
 def test_decode_watts_of_many_batches_equal_one_by_one() -> None:
     batch = np.array([0.0, 0.5, 1.0, 30.0, 256.0])
     assert decode_watts(PROFILE, batch).tolist() == [gpu_watts(PROFILE, Role.DECODE, b) for b in batch.tolist()]
+
+
+@given(st.floats(CAPS[0], 900.0))
+def test_speed_under_a_cap_is_the_chord_between_the_known_caps(cap: float) -> None:
+    assert prefill_speed_ratio(CAPPED, cap) == pytest.approx(float(np.interp(cap, CAPS, (0.6, 0.85, 1.0))))
+    assert decode_speed_ratio(CAPPED, cap) == pytest.approx(float(np.interp(cap, CAPS, (0.9, 1.0, 1.0))))
+
+
+@given(prompts, batches, st.sampled_from([300.0, 420.0, 700.0]))
+def test_a_capped_profile_is_the_same_replica_slowed(tokens: int, batch: float, cap: float) -> None:
+    slow = capped(CAPPED, cap)
+    check_profile(slow)
+    assert prefill_s(slow, tokens) == pytest.approx(prefill_s(CAPPED, tokens, cap))
+    assert prefill_s(slow, tokens) == pytest.approx(prefill_s(CAPPED, tokens) / prefill_speed_ratio(CAPPED, cap))
+    assert decode_step_s(slow, batch, 4096) == pytest.approx(decode_step_s(CAPPED, batch, 4096, cap))
+    assert gpu_watts(slow, Role.PREFILL, 1) == min(cap, 500.0)
+    assert gpu_watts(slow, Role.DECODE, batch) == pytest.approx(
+        min(cap, gpu_watts(CAPPED, Role.DECODE, batch)), rel=0.1
+    )
+
+
+def test_without_a_cap_nothing_slows() -> None:
+    assert capped(PROFILE, None) is PROFILE
+    assert prefill_speed_ratio(PROFILE, None) == decode_speed_ratio(PROFILE, None) == 1.0
+
+
+@pytest.mark.parametrize("profile", [PROFILE, CAPPED])
+def test_a_cap_of_unknown_speed_is_refused(profile: object) -> None:
+    with pytest.raises(OutOfRange, match="299 W is below the"):
+        prefill_speed_ratio(profile, 299.0)  # type: ignore[arg-type]

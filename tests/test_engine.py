@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from solvers.engine import EngineConfig, check_profile
 from solvers.errors import InvalidInput
 from tests.profile_maker import make_profile
 
+CAPPED = make_profile(
+    cap_watts_per_gpu=(300.0, 500.0, 700.0), prefill_speed_ratio=(0.6, 0.85, 1.0), decode_speed_ratio=(0.9, 1.0, 1.0)
+)
 degrees = st.integers(1, 64)
 configs = st.builds(
     EngineConfig,
@@ -46,8 +50,9 @@ def test_a_label_that_says_no_configuration_is_refused_by_name(label: str) -> No
         EngineConfig.from_label(label)
 
 
-def test_a_smooth_profile_passes() -> None:
+def test_a_smooth_profile_passes_with_and_without_caps() -> None:
     check_profile(make_profile())
+    check_profile(CAPPED)
 
 
 @pytest.mark.parametrize(
@@ -73,10 +78,18 @@ def test_a_smooth_profile_passes() -> None:
         ("idle_watts_per_gpu", -1.0),
         ("decode_watts_per_gpu", (250.0,)),
         ("cold_start_s", -1.0),
+        ("cap_watts_per_gpu", (500.0, 300.0, 700.0)),
+        ("cap_watts_per_gpu", (75.0, 300.0, 700.0)),
+        ("prefill_speed_ratio", (0.8, 1.0)),
+        ("prefill_speed_ratio", (0.8, 0.9, 0.99)),
+        ("prefill_speed_ratio", (0.9, 0.8, 1.0)),
+        ("prefill_speed_ratio", (0.5, 0.6, 1.0)),
+        ("decode_speed_ratio", ()),
+        ("decode_speed_ratio", (0.0, 0.9, 1.0)),
     ],
 )
 def test_a_broken_profile_is_refused_at_the_field(field: str, value: Any) -> None:
     with pytest.raises(InvalidInput) as refused:
-        check_profile(make_profile(**{field: value}))
+        check_profile(replace(CAPPED, **{field: value}))
     assert refused.value.field == field
     assert "h100-sxm/tp1" in str(refused.value)

@@ -57,6 +57,15 @@ def test_a_profile_survives_the_round_trip() -> None:
     assert parse_engine_profile(render_engine_profile(profile)) == profile
 
 
+def test_a_profile_that_knows_no_caps_says_nothing_of_them() -> None:
+    known = parse_engine_profile(good("EngineProfile"))
+    assert known.prefill_speed_ratio == (0.572, 0.704, 0.814, 0.912, 1.0)
+    profile = replace(known, cap_watts_per_gpu=(), prefill_speed_ratio=(), decode_speed_ratio=())
+    body = render_engine_profile(profile)
+    assert set(body["spec"]["power"]) == {"idleWatts", "prefillWatts", "decodeWatts"}
+    assert parse_engine_profile(body) == profile
+
+
 def test_every_degree_and_variant_of_a_configuration_survives_the_round_trip() -> None:
     config = EngineConfig(
         tensor_parallel=8, pipeline_parallel=2, expert_parallel=8, data_parallel=2, engine="sglang", variant="fp8"

@@ -38,6 +38,14 @@ def test_one_sequence_waits_for_the_weights() -> None:
     assert decode_step_s(make(EIGHT, H100), 1, 256) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_cap_slows_prefill_first_and_decode_only_below_what_it_draws() -> None:
+    profile = make(EIGHT, H100)
+    assert profile.cap_watts_per_gpu == (280.0, 385.0, 490.0, 595.0, 700.0)
+    assert profile.decode_speed_ratio[1:] == (1.0, 1.0, 1.0, 1.0)
+    assert profile.prefill_speed_ratio[0] == pytest.approx(((280 - 75) / (700 - 75)) ** 0.5, abs=1e-3)
+    assert all(p <= d for p, d in zip(profile.prefill_speed_ratio, profile.decode_speed_ratio, strict=True))
+
+
 def test_a_long_prompt_waits_for_the_arithmetic() -> None:
     """2 flops per parameter and token, half of the attention square, at 0.6 of 989 TFLOP/s."""
     flops = 2 * 8.03e9 * 8192 + 2 * 32 * 4096 * 8192**2

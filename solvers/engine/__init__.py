@@ -16,6 +16,10 @@ _LABEL = re.compile(
 )
 
 
+SPEED_ROUNDING = 1e-3
+"""Resources hold speed ratios in thousandths; a concave curve rounded to them still passes."""
+
+
 class Role(StrEnum):
     """What a replica does: prompts, output tokens, or both (chunked prefill)."""
 
@@ -118,6 +122,11 @@ class EngineProfile:
         Mean draw of one GPU while it decodes, at each of ``decode_batches``.
     cold_start_s : float
         From pod start to Ready.
+    cap_watts_per_gpu : (M,) float W
+        Caps of one GPU at which the speed is known, increasing. Empty when it is not known under any cap: then no cap
+        below the class's highest may be chosen.
+    prefill_speed_ratio, decode_speed_ratio : (M,) float, 0-1
+        Speed of prefill and of decode steps at each cap against none; not decreasing, concave in watts, 1 at the last.
     """
 
     key: ProfileKey
@@ -136,6 +145,9 @@ class EngineProfile:
     prefill_watts_per_gpu: float
     decode_watts_per_gpu: tuple[float, ...]
     cold_start_s: float = 120.0
+    cap_watts_per_gpu: tuple[float, ...] = ()
+    prefill_speed_ratio: tuple[float, ...] = ()
+    decode_speed_ratio: tuple[float, ...] = ()
 
 
 def check_profile(profile: EngineProfile) -> None:
@@ -167,6 +179,7 @@ def _faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
         yield "idle_watts_per_gpu", f"is {profile.idle_watts_per_gpu}, must be between 0 and the busy draws {min(busy)}"
     if not profile.cold_start_s >= 0:
         yield "cold_start_s", f"is {profile.cold_start_s}, must not be negative"
+    yield from _cap_faults(profile)
 
 
 def _table_faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
@@ -181,6 +194,29 @@ def _table_faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
         yield "decode_step_s", "must be above 0 and not decrease with batch or context"
     if len(profile.decode_watts_per_gpu) != rows:
         yield "decode_watts_per_gpu", f"has {len(profile.decode_watts_per_gpu)} values for {rows} batches"
+
+
+def _cap_faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
+    caps = profile.cap_watts_per_gpu
+    if caps and not (_grows(caps, strictly=True) and caps[0] > profile.idle_watts_per_gpu):
+        yield "cap_watts_per_gpu", f"must increase, from above the idle draw of {profile.idle_watts_per_gpu} W"
+    for field in ("prefill_speed_ratio", "decode_speed_ratio"):
+        ratios = getattr(profile, field)
+        if len(ratios) != len(caps):
+            yield field, f"has {len(ratios)} values for {len(caps)} caps"
+        elif caps and not (_grows(ratios) and ratios[-1] == 1.0):
+            yield field, "must be above 0, not decrease with the cap, and end at 1"
+        elif not is_concave(caps, ratios):
+            yield field, "must be concave: a watt more may not bring more speed at a higher cap than at a lower one"
+
+
+def is_concave(at: Sequence[float], values: Sequence[float]) -> bool:
+    """Whether no value lies below the chord of its neighbours, but for rounding to thousandths."""
+    triples = zip(range(len(at)), range(1, len(at)), range(2, len(at)), strict=False)
+    return all(
+        values[j] >= values[i] + (values[k] - values[i]) * (at[j] - at[i]) / (at[k] - at[i]) - SPEED_ROUNDING
+        for i, j, k in triples
+    )
 
 
 def _grows(values: Sequence[float], *, strictly: bool = False) -> bool:

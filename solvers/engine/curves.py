@@ -2,12 +2,16 @@
 
 Every table is linear between its knots. Below the first knot the first value holds (a shorter prompt or a smaller
 batch is never slower, so the answer errs on the safe side). Above the last knot nothing was measured: ``OutOfRange``.
+
+Speed under a power cap is linear between the profile's caps as well. It is concave in watts, so a chord never promises
+more than the curve. Below the lowest cap, and for profiles that know no caps, nothing is promised: ``OutOfRange``.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,16 +22,79 @@ from solvers.errors import OutOfRange
 Floats = NDArray[np.float64]
 
 
-def prefill_s(profile: EngineProfile, prompt_tokens: float) -> float:
-    """Time in seconds to prefill one prompt on an otherwise idle replica.
+def prefill_speed_ratio(profile: EngineProfile, cap_watts: float | None) -> float:
+    """Speed of prefill with every GPU capped at ``cap_watts``, against none; 0-1, and 1 for None.
 
     Raises
     ------
     OutOfRange
-        When the prompt is longer than the table.
+        When the cap is below the lowest one known, or none is known.
+    """
+    return _speed_ratio(profile, profile.prefill_speed_ratio, cap_watts)
+
+
+def decode_speed_ratio(profile: EngineProfile, cap_watts: float | None) -> float:
+    """Speed of decode steps with every GPU capped at ``cap_watts``, against none; 0-1, and 1 for None.
+
+    Raises
+    ------
+    OutOfRange
+        When the cap is below the lowest one known, or none is known.
+    """
+    return _speed_ratio(profile, profile.decode_speed_ratio, cap_watts)
+
+
+def _speed_ratio(profile: EngineProfile, ratios: Sequence[float], cap_watts: float | None) -> float:
+    if cap_watts is None:
+        return 1.0
+    caps = profile.cap_watts_per_gpu
+    if not caps or cap_watts < caps[0]:
+        lowest = f"the lowest cap known, {caps[0]:,.0f} W" if caps else "the highest cap: the profile knows no other"
+        raise OutOfRange(
+            profile_name(profile),
+            "cap_watts_per_gpu",
+            f"{cap_watts:,.0f} W is below {lowest}",
+            "choose a higher cap, or measure the speed under lower ones",
+        )
+    return _interpolate(caps, ratios, cap_watts)
+
+
+def capped(profile: EngineProfile, cap_watts: float | None) -> EngineProfile:
+    """Return the profile of the same replica with every GPU capped: slower tables, and no draw above the cap.
+
+    Whole times are slowed, launch overheads too, which errs on the safe side. The result knows no other caps.
+
+    Raises
+    ------
+    OutOfRange
+        When the cap is below the lowest one known, or none is known.
+    """
+    if cap_watts is None:
+        return profile
+    prefill, decode = prefill_speed_ratio(profile, cap_watts), decode_speed_ratio(profile, cap_watts)
+    return replace(
+        profile,
+        prefill_s=tuple(time / prefill for time in profile.prefill_s),
+        decode_step_s=tuple(tuple(time / decode for time in row) for row in profile.decode_step_s),
+        prefill_watts_per_gpu=min(cap_watts, profile.prefill_watts_per_gpu),
+        decode_watts_per_gpu=tuple(min(cap_watts, watts) for watts in profile.decode_watts_per_gpu),
+        cap_watts_per_gpu=(),
+        prefill_speed_ratio=(),
+        decode_speed_ratio=(),
+    )
+
+
+def prefill_s(profile: EngineProfile, prompt_tokens: float, cap_watts: float | None = None) -> float:
+    """Time in seconds to prefill one prompt on an otherwise idle replica, its GPUs capped when a cap is given.
+
+    Raises
+    ------
+    OutOfRange
+        When the prompt is longer than the table, or the cap lower than any known.
     """
     _check_within(profile, "prefill_tokens", prompt_tokens, profile.prefill_tokens[-1])
-    return _interpolate(profile.prefill_tokens, profile.prefill_s, prompt_tokens)
+    uncapped_s = _interpolate(profile.prefill_tokens, profile.prefill_s, prompt_tokens)
+    return uncapped_s / prefill_speed_ratio(profile, cap_watts)
 
 
 def chunk_s(profile: EngineProfile, done_tokens: float, chunk_tokens: float) -> float:
@@ -42,15 +109,15 @@ def chunks_s(profile: EngineProfile, prompt_tokens: int) -> tuple[float, ...]:
     return tuple(chunk_s(profile, at, min(profile.prefill_chunk_tokens, prompt_tokens - at)) for at in starts)
 
 
-def decode_step_s(profile: EngineProfile, batch: float, mean_context: float) -> float:
+def decode_step_s(profile: EngineProfile, batch: float, mean_context: float, cap_watts: float | None = None) -> float:
     """Time in seconds of one decode step of ``batch`` sequences that hold ``mean_context`` tokens each on average.
 
     Raises
     ------
     OutOfRange
-        When the batch or the context is above the table.
+        When the batch or the context is above the table, or the cap lower than any known.
     """
-    return float(decode_steps_s(profile, [batch], [mean_context])[0])
+    return float(decode_steps_s(profile, [batch], [mean_context])[0]) / decode_speed_ratio(profile, cap_watts)
 
 
 def decode_steps_s(profile: EngineProfile, batches: ArrayLike, mean_contexts: ArrayLike) -> Floats:
@@ -102,7 +169,7 @@ def decode_watts(profile: EngineProfile, batches: Floats) -> Floats:
     return np.where(batches > 0, busy, profile.idle_watts_per_gpu)
 
 
-def _interpolate(knots: Sequence[int], values: Sequence[float], at: float) -> float:
+def _interpolate(knots: Sequence[float], values: Sequence[float], at: float) -> float:
     right = bisect_right(knots, at)
     if right == 0:
         return values[0]
@@ -122,10 +189,15 @@ def _cell(knots: Sequence[int], at: Floats) -> tuple[NDArray[np.intp], Floats]:
 
 def _check_within(profile: EngineProfile, axis: str, value: float, last: int) -> None:
     if value > last:
-        key = profile.key
         raise OutOfRange(
-            f"EngineProfile/{key.model} on {key.gpu_class}/{key.config.label}",
+            profile_name(profile),
             axis,
             f"{value:,.0f} is above the last measured point {last:,}",
             "measure further out, or bound the requests",
         )
+
+
+def profile_name(profile: EngineProfile) -> str:
+    """Name of a profile in messages."""
+    key = profile.key
+    return f"EngineProfile/{key.model} on {key.gpu_class}/{key.config.label}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, check_profile
 from solvers.errors import InvalidInput
@@ -30,6 +31,13 @@ RUNTIME_BYTES = 3_500_000_000  # activations, graphs and communication buffers; 
 PREFILL_POWER_RATIO = 0.72  # B200 tables at a 1000 W limit: prefill attention 710 W, experts 718 W
 DECODE_POWER_RATIO = 0.35  # memory-bound decode draws 0.2-0.55 of the limit; B200 decode attention 435 W of 1000 W
 DECODE_POWER_GROWTH_RATIO = 0.20  # added on the way to the largest batch, by the logarithm of the batch
+
+CAP_RATIOS = (0.4, 0.55, 0.7, 0.85, 1.0)  # breakpoints, of the highest cap
+PREFILL_CAP_EXPONENT = 0.5  # dynamic power grows with clock × voltage², and voltage falls with about half of the clock
+DECODE_FREE_CAP_RATIO = (
+    0.55  # memory-bound steps draw 137-300 W of a 700 W H200 (arXiv 2605.11999): higher caps are idle
+)
+DECODE_CAP_EXPONENT = 0.35  # below, the memory's clock falls last, so speed falls slower than for prefill
 
 CHUNK_BUDGET_S = 0.04  # a chunk may stretch a decode step by so much: 50 ms ITL less a usual step
 CHUNK_SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -144,6 +152,7 @@ def roofline_profile(
         prefill_watts_per_gpu=prefill_watts,
         decode_watts_per_gpu=decode_watts,
         cold_start_s=cold_start_s,
+        **cap_curves(gpu.idle_watts, gpu.max_watts),
     )
     check_profile(profile)
     return profile
@@ -167,6 +176,38 @@ def draw_watts(gpu: GpuFacts, batches: Sequence[int]) -> tuple[float, float, tup
         for batch in batches
     )
     return gpu.idle_watts, max(gpu.idle_watts, round(gpu.max_watts * PREFILL_POWER_RATIO, 0)), decode
+
+
+class CapCurves(TypedDict):
+    """Fields of an ``EngineProfile`` that say what a power cap costs."""
+
+    cap_watts_per_gpu: tuple[float, ...]
+    prefill_speed_ratio: tuple[float, ...]
+    decode_speed_ratio: tuple[float, ...]
+
+
+def cap_curves(idle_watts: float, max_watts: float) -> CapCurves:
+    r"""Speed under a power cap $P$ when nothing was measured.
+
+    .. math:: v_\mathrm{prefill} = \left(\frac{P - P_0}{P_1 - P_0}\right)^{0.5}, \qquad
+              v_\mathrm{decode} = \min\left(1, \frac{P - P_0}{0.55 P_1 - P_0}\right)^{0.35}
+
+    with the idle draw $P_0$ and the highest cap $P_1$. Prefill is bound by arithmetic: what is left above idle sets
+    its clock. Decode waits for memory and draws about half of nameplate, so caps above that change nothing. Ratios
+    are rounded down to thousandths.
+    """
+    caps = tuple(float(round(ratio * max_watts)) for ratio in CAP_RATIOS)
+    above = [cap - idle_watts for cap in caps]
+    free = DECODE_FREE_CAP_RATIO * max_watts - idle_watts
+    return CapCurves(
+        cap_watts_per_gpu=caps,
+        prefill_speed_ratio=tuple(_thousandths((w / above[-1]) ** PREFILL_CAP_EXPONENT) for w in above),
+        decode_speed_ratio=tuple(_thousandths(min(1.0, w / free) ** DECODE_CAP_EXPONENT) for w in above),
+    )
+
+
+def _thousandths(ratio: float) -> float:
+    return math.floor(ratio * 1000.0 + 1e-9) / 1000.0
 
 
 def chunk_for(prompt_tokens: Sequence[int], prefill_s: Sequence[float]) -> int:
