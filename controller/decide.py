@@ -18,6 +18,7 @@ from controller.turn import Decision
 from solvers.errors import PenstockError, PlanRejected
 from solvers.plan import Plan
 from solvers.problem import Problem
+from solvers.sizing import replica_capacity
 from solvers.verify import verify, verify_places
 from solvers.workload import Demand
 
@@ -121,7 +122,7 @@ class Decider:
         (problem, future), self._flight = self._flight, None
         try:
             plan = future.result()
-            if violations := verify(plan, problem):
+            if violations := verify(plan, problem, capacity_of=replica_capacity):
                 raise PlanRejected(violations)
         except PenstockError as error:
             log.warning("no new plan: %s", error)

@@ -54,13 +54,17 @@ class PoolPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePlan:
-    """What one service gets. ``short_because`` names the binding limits when something is unserved."""
+    """What one service gets. ``short_because`` names the binding limits when something is unserved.
+
+    ``penalty_usd_per_hour`` is what its shortage weighs in the objective.
+    """
 
     service: str
     tier: str
     demand_requests_per_s: float
     served_requests_per_s: float
     short_because: tuple[str, ...] = ()
+    penalty_usd_per_hour: float = 0.0
 
     @property
     def unserved_requests_per_s(self) -> float:

@@ -15,6 +15,7 @@ from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
+from solvers.verify_claims import CapacityOf, claims, penalties
 from solvers.workload import PlacementMode, ServedModel
 
 RELATIVE = 1e-6
@@ -22,9 +23,16 @@ WATTS = 0.01  # far below one GPU's draw, far above the rounding of sums
 MONEY_USD_PER_HOUR = 1e-6
 
 
-def verify(plan: Plan, problem: Problem) -> tuple[str, ...]:
-    """Return every violation, with names and numbers; empty when the plan is sound."""
-    return (*verify_places(plan, problem), *verify_service(plan, problem), *verify_evidence(plan, problem))
+def verify(plan: Plan, problem: Problem, *, capacity_of: CapacityOf | None = None) -> tuple[str, ...]:
+    """Return every violation, with names and numbers; empty when the plan is sound.
+
+    Parameters
+    ----------
+    capacity_of : callable, optional
+        Sizing by which what pools claim to carry and draw is recomputed; without it the claims are taken as said.
+    """
+    found = (*verify_places(plan, problem), *verify_service(plan, problem), *verify_evidence(plan, problem))
+    return found if found or capacity_of is None else tuple(claims(plan, problem, capacity_of))
 
 
 def verify_places(plan: Plan, problem: Problem) -> tuple[str, ...]:
@@ -244,6 +252,12 @@ def _watts(plan: Plan, problem: Problem) -> Iterator[str]:
         watts = reserved.get(domain.domain, 0.0)
         if not _close(domain.reserved_watts, watts, WATTS):
             yield f"watts[{domain.domain}]: said {domain.reserved_watts:,.0f} W reserved, is {watts:,.0f} W"
+        if not 0.0 <= domain.planned_watts <= domain.reserved_watts + WATTS:
+            planned, worst = f"{domain.planned_watts:,.0f} W", f"{domain.reserved_watts:,.0f} W"
+            yield f"watts[{domain.domain}]: planned {planned}, reserved {worst}"
+        budget = problem.domains[domain.domain].budget_watts if domain.domain in problem.domains else 0.0
+        if not _close(domain.budget_watts, budget, WATTS):
+            yield f"watts[{domain.domain}]: said a budget of {domain.budget_watts:,.0f} W, is {budget:,.0f} W"
     missing = set(problem.domains) ^ {domain.domain for domain in plan.domains}
     for name in sorted(missing):
         yield f"watts[{name}]: planned and existing domains differ"
@@ -268,10 +282,13 @@ def _objective(plan: Plan, problem: Problem) -> Iterator[str]:
     if not _close(report.cost_usd_per_hour, cost, MONEY_USD_PER_HOUR):
         yield f"cost: said {report.cost_usd_per_hour:.6f} USD/h, pools sum to {cost:.6f}"
     paid = cost + _churn_usd_per_hour(plan, problem)
-    penalty = report.objective_usd_per_hour - paid
-    lacks = plan.is_short or any(_floors_missing(plan, problem))
-    if penalty < -max(MONEY_USD_PER_HOUR, RELATIVE * paid) or (not lacks and not _close(penalty + paid, paid, 1e-4)):
-        yield f"objective: said {report.objective_usd_per_hour:.6f} USD/h, cost and churn are {paid:.6f}"
+    penalty = sum(service.penalty_usd_per_hour for service in plan.services)
+    if not _close(report.objective_usd_per_hour, paid + penalty, 1e-4):
+        said = f"objective: said {report.objective_usd_per_hour:.6f} USD/h, cost and churn are {paid:.6f}"
+        yield f"{said}, penalties {penalty:.6f}"
+    if penalty > 1e-4 and not plan.is_short and not any(_floors_missing(plan, problem)):
+        yield f"objective: {penalty:.6f} USD/h of penalties while nothing is short"
+    yield from penalties(plan)
     yield from _certificate(plan, problem)
 
 

@@ -16,7 +16,9 @@ from solvers.fleet import ANYWHERE, PowerDomain
 from solvers.plan import Placement, Plan, PoolPlan, SolveStatus
 from solvers.planner import make_plan
 from solvers.problem import Problem
+from solvers.sizing import replica_capacity
 from solvers.verify import verify, verify_places
+from solvers.verify_claims import claims
 from solvers.workload import PlacementMode
 from tests import fleets
 
@@ -69,6 +71,18 @@ def domain(**how: Any) -> Corrupt:
     return lambda plan: replace(plan, domains=(replace(plan.domains[0], **how), *plan.domains[1:]))
 
 
+def shares_of(plan: Plan, role: Role, factor: float) -> Plan:
+    """Let the pools of one role carry so much of what they should."""
+    pools = tuple(replace(p, demand_ratio=p.demand_ratio * factor) if p.pool.role is role else p for p in plan.pools)
+    return replace(plan, pools=pools)
+
+
+def cheaper(pool: PoolPlan, factor: float) -> PoolPlan:
+    """Plan for less draw, and pay for less energy to match."""
+    saved = 0.12 * pool.planned_watts * (1.0 - factor) / 1000.0
+    return replace(pool, planned_watts=factor * pool.planned_watts, cost_usd_per_hour=pool.cost_usd_per_hour - saved)
+
+
 CORRUPTED: dict[str, tuple[Corrupt, str]] = {
     "half a replica": (lambda p: placed(p, 0, replicas=1.5), "must be a whole number above 0"),
     "a negative count": (lambda p: placed(p, 0, replicas=-1), "must be a whole number above 0"),
@@ -114,18 +128,49 @@ CORRUPTED: dict[str, tuple[Corrupt, str]] = {
     "a wrong gap": (report(gap_ratio=0.5), "gap: said 0.5"),
     "a false proof": (report(bound_usd_per_hour=0.0, gap_ratio=1.0), "said Optimal at a gap of 1.0000"),
     "a failed plan": (report(status=SolveStatus.FAILED), "Failed is no plan"),
+    "a bound of no number": (report(bound_usd_per_hour=float("nan")), "lies above the objective"),
+    "an objective of no number": (report(objective_usd_per_hour=float("nan")), "cost and churn are"),
+    "prompts without tokens": (lambda p: shares_of(p, Role.DECODE, 0.5), "shares["),
+    "tokens without prompts": (lambda p: shares_of(p, Role.PREFILL, 0.5), "shares["),
+    "a share of no number": (first_pool(lambda p: replace(p, demand_ratio=float("nan"))), "shares["),
+    "capacity out of thin air": (first_pool(lambda p: replace(p, capacity_requests_per_s=1e6)), "sized for"),
+    "a draw out of thin air": (first_pool(lambda p: cheaper(p, 0.5)), "sized for"),
+    "a penalty for nothing": (service(penalty_usd_per_hour=5.0), "penalties"),
+    "a penalty below nothing": (service(penalty_usd_per_hour=-5.0), "penalty["),
+    "a domain's plan": (domain(planned_watts=1e9), "planned 1,000,000,000 W"),
+    "a domain's budget": (domain(budget_watts=1.0), "said a budget of 1 W"),
 }
+
+
+def found(plan: Plan, problem: Problem) -> Iterator[str]:
+    """Every violation; claims are looked at even where the money would give the plan away first."""
+    yield from verify(plan, problem, capacity_of=replica_capacity)
+    if not module.verify_places(plan, problem):
+        yield from claims(plan, problem, replica_capacity)
 
 
 @pytest.mark.parametrize("name", CORRUPTED)
 def test_a_corrupted_plan_is_caught_and_named(name: str, plan: Plan, problem: Problem) -> None:
     corrupt, words = CORRUPTED[name]
-    violations = verify(corrupt(plan), problem)
+    violations = tuple(found(corrupt(plan), problem))
     assert any(words in violation for violation in violations), violations
 
 
 def test_a_sound_plan_is_left_alone(plan: Plan, problem: Problem) -> None:
-    assert verify(plan, problem) == ()
+    assert verify(plan, problem, capacity_of=replica_capacity) == ()
+
+
+def test_a_short_plan_is_sound_and_its_penalties_cannot_be_hidden() -> None:
+    problem = fleets.demo(30.0)
+    plan = make_plan(problem)
+    assert plan.is_short
+    assert verify(plan, problem, capacity_of=replica_capacity) == ()
+    cheap = plan.report.objective_usd_per_hour - sum(s.penalty_usd_per_hour for s in plan.services)
+    forgiven = tuple(replace(s, penalty_usd_per_hour=0.0) for s in plan.services)
+    lied = replace(plan, services=forgiven, report=replace(plan.report, objective_usd_per_hour=cheap))
+    assert any(v.startswith("penalty[") for v in verify(lied, problem))
+    hidden = replace(plan, report=replace(plan.report, objective_usd_per_hour=cheap))
+    assert any(v.startswith("objective:") for v in verify(hidden, problem))
 
 
 def changed_problems(problem: Problem, plan: Plan) -> Iterator[tuple[str, Problem, str]]:
@@ -207,5 +252,5 @@ def test_class_wide_groups_are_tried_beside_what_must_be_there() -> None:
 def test_the_check_shares_nothing_with_the_modeller() -> None:
     tree = ast.parse(Path(module.__file__).read_text())
     imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
-    allowed = {"engine", "fleet", "plan", "power", "problem", "workload"}
+    allowed = {"engine", "fleet", "plan", "power", "problem", "workload", "verify_claims"}
     assert {name.removeprefix("solvers.") for name in imported if name.startswith("solvers")} <= allowed

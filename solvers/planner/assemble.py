@@ -72,6 +72,7 @@ def assemble(
                 demand_requests_per_s=worth.demand_per_s[service.name],
                 served_requests_per_s=worth.served_per_s[service.name],
                 short_because=reasons.get(service.name, ()),
+                penalty_usd_per_hour=worth.lacking_usd_per_hour[service.name],
             )
             for service in sorted(problem.services, key=lambda s: s.name)
         ),

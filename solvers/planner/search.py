@@ -244,7 +244,7 @@ class Search:
             notes=(*notes, *self.notes),
             reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
         )
-        return plan, verify(plan, self.desk.problem)
+        return plan, verify(plan, self.desk.problem, capacity_of=self.desk.sizer.capacity_of)
 
 
 def _given(duals: Floats | None) -> Floats:

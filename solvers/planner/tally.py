@@ -37,7 +37,8 @@ class PoolWorth:
 class Worth:
     """Counts with all that follows from them; ``served_per_s`` and ``missing`` (replicas below floors) by service.
 
-    ``lacking_usd_by_tier`` is the penalty of both, ``demand_usd_by_tier`` that of a tier's whole demand unserved.
+    ``lacking_usd_per_hour`` is the penalty of both by service, ``lacking_usd_by_tier`` its sum, ``demand_usd_by_tier``
+    that of a tier's whole demand unserved.
     """
 
     counts: Counts
@@ -45,6 +46,7 @@ class Worth:
     demand_per_s: Mapping[str, float]
     served_per_s: Mapping[str, float]
     missing: Mapping[str, int]
+    lacking_usd_per_hour: Mapping[str, float]
     lacking_usd_by_tier: Mapping[int, float]
     demand_usd_by_tier: Mapping[int, float]
     cost_usd_per_hour: float
@@ -117,6 +119,7 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
         demand_per_s=demands,
         served_per_s=served,
         missing=missing,
+        lacking_usd_per_hour=lacking,
         lacking_usd_by_tier=_by_tier(problem, lacking),
         demand_usd_by_tier=_by_tier(problem, whole),
         cost_usd_per_hour=sum(worth.cost_usd_per_hour for worth in pools),
