@@ -16,6 +16,7 @@ from solvers.fleet import PoolKey
 from solvers.planner import limits
 from solvers.planner.bound import dual_bound
 from solvers.planner.cells import Cells, build_cells
+from solvers.planner.columns import make_variables
 from solvers.planner.options import Sizer, find_options
 from solvers.planner.relax import Arrays, solve_linear, solve_whole, state
 from solvers.problem import Problem
@@ -106,7 +107,7 @@ def test_every_limit_function_is_stated_in_order_and_no_golden_file_is_left_over
 def test_every_limit_cites_its_equation_of_the_readme() -> None:
     text = README.read_text()
     cells = cells_of(golden_problem())
-    variables = limits.make_variables(cells)
+    variables = make_variables(cells)
     for number, make in enumerate(limits.LIMITS, start=1):
         limit = make(cells, variables)
         assert limit.equation == number

@@ -6,16 +6,25 @@ Every function takes the sets (``Cells``) and the variables, and returns one vec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
 from solvers.engine import Role
-from solvers.planner.cells import CHAINS, Cells, Floats, Ints
+from solvers.planner.cells import CHAINS, Cells, Ints
+from solvers.planner.columns import (
+    Limit,
+    Variables,
+    chain_subjects,
+    matrix_of,
+    pool_subjects,
+    sum_cells,
+    sum_pools,
+    sum_steps,
+    triplets,
+)
 
 CAPACITY_SLACK = 1e-7  # relative; keeps a plan that meets a limit exactly from failing it by rounding
 
@@ -23,115 +32,11 @@ MOST_SLOTS = 500
 WHOLE = 1e-7  # quotients this close to a whole number are that number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Variables:
-    """Columns of the model; (axis) as in ``Cells``.
-
-    Attributes
-    ----------
-    replicas : (C,) whole
-        Replicas of a pool in a group of bays.
-    sized : (T,)
-        Replicas of the pool while its size lies in the step.
-    chosen : (T,) 0 or 1
-        The step that the pool's size lies in.
-    share : (P,)
-        Part of the service's demand that the pool carries.
-    started : (H,)
-        Replicas beyond those that run.
-    stopped : (H,)
-        Replicas that run and are not kept.
-    unserved : (S,)
-        Part of the service's demand that nobody carries.
-    missing : (2 S,)
-        Replicas short of ``min_replicas``, prompt chain then token chain.
-    """
-
-    replicas: Any
-    sized: Any
-    chosen: Any
-    share: Any
-    started: Any
-    stopped: Any
-    unserved: Any
-    missing: Any
-
-    @property
-    def all(self) -> tuple[tuple[str, Any], ...]:
-        return tuple((name, getattr(self, name)) for name in self.__slots__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Limit:
-    """One family of rows: its name, its equation in ``solvers/README.md``, and whom each row is about."""
-
-    name: str
-    equation: int
-    constraint: Any
-    subjects: tuple[str, ...]
-
-
-def make_variables(cells: Cells) -> Variables:
-    """Declare the columns with their plain bounds."""
-    groups = cells.grouping.groups
-    room = [
-        min(cells.pools[p].most, groups[g].slots(cells.pools[p].gpus))
-        for p, g in zip(cells.cell_pool, cells.cell_group, strict=True)
-    ]
-    upper = np.array([step.upper for step in cells.steps], dtype=float)
-    return Variables(
-        replicas=_column(len(room), np.array(room, dtype=float), integer=True),
-        sized=_column(len(upper), upper),
-        chosen=_column(len(upper), np.ones(len(upper)), integer=True),
-        share=_column(len(cells.pools), np.ones(len(cells.pools))),
-        started=_column(len(cells.held_now), np.array([cells.pools[p].most for p in cells.held_pool], dtype=float)),
-        stopped=_column(len(cells.held_now), cells.held_now.astype(float)),
-        unserved=_column(len(cells.services), np.ones(len(cells.services))),
-        missing=_column(2 * len(cells.services), np.tile([float(s.min_replicas) for s in cells.services], 2)),
-    )
-
-
-def _column(size: int, upper: Floats, *, integer: bool = False) -> Any:
-    return cp.Variable(size, integer=integer, bounds=[np.zeros(size), upper])
-
-
-def _matrix(rows: object, columns: object, values: object, shape: tuple[int, int]) -> Any:
-    """Sparse matrix from parallel arrays; a scalar value goes everywhere."""
-    row, column = np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)
-    return sp.csr_array((np.broadcast_to(np.asarray(values, dtype=float), row.shape), (row, column)), shape=shape)
-
-
-def _sum_cells(cells: Cells) -> Any:
-    """(P, C): adds up the cells of each pool."""
-    count = len(cells.cell_pool)
-    return _matrix(cells.cell_pool, np.arange(count), 1.0, (len(cells.pools), count))
-
-
-def _sum_steps(cells: Cells, values: object = 1.0) -> Any:
-    """(P, T): adds up the steps of each pool."""
-    count = len(cells.step_pool)
-    return _matrix(cells.step_pool, np.arange(count), values, (len(cells.pools), count))
-
-
-def _sum_pools(cells: Cells, roles: tuple[Role, ...]) -> Any:
-    """(S, P): adds up the pools of the roles of each service."""
-    inside = [p for p, option in enumerate(cells.pools) if option.pool.role in roles]
-    return _matrix(cells.pool_service[inside], inside, 1.0, (len(cells.services), len(cells.pools)))
-
-
-def _chain_subjects(cells: Cells) -> tuple[str, ...]:
-    return tuple(f"{service.name} {chain}" for chain, _ in CHAINS for service in cells.services)
-
-
-def _pool_subjects(cells: Cells) -> tuple[str, ...]:
-    return tuple(str(option.pool) for option in cells.pools)
-
-
 def limit_demand(cells: Cells, v: Variables) -> Limit:
     """(1) In each chain every request is carried by some pool or stays unserved; mixed pools count in both."""
-    carried = sp.vstack([_sum_pools(cells, roles) for _, roles in CHAINS])
+    carried = sp.vstack([sum_pools(cells, roles) for _, roles in CHAINS])
     rows = carried @ v.share + sp.vstack([sp.eye_array(len(cells.services))] * len(CHAINS)) @ v.unserved
-    return Limit(name="demand", equation=1, constraint=rows == 1.0, subjects=_chain_subjects(cells))
+    return Limit(name="demand", equation=1, constraint=rows == 1.0, subjects=chain_subjects(cells))
 
 
 def limit_capacity(cells: Cells, v: Variables) -> Limit:
@@ -139,12 +44,12 @@ def limit_capacity(cells: Cells, v: Variables) -> Limit:
     rates = np.array([step.capacity_requests_per_s for step in cells.steps], dtype=float)
     load = cells.demand_per_s[cells.pool_service]
     scale = 1.0 / np.maximum(load, 1e-12)  # rows in shares, not in requests/s: services differ by a factor of 1,000
-    carried = _sum_steps(cells, rates * (1.0 + CAPACITY_SLACK) * scale[cells.step_pool]) @ v.sized
+    carried = sum_steps(cells, rates * (1.0 + CAPACITY_SLACK) * scale[cells.step_pool]) @ v.sized
     return Limit(
         name="capacity",
         equation=2,
         constraint=sp.diags_array(load * scale) @ v.share <= carried,
-        subjects=_pool_subjects(cells),
+        subjects=pool_subjects(cells),
     )
 
 
@@ -152,17 +57,17 @@ def limit_chain(cells: Cells, v: Variables) -> Limit:
     """(3) The pools of a chain together carry what is served: implied by (1) and (2), and what the solver cuts from."""
     rates = np.array([step.capacity_requests_per_s for step in cells.steps], dtype=float)
     load = np.maximum(cells.demand_per_s, 1e-12)[cells.pool_service[cells.step_pool]]
-    carried = _sum_steps(cells, rates * (1.0 + CAPACITY_SLACK) / load)
-    able = sp.vstack([_sum_pools(cells, roles) @ carried for _, roles in CHAINS])
+    carried = sum_steps(cells, rates * (1.0 + CAPACITY_SLACK) / load)
+    able = sp.vstack([sum_pools(cells, roles) @ carried for _, roles in CHAINS])
     rows = able @ v.sized + sp.vstack([sp.eye_array(len(cells.services))] * len(CHAINS)) @ v.unserved
     asked = np.tile((cells.demand_per_s > 0.0).astype(float), len(CHAINS))
-    return Limit(name="chain", equation=3, constraint=rows >= asked, subjects=_chain_subjects(cells))
+    return Limit(name="chain", equation=3, constraint=rows >= asked, subjects=chain_subjects(cells))
 
 
 def limit_pool_size(cells: Cells, v: Variables) -> Limit:
     """(4) The replicas of a pool, summed over its places, are those that its size step counts."""
-    rows = _sum_cells(cells) @ v.replicas - _sum_steps(cells) @ v.sized
-    return Limit(name="pool_size", equation=4, constraint=rows == 0.0, subjects=_pool_subjects(cells))
+    rows = sum_cells(cells) @ v.replicas - sum_steps(cells) @ v.sized
+    return Limit(name="pool_size", equation=4, constraint=rows == 0.0, subjects=pool_subjects(cells))
 
 
 def limit_step(cells: Cells, v: Variables) -> Limit:
@@ -172,10 +77,10 @@ def limit_step(cells: Cells, v: Variables) -> Limit:
     upper = np.array([step.upper for step in cells.steps], dtype=float)
     stepped = [p for p, option in enumerate(cells.pools) if len(option.steps) > 1]
     inside = np.flatnonzero(np.isin(cells.step_pool, stepped))
-    pick = _matrix(np.arange(len(inside)), inside, 1.0, (len(inside), count))
+    pick = matrix_of(np.arange(len(inside)), inside, 1.0, (len(inside), count))
     labels = [f"{cells.pools[cells.step_pool[t]].pool} {cells.steps[t].lower}-{cells.steps[t].upper}" for t in inside]
     rows = (
-        sp.vstack([pick * lower, -pick * upper, _sum_steps(cells)[stepped]]) @ v.chosen
+        sp.vstack([pick * lower, -pick * upper, sum_steps(cells)[stepped]]) @ v.chosen
         + sp.vstack([-pick, pick, sp.csr_array((len(stepped), count))]) @ v.sized
     )
     most = np.repeat([0.0, 1.0], [2 * len(inside), len(stepped)])
@@ -199,7 +104,7 @@ def limit_gpus(cells: Cells, v: Variables) -> Limit:
             rows += [(len(slots), c, float(gpus // size)) for c, gpus in inside if gpus >= size]
             slots.append(group.slots(size))
             subjects.append(f"{group.label} x{size}")
-    held = _matrix(*_columns(rows), (len(slots), len(cells.cell_pool)))
+    held = matrix_of(*triplets(rows), (len(slots), len(cells.cell_pool)))
     limit = np.array(slots, dtype=float)
     return Limit(name="gpus", equation=6, constraint=held @ v.replicas <= limit, subjects=tuple(subjects))
 
@@ -220,7 +125,7 @@ def limit_power(cells: Cells, v: Variables) -> Limit:
     domains = cells.grouping.domain_groups
     rows = [(d, c, times * cells.pools[cells.cell_pool[c]].reserved_watts / 1000.0) for c, d, times in _charges(cells)]
     room = np.array([len(d.domains) * d.room_watts / 1000.0 for d in domains], dtype=float)
-    charged = _matrix(*_columns(rows), (len(domains), len(cells.cell_pool)))
+    charged = matrix_of(*triplets(rows), (len(domains), len(cells.cell_pool)))
     subjects = tuple(d.label for d in domains)
     return Limit(name="power", equation=7, constraint=charged @ v.replicas <= room, subjects=subjects)
 
@@ -244,28 +149,24 @@ def limit_power_whole(cells: Cells, v: Variables) -> Limit:
             ]
             most.append(float(len(domain.domains) * slots))
             subjects.append(f"{domain.label} by {watts:.0f} W")
-    whole = _matrix(*_columns(rows), (len(most), len(cells.cell_pool)))
+    whole = matrix_of(*triplets(rows), (len(most), len(cells.cell_pool)))
     constraint = whole @ v.replicas <= np.array(most, dtype=float)
     return Limit(name="power_whole", equation=8, constraint=constraint, subjects=tuple(subjects))
-
-
-def _columns(rows: Sequence[tuple[int, int, float]]) -> tuple[list[int], list[int], list[float]]:
-    return [row for row, _, _ in rows], [column for _, column, _ in rows], [value for _, _, value in rows]
 
 
 def limit_floor(cells: Cells, v: Variables) -> Limit:
     """(9) At least ``min_replicas`` can take prompts, and as many can decode; what is missing is paid for."""
     least = np.array([service.min_replicas for service in cells.services], dtype=float)
-    sums = sp.vstack([_sum_pools(cells, roles) for _, roles in CHAINS]) @ _sum_cells(cells) @ v.replicas
+    sums = sp.vstack([sum_pools(cells, roles) for _, roles in CHAINS]) @ sum_cells(cells) @ v.replicas
     return Limit(
-        name="floor", equation=9, constraint=sums + v.missing >= np.tile(least, 2), subjects=_chain_subjects(cells)
+        name="floor", equation=9, constraint=sums + v.missing >= np.tile(least, 2), subjects=chain_subjects(cells)
     )
 
 
 def limit_ceiling(cells: Cells, v: Variables) -> Limit:
     """(10) No role of a service has more than ``max_replicas``."""
     most = np.array([service.max_replicas for service in cells.services], dtype=float)
-    sums = sp.vstack([_sum_pools(cells, (role,)) for role in Role]) @ _sum_cells(cells) @ v.replicas
+    sums = sp.vstack([sum_pools(cells, (role,)) for role in Role]) @ sum_cells(cells) @ v.replicas
     subjects = tuple(f"{service.name} {role}" for role in Role for service in cells.services)
     return Limit(name="ceiling", equation=10, constraint=sums <= np.tile(most, len(Role)), subjects=subjects)
 
@@ -273,7 +174,7 @@ def limit_ceiling(cells: Cells, v: Variables) -> Limit:
 def limit_churn(cells: Cells, v: Variables) -> Limit:
     """(11) What a group holds of a running pool differs from what runs by what is started less what is stopped."""
     rows, columns = held_cells(cells)
-    inside = _matrix(rows, columns, 1.0, (len(cells.held_now), len(cells.cell_pool)))
+    inside = matrix_of(rows, columns, 1.0, (len(cells.held_now), len(cells.cell_pool)))
     subjects = tuple(
         f"{cells.pools[p].pool}@{'*' if g < 0 else cells.grouping.groups[g].label}"
         for p, g in zip(cells.held_pool, cells.held_group, strict=True)

@@ -18,7 +18,8 @@ import scipy.sparse as sp
 
 from solvers.errors import SolveFailed
 from solvers.planner.cells import Cells, Floats
-from solvers.planner.limits import LIMITS, Limit, make_variables, objective
+from solvers.planner.columns import Limit, make_variables
+from solvers.planner.limits import LIMITS, objective
 
 SEED = 7
 WHOLE_TOLERANCE = 1e-6

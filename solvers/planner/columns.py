@@ -1,0 +1,122 @@
+"""The columns of the model, and what its limits are put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
+
+from solvers.engine import Role
+from solvers.planner.cells import CHAINS, Cells, Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Variables:
+    """Columns of the model; (axis) as in ``Cells``.
+
+    Attributes
+    ----------
+    replicas : (C,) whole
+        Replicas of a pool in a group of bays.
+    sized : (T,)
+        Replicas of the pool while its size lies in the step.
+    chosen : (T,) 0 or 1
+        The step that the pool's size lies in.
+    share : (P,)
+        Part of the service's demand that the pool carries.
+    started : (H,)
+        Replicas beyond those that run.
+    stopped : (H,)
+        Replicas that run and are not kept.
+    unserved : (S,)
+        Part of the service's demand that nobody carries.
+    missing : (2 S,)
+        Replicas short of ``min_replicas``, prompt chain then token chain.
+    """
+
+    replicas: Any
+    sized: Any
+    chosen: Any
+    share: Any
+    started: Any
+    stopped: Any
+    unserved: Any
+    missing: Any
+
+    @property
+    def all(self) -> tuple[tuple[str, Any], ...]:
+        return tuple((name, getattr(self, name)) for name in self.__slots__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Limit:
+    """One family of rows: its name, its equation in ``solvers/README.md``, and whom each row is about."""
+
+    name: str
+    equation: int
+    constraint: Any
+    subjects: tuple[str, ...]
+
+
+def make_variables(cells: Cells) -> Variables:
+    """Declare the columns with their plain bounds."""
+    groups = cells.grouping.groups
+    room = [
+        min(cells.pools[p].most, groups[g].slots(cells.pools[p].gpus))
+        for p, g in zip(cells.cell_pool, cells.cell_group, strict=True)
+    ]
+    upper = np.array([step.upper for step in cells.steps], dtype=float)
+    return Variables(
+        replicas=_column(len(room), np.array(room, dtype=float), integer=True),
+        sized=_column(len(upper), upper),
+        chosen=_column(len(upper), np.ones(len(upper)), integer=True),
+        share=_column(len(cells.pools), np.ones(len(cells.pools))),
+        started=_column(len(cells.held_now), np.array([cells.pools[p].most for p in cells.held_pool], dtype=float)),
+        stopped=_column(len(cells.held_now), cells.held_now.astype(float)),
+        unserved=_column(len(cells.services), np.ones(len(cells.services))),
+        missing=_column(2 * len(cells.services), np.tile([float(s.min_replicas) for s in cells.services], 2)),
+    )
+
+
+def _column(size: int, upper: Floats, *, integer: bool = False) -> Any:
+    return cp.Variable(size, integer=integer, bounds=[np.zeros(size), upper])
+
+
+def matrix_of(rows: object, columns: object, values: object, shape: tuple[int, int]) -> Any:
+    """Sparse matrix from parallel arrays; a scalar value goes everywhere."""
+    row, column = np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)
+    return sp.csr_array((np.broadcast_to(np.asarray(values, dtype=float), row.shape), (row, column)), shape=shape)
+
+
+def sum_cells(cells: Cells) -> Any:
+    """(P, C): adds up the cells of each pool."""
+    count = len(cells.cell_pool)
+    return matrix_of(cells.cell_pool, np.arange(count), 1.0, (len(cells.pools), count))
+
+
+def sum_steps(cells: Cells, values: object = 1.0) -> Any:
+    """(P, T): adds up the steps of each pool."""
+    count = len(cells.step_pool)
+    return matrix_of(cells.step_pool, np.arange(count), values, (len(cells.pools), count))
+
+
+def sum_pools(cells: Cells, roles: tuple[Role, ...]) -> Any:
+    """(S, P): adds up the pools of the roles of each service."""
+    inside = [p for p, option in enumerate(cells.pools) if option.pool.role in roles]
+    return matrix_of(cells.pool_service[inside], inside, 1.0, (len(cells.services), len(cells.pools)))
+
+
+def chain_subjects(cells: Cells) -> tuple[str, ...]:
+    return tuple(f"{service.name} {chain}" for chain, _ in CHAINS for service in cells.services)
+
+
+def pool_subjects(cells: Cells) -> tuple[str, ...]:
+    return tuple(str(option.pool) for option in cells.pools)
+
+
+def triplets(rows: Sequence[tuple[int, int, float]]) -> tuple[list[int], list[int], list[float]]:
+    return [row for row, _, _ in rows], [column for _, column, _ in rows], [value for _, _, value in rows]
