@@ -6,7 +6,7 @@ TRACE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-planner bench-simulate bench-simcluster bench-operator clean
+.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-planner bench-simulate bench-simcluster bench-operator clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ crds: $(VENV)/ready ## Generate the resource definitions again
 
 chart: crds ## Copy the resource definitions into the chart and render deploy/operator.yaml again
 	$(BIN)/python -m tests.render_chart
+
+bench-baselines: $(VENV)/ready ## Set our plans beside those of four baselines
+	$(BIN)/python -m tests.bench_baselines
 
 bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten services
 	$(BIN)/python -m tests.bench_planner

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from controller.output import add_output_argument, one_object, print_output
 from controller.plan_bodies import render_fleet_plan
 from controller.planning import Planned, add_folder_arguments, plan_folder
 from controller.specs import PLAN_FEASIBLE
-from controller.tables import Cell, render_table
+from controller.tables import MISSING, Cell, render_table
+from solvers.baselines import BASELINES
+from solvers.baselines.compare import Standing, compare
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
+from solvers.planner import make_plan
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
 
@@ -19,16 +24,42 @@ EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_folder_arguments(parser)
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--baseline", choices=sorted(BASELINES), help="decide as others do, to see what that costs")
+    other.add_argument("--compare", action="store_true", help="set the plan beside those of all baselines")
     add_output_argument(parser)
     parser.epilog = "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input (the rest is planned)."
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print what can be planned; the exit code says whether that is all that was asked."""
-    planned = plan_folder(args)
+    planned = plan_folder(args, BASELINES.get(args.baseline, make_plan))
+    if args.compare:
+        return _print_comparison(args.output, planned)
     body = one_object(render_fleet_plan(planned.plan, number=1))
     print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan)))
     return exit_code(planned)
+
+
+def _print_comparison(output: str, planned: Planned) -> int:
+    plans = {"ours": planned.plan, **{name: decide(planned.problem) for name, decide in BASELINES.items()}}
+    standings = compare(planned.problem, plans)
+    data = {"plans": [asdict(standing) for standing in standings]}
+    print_output(output, json.loads(json.dumps(data)), lambda: comparison_table(standings))
+    return exit_code(planned)
+
+
+def comparison_table(standings: Sequence[Standing]) -> str:
+    """One row for each plan: cost, its ratio to the first, unserved share of every tier, how the first stands to it."""
+    tiers = list(standings[0].unserved_ratio)
+    headers = ("PLAN", "USD/H", "RATIO", *(f"{tier.upper()} UNSERVED %" for tier in tiers), "OURS IS")
+    return render_table(headers, (_standing_row(standing, tiers, standings[0]) for standing in standings))
+
+
+def _standing_row(standing: Standing, tiers: Sequence[str], first: Standing) -> tuple[Cell, ...]:
+    unserved = (100.0 * standing.unserved_ratio[tier] for tier in tiers)
+    verdict = MISSING if standing is first else str(standing.verdict)
+    return standing.name, standing.cost_usd_per_hour, standing.cost_ratio, *unserved, verdict
 
 
 def exit_code(planned: Planned) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_folder(args: argparse.Namespace) -> Planned:
+def plan_folder(args: argparse.Namespace, decide: Callable[[Problem], Plan] = make_plan) -> Planned:
     """Read the folder, report what is left out on standard error, and decide.
 
     Raises
@@ -60,7 +61,7 @@ def plan_folder(args: argparse.Namespace) -> Planned:
     for fault in observation.faults:
         print(f"{'infeasible' if fault.condition == PLAN_FEASIBLE else 'error'}: {fault}", file=sys.stderr)
     problem = with_demands(observation.problem, args.demand)
-    return Planned(observation=observation, problem=problem, plan=make_plan(problem))
+    return Planned(observation=observation, problem=problem, plan=decide(problem))
 
 
 def observe_folder(folder: Path) -> Observation:

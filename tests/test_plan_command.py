@@ -253,3 +253,29 @@ def test_a_demand_for_a_service_that_is_not_there_names_those_that_are(ask: Ask)
     assert code == 1
     assert "'default/chad'" in err
     assert "planned are default/chat" in err
+
+
+def test_a_baseline_decides_instead_and_says_so(ask: Ask) -> None:
+    code, out, err = ask(MINIMAL, "--baseline", "best_fit")
+    assert (code, err) == (0, "")
+    assert "note: baseline best_fit: nothing is proved" in out
+    plan = _plan_of(ask(MINIMAL, "--baseline", "best_fit", "-o", "yaml").out)
+    assert plan.report.cost_usd_per_hour >= _plan_of(ask(MINIMAL, "-o", "yaml").out).report.cost_usd_per_hour
+
+
+def test_all_plans_are_set_side_by_side(ask: Ask) -> None:
+    code, out, err = ask(MINIMAL, "--compare", "--demand", "default/chat=200")
+    assert (code, err) == (2, "")
+    header, ours, *others = out.splitlines()
+    assert header.split() == ["PLAN", "USD/H", "RATIO", "CRITICAL", "UNSERVED", "%", "OURS", "IS"]
+    assert ours.split()[::4] == ["ours", "-"]
+    assert [line.split()[0] for line in others] == ["greedy", "per_service", "watt_clamp", "best_fit"]
+    rows = json.loads(ask(MINIMAL, "--compare", "--demand", "default/chat=200", "-o", "json").out)["plans"]
+    assert [row["name"] for row in rows] == ["ours", "greedy", "per_service", "watt_clamp", "best_fit"]
+    assert all(row["unserved_ratio"]["critical"] >= rows[0]["unserved_ratio"]["critical"] - 1e-9 for row in rows)
+
+
+def test_a_comparison_is_of_all_baselines_or_of_one_plan(ask: Ask) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ask(MINIMAL, "--compare", "--baseline", "greedy")
+    assert ended.value.code == 1

@@ -1,0 +1,155 @@
+"""Our plans and those of the baselines side by side: ``python -m tests.bench_baselines [--sizes 100] [--seeds 0 1 2]``.
+
+Made-up fleets by size and seed, each in four cases: 100, 90 and 80 % of its power budgets, and with most nodes of its
+most used GPU class gone. Starting costs nothing here, so cost is what runs. *Ours* says how our plan stands to the row:
+by unserved demand from the top tier down, then by cost; ``even`` is within the gap that the policy leaves open. The
+exit code is 1 when any row says that ours is worse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from controller.tables import Cell, render_table
+from solvers.baselines import BASELINES
+from solvers.baselines.compare import WORSE, Standing, compare
+from solvers.plan import Plan
+from solvers.planner import make_plan
+from solvers.problem import Problem
+from tests import fleets
+
+POWER = {"power 100 %": 1.0, "power 90 %": 0.9, "power 80 %": 0.8}
+SCARCE = "one class scarce"
+SCARCE_SHARE = 0.25  # of the most used class's nodes stay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One plan of one case."""
+
+    nodes: int
+    seed: int
+    case: str
+    cpu_s: float
+    gap_ratio: float
+    standing: Standing
+
+
+def with_power(problem: Problem, ratio: float) -> Problem:
+    """Give every domain so much of its budget."""
+    domains = {n: replace(d, budget_watts=ratio * d.budget_watts) for n, d in problem.domains.items()}
+    return replace(problem, domains=domains)
+
+
+def with_scarce_class(problem: Problem, plan: Plan) -> Problem:
+    """Take away most nodes of the class that the plan uses most, every few in order of name."""
+    used: dict[str, int] = {}
+    for row in plan.placements:
+        used[row.pool.gpu_class] = used.get(row.pool.gpu_class, 0) + row.replicas * row.pool.config.gpus
+    scarce = max(sorted(used), key=lambda g: used[g])
+    mine = sorted(node.name for node in problem.nodes if node.gpu_class == scarce)
+    kept = set(mine[:: round(1.0 / SCARCE_SHARE)])
+    nodes = tuple(n for n in problem.nodes if n.gpu_class != scarce or n.name in kept)
+    return replace(problem, nodes=nodes)
+
+
+def cases(problem: Problem, plan: Plan) -> Iterator[tuple[str, Problem]]:
+    for name, ratio in POWER.items():
+        yield name, with_power(problem, ratio)
+    yield SCARCE, with_scarce_class(problem, plan)
+
+
+def measure(nodes: int, seed: int, names: list[str], limit_s: float) -> Iterator[Row]:
+    """Solve every case with ours and with the baselines."""
+    base = build(nodes, seed)
+    policy = replace(base.policy, start_cost_hours=0.0, time_limit_s=limit_s)
+    base = replace(base, policy=policy, running={})
+    ours = make_plan(base)
+    for case, problem in cases(base, ours):
+        plans, spent = {}, {}
+        for name in ("ours", *names):
+            print(f"{nodes} nodes, seed {seed}, {case}: {name}", file=sys.stderr)
+            decide: Callable[[Problem], Plan] = BASELINES.get(name, make_plan)
+            start = time.process_time()
+            plans[name] = decide(problem)
+            spent[name] = time.process_time() - start
+        for standing in compare(problem, plans):
+            gap = plans[standing.name].report.gap_ratio
+            yield Row(nodes=nodes, seed=seed, case=case, cpu_s=spent[standing.name], gap_ratio=gap, standing=standing)
+
+
+def build(nodes: int, seed: int) -> Problem:
+    """Scale the demonstration's fleet to about so many nodes, with its demand drawn by seed."""
+    rng, copies = fleets.seeded(seed), max(1, round(nodes / 14))
+    base = fleets.demo(copies, budget_ratio=0.75)
+    fleet = [
+        replace(
+            node,
+            name=f"{node.name}-{copy}",
+            location=f"{node.location}-{copy}",
+            domains=tuple(sorted({f"{node.location}-{copy}", f"row-{copy}", "site"})),
+        )
+        for copy in range(copies)
+        for node in base.nodes
+    ]
+    demands = {
+        name: replace(demand, requests_per_s=round(4.0 * demand.requests_per_s * rng.uniform(0.6, 1.4), 2))
+        for name, demand in base.demands.items()
+    }
+    built = replace(base, nodes=tuple(fleet), demands=demands)
+    return replace(built, domains=fleets.budgets(built, 0.75))
+
+
+def table(rows: list[Row]) -> str:
+    tiers = list(dict.fromkeys(tier for row in rows for tier in row.standing.unserved_ratio))
+    headers = ("NODES", "SEED", "CASE", "PLAN", "USD/H", "RATIO", *(f"{tier} % UNSERVED" for tier in tiers))
+    return render_table((*headers, "OURS IS", "GAP %", "CPU S"), (cells(row, tiers) for row in rows))
+
+
+def cells(row: Row, tiers: list[str]) -> tuple[Cell, ...]:
+    s = row.standing
+    unserved = (100.0 * s.unserved_ratio.get(tier, 0.0) for tier in tiers)
+    is_ours = s.name == "ours"
+    verdict, gap = ("-", 100.0 * row.gap_ratio) if is_ours else (str(s.verdict), "-")
+    return row.nodes, row.seed, row.case, s.name, s.cost_usd_per_hour, s.cost_ratio, *unserved, verdict, gap, row.cpu_s
+
+
+def summary(rows: list[Row]) -> dict[str, Any]:
+    """Count how often ours is worse, and say which cases."""
+    others = [row for row in rows if row.standing.name != "ours"]
+    worse = [f"{r.nodes}/{r.seed}/{r.case}/{r.standing.name}" for r in others if r.standing.verdict in WORSE]
+    return {
+        "compared": len(others),
+        "worse": worse,
+        "never_worse": not worse,
+        "violations": sum(row.standing.violations for row in rows),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100], help="nodes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--baselines", nargs="+", choices=list(BASELINES), default=list(BASELINES))
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds that our plan may take")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    args = parser.parse_args()
+    rows = [row for n in args.sizes for seed in args.seeds for row in measure(n, seed, args.baselines, args.limit)]
+    told = summary(rows)
+    if args.output == "json":
+        print(json.dumps({"rows": [asdict(row) for row in rows], **told}, indent=2))
+    else:
+        print(table(rows))
+        print(f"ours against {told['compared']} plans: {'never worse' if told['never_worse'] else 'worse'}")
+        print("\n".join(f"  worse: {case}" for case in told["worse"]))
+    return 0 if told["never_worse"] and not told["violations"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
