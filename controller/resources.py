@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from controller import schema
+from controller import schema, schema_policy
 from controller.schema import DeletionPolicy, DemandSource, Management, Mode
 from controller.schema_fleet import EngineConfigSpec
 from controller.schema_service import DeclaredDemand
@@ -17,7 +17,7 @@ from controller.validation import Json, subject_of, validate_spec
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, Role
 from solvers.errors import InvalidInput
 from solvers.fleet import GpuClass, PowerDomain
-from solvers.problem import Policy
+from solvers.problem import Policy, Quota
 from solvers.workload import Demand, ServedModel, SizeBucket, Slo
 
 BYTES_PER_MEBIBYTE = 1 << 20
@@ -237,7 +237,13 @@ def _solver_policy(spec: schema.FleetPolicySpec) -> Policy:
         tier_penalties=tier_penalties(len(spec.tiers)),
         relative_gap=spec.solver.gap_permille / 1e3,
         time_limit_s=float(spec.solver.time_limit_seconds),
+        quotas=tuple(_quota(quota) for quota in sorted(spec.quotas, key=lambda q: q.counted)),
     )
+
+
+def _quota(spec: schema_policy.Quota) -> Quota:
+    max_watts = None if spec.max_watts is None else float(spec.max_watts)
+    return Quota(namespace=spec.namespace, gpu_class=spec.gpu_class or "", max_gpus=spec.max_gpus, max_watts=max_watts)
 
 
 def tier_penalties(tiers: int) -> tuple[float, ...]:

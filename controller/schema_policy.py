@@ -15,6 +15,7 @@ from controller.schema_base import (
     Rule,
     Selector,
     Status,
+    Watts,
     Word,
     immutable,
     text,
@@ -118,6 +119,33 @@ class Solver(Resource):
     """Time after which the best plan found so far is taken."""
 
 
+class Quota(Resource):
+    """The most that the services of one namespace may hold together."""
+
+    namespace: DnsLabel
+    """Whose services count."""
+    gpu_class: DnsLabel | None = None
+    """GpuClass that counts; all of them together when absent."""
+    max_gpus: Count | None = None
+    """GPUs that they may hold."""
+    max_watts: Watts | None = None
+    """Watts of those GPUs at their highest cap, host share included."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.maxGpus) || has(self.maxWatts)",
+            field="maxGpus",
+            message="give maxGpus, maxWatts or both",
+            holds=lambda quota: quota.max_gpus is not None or quota.max_watts is not None,
+        ),
+    )
+
+    @property
+    def counted(self) -> tuple[str, str]:
+        """Namespace and GPU class, empty for all."""
+        return self.namespace, self.gpu_class or ""
+
+
 class FleetPolicySpec(Resource):
     """How the fleet is run; there is one, named default."""
 
@@ -131,6 +159,8 @@ class FleetPolicySpec(Resource):
     """Node label whose value is the location: rack or row."""
     tiers: Annotated[tuple[Tier, ...], Field(min_length=1, max_length=5)] = Field(default_factory=_usual_tiers)
     """Tiers, most important first."""
+    quotas: Annotated[tuple[Quota, ...], Field(max_length=128)] = ()
+    """What namespaces may hold; a namespace without one is bound by the fleet alone."""
     objective: Objective = Field(default_factory=Objective)
     """What the decision weighs."""
     churn: Churn = Field(default_factory=Churn)
@@ -152,6 +182,13 @@ class FleetPolicySpec(Resource):
             field="tiers",
             message="tiers must not repeat a name",
             holds=lambda spec: len({tier.name for tier in spec.tiers}) == len(spec.tiers),
+        ),
+        Rule(
+            cel="self.quotas.all(a, self.quotas.exists_one(b, a.namespace == b.namespace && "
+            "(has(a.gpuClass) ? a.gpuClass : '') == (has(b.gpuClass) ? b.gpuClass : '')))",
+            field="quotas",
+            message="quotas must not repeat a namespace and gpuClass",
+            holds=lambda spec: len({quota.counted for quota in spec.quotas}) == len(spec.quotas),
         ),
         immutable("locationLabel", because="running pools are pinned by it; remove the FleetPolicy first"),
     )

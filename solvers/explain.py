@@ -16,6 +16,7 @@ from solvers.planner.cells import Cells, build_cells
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Room
 from solvers.planner.options import CapacityOf, PoolOption
+from solvers.planner.quotas import quota_rows
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 
@@ -133,6 +134,7 @@ def _scarcity(plan: Plan, cells: Cells) -> dict[PoolKey, float]:
     """What one replica of each pool takes of scarce GPUs and watts, USD per hour, at the cheapest of its places."""
     prices = {(b.limit, b.subject): b.price_usd_per_hour for b in plan.bindings}
     least: dict[PoolKey, float] = {}
+    quotas = quota_rows(cells.problem)
     for p, g in zip(cells.cell_pool, cells.cell_group, strict=True):
         option, group = cells.pools[p], cells.grouping.groups[g]
         sizes = {o.gpus for o in cells.pools if o.pool.gpu_class == option.pool.gpu_class and o.gpus <= option.gpus}
@@ -141,7 +143,11 @@ def _scarcity(plan: Plan, cells: Cells) -> dict[PoolKey, float]:
             prices.get(("power", domain.label), 0.0) * _times(cells, option, int(g), d)
             for d, domain in enumerate(cells.grouping.domain_groups)
         )
-        price = groups + feeds * option.reserved_watts / THOUSAND
+        allowed = sum(
+            prices.get((row.limit, row.subject), 0.0) * row.use(option.pool, cells.problem.gpu_classes)
+            for row in quotas
+        )
+        price = groups + feeds * option.reserved_watts / THOUSAND + allowed
         least[option.pool] = min(least.get(option.pool, float("inf")), price)
     return least
 

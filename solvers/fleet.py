@@ -79,6 +79,10 @@ class PoolKey:
     gpu_class: str
     config: EngineConfig
 
+    @property
+    def namespace(self) -> str:
+        return self.service.partition("/")[0]
+
     def __str__(self) -> str:
         return f"{self.service}/{self.role}/{self.gpu_class}/{self.config.label}"
 

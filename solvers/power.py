@@ -34,6 +34,11 @@ def extra_watts(gpu_class: GpuClass, config: EngineConfig, gpu_watts: float | No
     return config.gpus * max(0.0, at_gpu + gpu_class.host_share_watts - gpu_class.idle_watts)
 
 
+def worst_watts(gpu_class: GpuClass, gpus: int) -> float:
+    """Watts of so many GPUs at work at the class's highest cap, host share included."""
+    return gpus * max(gpu_class.idle_watts, gpu_class.max_cap_watts + gpu_class.host_share_watts)
+
+
 def nodes_by_domain(nodes: Iterable[Node]) -> dict[str, list[Node]]:
     """Group the nodes by every power domain that feeds them."""
     members: dict[str, list[Node]] = {}

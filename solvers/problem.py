@@ -14,6 +14,19 @@ STOP_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """The most that the services of a namespace may hold together, of one GPU class or (empty) of all.
+
+    ``max_watts`` counts their GPUs at the highest cap, host share included. None leaves a number open.
+    """
+
+    namespace: str
+    gpu_class: str = ""
+    max_gpus: int | None = None
+    max_watts: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """What the decision weighs.
 
@@ -40,6 +53,7 @@ class Policy:
     tier_penalties: tuple[float, ...] = (60.0, 20.0, 7.0)
     relative_gap: float = 0.01
     time_limit_s: float = 20.0
+    quotas: tuple[Quota, ...] = ()
 
     @property
     def stop_cost_hours(self) -> float:

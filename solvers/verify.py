@@ -16,6 +16,7 @@ from solvers.plan import Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
+from solvers.verify_rules import quotas
 from solvers.workload import PlacementMode, ServedModel
 
 RELATIVE = 1e-6
@@ -41,7 +42,12 @@ def verify_places(plan: Plan, problem: Problem) -> tuple[str, ...]:
     if shape:
         return shape  # sums over malformed rows would only repeat the fault
     unknown = tuple(_allowed(plan, problem))
-    return unknown or (*_groups(plan, problem), *_power(plan, problem), *_ceilings(plan, problem))
+    return unknown or (
+        *_groups(plan, problem),
+        *_power(plan, problem),
+        *_ceilings(plan, problem),
+        *quotas(plan, problem),
+    )
 
 
 def verify_service(plan: Plan, problem: Problem) -> tuple[str, ...]:

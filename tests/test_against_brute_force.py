@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,7 @@ def bare_profile(model: str, gpu_class: str, tensor_parallel: int) -> EngineProf
 
 def tiny(rng: np.random.Generator) -> Tiny:
     """Draw one or two services on two classes, two or three nodes of at most four GPUs, one or two budgets."""
-    names = ["one", "two"][: rng.integers(1, 3)]
+    names = ["team/one", "team/two"][: rng.integers(1, 3)]
     few = len(names) > 1
     classes = {name: _tiny_class(name, rng) for name in ("big", "small")}
     nodes = tuple(_tiny_node(i, few, rng) for i in range(int(rng.integers(1, 3 if few else 4))))
@@ -159,6 +159,9 @@ def _tiny_running(node: Node, service: ServedModel) -> dict[tuple[PoolKey, str],
     key = PoolKey(service=service.name, role=service.roles[0], gpu_class=node.gpu_class, config=config)
     return {(key, node.location): 1}
 
+
+Allowed = Callable[[dict[tuple[PoolKey, str], int]], bool]
+"""A rule beyond room and watts, told counts by (pool, location)."""
 
 # The oracle below states every rule of the model anew and shares no code with the planner.
 
@@ -245,13 +248,13 @@ def capacity(case: Tiny, pool: PoolKey, n: int) -> float:
     return rate * pool.config.gpus * (1.0 - growth / (1.0 + n))
 
 
-def best_by_trying(case: Tiny) -> float:
+def best_by_trying(case: Tiny, is_allowed: Allowed = lambda counts: True) -> float:
     penalties = Desk.of(case.problem, case.capacity_of).penalties
     places = [s for s in spots(case.problem) if case.table[s[0].service, s[0].role, s[0].gpu_class][0] > 0.0]
     best = math.inf
     for numbers in itertools.product(*(range(most + 1) for _, _, most in places)):
         counts = {(pool, at): n for (pool, at, _), n in zip(places, numbers, strict=True) if n}
-        if room_for(case.problem, counts):
+        if is_allowed(counts) and room_for(case.problem, counts):
             best = min(best, value(case, counts, penalties))
     return best
 

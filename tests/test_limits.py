@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from solvers.planner.cells import Cells, build_cells
 from solvers.planner.columns import make_variables
 from solvers.planner.options import Sizer, find_options
 from solvers.planner.relax import Arrays, solve_linear, solve_whole, state
-from solvers.problem import Problem
+from solvers.problem import Problem, Quota
 from tests import fleets
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,7 +39,9 @@ def golden_problem() -> Problem:
     profiles += [fleets.profile("long", "h100-sxm", tp, 30.0) for tp in (1, 2)]
     running = PoolKey(service="default/chat", role=Role.MIXED, gpu_class="l40s", config=EngineConfig(tensor_parallel=1))
     budgets = {"rack-1": 7000.0, "site": 8000.0}
-    return fleets.problem(services, fleet, profiles, budgets=budgets, running={(running, "rack-2"): 1})
+    quotas = (Quota(namespace="default", max_gpus=20), Quota(namespace="default", gpu_class="l40s", max_watts=5000.0))
+    problem = fleets.problem(services, fleet, profiles, budgets=budgets, running={(running, "rack-2"): 1})
+    return replace(problem, policy=replace(problem.policy, quotas=quotas))
 
 
 def cells_of(problem: Problem, *, one_by_one: bool = False) -> Cells:

@@ -21,7 +21,7 @@ from solvers.engine import EngineConfig, ProfileSource, Role
 from solvers.errors import InvalidInput
 from solvers.fleet import PowerDomain
 from solvers.plan import Binding, DomainPlan, Plan, ServicePlan
-from solvers.problem import Policy
+from solvers.problem import Policy, Quota
 from solvers.workload import Slo, SloMetric
 from tests.resource_cases import Body, all_statuses, changed, good, large_plan, small_plan
 
@@ -84,6 +84,10 @@ def test_the_policy_maps_onto_the_planners() -> None:
         "solver": {"gapPermille": 20, "timeLimitSeconds": 7},
         "tiers": [{"name": "a", "namespaces": ["x", "b"]}, {"name": "b"}],
         "paused": True,
+        "quotas": [
+            {"namespace": "team-b", "maxGpus": 8},
+            {"namespace": "team-a", "gpuClass": "l40s", "maxWatts": 4000},
+        ],
     }
     parsed = parse_fleet_policy(changed(good("FleetPolicy"), ("spec",), spec))
     policy = parsed.policy
@@ -94,6 +98,10 @@ def test_the_policy_maps_onto_the_planners() -> None:
     assert policy.relative_gap == pytest.approx(0.02)
     assert policy.time_limit_s == 7.0
     assert policy.tier_penalties == (20.0, 7.0)
+    assert policy.quotas == (
+        Quota(namespace="team-a", gpu_class="l40s", max_watts=4000.0),
+        Quota(namespace="team-b", max_gpus=8),
+    )
     assert parsed.is_paused
     assert parsed.tiers[0].namespaces == ("b", "x")
 

@@ -15,8 +15,15 @@ from solvers.power import base_watts, charged_domains, nodes_by_domain, reserved
 from solvers.problem import Problem
 
 PRICE_FLOOR = 1e-6  # USD/h per unit; smaller duals are rounding
-UNITS = {"gpus": "group of GPUs", "power": "kW", "floor": "replica", "ceiling": "replica"}
-SIGNS = {"gpus": -1.0, "power": -1.0, "power_whole": -1.0, "floor": 1.0, "ceiling": -1.0}
+UNITS = {
+    "gpus": "group of GPUs",
+    "power": "kW",
+    "floor": "replica",
+    "ceiling": "replica",
+    "quota_gpus": "GPU",
+    "quota_power": "kW",
+}
+SIGNS = {"floor": 1.0, **dict.fromkeys(("gpus", "power", "power_whole", "ceiling", "quota_gpus", "quota_power"), -1.0)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

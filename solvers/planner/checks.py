@@ -34,6 +34,7 @@ def check_problem(problem: Problem) -> None:
         _check_node(problem, node)
     for domain in problem.domains.values():
         _finite(f"PowerDomain/{domain.name}", "budgetWatts", domain.usable_watts, least=-math.inf)
+    _check_quotas(problem)
     for gpu_class in problem.gpu_classes.values():
         for field in ("idle_watts", "max_cap_watts", "host_share_watts", "price_usd_per_hour"):
             _finite(f"GpuClass/{gpu_class.name}", field, getattr(gpu_class, field), least=0.0)
@@ -59,6 +60,15 @@ def _check_demand(demand: Demand) -> None:
         _finite(subject, f"demand.mix[{index}].weight", bucket.weight_ratio, least=0.0)
     if demand.mix and sum(bucket.weight_ratio for bucket in demand.mix) <= 0.0:
         raise InvalidInput(subject, "demand.mix", "weighs nothing", "give one bucket a weight above 0")
+
+
+def _check_quotas(problem: Problem) -> None:
+    subject = "FleetPolicy/default"
+    _unique("FleetPolicy/default quota", (f"{quota.namespace} {quota.gpu_class}" for quota in problem.policy.quotas))
+    for index, quota in enumerate(problem.policy.quotas):
+        for field, most in (("maxGpus", quota.max_gpus), ("maxWatts", quota.max_watts)):
+            if most is not None:
+                _finite(subject, f"quotas[{index}].{field}", float(most), least=0.0)
 
 
 def _check_node(problem: Problem, node: Node) -> None:

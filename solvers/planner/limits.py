@@ -25,6 +25,7 @@ from solvers.planner.columns import (
     sum_steps,
     triplets,
 )
+from solvers.planner.quotas import GPUS, POWER, quota_rows
 
 CAPACITY_SLACK = 1e-7  # relative; keeps a plan that meets a limit exactly from failing it by rounding
 
@@ -195,6 +196,30 @@ def held_cells(cells: Cells) -> tuple[Ints, Ints]:
     return table[:, 0], table[:, 1]
 
 
+def limit_quota_gpus(cells: Cells, v: Variables) -> Limit:
+    """(12) A namespace holds no more GPUs, of a class or of all, than its quota allows."""
+    return _quota(cells, v, GPUS, equation=12)
+
+
+def limit_quota_power(cells: Cells, v: Variables) -> Limit:
+    """(13) The GPUs of a namespace draw no more at their highest cap than its quota allows; in kW."""
+    return _quota(cells, v, POWER, equation=13)
+
+
+def _quota(cells: Cells, v: Variables, name: str, *, equation: int) -> Limit:
+    rows = [row for row in quota_rows(cells.problem) if row.limit == name]
+    uses = [
+        (r, c, use)
+        for r, row in enumerate(rows)
+        for c, p in enumerate(cells.cell_pool)
+        if (use := row.use(cells.pools[p].pool, cells.problem.gpu_classes)) > 0.0
+    ]
+    held = matrix_of(*triplets(uses), (len(rows), len(cells.cell_pool)))
+    most = np.array([row.most for row in rows], dtype=float)
+    subjects = tuple(row.subject for row in rows)
+    return Limit(name=name, equation=equation, constraint=held @ v.replicas <= most, subjects=subjects)
+
+
 LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_demand,
     limit_capacity,
@@ -207,11 +232,13 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_floor,
     limit_ceiling,
     limit_churn,
+    limit_quota_gpus,
+    limit_quota_power,
 )
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(12) GPU price and energy of every replica, starts, stops, unserved demand by tier, missing floors; USD/h."""
+    """(14) GPU price and energy of every replica, starts, stops, unserved demand by tier, missing floors; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],

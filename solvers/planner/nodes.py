@@ -8,10 +8,11 @@ always succeeds. For other sizes the test is necessary and the packing itself de
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey
 from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms, find_bays
+from solvers.planner.quotas import QuotaLedger
 from solvers.power import charged_domains, extra_watts
 from solvers.problem import Problem
 
@@ -36,6 +37,7 @@ class Room:
     free_watts: dict[str, float]
     class_charges: dict[str, tuple[str, ...]]
     gpu_classes: Mapping[str, GpuClass]
+    quotas: QuotaLedger
     held: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
     slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
 
@@ -52,6 +54,7 @@ class Room:
             free_watts=dict(rooms),
             class_charges=reach,
             gpu_classes=problem.gpu_classes,
+            quotas=QuotaLedger.of(problem),
         )
 
     def spare_groups(self, bay: Bay, gpus: int) -> int:
@@ -88,7 +91,8 @@ class Room:
         at = bay or self.bays.get((location, pool.gpu_class))
         if at is None:
             return 0
-        groups, extra = self.spare_groups(at, pool.config.gpus), self.extra_watts(pool)
+        groups = self.quotas.room(pool, self.spare_groups(at, pool.config.gpus))
+        extra = self.extra_watts(pool)
         watts = self.watts_left(pool, location)
         if groups == 0 or extra <= 0.0 or watts == float("inf"):
             return groups
@@ -101,6 +105,7 @@ class Room:
         if at is not None and taken > 0:
             held = self.held.setdefault(at.key, {})
             held[pool.config.gpus] = held.get(pool.config.gpus, 0) + taken
+            self.quotas.take(pool, taken)
             watts = taken * self.extra_watts(pool)
             for domain in self.charged(pool, location):
                 self.free_watts[domain] -= watts
@@ -198,6 +203,7 @@ def _bind_anywhere(
     """Split every count by the location it is packed in: (pool, location, location inside)."""
     bays = Room.of(problem)
     bays.free_watts = dict.fromkeys(bays.free_watts, float("inf"))  # places only; watts are charged class-wide anyway
+    bays.quotas = replace(bays.quotas, rows=())
     bound: dict[tuple[PoolKey, str, str], int] = {}
     left: dict[tuple[PoolKey, str], int] = {}
     for (pool, location), count in in_packing_order(counts):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from solvers.engine import EngineProfile
 from solvers.fleet import PoolKey
+from solvers.planner.quotas import QuotaLedger
 from solvers.power import extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit
@@ -168,9 +169,10 @@ def _option(
 ) -> PoolOption | str:
     """Return the pool, or why it cannot be."""
     gpus, demand = pool.config.gpus, problem.demands[service.name]
+    quotas = QuotaLedger.of(problem)
     room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
-    if room <= 0:
-        return _no_room(problem, service, pool)
+    if room <= 0 or quotas.room(pool, 1) == 0:
+        return _no_room(problem, service, pool, quotas)
     most = _useful_size(pool, profile, demand, room, service.min_replicas, sizer)
     if isinstance(most, str):
         return most
@@ -187,9 +189,11 @@ def _option(
     )
 
 
-def _no_room(problem: Problem, service: ServedModel, pool: PoolKey) -> str:
+def _no_room(problem: Problem, service: ServedModel, pool: PoolKey, quotas: QuotaLedger) -> str:
     if service.max_replicas <= 0:
         return "maxReplicas is 0"
+    for row, _ in quotas.tight(pool):
+        return f"one replica takes {row.use(pool, problem.gpu_classes):g}, {row.limit}[{row.subject}] is {row.most:g}"
     nodes = [n for n in problem.nodes if n.gpu_class == pool.gpu_class]
     largest = max((n.gpus_usable for n in nodes), default=0)
     return f"one replica takes {pool.config.gpus} GPUs, the roomiest of {len(nodes)} nodes has {largest} free"

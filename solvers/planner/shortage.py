@@ -10,12 +10,14 @@ from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
 from solvers.planner.grouping import WATT_TOLERANCE
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption
+from solvers.planner.quotas import GPUS, POWER
 from solvers.planner.tally import Worth
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.workload import ServedModel
 
 MOST_REASONS = 8
+UNITS = {GPUS: "GPUs", POWER: "kW"}
 CHAIN_WORDS = (("prompts", PROMPT_ROLES), ("output tokens", TOKEN_ROLES))
 
 
@@ -97,6 +99,8 @@ def _blocking(
     in_role = sum(n for pool, n in counts.items() if pool.role is option.pool.role)
     if in_role >= service.max_replicas:
         return [f"maxReplicas: {in_role} {option.pool.role} replicas of at most {service.max_replicas}"]
+    if full := room.quotas.tight(option.pool):
+        return [f"{row.limit}[{row.subject}]: {used:g} of {row.most:g} {UNITS[row.limit]} in use" for row, used in full]
     found: list[str] = []
     for bay in room.class_bays(option.pool.gpu_class):
         where = ANYWHERE if option.is_anywhere else bay.location
