@@ -65,6 +65,10 @@ bench-simcluster: setup ## Bring up 1,000 nodes with 10,000 pods
 bench-operator: setup ## Time the operator on 1,000 nodes with 10,000 pods
 	$(BIN)/python -m tests.bench_operator
 
+.PHONY: bench-openb
+bench-openb: $(VENV)/ready ## Fill a fleet with tasks as they come (needs the openb lists)
+	$(BIN)/python -m tests.bench_openb
+
 lock: ## Pin the dependencies again (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dask --extra dev --extra fast --extra report --extra silicon pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o deploy/requirements.lock
