@@ -18,7 +18,7 @@ from solvers.engine import EngineConfig, EngineProfile, ProfileKey, Role
 from solvers.errors import InvalidInput
 from solvers.fleet import GpuClass, PowerDomain
 from solvers.problem import Policy, Quota
-from solvers.workload import Demand, ServedModel, SizeBucket, Slo
+from solvers.workload import Demand, Pin, ServedModel, SizeBucket, Slo
 
 BYTES_PER_MEBIBYTE = 1 << 20
 TIER_PENALTIES = (540.0, 180.0, 60.0, 20.0, 7.0)
@@ -305,6 +305,11 @@ def _served_model(spec: schema.ServedModelSpec, service: str, tier_rank: int) ->
         placement=spec.placement,
         kv_compatibility_group=spec.kv_compatibility_group,
         engine_configs=tuple(sorted(spec.engine_configs)),
+        locations=tuple(sorted(spec.locations)),
+        pins=tuple(
+            Pin(location=pin.location, replicas=pin.replicas, role=pin.role, gpu_class=pin.gpu_class or "")
+            for pin in spec.pins
+        ),
     )
 
 

@@ -117,6 +117,8 @@ def _refuse_repeats(items: tuple[Any, ...]) -> tuple[Any, ...]:
 LIST_SET = ListSet()
 
 DnsLabel = Annotated[str, text(63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+LocationName = Annotated[str, text(63, min_length=1, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
+"""A location: the value of a node label."""
 DnsName = Annotated[str, text(253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 LabelKey = Annotated[str, text(317, min_length=1)]
 LabelValue = Annotated[str, text(63)]

@@ -12,6 +12,7 @@ from controller.schema_base import (
     ConfigLabel,
     Count,
     DnsLabel,
+    LocationName,
     Message,
     ModelName,
     Open,
@@ -125,6 +126,19 @@ class ReplicaBounds(Resource):
     )
 
 
+class PinSpec(Resource):
+    """Replicas that must run at one location."""
+
+    location: LocationName
+    """Value of FleetPolicy's locationLabel: a rack or row."""
+    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """At least so many; kept even without load."""
+    role: Role | None = None
+    """Role that counts; any when absent."""
+    gpu_class: DnsLabel | None = None
+    """GpuClass that counts; any when absent."""
+
+
 class ModeOverride(Resource):
     """Modes of the levers for one object; the stricter of this and FleetPolicy counts."""
 
@@ -202,6 +216,10 @@ class ServedModelSpec(Resource):
     """Bounds on the replicas of each role."""
     placement: PlacementMode = PlacementMode.LOCATION
     """Location pins each pool to a rack or row and proves its power; Class lets the scheduler choose any node."""
+    locations: Annotated[tuple[LocationName, ...], Field(max_length=256), LIST_SET] = ()
+    """Locations allowed; empty for all."""
+    pins: Annotated[tuple[PinSpec, ...], Field(max_length=64)] = ()
+    """Replicas that must run at certain locations; they come before everything else that the service needs."""
     kv_compatibility_group: Annotated[str, text(63)] = ""
     """Prefill and decode pair inside one group only: same engine version, attention backend, KV type, fabric."""
     management: Management = Management.OBSERVE
@@ -227,6 +245,26 @@ class ServedModelSpec(Resource):
             field="slos",
             message="slos must not repeat a metric and percentile",
             holds=lambda spec: len({(slo.metric, slo.percentile) for slo in spec.slos}) == len(spec.slos),
+        ),
+        Rule(
+            cel="self.placement == 'Location' || (size(self.locations) == 0 && size(self.pins) == 0)",
+            field="placement",
+            message="locations and pins need placement Location: Class leaves places to the scheduler",
+            holds=lambda spec: spec.placement is PlacementMode.LOCATION or not (spec.locations or spec.pins),
+        ),
+        Rule(
+            cel="size(self.locations) == 0 || self.pins.all(p, p.location in self.locations)",
+            field="pins",
+            message="pins must be at locations that are allowed",
+            holds=lambda spec: not spec.locations or all(pin.location in spec.locations for pin in spec.pins),
+        ),
+        Rule(
+            cel="self.pins.all(p, (!has(p.role) || p.role in self.roles) && p.replicas <= self.replicas.max)",
+            field="pins",
+            message="pins must name roles of the service and ask for at most replicas.max",
+            holds=lambda spec: all(
+                pin.role in (None, *spec.roles) and pin.replicas <= spec.replicas.max for pin in spec.pins
+            ),
         ),
         *(_templated(role) for role in Role),
     )

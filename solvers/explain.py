@@ -216,7 +216,7 @@ def _with_blocks(plan: Plan, desk: Desk, service: str, way: Alternative) -> Alte
     blocked = []
     for name, count in way.pools:
         option = options[name]
-        bays = room.class_bays(option.pool.gpu_class)
+        bays = room.bays_of(option.pool)
         added = sum(room.spread(option.pool, count, bays, ANYWHERE if option.is_anywhere else None).values())
         if added < count:
             blocked.append(f"{name}: room for {added} of {count} replicas beside the other services")

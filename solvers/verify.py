@@ -16,7 +16,7 @@ from solvers.plan import Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
-from solvers.verify_rules import quotas
+from solvers.verify_rules import pins, quotas
 from solvers.workload import PlacementMode, ServedModel
 
 RELATIVE = 1e-6
@@ -116,6 +116,7 @@ def _forbidden(pool: PoolKey, location: str, service: ServedModel, problem: Prob
         (pool.gpu_class in problem.gpu_classes, "no such GPU class"),
         (pool.role in service.roles, f"role is not among {', '.join(service.roles)}"),
         (not service.gpu_classes or pool.gpu_class in service.gpu_classes, "class is not allowed by the service"),
+        (service.allows_location(location), "location is not allowed by the service"),
         (is_anywhere == (service.placement is PlacementMode.CLASS), f"placement mode is {service.placement}"),
         (key in problem.profiles, "no profile for this model, class and configuration"),
         (bool(here), "no node of the class there"),
@@ -232,6 +233,7 @@ def _floors(plan: Plan, problem: Problem) -> Iterator[str]:
             able = sum(counts[role] for role in chain)
             if able < service.min_replicas and not reasons[service.name]:
                 yield f"floor[{service.name}]: {able} replicas of {' + '.join(chain)}, at least {service.min_replicas}"
+    yield from (lack for service, lack in pins(plan, problem) if not reasons[service])
 
 
 def _costs(plan: Plan, problem: Problem) -> Iterator[str]:
@@ -302,6 +304,7 @@ def _floors_missing(plan: Plan, problem: Problem) -> Iterable[bool]:
     for service in problem.services:
         counts = _by_role(plan, service.name)
         yield counts[Role.MIXED] + min(counts[Role.PREFILL], counts[Role.DECODE]) < service.min_replicas
+    yield from (True for _ in pins(plan, problem))
 
 
 def _certificate(plan: Plan, problem: Problem) -> Iterator[str]:

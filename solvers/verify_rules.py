@@ -10,6 +10,17 @@ from solvers.problem import Problem, Quota
 RELATIVE = 1e-9
 
 
+def pins(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
+    """Find the pins that are not kept: (service, what is missing)."""
+    for service in problem.services:
+        rows = [row for row in plan.placements if row.pool.service == service.name]
+        for pin in service.pins:
+            there = [r for r in rows if r.location == pin.location and pin.role in (None, r.pool.role)]
+            count = sum(r.replicas for r in there if pin.gpu_class in ("", r.pool.gpu_class))
+            if count < pin.replicas:
+                yield service.name, f"pins[{service.name} {pin}]: {count} replicas, at least {pin.replicas}"
+
+
 def quotas(plan: Plan, problem: Problem) -> Iterator[str]:
     """Check what every namespace holds against what it may hold."""
     for quota in problem.policy.quotas:

@@ -32,11 +32,28 @@ class PlacementMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """At least so many replicas of a service at a location, of one role and GPU class where they are said."""
+
+    location: str
+    replicas: int = 1
+    role: Role | None = None
+    gpu_class: str = ""
+
+    def counts(self, role: Role, gpu_class: str, location: str) -> bool:
+        """Tell whether a replica keeps the pin."""
+        return location == self.location and self.role in (None, role) and self.gpu_class in ("", gpu_class)
+
+    def __str__(self) -> str:
+        return " ".join(word for word in (self.location, self.role or "", self.gpu_class) if word)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """One service. ``name`` is ``namespace/name``; ``tier_rank`` 0 is the most important.
 
-    ``gpu_classes`` empty means any that fits, ``engine_configs`` (labels) any with a profile. ``max_replicas`` bounds
-    each role.
+    ``gpu_classes`` empty means any that fits, ``engine_configs`` (labels) any with a profile, ``locations`` everywhere.
+    ``max_replicas`` bounds each role.
     """
 
     name: str
@@ -51,6 +68,11 @@ class ServedModel:
     placement: PlacementMode = PlacementMode.LOCATION
     kv_compatibility_group: str = ""
     engine_configs: tuple[str, ...] = ()
+    locations: tuple[str, ...] = ()
+    pins: tuple[Pin, ...] = ()
+
+    def allows_location(self, location: str) -> bool:
+        return not self.locations or location in self.locations
 
     def allows(self, gpu_class: str, config: EngineConfig) -> bool:
         """Tell whether the service may run on the GPU class in this configuration."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +29,28 @@ POLICY = Policy(relative_gap=1e-7, min_saving_ratio=0.0, start_cost_hours=0.05, 
 TOLERANCE = 2e-6  # relative: the solver's gap plus the slack of its capacity rows, times the largest tier penalty ratio
 
 
+Placed = dict[tuple[PoolKey, str], int]
+"""Replicas by (pool, location)."""
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A fleet small enough to try everything, with a table of capacities by (service, role, class)."""
 
     problem: Problem
     table: dict[tuple[str, Role, str], tuple[float, float, float]]  # requests/s, growth with size, watts
+
+    def allows(self, counts: Placed) -> bool:
+        """A rule beyond room and watts."""
+        return True
+
+    def limited_per_s(self, service: ServedModel, counts: Placed, able_per_s: float) -> float:
+        """What may be served of what the counts could carry."""
+        return able_per_s
+
+    def missing(self, service: ServedModel, counts: Placed) -> int:
+        """Replicas that are missing beyond those below the floors."""
+        return 0
 
     def capacity_of(
         self,
@@ -160,9 +176,6 @@ def _tiny_running(node: Node, service: ServedModel) -> dict[tuple[PoolKey, str],
     return {(key, node.location): 1}
 
 
-Allowed = Callable[[dict[tuple[PoolKey, str], int]], bool]
-"""A rule beyond room and watts, told counts by (pool, location)."""
-
 # The oracle below states every rule of the model anew and shares no code with the planner.
 
 
@@ -235,11 +248,12 @@ def value(case: Tiny, counts: dict[tuple[PoolKey, str], int], penalties: Penalti
             rate[pool.role] += n * capacity(case, pool, n)
             count[pool.role] += n
         demand = problem.demands[service.name].requests_per_s
-        able = rate[Role.MIXED] + min(rate[Role.PREFILL], rate[Role.DECODE])
+        able = case.limited_per_s(service, counts, rate[Role.MIXED] + min(rate[Role.PREFILL], rate[Role.DECODE]))
         total += penalties.unserved_usd_per_hour[service.name] * max(0.0, 1.0 - able / demand)
         for role in (Role.PREFILL, Role.DECODE):
             short = max(0, service.min_replicas - count[role] - count[Role.MIXED])
             total += penalties.floor_usd_per_hour[service.name] * short
+        total += penalties.floor_usd_per_hour[service.name] * case.missing(service, counts)
     return total
 
 
@@ -248,13 +262,13 @@ def capacity(case: Tiny, pool: PoolKey, n: int) -> float:
     return rate * pool.config.gpus * (1.0 - growth / (1.0 + n))
 
 
-def best_by_trying(case: Tiny, is_allowed: Allowed = lambda counts: True) -> float:
+def best_by_trying(case: Tiny) -> float:
     penalties = Desk.of(case.problem, case.capacity_of).penalties
     places = [s for s in spots(case.problem) if case.table[s[0].service, s[0].role, s[0].gpu_class][0] > 0.0]
     best = math.inf
     for numbers in itertools.product(*(range(most + 1) for _, _, most in places)):
         counts = {(pool, at): n for (pool, at, _), n in zip(places, numbers, strict=True) if n}
-        if is_allowed(counts) and room_for(case.problem, counts):
+        if case.allows(counts) and room_for(case.problem, counts):
             best = min(best, value(case, counts, penalties))
     return best
 

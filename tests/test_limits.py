@@ -21,6 +21,7 @@ from solvers.planner.columns import make_variables
 from solvers.planner.options import Sizer, find_options
 from solvers.planner.relax import Arrays, solve_linear, solve_whole, state
 from solvers.problem import Problem, Quota
+from solvers.workload import Pin
 from tests import fleets
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,8 +32,9 @@ NAMES = tuple(make.__name__ for make in limits.LIMITS)
 def golden_problem() -> Problem:
     """Two services on four nodes in two racks, one replica running; budgets that bind."""
     fleet = (*fleets.nodes("h100-sxm", 2, "rack-1"), *fleets.nodes("l40s", 2, "rack-2", usable=3, gpus=4))
+    pins = (Pin(location="rack-2", replicas=1, gpu_class="l40s"),)
     services = (
-        (fleets.service("chat", "chat", roles=(Role.MIXED,), min_replicas=1, max_replicas=6), 12.0),
+        (replace(fleets.service("chat", "chat", roles=(Role.MIXED,), min_replicas=1, max_replicas=6), pins=pins), 12.0),
         (fleets.service("long", "long", rank=1, ttft_s=2.0, roles=(Role.PREFILL, Role.DECODE)), 2.0),
     )
     profiles = [fleets.profile("chat", name, 1, 8.0) for name in ("h100-sxm", "l40s")]
@@ -65,6 +67,7 @@ def column_names(cells: Cells, arrays: Arrays) -> list[str]:
         "started": held,
         "stopped": held,
         "unserved": services,
+        "unpinned": [f"{cells.services[s].name} {pin}" for s, pin in cells.pins],
         "missing": [f"{name} {chain}" for chain in ("prompts", "tokens") for name in services],
     }
     names = [""] * len(arrays.cost)

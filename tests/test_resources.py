@@ -165,6 +165,19 @@ def test_allowed_configurations_and_classes_reach_the_planner() -> None:
     assert not model.allows("h100-sxm", EngineConfig(tensor_parallel=2))
 
 
+def test_places_allowed_and_pinned_reach_the_planner() -> None:
+    body = changed(good("ServedModel"), ("spec", "locations"), ["rack-2", "rack-1"])
+    pins = [{"location": "rack-1", "replicas": 2, "role": "mixed"}, {"location": "rack-2", "gpuClass": "l40s"}]
+    model = _parse(changed(body, ("spec", "pins"), pins)).model
+    assert model.locations == ("rack-1", "rack-2")
+    assert [str(pin) for pin in model.pins] == ["rack-1 mixed", "rack-2 l40s"]
+    assert [pin.replicas for pin in model.pins] == [2, 1]
+    with pytest.raises(InvalidInput, match="pins must be at locations that are allowed"):
+        _parse(changed(body, ("spec", "pins"), [{"location": "rack-9"}]))
+    with pytest.raises(InvalidInput, match="need placement Location"):
+        _parse(changed(body, ("spec", "placement"), "Class"))
+
+
 def test_an_unknown_tier_names_the_tiers_there_are() -> None:
     with pytest.raises(InvalidInput, match=r"has no tier gold; use one of critical, best-effort") as refused:
         _parse(changed(good("ServedModel"), ("spec", "tier"), "gold"))

@@ -108,7 +108,7 @@ class Stage:
     def place(self, service: ServedModel, option: PoolOption, count: int) -> int:
         """Place up to so many replicas where feeds keep most watts; returns how many found room."""
         wanted = min(count, self.spare_in_role(service, option.pool.role))
-        bays = self.room.class_bays(option.pool.gpu_class)
+        bays = self.room.bays_of(option.pool)
         added = self.room.spread(option.pool, max(0, wanted), bays, ANYWHERE if option.is_anywhere else None)
         for location, taken in added.items():
             self.add(option.pool, location, taken)

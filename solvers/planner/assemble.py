@@ -19,11 +19,12 @@ UNITS = {
     "gpus": "group of GPUs",
     "power": "kW",
     "floor": "replica",
+    "pin": "replica",
     "ceiling": "replica",
     "quota_gpus": "GPU",
     "quota_power": "kW",
 }
-SIGNS = {"floor": 1.0, **dict.fromkeys(("gpus", "power", "power_whole", "ceiling", "quota_gpus", "quota_power"), -1.0)}
+SIGNS = dict.fromkeys((*UNITS, "power_whole"), -1.0)  # every row is written as at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

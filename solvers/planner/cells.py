@@ -14,7 +14,7 @@ from solvers.planner.grouping import Grouping, group_bays
 from solvers.planner.options import Options, PoolOption, Step
 from solvers.planner.penalties import find_penalties
 from solvers.problem import Policy, Problem
-from solvers.workload import ServedModel
+from solvers.workload import Pin, ServedModel
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -55,6 +55,11 @@ class Cells:
     demand_per_s: Floats
     penalty_usd_per_hour: Floats
     floor_usd_per_hour: Floats
+
+    @property
+    def pins(self) -> tuple[tuple[int, Pin], ...]:
+        """(service, pin) of every pin."""
+        return tuple((s, pin) for s, service in enumerate(self.services) for pin in service.pins)
 
     @property
     def policy(self) -> Policy:
@@ -102,13 +107,16 @@ def build_cells(
     for option in pools:
         sizes.setdefault(option.pool.gpu_class, set()).add(option.gpus)
     grouping = group_bays(problem, sizes, split_running=split_running, one_by_one=one_by_one)
+    services = tuple(sorted(problem.services, key=lambda s: s.name))
+    by_name = {service.name: service for service in services}
     pairs = [
         (p, g)
         for p, option in enumerate(pools)
         for g, group in enumerate(grouping.groups)
-        if group.gpu_class == option.pool.gpu_class and group.slots(option.gpus) > 0
+        if group.gpu_class == option.pool.gpu_class
+        and group.slots(option.gpus) > 0
+        and by_name[option.pool.service].allows_location(group.bays[0].location)
     ]
-    services = tuple(sorted(problem.services, key=lambda s: s.name))
     order = {service.name: index for index, service in enumerate(services)}
     steps = [(p, step) for p, option in enumerate(pools) for step in option.steps]
     held = _held(problem, pools, grouping)

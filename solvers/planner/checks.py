@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from solvers.errors import InvalidInput
 from solvers.fleet import Node
 from solvers.problem import Problem
-from solvers.workload import Demand
+from solvers.workload import Demand, PlacementMode, ServedModel
 
 
 def check_problem(problem: Problem) -> None:
@@ -29,6 +29,7 @@ def check_problem(problem: Problem) -> None:
         if service.min_replicas > service.max_replicas:
             counts = f"{service.min_replicas} is above maxReplicas {service.max_replicas}"
             raise InvalidInput(f"ServedModel/{service.name}", "minReplicas", counts, "lower it or raise maxReplicas")
+        _check_places(service)
         _check_demand(problem.demands[service.name])
     for node in problem.nodes:
         _check_node(problem, node)
@@ -38,6 +39,25 @@ def check_problem(problem: Problem) -> None:
     for gpu_class in problem.gpu_classes.values():
         for field in ("idle_watts", "max_cap_watts", "host_share_watts", "price_usd_per_hour"):
             _finite(f"GpuClass/{gpu_class.name}", field, getattr(gpu_class, field), least=0.0)
+
+
+def _check_places(service: ServedModel) -> None:
+    """Locations and pins speak of places, so the service must be placed by location; pins must be able to hold."""
+    subject = f"ServedModel/{service.name}"
+    if (service.pins or service.locations) and service.placement is PlacementMode.CLASS:
+        remedy = "set placement Location or drop locations and pins"
+        raise InvalidInput(subject, "placement", "is Class, which leaves places to the scheduler", remedy)
+    for index, pin in enumerate(service.pins):
+        if not service.allows_location(pin.location):
+            known = ", ".join(service.locations)
+            raise InvalidInput(
+                subject, f"pins[{index}].location", f"{pin.location!r} is not in locations", f"use {known}"
+            )
+        if not 1 <= pin.replicas <= service.max_replicas:
+            counts = f"is {pin.replicas}, maxReplicas is {service.max_replicas}"
+            raise InvalidInput(subject, f"pins[{index}].replicas", counts, "give at least 1 and at most maxReplicas")
+        if pin.role not in (None, *service.roles):
+            raise InvalidInput(subject, f"pins[{index}].role", f"{pin.role} is not in roles", "add the role or drop it")
 
 
 def _unique(kind: str, names: Iterable[str]) -> None:

@@ -36,6 +36,8 @@ class Variables:
         Part of the service's demand that nobody carries.
     missing : (2 S,)
         Replicas short of ``min_replicas``, prompt chain then token chain.
+    unpinned : (I,)
+        Replicas short of each pin, by service.
     """
 
     replicas: Any
@@ -46,6 +48,7 @@ class Variables:
     stopped: Any
     unserved: Any
     missing: Any
+    unpinned: Any
 
     @property
     def all(self) -> tuple[tuple[str, Any], ...]:
@@ -79,6 +82,7 @@ def make_variables(cells: Cells) -> Variables:
         stopped=_column(len(cells.held_now), cells.held_now.astype(float)),
         unserved=_column(len(cells.services), np.ones(len(cells.services))),
         missing=_column(2 * len(cells.services), np.tile([float(s.min_replicas) for s in cells.services], 2)),
+        unpinned=_column(len(cells.pins), np.array([float(pin.replicas) for _, pin in cells.pins])),
     )
 
 

@@ -60,14 +60,16 @@ class Desk:
     def allowed(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
         """Leave out pools that are no option in that placement mode (any more), and what exceeds a role's ceiling."""
         known = {(option.pool, option.is_anywhere) for option in self.options.pools}
-        most = {service.name: service.max_replicas for service in self.problem.services}
+        services = {service.name: service for service in self.problem.services}
         kept: dict[tuple[PoolKey, str], int] = {}
         in_role: dict[tuple[str, str], int] = {}
         for (pool, location), count in sorted(counts.items()):
             if (pool, location == ANYWHERE) not in known or count <= 0:
                 continue
-            role = (pool.service, pool.role)
-            kept[pool, location] = min(count, most[pool.service] - in_role.get(role, 0))
+            service, role = services[pool.service], (pool.service, pool.role)
+            if not service.allows_location(location):
+                continue
+            kept[pool, location] = min(count, service.max_replicas - in_role.get(role, 0))
             in_role[role] = in_role.get(role, 0) + kept[pool, location]
         return {key: count for key, count in kept.items() if count > 0}
 

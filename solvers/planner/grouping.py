@@ -140,14 +140,29 @@ def group_bays(
     rooms = domain_rooms(problem)
     bays = [bay for bay in find_bays(problem, rooms) if sizes.get(bay.gpu_class)]
     running = _running_by_bay(problem) if split_running else {}
+    marks = {location: _marks(problem, location) for location in sorted({bay.location for bay in bays})}
     seeds: list[tuple[object, ...]] = [
-        (bay.gpu_class, tuple(bay.slots(q) for q in sorted(sizes[bay.gpu_class])), running.get(bay.key, ()))
+        (
+            bay.gpu_class,
+            tuple(bay.slots(q) for q in sorted(sizes[bay.gpu_class])),
+            running.get(bay.key, ()),
+            marks[bay.location],
+        )
         for bay in bays
     ]
     if one_by_one:
         seeds = [(bay.key,) for bay in bays]
     bay_colours, domain_colours = _refine(bays, rooms, seeds, _domain_seeds(problem, rooms))
     return _collect(problem, bays, rooms, bay_colours, domain_colours)
+
+
+def _marks(problem: Problem, location: str) -> tuple[object, ...]:
+    """What services say of a location by its name: those that may use it, of those that may not use all; and pins."""
+    services = sorted(problem.services, key=lambda s: s.name)
+    return (
+        tuple(s.name for s in services if s.locations and location in s.locations),
+        location if any(pin.location == location for s in services for pin in s.pins) else "",
+    )
 
 
 def _running_by_bay(problem: Problem) -> dict[tuple[str, str], tuple[object, ...]]:

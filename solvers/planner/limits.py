@@ -220,6 +220,22 @@ def _quota(cells: Cells, v: Variables, name: str, *, equation: int) -> Limit:
     return Limit(name=name, equation=equation, constraint=held @ v.replicas <= most, subjects=subjects)
 
 
+def limit_pin(cells: Cells, v: Variables) -> Limit:
+    """(14) At a location that a service is pinned to it has so many replicas; what is missing is paid for."""
+    sites = [cells.grouping.groups[g].bays[0].location for g in cells.cell_group]
+    keys = [cells.pools[p].pool for p in cells.cell_pool]
+    pinned = [
+        (i, c, 1.0)
+        for i, (s, pin) in enumerate(cells.pins)
+        for c, (key, site) in enumerate(zip(keys, sites, strict=True))
+        if cells.pool_service[cells.cell_pool[c]] == s and pin.counts(key.role, key.gpu_class, site)
+    ]
+    there = matrix_of(*triplets(pinned), (len(cells.pins), len(keys))) @ v.replicas
+    least = np.array([float(pin.replicas) for _, pin in cells.pins])
+    subjects = tuple(f"{cells.services[s].name} {pin}" for s, pin in cells.pins)
+    return Limit(name="pin", equation=14, constraint=there + v.unpinned >= least, subjects=subjects)
+
+
 LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_demand,
     limit_capacity,
@@ -234,11 +250,12 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_churn,
     limit_quota_gpus,
     limit_quota_power,
+    limit_pin,
 )
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(14) GPU price and energy of every replica, starts, stops, unserved demand by tier, missing floors; USD/h."""
+    """(15) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],
@@ -253,4 +270,5 @@ def objective(cells: Cells, v: Variables) -> Any:
         + cells.stop_usd_per_hour(cells.held_pool) @ v.stopped
         + cells.penalty_usd_per_hour @ v.unserved
         + np.tile(cells.floor_usd_per_hour, len(CHAINS)) @ v.missing
+        + np.array([cells.floor_usd_per_hour[s] for s, _ in cells.pins], dtype=float) @ v.unpinned
     )

@@ -38,6 +38,7 @@ class Room:
     class_charges: dict[str, tuple[str, ...]]
     gpu_classes: Mapping[str, GpuClass]
     quotas: QuotaLedger
+    locations: Mapping[str, tuple[str, ...]]
     held: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
     slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
 
@@ -55,6 +56,7 @@ class Room:
             class_charges=reach,
             gpu_classes=problem.gpu_classes,
             quotas=QuotaLedger.of(problem),
+            locations={service.name: service.locations for service in problem.services if service.locations},
         )
 
     def spare_groups(self, bay: Bay, gpus: int) -> int:
@@ -114,6 +116,11 @@ class Room:
     def class_bays(self, gpu_class: str) -> list[Bay]:
         return [bay for bay in self.bays.values() if bay.gpu_class == gpu_class]
 
+    def bays_of(self, pool: PoolKey) -> list[Bay]:
+        """Bays of the pool's class at the locations that its service may use."""
+        where = self.locations.get(pool.service)
+        return [bay for bay in self.class_bays(pool.gpu_class) if not where or bay.location in where]
+
     def take_all(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
         """Take in all that fits, larger groups first, located before class-wide; returns what does not fit."""
         left: dict[tuple[PoolKey, str], int] = {}
@@ -133,7 +140,7 @@ class Room:
 
     def anywhere_bay(self, pool: PoolKey) -> Bay | None:
         """The bay of the class with most spare groups, for a replica that may land on any node."""
-        return self.best_bay(pool, self.class_bays(pool.gpu_class), ANYWHERE)
+        return self.best_bay(pool, self.bays_of(pool), ANYWHERE)
 
     def spread(self, pool: PoolKey, count: int, bays: Sequence[Bay], location: str | None = None) -> dict[str, int]:
         """Take in up to ``count`` replicas over the bays, best bay first, half of its room at a time.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from solvers.engine import EngineProfile
 from solvers.fleet import PoolKey
+from solvers.planner.floors import pinned_most
 from solvers.planner.quotas import QuotaLedger
 from solvers.power import extra_watts
 from solvers.problem import Problem
@@ -125,12 +126,14 @@ def find_options(
     """
     pools: list[PoolOption] = []
     unfit: dict[str, tuple[str, ...]] = {}
-    slots = _slots(problem)
+    slots = {where: _slots(problem, where) for where in {service.locations for service in problem.services}}
     for service in sorted(problem.services, key=lambda s: s.name):
         reasons: list[str] = []
         found: list[PoolOption] = []
         for pool, profile in _candidates(problem, service):
-            option = _option(problem, service, pool, profile, sizer, slots, (refined or {}).get(pool, ()))
+            option = _option(
+                problem, service, pool, profile, sizer, slots[service.locations], (refined or {}).get(pool, ())
+            )
             if isinstance(option, PoolOption):
                 found.append(option)
             else:
@@ -148,11 +151,11 @@ def _candidates(problem: Problem, service: ServedModel) -> Iterable[tuple[PoolKe
             yield PoolKey(service=service.name, role=role, gpu_class=key.gpu_class, config=key.config), profile
 
 
-def _slots(problem: Problem) -> Mapping[tuple[str, int], int]:
-    """Replicas that the free nodes of a class hold, by (class, GPUs of one replica)."""
+def _slots(problem: Problem, locations: tuple[str, ...]) -> Mapping[tuple[str, int], int]:
+    """Replicas that the free nodes of a class hold at the locations (empty for all), by (class, GPUs of a replica)."""
     sizes = {key.config.gpus for key in problem.profiles}
     slots: dict[tuple[str, int], int] = {}
-    for node in problem.nodes:
+    for node in (n for n in problem.nodes if not locations or n.location in locations):
         for size in sizes:
             slots[node.gpu_class, size] = slots.get((node.gpu_class, size), 0) + max(0, node.gpus_usable) // size
     return slots
@@ -173,7 +176,8 @@ def _option(
     room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
     if room <= 0 or quotas.room(pool, 1) == 0:
         return _no_room(problem, service, pool, quotas)
-    most = _useful_size(pool, profile, demand, room, service.min_replicas, sizer)
+    least = max(service.min_replicas, pinned_most(service, pool))
+    most = _useful_size(pool, profile, demand, room, least, sizer)
     if isinstance(most, str):
         return most
     gpu_class = problem.gpu_classes[pool.gpu_class]
@@ -194,9 +198,10 @@ def _no_room(problem: Problem, service: ServedModel, pool: PoolKey, quotas: Quot
         return "maxReplicas is 0"
     for row, _ in quotas.tight(pool):
         return f"one replica takes {row.use(pool, problem.gpu_classes):g}, {row.limit}[{row.subject}] is {row.most:g}"
-    nodes = [n for n in problem.nodes if n.gpu_class == pool.gpu_class]
+    nodes = [n for n in problem.nodes if n.gpu_class == pool.gpu_class and service.allows_location(n.location)]
     largest = max((n.gpus_usable for n in nodes), default=0)
-    return f"one replica takes {pool.config.gpus} GPUs, the roomiest of {len(nodes)} nodes has {largest} free"
+    where = f" at {', '.join(service.locations)}" if service.locations else ""
+    return f"one replica takes {pool.config.gpus} GPUs, the roomiest of {len(nodes)} nodes{where} has {largest} free"
 
 
 def _useful_size(

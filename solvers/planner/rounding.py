@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
+from solvers.planner.floors import missing_of_pin, places_of
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption, Sizer
 from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
@@ -37,6 +38,7 @@ def fill(
     """
     grown = dict(counts)
     for service in sorted(problem.services, key=lambda s: (s.tier_rank, s.name)):
+        _fill_pins(service, options, room, grown)
         _fill_floor(service, options, room, grown)
         blocked: set[tuple[PoolKey, int]] = set()
         while block := _cheapest_block(problem, sizer, service, options, _totals(grown, service), blocked):
@@ -53,9 +55,9 @@ def _totals(counts: Counts, service: ServedModel) -> dict[PoolKey, int]:
     return totals
 
 
-def _add(option: PoolOption, count: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
-    """Add up to ``count`` replicas where their feeds keep most watts; returns how many found room."""
-    bays = room.class_bays(option.pool.gpu_class)
+def _add(option: PoolOption, count: int, room: Room, counts: dict[tuple[PoolKey, str], int], location: str = "") -> int:
+    """Add up to ``count`` replicas where their feeds keep most watts, or there; returns how many found room."""
+    bays = [bay for bay in room.bays_of(option.pool) if location in ("", bay.location)]
     added = room.spread(option.pool, count, bays, ANYWHERE if option.is_anywhere else None)
     for location, taken in added.items():
         counts[option.pool, location] = counts.get((option.pool, location), 0) + taken
@@ -69,6 +71,17 @@ def _fill_floor(service: ServedModel, options: Options, room: Room, counts: dict
         )
         while sum(n for pool, n in _totals(counts, service).items() if pool.role in roles) < service.min_replicas:
             if not any(_add(option, 1, room, counts) for option in able):
+                break
+
+
+def _fill_pins(service: ServedModel, options: Options, room: Room, counts: dict[tuple[PoolKey, str], int]) -> None:
+    for pin in service.pins:
+        able = sorted(
+            (o for o in options.of(service.name) if pin.counts(o.pool.role, o.pool.gpu_class, pin.location)),
+            key=lambda o: (o.price_usd_per_hour, o.pool),
+        )
+        while missing_of_pin(pin, places_of(service, counts)):
+            if not any(_add(option, 1, room, counts, pin.location) for option in able):
                 break
 
 
@@ -137,9 +150,18 @@ def _without_waste(problem: Problem, sizer: Sizer, counts: Counts, least: Counts
             while free and _can_spare(problem, sizer, service, totals, pool):
                 location = max(free, key=lambda loc: (kept[pool, loc] > problem.running.get((pool, loc), 0), loc))
                 free.remove(location)
+                if not _spares_pins(service, kept, pool, location):
+                    continue
                 totals[pool] -= 1
                 kept[pool, location] -= 1
     return {key: count for key, count in sorted(kept.items()) if count > 0}
+
+
+def _spares_pins(service: ServedModel, counts: Counts, pool: PoolKey, location: str) -> bool:
+    """True when one replica less there breaks no pin that is kept."""
+    places = places_of(service, counts)
+    less = {**places, (pool, location): places[pool, location] - 1}
+    return all(missing_of_pin(pin, less) == missing_of_pin(pin, places) for pin in service.pins)
 
 
 def _price(problem: Problem, pool: PoolKey) -> float:

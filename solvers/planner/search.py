@@ -16,6 +16,7 @@ from solvers.planner.bound import dual_bound
 from solvers.planner.cells import Cells, Floats, build_cells
 from solvers.planner.compose import Composer, Enough
 from solvers.planner.desk import Desk
+from solvers.planner.floors import pinned_most
 from solvers.planner.menus import Least
 from solvers.planner.nodes import Counts, pack
 from solvers.planner.options import find_options, step_at
@@ -160,9 +161,15 @@ class Search:
         """Leave out pools that no way uses, where the whole model is too large to be searched through."""
         if composer is None or arrays.whole.sum() <= SMALL:
             return cells, arrays
-        only = composer.pools() | {pool for pool, _ in best.counts} | {pool for pool, _ in self.base}
+        only = composer.pools() | {pool for pool, _ in best.counts} | {pool for pool, _ in self.base} | self._pinned()
         lean = self._cells(only)
         return lean, self._based(lean, state(lean))[0]
+
+    def _pinned(self) -> set[PoolKey]:
+        """Pools that could keep a pin: no way knows of places."""
+        services = {service.name: service for service in self.desk.problem.services if service.pins}
+        pools = (option.pool for option in self.desk.options.pools if option.pool.service in services)
+        return {pool for pool in pools if pinned_most(services[pool.service], pool)}
 
     def _gap(self) -> float:
         return SOLVER_GAP * self.desk.problem.policy.relative_gap

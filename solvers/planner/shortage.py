@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
+from solvers.planner.floors import missing_of_chain, missing_of_pin, places_of
 from solvers.planner.grouping import WATT_TOLERANCE
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption
@@ -75,8 +76,12 @@ def _reasons(
             found.append(f"nothing can serve its {word}: " + (_first(options.unfit[service.name], roles) or "no pools"))
     for option in sorted(mine, key=lambda o: (o.reserved_watts, o.pool)):
         found += _blocking(service, option, counts, room, facts)
-    if worth.missing[service.name]:
-        found.insert(0, f"minReplicas: {worth.missing[service.name]} replicas have no place")
+    places = places_of(service, worth.counts)
+    for pin in service.pins:
+        if missing := missing_of_pin(pin, places):
+            found.insert(0, f"pins[{pin}]: {missing} of {pin.replicas} replicas have no place there")
+    if missing := sum(missing_of_chain(service, places, roles) for _, roles in CHAIN_WORDS):
+        found.insert(0, f"minReplicas: {missing} replicas have no place")
     return _one_per_limit(found)[:MOST_REASONS] or ("costs: serving the rest costs more than its tier's penalty",)
 
 
@@ -102,7 +107,7 @@ def _blocking(
     if full := room.quotas.tight(option.pool):
         return [f"{row.limit}[{row.subject}]: {used:g} of {row.most:g} {UNITS[row.limit]} in use" for row, used in full]
     found: list[str] = []
-    for bay in room.class_bays(option.pool.gpu_class):
+    for bay in room.bays_of(option.pool):
         where = ANYWHERE if option.is_anywhere else bay.location
         if room.room(option.pool, where, bay) > 0:
             return []

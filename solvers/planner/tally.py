@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
+from solvers.planner.floors import missing_replicas
 from solvers.planner.nodes import Counts
 from solvers.planner.options import Sizer
 from solvers.planner.penalties import Penalties
@@ -101,7 +102,9 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
     """Work out what the counts serve and cost; places are taken as they come, unchecked."""
     kept = {key: count for key, count in sorted(counts.items()) if count > 0}
     totals: dict[str, dict[PoolKey, int]] = {service.name: {} for service in problem.services}
-    for (pool, _), count in kept.items():
+    places: dict[str, dict[tuple[PoolKey, str], int]] = {service.name: {} for service in problem.services}
+    for (pool, location), count in kept.items():
+        places[pool.service][pool, location] = count
         totals[pool.service][pool] = totals[pool.service].get(pool, 0) + count
     pools: list[PoolWorth] = []
     served: dict[str, float] = {}
@@ -109,7 +112,7 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
         worth, served[service.name] = _weigh_service(problem, sizer, service, totals[service.name])
         pools += worth
     demands = {s: problem.demands[s].requests_per_s for s in served}
-    missing = {service.name: _missing(service, totals[service.name]) for service in problem.services}
+    missing = {service.name: missing_replicas(service, places[service.name]) for service in problem.services}
     whole = {s: penalties.unserved_usd_per_hour[s] for s in served}
     unserved = {s: whole[s] * (1.0 - served[s] / rate) if rate > 0.0 else 0.0 for s, rate in demands.items()}
     lacking = {s: unserved[s] + penalties.floor_usd_per_hour[s] * missing[s] for s in served}
@@ -200,13 +203,6 @@ def _pool_worth(problem: Problem, pool: PoolKey, replicas: int, capacity: Capaci
         planned_watts=planned,
         cost_usd_per_hour=gpus * gpu_class.price_usd_per_hour + energy,
     )
-
-
-def _missing(service: ServedModel, totals: Mapping[PoolKey, int]) -> int:
-    """Replicas below the floor, over both chains."""
-    by_role = {role: sum(n for pool, n in totals.items() if pool.role is role) for role in Role}
-    chains = (by_role[Role.PREFILL] + by_role[Role.MIXED], by_role[Role.DECODE] + by_role[Role.MIXED])
-    return sum(max(0, service.min_replicas - able) for able in chains)
 
 
 def _churn_usd_per_hour(problem: Problem, counts: Counts) -> float:

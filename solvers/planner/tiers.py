@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.planner.cells import CHAINS, Cells, Floats, Ints
+from solvers.planner.floors import missing_of_chain, missing_of_pin, places_of
 from solvers.planner.places import cell_counts
 from solvers.planner.relax import Arrays, Solution
 from solvers.planner.tally import CLEAR_SHARE, Worth
@@ -36,7 +37,7 @@ def hold_higher_tiers(cells: Cells, arrays: Arrays, x: Floats, solve: WholeSolve
     is_changed, ranks = False, np.array([service.tier_rank for service in cells.services])
     for rank in sorted(set(ranks.tolist()))[:-1]:
         mine, below = (
-            lacking_columns(arrays, np.flatnonzero(ranks == rank)),
+            lacking_columns(cells, arrays, np.flatnonzero(ranks == rank)),
             _replicas_below(cells, arrays, ranks, rank),
         )
         short, clear = float(arrays.cost[mine] @ x[mine]), _clear(cells, ranks, rank)
@@ -58,16 +59,22 @@ def lacking_values(cells: Cells, arrays: Arrays, worth: Worth) -> Floats:
     for s, service in enumerate(cells.services):
         rate = worth.demand_per_s[service.name]
         x[arrays.columns["unserved"].start + s] = worth.unserved_per_s(service.name) / rate if rate > 0.0 else 0.0
-        for chain in range(len(CHAINS)):
-            x[arrays.columns["missing"].start + chain * count + s] = worth.missing[service.name]
+        places = places_of(service, worth.counts)
+        for chain, (_, roles) in enumerate(CHAINS):
+            x[arrays.columns["missing"].start + chain * count + s] = missing_of_chain(service, places, roles)
+    for i, (s, pin) in enumerate(cells.pins):
+        places = places_of(cells.services[s], worth.counts)
+        x[arrays.columns["unpinned"].start + i] = missing_of_pin(pin, places)
     return x
 
 
-def lacking_columns(arrays: Arrays, services: Ints) -> Ints:
-    """Columns of what the services leave undone: unserved demand, and replicas below the floor in either chain."""
+def lacking_columns(cells: Cells, arrays: Arrays, services: Ints) -> Ints:
+    """Columns of what the services leave undone: unserved demand, replicas below the floor in either chain, pins."""
     unserved, missing = arrays.columns["unserved"], arrays.columns["missing"]
     count = unserved.stop - unserved.start
-    return np.concatenate([unserved.start + services, missing.start + services, missing.start + count + services])
+    pins = np.flatnonzero(np.isin([s for s, _ in cells.pins], services)) + arrays.columns["unpinned"].start
+    floors = [missing.start + services, missing.start + count + services]
+    return np.concatenate([unserved.start + services, *floors, pins]).astype(np.int64)
 
 
 def _clear(cells: Cells, ranks: Ints, rank: int) -> float:
