@@ -310,6 +310,8 @@ def _served_model(spec: schema.ServedModelSpec, service: str, tier_rank: int) ->
             Pin(location=pin.location, replicas=pin.replicas, role=pin.role, gpu_class=pin.gpu_class or "")
             for pin in spec.pins
         ),
+        min_locations=spec.spread.min_locations,
+        max_share_per_location_ratio=spec.spread.max_share_per_location_percent / 100,
     )
 
 

@@ -139,6 +139,15 @@ class PinSpec(Resource):
     """GpuClass that counts; any when absent."""
 
 
+class SpreadSpec(Resource):
+    """What must not hang on one location."""
+
+    min_locations: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Locations with replicas that take prompts, and as many with replicas that decode."""
+    max_share_per_location_percent: Annotated[int, Field(ge=1, le=100)] = 100
+    """Of what is served, the most that may go with any one location: the replicas elsewhere carry the rest."""
+
+
 class ModeOverride(Resource):
     """Modes of the levers for one object; the stricter of this and FleetPolicy counts."""
 
@@ -220,6 +229,8 @@ class ServedModelSpec(Resource):
     """Locations allowed; empty for all."""
     pins: Annotated[tuple[PinSpec, ...], Field(max_length=64)] = ()
     """Replicas that must run at certain locations; they come before everything else that the service needs."""
+    spread: SpreadSpec = Field(default_factory=SpreadSpec)
+    """What must not hang on one location."""
     kv_compatibility_group: Annotated[str, text(63)] = ""
     """Prefill and decode pair inside one group only: same engine version, attention backend, KV type, fabric."""
     management: Management = Management.OBSERVE
@@ -247,10 +258,14 @@ class ServedModelSpec(Resource):
             holds=lambda spec: len({(slo.metric, slo.percentile) for slo in spec.slos}) == len(spec.slos),
         ),
         Rule(
-            cel="self.placement == 'Location' || (size(self.locations) == 0 && size(self.pins) == 0)",
+            cel="self.placement == 'Location' || (size(self.locations) == 0 && size(self.pins) == 0 && "
+            "self.spread.minLocations == 1 && self.spread.maxSharePerLocationPercent == 100)",
             field="placement",
-            message="locations and pins need placement Location: Class leaves places to the scheduler",
-            holds=lambda spec: spec.placement is PlacementMode.LOCATION or not (spec.locations or spec.pins),
+            message="locations, pins and spread need placement Location: Class leaves places to the scheduler",
+            holds=lambda spec: (
+                spec.placement is PlacementMode.LOCATION
+                or not (spec.locations or spec.pins or spec.spread != SpreadSpec())
+            ),
         ),
         Rule(
             cel="size(self.locations) == 0 || self.pins.all(p, p.location in self.locations)",
@@ -265,6 +280,12 @@ class ServedModelSpec(Resource):
             holds=lambda spec: all(
                 pin.role in (None, *spec.roles) and pin.replicas <= spec.replicas.max for pin in spec.pins
             ),
+        ),
+        Rule(
+            cel="self.spread.minLocations <= self.replicas.max",
+            field="spread.minLocations",
+            message="spread.minLocations must not exceed replicas.max",
+            holds=lambda spec: spec.spread.min_locations <= spec.replicas.max,
         ),
         *(_templated(role) for role in Role),
     )

@@ -16,7 +16,7 @@ from solvers.plan import Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
-from solvers.verify_rules import pins, quotas
+from solvers.verify_rules import locations, losses, pins, quotas
 from solvers.workload import PlacementMode, ServedModel
 
 RELATIVE = 1e-6
@@ -53,7 +53,9 @@ def verify_places(plan: Plan, problem: Problem) -> tuple[str, ...]:
 def verify_service(plan: Plan, problem: Problem) -> tuple[str, ...]:
     """Check demand: rates, shares, capacity, floors, and that whatever is short says why."""
     found = list(_services_match(plan, problem))
-    return tuple(found) if found else (*_shares(plan), *_capacities(plan), *_floors(plan, problem))
+    return (
+        tuple(found) if found else (*_shares(plan), *_capacities(plan), *_floors(plan, problem), *losses(plan, problem))
+    )
 
 
 def verify_evidence(plan: Plan, problem: Problem) -> tuple[str, ...]:
@@ -233,7 +235,8 @@ def _floors(plan: Plan, problem: Problem) -> Iterator[str]:
             able = sum(counts[role] for role in chain)
             if able < service.min_replicas and not reasons[service.name]:
                 yield f"floor[{service.name}]: {able} replicas of {' + '.join(chain)}, at least {service.min_replicas}"
-    yield from (lack for service, lack in pins(plan, problem) if not reasons[service])
+    lacks = (*pins(plan, problem), *locations(plan, problem))
+    yield from (lack for service, lack in lacks if not reasons[service])
 
 
 def _costs(plan: Plan, problem: Problem) -> Iterator[str]:
@@ -304,7 +307,7 @@ def _floors_missing(plan: Plan, problem: Problem) -> Iterable[bool]:
     for service in problem.services:
         counts = _by_role(plan, service.name)
         yield counts[Role.MIXED] + min(counts[Role.PREFILL], counts[Role.DECODE]) < service.min_replicas
-    yield from (True for _ in pins(plan, problem))
+    yield from (True for _ in (*pins(plan, problem), *locations(plan, problem)))
 
 
 def _certificate(plan: Plan, problem: Problem) -> Iterator[str]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
+from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.problem import Problem, Quota
 
 RELATIVE = 1e-9
+SERVED = 1e-6
+CHAINS = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
 
 
 def pins(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
@@ -19,6 +23,31 @@ def pins(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
             count = sum(r.replicas for r in there if pin.gpu_class in ("", r.pool.gpu_class))
             if count < pin.replicas:
                 yield service.name, f"pins[{service.name} {pin}]: {count} replicas, at least {pin.replicas}"
+
+
+def locations(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
+    """Find the chains at too few locations: (service, what is missing)."""
+    for service in problem.services:
+        rows = [row for row in plan.placements if row.pool.service == service.name]
+        for chain in CHAINS if service.min_locations > 1 else ():
+            count = len({row.location for row in rows if row.pool.role in chain})
+            if count < service.min_locations:
+                fault = f"{' + '.join(chain)} at {count} locations, at least {service.min_locations}"
+                yield service.name, f"locations[{service.name}]: {fault}"
+
+
+def losses(plan: Plan, problem: Problem) -> Iterator[str]:
+    """Check that the loss of any location leaves each chain what the service asks for, at the capacity planned."""
+    each = {pool.pool: pool.capacity_requests_per_s / max(1, pool.replicas) for pool in plan.pools}
+    served = {row.service: row.served_requests_per_s for row in plan.services}
+    for service in (s for s in problem.services if s.max_share_per_location_ratio < 1.0):
+        rows = [row for row in plan.placements if row.pool.service == service.name]
+        wanted = (1.0 - service.max_share_per_location_ratio) * served.get(service.name, 0.0)
+        for chain, lost in product(CHAINS, sorted({row.location for row in rows})):
+            left = sum(each[row.pool] * row.replicas for row in rows if row.pool.role in chain and row.location != lost)
+            if left < wanted * (1.0 - SERVED) - SERVED:
+                fault = f"{' + '.join(chain)} carry {left:g} requests/s without {lost}, {wanted:g} asked"
+                yield f"share[{service.name}]: {fault}"
 
 
 def quotas(plan: Plan, problem: Problem) -> Iterator[str]:

@@ -54,6 +54,13 @@ class ServedModel:
 
     ``gpu_classes`` empty means any that fits, ``engine_configs`` (labels) any with a profile, ``locations`` everywhere.
     ``max_replicas`` bounds each role.
+
+    Attributes
+    ----------
+    min_locations : int
+        Locations with replicas in each chain (prompts, output tokens) of a service; as many replicas at least.
+    max_share_per_location_ratio : float
+        The largest part of what is served that may go with any one location: the replicas elsewhere carry the rest.
     """
 
     name: str
@@ -70,6 +77,13 @@ class ServedModel:
     engine_configs: tuple[str, ...] = ()
     locations: tuple[str, ...] = ()
     pins: tuple[Pin, ...] = ()
+    min_locations: int = 1
+    max_share_per_location_ratio: float = 1.0
+
+    @property
+    def is_spread(self) -> bool:
+        """True when it matters how the replicas divide over locations."""
+        return self.min_locations > 1 or self.max_share_per_location_ratio < 1.0
 
     def allows_location(self, location: str) -> bool:
         return not self.locations or location in self.locations

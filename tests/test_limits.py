@@ -33,9 +33,10 @@ def golden_problem() -> Problem:
     """Two services on four nodes in two racks, one replica running; budgets that bind."""
     fleet = (*fleets.nodes("h100-sxm", 2, "rack-1"), *fleets.nodes("l40s", 2, "rack-2", usable=3, gpus=4))
     pins = (Pin(location="rack-2", replicas=1, gpu_class="l40s"),)
+    long = fleets.service("long", "long", rank=1, ttft_s=2.0, roles=(Role.PREFILL, Role.DECODE))
     services = (
         (replace(fleets.service("chat", "chat", roles=(Role.MIXED,), min_replicas=1, max_replicas=6), pins=pins), 12.0),
-        (fleets.service("long", "long", rank=1, ttft_s=2.0, roles=(Role.PREFILL, Role.DECODE)), 2.0),
+        (replace(long, min_locations=2, max_share_per_location_ratio=0.6), 2.0),
     )
     profiles = [fleets.profile("chat", name, 1, 8.0) for name in ("h100-sxm", "l40s")]
     profiles += [fleets.profile("long", "h100-sxm", tp, 30.0) for tp in (1, 2)]
@@ -68,6 +69,9 @@ def column_names(cells: Cells, arrays: Arrays) -> list[str]:
         "stopped": held,
         "unserved": services,
         "unpinned": [f"{cells.services[s].name} {pin}" for s, pin in cells.pins],
+        "parted": [f"{services[s]} {chain} in {site}" for s, chain, site in cells.parted],
+        "unparted": [f"{name} {chain}" for chain in ("prompts", "tokens") for name in services],
+        "hung": [cells.cell_label(c) for c in range(len(cells.cell_pool))],
         "missing": [f"{name} {chain}" for chain in ("prompts", "tokens") for name in services],
     }
     names = [""] * len(arrays.cost)

@@ -172,6 +172,8 @@ def test_places_allowed_and_pinned_reach_the_planner() -> None:
     assert model.locations == ("rack-1", "rack-2")
     assert [str(pin) for pin in model.pins] == ["rack-1 mixed", "rack-2 l40s"]
     assert [pin.replicas for pin in model.pins] == [2, 1]
+    spread = _parse(changed(body, ("spec", "spread"), {"minLocations": 2, "maxSharePerLocationPercent": 60})).model
+    assert (spread.min_locations, spread.max_share_per_location_ratio) == (2, 0.6)
     with pytest.raises(InvalidInput, match="pins must be at locations that are allowed"):
         _parse(changed(body, ("spec", "pins"), [{"location": "rack-9"}]))
     with pytest.raises(InvalidInput, match="need placement Location"):

@@ -20,6 +20,8 @@ UNITS = {
     "power": "kW",
     "floor": "replica",
     "pin": "replica",
+    "locations": "location",
+    "share": "percent of the demand",
     "ceiling": "replica",
     "quota_gpus": "GPU",
     "quota_power": "kW",
@@ -40,6 +42,8 @@ def read_prices(cells: Cells, arrays: Arrays, duals: Floats) -> Prices:
     by_limit: dict[tuple[str, str], float] = {}
     for (limit, subject), dual in zip(arrays.rows, duals, strict=True):
         key, price = (limit, subject), SIGNS.get(limit, 0.0) * float(dual)
+        if limit == "share":
+            price /= 100.0
         if limit == "power_whole":  # priced by whole replicas of so many watts; said by the kW like the plain limit
             domain, _, watts = subject.removesuffix(" W").rpartition(" by ")
             key, price = ("power", domain), 1000.0 * price / float(watts)

@@ -62,6 +62,27 @@ class Cells:
         return tuple((s, pin) for s, service in enumerate(self.services) for pin in service.pins)
 
     @property
+    def parted(self) -> tuple[tuple[int, int, int], ...]:
+        """(service, chain, class of locations) wherever a service counts its locations."""
+        return tuple(
+            (s, chain, site)
+            for s, service in enumerate(self.services)
+            if service.min_locations > 1
+            for chain in range(len(CHAINS))
+            for site in range(len(self.grouping.sites))
+        )
+
+    def site_cells(self, service: int, roles: tuple[Role, ...], site: int) -> list[int]:
+        """Cells of a service's roles in a class of locations."""
+        return [
+            c
+            for c, (p, g) in enumerate(zip(self.cell_pool, self.cell_group, strict=True))
+            if self.pool_service[p] == service
+            and self.pools[p].pool.role in roles
+            and self.grouping.group_site[g] == site
+        ]
+
+    @property
     def policy(self) -> Policy:
         return self.problem.policy
 

@@ -44,9 +44,15 @@ def check_problem(problem: Problem) -> None:
 def _check_places(service: ServedModel) -> None:
     """Locations and pins speak of places, so the service must be placed by location; pins must be able to hold."""
     subject = f"ServedModel/{service.name}"
-    if (service.pins or service.locations) and service.placement is PlacementMode.CLASS:
-        remedy = "set placement Location or drop locations and pins"
+    if (service.pins or service.locations or service.is_spread) and service.placement is PlacementMode.CLASS:
+        remedy = "set placement Location, or drop locations, pins and spread"
         raise InvalidInput(subject, "placement", "is Class, which leaves places to the scheduler", remedy)
+    if not 0.0 < service.max_share_per_location_ratio <= 1.0:
+        share = f"is {service.max_share_per_location_ratio!r}"
+        raise InvalidInput(subject, "spread.maxSharePerLocation", share, "give a share above 0 and at most 1")
+    if not 0 <= service.min_locations <= max(1, service.max_replicas):
+        counts = f"is {service.min_locations}, maxReplicas is {service.max_replicas}"
+        raise InvalidInput(subject, "spread.minLocations", counts, "give at most as many as replicas are allowed")
     for index, pin in enumerate(service.pins):
         if not service.allows_location(pin.location):
             known = ", ".join(service.locations)

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 from solvers.engine import Role
 from solvers.planner.cells import CHAINS, Cells, Floats
+from solvers.planner.floors import least_locations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,6 +39,12 @@ class Variables:
         Replicas short of ``min_replicas``, prompt chain then token chain.
     unpinned : (I,)
         Replicas short of each pin, by service.
+    parted : (K,)
+        Locations of a class that hold replicas of a service's chain; ``Cells.parted``.
+    unparted : (2 S,)
+        Locations short of ``min_locations``, prompt chain then token chain.
+    hung : (C,)
+        Requests/s, in shares of the demand, that the replicas of a cell carry where a service spreads its load.
     """
 
     replicas: Any
@@ -49,6 +56,9 @@ class Variables:
     unserved: Any
     missing: Any
     unpinned: Any
+    parted: Any
+    unparted: Any
+    hung: Any
 
     @property
     def all(self) -> tuple[tuple[str, Any], ...]:
@@ -83,7 +93,20 @@ def make_variables(cells: Cells) -> Variables:
         unserved=_column(len(cells.services), np.ones(len(cells.services))),
         missing=_column(2 * len(cells.services), np.tile([float(s.min_replicas) for s in cells.services], 2)),
         unpinned=_column(len(cells.pins), np.array([float(pin.replicas) for _, pin in cells.pins])),
+        parted=_column(len(cells.parted), np.array([float(cells.grouping.sites[k]) for _, _, k in cells.parted])),
+        unparted=_column(2 * len(cells.services), np.tile([float(least_locations(s)) for s in cells.services], 2)),
+        hung=_column(len(room), np.array([hung_most(cells, c) * n for c, n in enumerate(room)], dtype=float)),
     )
+
+
+def hung_most(cells: Cells, cell: int) -> float:
+    """The most that one replica of the cell carries, in shares of its service's demand; 0 where nothing is spread."""
+    pool = int(cells.cell_pool[cell])
+    service = int(cells.pool_service[pool])
+    rate = float(cells.demand_per_s[service])
+    if cells.services[service].max_share_per_location_ratio >= 1.0 or rate <= 0.0:
+        return 0.0
+    return max(step.capacity_requests_per_s for step in cells.pools[pool].steps) / rate
 
 
 def _column(size: int, upper: Floats, *, integer: bool = False) -> Any:

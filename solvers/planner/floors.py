@@ -14,6 +14,11 @@ Places = Mapping[tuple[PoolKey, str], int]
 """Replicas of one service by (pool, location)."""
 
 
+def least_locations(service: ServedModel) -> int:
+    """Locations that each chain must be at; 0 where one will do, since a service without replicas is at none."""
+    return service.min_locations if service.min_locations > 1 else 0
+
+
 def places_of(service: ServedModel, counts: Mapping[tuple[PoolKey, str], int]) -> Places:
     """Pick the replicas of one service."""
     return {key: count for key, count in counts.items() if key[0].service == service.name and count > 0}
@@ -26,13 +31,22 @@ def pinned_most(service: ServedModel, pool: PoolKey) -> int:
 
 def missing_replicas(service: ServedModel, places: Places) -> int:
     """Replicas below the floor of each chain, and below every pin, together."""
-    chains = sum(missing_of_chain(service, places, roles) for roles in CHAIN_ROLES)
+    chains = sum(
+        missing_of_chain(service, places, roles) + missing_locations(service, places, roles) for roles in CHAIN_ROLES
+    )
     return chains + sum(missing_of_pin(pin, places) for pin in service.pins)
 
 
 def missing_of_chain(service: ServedModel, places: Places, roles: tuple[Role, ...]) -> int:
     """Replicas that the service lacks in the roles of a chain."""
     return max(0, service.min_replicas - sum(n for (pool, _), n in places.items() if pool.role in roles))
+
+
+def missing_locations(service: ServedModel, places: Places, roles: tuple[Role, ...]) -> int:
+    """Locations that the roles of a chain are short of."""
+    if service.min_locations <= 1:
+        return 0
+    return max(0, service.min_locations - len({at for (pool, at), n in places.items() if pool.role in roles and n > 0}))
 
 
 def missing_of_pin(pin: Pin, places: Places) -> int:

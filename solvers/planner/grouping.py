@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solvers.fleet import ANYWHERE, Node
 from solvers.power import base_watts, ceiling_watts, charged_domains, nodes_by_domain
 from solvers.problem import Problem
 
+LOCATION = "location "  # of no power domain's name, so that both can be vertices of one graph
 WATT_TOLERANCE = 1e-3  # far below the draw of one GPU; sums of a million watts round at 1e-9
 
 
@@ -84,12 +85,18 @@ class Grouping:
         Domains of the domain group that one replica in a bay of the group charges.
     class_charges : mapping of (gpu class, domain group) to int
         The same for a replica that may land on any node of its class.
+    sites : tuple of int
+        Locations in each class of interchangeable locations; empty where no service spreads.
+    group_site : tuple of int
+        The class of locations that each group lies in: every location of it has as many bays of the group.
     """
 
     groups: tuple[BayGroup, ...]
     domain_groups: tuple[DomainGroup, ...]
     charges: Mapping[tuple[int, int], int]
     class_charges: Mapping[tuple[str, int], int]
+    sites: tuple[int, ...] = ()
+    group_site: tuple[int, ...] = ()
 
 
 def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
@@ -152,8 +159,23 @@ def group_bays(
     ]
     if one_by_one:
         seeds = [(bay.key,) for bay in bays]
-    bay_colours, domain_colours = _refine(bays, rooms, seeds, _domain_seeds(problem, rooms))
-    return _collect(problem, bays, rooms, bay_colours, domain_colours)
+    locations = _spread_over(problem, bays)
+    touched = [(*bay.charged, *(loc for loc in (LOCATION + bay.location,) if loc in locations)) for bay in bays]
+    bay_colours, colours = _refine(touched, seeds, {**_domain_seeds(problem, rooms), **locations})
+    grouping = _collect(problem, bays, rooms, bay_colours, {d: colours[d] for d in rooms})
+    if not locations:
+        return grouping
+    order = sorted({colours[location] for location in locations})
+    members = [sum(colours[location] == colour for location in locations) for colour in order]
+    sites = [order.index(colours[LOCATION + group.bays[0].location]) for group in grouping.groups]
+    return replace(grouping, sites=tuple(members), group_site=tuple(sites))
+
+
+def _spread_over(problem: Problem, bays: list[Bay]) -> dict[str, object]:
+    """Locations as vertices of their own, where what a location holds of all classes matters."""
+    if not any(service.is_spread for service in problem.services):
+        return {}
+    return {LOCATION + location: (LOCATION,) for location in sorted({bay.location for bay in bays})}
 
 
 def _marks(problem: Problem, location: str) -> tuple[object, ...]:
@@ -183,26 +205,32 @@ def _domain_seeds(problem: Problem, rooms: Mapping[str, float]) -> dict[str, obj
 
 
 def _refine(
-    bays: list[Bay], rooms: Mapping[str, float], bay_seeds: list[tuple[object, ...]], domain_seeds: Mapping[str, object]
+    touched: list[tuple[str, ...]], bay_seeds: list[tuple[object, ...]], seeds: Mapping[str, object]
 ) -> tuple[list[int], dict[str, int]]:
-    """Refine colours until neither side splits any more; returns a colour per bay and per domain."""
-    members: dict[str, list[int]] = {d: [] for d in rooms}
-    for index, bay in enumerate(bays):
-        for domain in bay.charged:
+    """Refine colours until neither side splits any more; returns a colour per bay and per domain (or location).
+
+    Parameters
+    ----------
+    touched : list of tuple of str
+        Domains and locations that each bay hangs on.
+    """
+    members: dict[str, list[int]] = {d: [] for d in seeds}
+    for index, domains in enumerate(touched):
+        for domain in domains:
             members[domain].append(index)
     bay_colours = _ranks(bay_seeds)
-    domain_colours = dict(zip(domain_seeds, _ranks(list(domain_seeds.values())), strict=True))
+    domain_colours = dict(zip(seeds, _ranks(list(seeds.values())), strict=True))
     while True:
         parts = len(set(bay_colours)), len(set(domain_colours.values()))
         domain_colours = dict(
             zip(
-                rooms,
-                _ranks([(domain_colours[d], tuple(sorted(bay_colours[i] for i in members[d]))) for d in rooms]),
+                seeds,
+                _ranks([(domain_colours[d], tuple(sorted(bay_colours[i] for i in members[d]))) for d in seeds]),
                 strict=True,
             )
         )
         bay_colours = _ranks(
-            [(bay_colours[i], tuple(sorted(domain_colours[d] for d in b.charged))) for i, b in enumerate(bays)]
+            [(bay_colours[i], tuple(sorted(domain_colours[d] for d in near))) for i, near in enumerate(touched)]
         )
         if parts == (len(set(bay_colours)), len(set(domain_colours.values()))):
             return bay_colours, domain_colours

@@ -25,6 +25,7 @@ from solvers.planner.columns import (
     sum_steps,
     triplets,
 )
+from solvers.planner.limits_spread import limit_hung, limit_locations, limit_share
 from solvers.planner.quotas import GPUS, POWER, quota_rows
 
 CAPACITY_SLACK = 1e-7  # relative; keeps a plan that meets a limit exactly from failing it by rounding
@@ -251,11 +252,14 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_quota_gpus,
     limit_quota_power,
     limit_pin,
+    limit_locations,
+    limit_hung,
+    limit_share,
 )
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(15) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
+    """(18) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],
@@ -269,6 +273,6 @@ def objective(cells: Cells, v: Variables) -> Any:
         + cells.start_usd_per_hour(cells.held_pool) @ v.started
         + cells.stop_usd_per_hour(cells.held_pool) @ v.stopped
         + cells.penalty_usd_per_hour @ v.unserved
-        + np.tile(cells.floor_usd_per_hour, len(CHAINS)) @ v.missing
+        + np.tile(cells.floor_usd_per_hour, len(CHAINS)) @ (v.missing + v.unparted)
         + np.array([cells.floor_usd_per_hour[s] for s, _ in cells.pins], dtype=float) @ v.unpinned
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from solvers.engine import Role
 from solvers.planner.cells import Cells, Floats, Ints
+from solvers.planner.floors import least_locations
 from solvers.planner.options import PoolOption, Sizer
 from solvers.planner.tally import ROUNDING, able_per_s
 from solvers.sizing import Capacity
@@ -253,7 +254,7 @@ def build_menus(cells: Cells, sizer: Sizer, least: Least | None = None) -> tuple
                 demand_per_s=rate,
                 unserved_usd_per_hour=float(cells.penalty_usd_per_hour[s]),
                 missing_usd_per_hour=float(cells.floor_usd_per_hour[s]),
-                min_replicas=service.min_replicas,
+                min_replicas=max(service.min_replicas, least_locations(service)),  # a replica at each location
                 max_replicas=service.max_replicas,
                 stop_usd_per_hour=_stop_usd_per_hour(cells, pools),
                 cells=len(cells.cell_pool),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from solvers.engine import EngineProfile
 from solvers.fleet import PoolKey
-from solvers.planner.floors import pinned_most
+from solvers.planner.floors import least_locations, pinned_most
 from solvers.planner.quotas import QuotaLedger
 from solvers.power import extra_watts
 from solvers.problem import Problem
@@ -176,8 +176,8 @@ def _option(
     room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
     if room <= 0 or quotas.room(pool, 1) == 0:
         return _no_room(problem, service, pool, quotas)
-    least = max(service.min_replicas, pinned_most(service, pool))
-    most = _useful_size(pool, profile, demand, room, least, sizer)
+    least = max(service.min_replicas, least_locations(service), pinned_most(service, pool))
+    most = _useful_size(pool, profile, _spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
         return most
     gpu_class = problem.gpu_classes[pool.gpu_class]
@@ -189,8 +189,14 @@ def _option(
         price_usd_per_hour=gpus * gpu_class.price_usd_per_hour,
         reserved_watts=extra_watts(gpu_class, pool.config),
         host_watts=gpus * gpu_class.host_share_watts,
-        steps=_steps(pool, profile, most, refined, sizer),
+        steps=_steps(pool, profile, min(room, most + int(service.is_spread)), refined, sizer),
     )
+
+
+def _spread_demand(service: ServedModel, demand: Demand) -> Demand:
+    """What the replicas of one pool carry together at most where two locations stand in for each other."""
+    factor = max(1.0, 2.0 * (1.0 - service.max_share_per_location_ratio))
+    return replace(demand, requests_per_s=factor * demand.requests_per_s)
 
 
 def _no_room(problem: Problem, service: ServedModel, pool: PoolKey, quotas: QuotaLedger) -> str:

@@ -9,10 +9,12 @@ import numpy as np
 
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import Cells, Floats
+from solvers.planner.floors import places_of
 from solvers.planner.grouping import Bay
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import step_at
 from solvers.planner.relax import Arrays
+from solvers.planner.spread import spread_evenly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,11 @@ def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict
 
 def _spread(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
     option = cells.pools[cells.cell_pool[cell]]
-    added = room.spread(option.pool, wanted, _bays(cells, cell), ANYWHERE if option.is_anywhere else None)
+    service = cells.services[cells.pool_service[cells.cell_pool[cell]]]
+    if service.is_spread:
+        added = spread_evenly(room, option.pool, wanted, _bays(cells, cell), places_of(service, counts))
+    else:
+        added = room.spread(option.pool, wanted, _bays(cells, cell), ANYWHERE if option.is_anywhere else None)
     for location, taken in added.items():
         counts[option.pool, location] = counts.get((option.pool, location), 0) + taken
     return sum(added.values())

@@ -6,16 +6,17 @@ ran, and, from nothing, is the plan of last resort.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
-from solvers.planner.floors import missing_of_pin, places_of
+from solvers.planner.floors import missing_locations, missing_of_chain, missing_of_pin, places_of
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption, Sizer
-from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
+from solvers.planner.spread import loses_nothing, spread_evenly, survivable_per_s, worst_loss
+from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role, rates_by_place
 from solvers.problem import Problem
 from solvers.workload import ServedModel
 
@@ -40,10 +41,12 @@ def fill(
     for service in sorted(problem.services, key=lambda s: (s.tier_rank, s.name)):
         _fill_pins(service, options, room, grown)
         _fill_floor(service, options, room, grown)
+        _fill_locations(service, options, room, grown)
         blocked: set[tuple[PoolKey, int]] = set()
         while block := _cheapest_block(problem, sizer, service, options, _totals(grown, service), blocked):
-            if _add(block.option, block.replicas, room, grown) < block.replicas:
+            if _add(block.option, block.replicas, room, grown, service) < block.replicas:
                 blocked.add((block.option.pool, block.replicas))
+        _fill_share(problem, sizer, service, options, room, grown)
     return _without_waste(problem, sizer, grown, least or {})
 
 
@@ -55,34 +58,92 @@ def _totals(counts: Counts, service: ServedModel) -> dict[PoolKey, int]:
     return totals
 
 
-def _add(option: PoolOption, count: int, room: Room, counts: dict[tuple[PoolKey, str], int], location: str = "") -> int:
-    """Add up to ``count`` replicas where their feeds keep most watts, or there; returns how many found room."""
-    bays = [bay for bay in room.bays_of(option.pool) if location in ("", bay.location)]
-    added = room.spread(option.pool, count, bays, ANYWHERE if option.is_anywhere else None)
+def _add(
+    option: PoolOption,
+    count: int,
+    room: Room,
+    counts: dict[tuple[PoolKey, str], int],
+    service: ServedModel,
+    is_place: Callable[[str], bool] = lambda location: True,
+) -> int:
+    """Add up to ``count`` replicas where their feeds keep most watts, evenly if asked; returns how many found room."""
+    bays = [bay for bay in room.bays_of(option.pool) if is_place(bay.location)]
+    if service.is_spread:
+        added = spread_evenly(room, option.pool, count, bays, places_of(service, counts))
+    else:
+        added = room.spread(option.pool, count, bays, ANYWHERE if option.is_anywhere else None)
     for location, taken in added.items():
         counts[option.pool, location] = counts.get((option.pool, location), 0) + taken
     return sum(added.values())
 
 
+def _add_one(
+    options: Sequence[PoolOption],
+    room: Room,
+    counts: dict[tuple[PoolKey, str], int],
+    service: ServedModel,
+    is_place: Callable[[str], bool] = lambda location: True,
+) -> bool:
+    """Add a replica of the first pool that has room for it, under the ceiling of its role."""
+    for option in options:
+        in_role = sum(n for pool, n in _totals(counts, service).items() if pool.role is option.pool.role)
+        if in_role < service.max_replicas and _add(option, 1, room, counts, service, is_place):
+            return True
+    return False
+
+
+def _cheapest_first(options: Options, service: ServedModel, roles: tuple[Role, ...]) -> list[PoolOption]:
+    able = (option for option in options.of(service.name) if option.pool.role in roles)
+    return sorted(able, key=lambda o: (o.price_usd_per_hour, o.pool))
+
+
 def _fill_floor(service: ServedModel, options: Options, room: Room, counts: dict[tuple[PoolKey, str], int]) -> None:
     for roles in (PROMPT_ROLES, TOKEN_ROLES):
-        able = sorted(
-            (o for o in options.of(service.name) if o.pool.role in roles), key=lambda o: (o.price_usd_per_hour, o.pool)
-        )
-        while sum(n for pool, n in _totals(counts, service).items() if pool.role in roles) < service.min_replicas:
-            if not any(_add(option, 1, room, counts) for option in able):
+        able = _cheapest_first(options, service, roles)
+        while missing_of_chain(service, places_of(service, counts), roles):
+            if not _add_one(able, room, counts, service):
                 break
 
 
 def _fill_pins(service: ServedModel, options: Options, room: Room, counts: dict[tuple[PoolKey, str], int]) -> None:
     for pin in service.pins:
-        able = sorted(
-            (o for o in options.of(service.name) if pin.counts(o.pool.role, o.pool.gpu_class, pin.location)),
-            key=lambda o: (o.price_usd_per_hour, o.pool),
-        )
+        able = [
+            option
+            for option in _cheapest_first(options, service, tuple(Role))
+            if pin.counts(option.pool.role, option.pool.gpu_class, pin.location)
+        ]
         while missing_of_pin(pin, places_of(service, counts)):
-            if not any(_add(option, 1, room, counts, pin.location) for option in able):
+            if not _add_one(able, room, counts, service, pin.location.__eq__):
                 break
+
+
+def _fill_locations(service: ServedModel, options: Options, room: Room, counts: dict[tuple[PoolKey, str], int]) -> None:
+    for roles in (PROMPT_ROLES, TOKEN_ROLES):
+        able = _cheapest_first(options, service, roles)
+        while missing_locations(service, places := places_of(service, counts), roles):
+            held = {at for pool, at in places if pool.role in roles}
+            if not _add_one(able, room, counts, service, lambda at, held=held: at not in held):  # type: ignore[misc]
+                break
+
+
+def _fill_share(
+    problem: Problem,
+    sizer: Sizer,
+    service: ServedModel,
+    options: Options,
+    room: Room,
+    counts: dict[tuple[PoolKey, str], int],
+) -> None:
+    """Add replicas elsewhere while the loss of a location would leave too little of what could be served."""
+    demand = problem.demands[service.name].requests_per_s
+    while service.max_share_per_location_ratio < 1.0:
+        rates = rates_by_place(problem, sizer, places_of(service, counts))
+        worst = worst_loss(rates)
+        if worst is None or survivable_per_s(service, rates) >= demand * (1.0 - ROUNDING):
+            return
+        location, roles, _ = worst
+        if not _add_one(_cheapest_first(options, service, roles), room, counts, service, location.__ne__):
+            return
 
 
 def _cheapest_block(
@@ -150,18 +211,23 @@ def _without_waste(problem: Problem, sizer: Sizer, counts: Counts, least: Counts
             while free and _can_spare(problem, sizer, service, totals, pool):
                 location = max(free, key=lambda loc: (kept[pool, loc] > problem.running.get((pool, loc), 0), loc))
                 free.remove(location)
-                if not _spares_pins(service, kept, pool, location):
+                if not _spares_place(problem, sizer, service, kept, pool, location):
                     continue
                 totals[pool] -= 1
                 kept[pool, location] -= 1
     return {key: count for key, count in sorted(kept.items()) if count > 0}
 
 
-def _spares_pins(service: ServedModel, counts: Counts, pool: PoolKey, location: str) -> bool:
-    """True when one replica less there breaks no pin that is kept."""
-    places = places_of(service, counts)
-    less = {**places, (pool, location): places[pool, location] - 1}
-    return all(missing_of_pin(pin, less) == missing_of_pin(pin, places) for pin in service.pins)
+def _spares_place(
+    problem: Problem, sizer: Sizer, service: ServedModel, counts: Counts, pool: PoolKey, location: str
+) -> bool:
+    """True when one replica less there breaks no pin and no spread that is kept."""
+    if not service.pins and not service.is_spread:
+        return True
+    before = places_of(service, counts)
+    after = {**before, (pool, location): before[pool, location] - 1}
+    rates = rates_by_place(problem, sizer, before), rates_by_place(problem, sizer, after)
+    return loses_nothing(service, before, after, problem.demands[service.name].requests_per_s, rates)
 
 
 def _price(problem: Problem, pool: PoolKey) -> float:

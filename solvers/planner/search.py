@@ -166,10 +166,14 @@ class Search:
         return lean, self._based(lean, state(lean))[0]
 
     def _pinned(self) -> set[PoolKey]:
-        """Pools that could keep a pin: no way knows of places."""
-        services = {service.name: service for service in self.desk.problem.services if service.pins}
-        pools = (option.pool for option in self.desk.options.pools if option.pool.service in services)
-        return {pool for pool in pools if pinned_most(services[pool.service], pool)}
+        """Pools that could keep a pin, or spread a load: no way knows of places."""
+        services = {service.name: service for service in self.desk.problem.services}
+        pools = (option.pool for option in self.desk.options.pools)
+        return {
+            pool
+            for pool in pools
+            if pinned_most(services[pool.service], pool) or services[pool.service].max_share_per_location_ratio < 1.0
+        }
 
     def _gap(self) -> float:
         return SOLVER_GAP * self.desk.problem.policy.relative_gap
@@ -203,7 +207,7 @@ class Search:
     def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
         """Give every replica its place; what power or groups leave over is solved again bay by bay, then filled."""
         placed = place(cells, x[arrays.columns["replicas"]])
-        if placed.left:
+        if placed.left or self._is_uneven(placed):
             placed = self._placed_bay_by_bay(cells, placed)
         counts = dict(placed.counts)
         for key, count in pack(self.desk.problem, counts).left.items():
@@ -223,7 +227,12 @@ class Search:
             self.faults.append(f"places: {fault}")
             return placed
         again = place(fine, whole.x[arrays.columns["replicas"]])
-        return again if again.left == 0 else placed
+        return again if again.left <= placed.left else placed
+
+    def _is_uneven(self, placed: Placed) -> bool:
+        """True when a service that spreads came out short, which may be for where its replicas went."""
+        spread = {service.name for service in self.desk.problem.services if service.is_spread}
+        return bool(spread) and not spread.isdisjoint(self.desk.worth(placed.counts).short)
 
     def _narrow(self, cells: Cells, arrays: Arrays, x: Floats) -> bool:
         """Give the sizes that came out a step of their own where the step promised more than they carry."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
-from solvers.planner.floors import missing_replicas
+from solvers.planner.floors import Places, missing_replicas
 from solvers.planner.nodes import Counts
 from solvers.planner.options import Sizer
 from solvers.planner.penalties import Penalties
+from solvers.planner.spread import place_rates, survivable_per_s
 from solvers.power import extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity
@@ -101,15 +102,13 @@ def best_of(worths: Sequence[Worth]) -> Worth:
 def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) -> Worth:
     """Work out what the counts serve and cost; places are taken as they come, unchecked."""
     kept = {key: count for key, count in sorted(counts.items()) if count > 0}
-    totals: dict[str, dict[PoolKey, int]] = {service.name: {} for service in problem.services}
     places: dict[str, dict[tuple[PoolKey, str], int]] = {service.name: {} for service in problem.services}
     for (pool, location), count in kept.items():
         places[pool.service][pool, location] = count
-        totals[pool.service][pool] = totals[pool.service].get(pool, 0) + count
     pools: list[PoolWorth] = []
     served: dict[str, float] = {}
     for service in sorted(problem.services, key=lambda s: s.name):
-        worth, served[service.name] = _weigh_service(problem, sizer, service, totals[service.name])
+        worth, served[service.name] = _weigh_service(problem, sizer, service, places[service.name])
         pools += worth
     demands = {s: problem.demands[s].requests_per_s for s in served}
     missing = {service.name: missing_replicas(service, places[service.name]) for service in problem.services}
@@ -139,14 +138,18 @@ def _by_tier(problem: Problem, by_service: Mapping[str, float]) -> dict[int, flo
 
 
 def _weigh_service(
-    problem: Problem, sizer: Sizer, service: ServedModel, totals: Mapping[PoolKey, int]
+    problem: Problem, sizer: Sizer, service: ServedModel, places: Places
 ) -> tuple[list[PoolWorth], float]:
+    totals: dict[PoolKey, int] = {}
+    for (pool, _), count in places.items():
+        totals[pool] = totals.get(pool, 0) + count
     sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in sorted(totals.items())}
     carried = {pool: totals[pool] * capacity.requests_per_s for pool, capacity in sized.items()}
     by_role = {role: sum((rate for pool, rate in carried.items() if pool.role is role), 0.0) for role in Role}
-    able, demand = able_per_s(by_role), problem.demands[service.name].requests_per_s
+    carries, demand = able_per_s(by_role), problem.demands[service.name].requests_per_s
+    able = min(carries, _survivable_per_s(service, places, sized))
     served = demand if able >= demand * (1.0 - ROUNDING) else able
-    mixed = by_role[Role.MIXED] / able if able > 0.0 else 0.0  # split in proportion, mixed against the tighter chain
+    mixed = by_role[Role.MIXED] / carries if carries > 0.0 else 0.0  # in proportion, mixed against the tighter chain
     share = {Role.MIXED: mixed, Role.PREFILL: 1.0 - mixed, Role.DECODE: 1.0 - mixed}
     return [
         _pool_worth(
@@ -154,10 +157,27 @@ def _weigh_service(
             pool,
             totals[pool],
             capacity,
-            share[pool.role] * carried[pool] / by_role[pool.role] if able > 0.0 and by_role[pool.role] > 0.0 else 0.0,
+            share[pool.role] * carried[pool] / by_role[pool.role]
+            if carries > 0.0 and by_role[pool.role] > 0.0
+            else 0.0,
         )
         for pool, capacity in sized.items()
     ], served
+
+
+def _survivable_per_s(service: ServedModel, places: Places, sized: Mapping[PoolKey, Capacity]) -> float:
+    if service.max_share_per_location_ratio >= 1.0:
+        return float("inf")
+    return survivable_per_s(service, place_rates(places, {p: c.requests_per_s for p, c in sized.items()}))
+
+
+def rates_by_place(problem: Problem, sizer: Sizer, places: Places) -> dict[tuple[Role, str], float]:
+    """Requests per second that a service's replicas carry by role and location, at the sizes of their pools."""
+    totals: dict[PoolKey, int] = {}
+    for (pool, _), count in places.items():
+        totals[pool] = totals.get(pool, 0) + count
+    sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in totals.items() if count}
+    return place_rates(places, {pool: capacity.requests_per_s for pool, capacity in sized.items()})
 
 
 def carried_by_role(problem: Problem, sizer: Sizer, totals: Mapping[PoolKey, int]) -> dict[Role, float]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.planner.cells import CHAINS, Cells, Floats, Ints
-from solvers.planner.floors import missing_of_chain, missing_of_pin, places_of
+from solvers.planner.floors import missing_locations, missing_of_chain, missing_of_pin, places_of
 from solvers.planner.places import cell_counts
 from solvers.planner.relax import Arrays, Solution
 from solvers.planner.tally import CLEAR_SHARE, Worth
@@ -62,6 +62,7 @@ def lacking_values(cells: Cells, arrays: Arrays, worth: Worth) -> Floats:
         places = places_of(service, worth.counts)
         for chain, (_, roles) in enumerate(CHAINS):
             x[arrays.columns["missing"].start + chain * count + s] = missing_of_chain(service, places, roles)
+            x[arrays.columns["unparted"].start + chain * count + s] = missing_locations(service, places, roles)
     for i, (s, pin) in enumerate(cells.pins):
         places = places_of(cells.services[s], worth.counts)
         x[arrays.columns["unpinned"].start + i] = missing_of_pin(pin, places)
@@ -70,10 +71,11 @@ def lacking_values(cells: Cells, arrays: Arrays, worth: Worth) -> Floats:
 
 def lacking_columns(cells: Cells, arrays: Arrays, services: Ints) -> Ints:
     """Columns of what the services leave undone: unserved demand, replicas below the floor in either chain, pins."""
-    unserved, missing = arrays.columns["unserved"], arrays.columns["missing"]
+    unserved, missing, parts = (arrays.columns[name] for name in ("unserved", "missing", "unparted"))
     count = unserved.stop - unserved.start
     pins = np.flatnonzero(np.isin([s for s, _ in cells.pins], services)) + arrays.columns["unpinned"].start
-    floors = [missing.start + services, missing.start + count + services]
+    starts = [columns.start + chain * count for columns in (missing, parts) for chain in range(len(CHAINS))]
+    floors = [start + services for start in starts]
     return np.concatenate([unserved.start + services, *floors, pins]).astype(np.int64)
 
 
