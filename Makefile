@@ -69,6 +69,10 @@ bench-operator: setup ## Time the operator on 1,000 nodes with 10,000 pods
 bench-openb: $(VENV)/ready ## Fill a fleet with tasks as they come (needs the openb lists)
 	$(BIN)/python -m tests.bench_openb
 
+.PHONY: bench-profiles
+bench-profiles: $(VENV)/ready ## Compare profiles with measured servers (ARGS=--quick)
+	$(BIN)/python -m tests.bench_profiles $(ARGS)
+
 lock: ## Pin the dependencies again (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dask --extra dev --extra fast --extra report --extra silicon pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o deploy/requirements.lock

@@ -132,7 +132,7 @@ def silicon_profile(
 
 def bundled_model(model: str) -> str | None:
     """Name of the model in the tables, None when they do not carry it."""
-    names: frozenset[str] = frozenset(_module("sdk.common").DefaultHFModels)
+    names: frozenset[str] = frozenset(open_module("sdk.common").DefaultHFModels)
     if model in names:
         return model
     alike = sorted(name for name in names if _plain(name) == _plain(model))
@@ -202,14 +202,14 @@ class _Tables:
         fastest = {
             name: min([own_ms, *(other[name] for other in others if other.get(name, 0.0) > 0.0)])
             for name, own_ms in own.items()
-            if "gemm" in name and "router" not in name
+            if is_matrix_product(name)
         }
         return round(sum((own | fastest).values()) / 1e3, 6)
 
     def _kv(self) -> Mapping[str, Any]:
         kind, value = MEMORY_FRACTIONS[self.config.engine]
         with _as_not_covered(self.bundled, self.system, self.config):
-            kv: Mapping[str, Any] = _module("sdk").estimate_kv_cache(
+            kv: Mapping[str, Any] = open_module("sdk").estimate_kv_cache(
                 self.bundled,
                 self.system,
                 self.config.engine,
@@ -223,15 +223,21 @@ class _Tables:
         return kv
 
 
+def is_matrix_product(operator: str) -> bool:
+    """Whether an operator's table may be taken from another engine: the libraries that multiply are shared."""
+    return "gemm" in operator and "router" not in operator
+
+
 def _prefill_operators(handle: Any, tokens: int) -> dict[str, float]:
-    return _by_name(handle.run_static_per_op(batch_size=1, isl=tokens, osl=1, mode="static_ctx")[0])
+    return by_name(handle.run_static_per_op(batch_size=1, isl=tokens, osl=1, mode="static_ctx")[0])
 
 
 def _decode_operators(handle: Any, rows: int, context: int) -> dict[str, float]:
-    return _by_name(handle.decode_step_per_op(rows, context, 2))
+    return by_name(handle.decode_step_per_op(rows, context, 2))
 
 
-def _by_name(rows: list[tuple[str, float, float, str]]) -> dict[str, float]:
+def by_name(rows: list[tuple[str, float, float, str]]) -> dict[str, float]:
+    """Milliseconds of each operator."""
     total: dict[str, float] = {}
     for name, milliseconds, _energy, _source in rows:
         total[name] = total.get(name, 0.0) + milliseconds
@@ -247,7 +253,7 @@ def _open_tables(model: str, gpu_class: str, config: EngineConfig) -> _Tables:
         raise NotCovered(f"variant {config.variant}", "", "says no precision of the tables", f"use one of {known}")
     facts = facts_of_config(model, bundled_config(model) or {})
     own, options = _compile_first(bundled, system, config, facts)
-    others = [_compile(bundled, system, engine, options) for engine in BACKENDS if engine != config.engine]
+    others = [compile_tables(bundled, system, engine, options) for engine in BACKENDS if engine != config.engine]
     return _Tables(
         bundled=bundled,
         system=system,
@@ -265,27 +271,27 @@ def _compile_first(bundled: str, system: str, config: EngineConfig, facts: Model
     failures = []
     for attention in ATTENTION_MODES:
         options = {**_parallelism(config, facts), **_precision(bundled, system, config, facts), **attention}
-        handle = _compile(bundled, system, config.engine, options)
+        handle = compile_tables(bundled, system, config.engine, options)
         if not isinstance(handle, Exception):
             return handle, options
         failures.append(handle)
     raise _not_covered(bundled, system, config, failures[0])
 
 
-def _compile(bundled: str, system: str, engine: str, options: Mapping[str, Any]) -> Any:
+def compile_tables(bundled: str, system: str, engine: str, options: Mapping[str, Any]) -> Any:
     """Compile and try both ends of the grid; the failure itself when the tables do not hold them."""
     try:
-        handle = _module("sdk").EngineHandle.compile(bundled, system, engine, **options)
+        handle = open_module("sdk").EngineHandle.compile(bundled, system, engine, **options)
         for tokens in (PROMPT_GRID[0], PROMPT_GRID[-1]):
             _prefill_operators(handle, tokens)
         for batch, context in ((BATCH_GRID[0], CONTEXT_GRID[0]), (BATCH_GRID[-1], CONTEXT_GRID[-1])):
             _decode_operators(handle, batch, context)
-    except _MISSES as missing:
+    except MISSES as missing:
         return missing
     return handle
 
 
-_MISSES = (ValueError, RuntimeError, AssertionError, KeyError, NotImplementedError)
+MISSES = (ValueError, RuntimeError, AssertionError, KeyError, NotImplementedError)
 """What the package raises for shapes, precisions and GPUs that it does not cover."""
 
 
@@ -313,7 +319,7 @@ def _precision(bundled: str, system: str, config: EngineConfig, facts: ModelFact
 def _check_model(model: str, gpu_class: str) -> str:
     bundled = bundled_model(model)
     if bundled is None:
-        names = sorted(_module("sdk.common").DefaultHFModels)
+        names = sorted(open_module("sdk.common").DefaultHFModels)
         raise NotCovered(
             f"profile {model} on {gpu_class}",
             "model",
@@ -324,7 +330,7 @@ def _check_model(model: str, gpu_class: str) -> str:
 
 
 def _check_system(gpu_class: str) -> str:
-    systems, system = sorted(_module("sdk.common").SupportedSystems), gpu_class.replace("-", "_")
+    systems, system = sorted(open_module("sdk.common").SupportedSystems), gpu_class.replace("-", "_")
     if system not in systems:
         raise NotCovered(
             f"GPU class {gpu_class}",
@@ -385,11 +391,11 @@ def _not_covered(bundled: str, system: str, config: EngineConfig, cause: Excepti
 def _as_not_covered(bundled: str, system: str, config: EngineConfig) -> Iterator[None]:
     try:
         yield
-    except _MISSES as cause:
+    except MISSES as cause:
         raise _not_covered(bundled, system, config, cause) from cause
 
 
-def _module(name: str) -> Any:
+def open_module(name: str) -> Any:
     """Import a part of the package, quietly: it reports every table that it opens at warning level."""
     try:
         module = importlib.import_module(f"{PACKAGE}.{name}")

@@ -21,6 +21,9 @@ from controller.profiles import ProfileRequest, Source, make_profile
 from solvers.engine import EngineConfig, EngineProfile
 from solvers.engine.curves import decode_step_s, prefill_s
 from solvers.errors import OutOfRange
+from tests.silicon_rows import read_rows as read_servers
+from tests.silicon_study import by_engine, few_rows, left_out, make_study, quick_rows
+from tests.silicon_study import errors as errors_of
 
 DATA = Path(os.environ.get("PENSTOCK_DATA") or Path(__file__).parents[2] / "shared" / "data")
 MEASURED = DATA / "perf" / "silicon_train.csv"
@@ -113,6 +116,23 @@ def test_time_per_output_token_is_as_measured(gpu_class: str) -> None:
     assert p90 <= SILICON_P90_RATIO
     assert report(f"roofline {gpu_class}", roofline)[0] <= ROOFLINE_MEDIAN_RATIO
     return None
+
+
+@pytest.mark.data
+def test_replayed_benchmarks_are_as_measured_for_models_left_out_and_for_a_few_rows() -> None:
+    """On one size of each server, up to 64 clients; ``make bench-profiles`` shows all rows."""
+    if not MEASURED.exists():
+        pytest.skip(f"{MEASURED} is not there")
+    study = make_study(quick_rows(read_servers(MEASURED)))
+    unseen = errors_of(study, left_out(study, "model", lambda row: row.key.family, by_engine(study)))
+    few = errors_of(study, few_rows(study, 6, 1, 0))
+    assert unseen is not None
+    assert few is not None
+    print(unseen, few)
+    assert unseen.tpot_median <= 0.11
+    assert unseen.ttft_median <= 0.27
+    assert few.tpot_median <= 0.07
+    assert few.ttft_median <= 0.17
 
 
 @pytest.mark.parametrize("gpu_class", ["a100-sxm", "h100-sxm"])
