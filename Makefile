@@ -70,8 +70,8 @@ bench-openb: $(VENV)/ready ## Fill a fleet with tasks as they come (needs the op
 	$(BIN)/python -m tests.bench_openb
 
 .PHONY: bench-profiles
-bench-profiles: $(VENV)/ready ## Compare profiles with measured servers (ARGS=--quick)
-	$(BIN)/python -m tests.bench_profiles $(ARGS)
+bench-profiles: $(VENV)/ready ## Compare profiles with measured servers
+	$(BIN)/python -m tests.bench_profiles
 
 lock: ## Pin the dependencies again (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dask --extra dev --extra fast --extra report --extra silicon pyproject.toml -o requirements.lock
