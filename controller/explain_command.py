@@ -7,7 +7,7 @@ import argparse
 from controller.output import add_output_argument, print_output
 from controller.planning import add_folder_arguments, plan_folder
 from solvers.errors import InvalidInput
-from solvers.explain import explain
+from solvers.explain.pricing import explain_priced
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,6 @@ def run(args: argparse.Namespace) -> int:
     if args.service not in known:
         remedy = f"planned are {', '.join(known) or 'none'}"
         raise InvalidInput("service", "", f"names no planned service: {args.service!r}", remedy)
-    explanation = explain(planned.plan, planned.problem, args.service)
+    explanation = explain_priced(planned.plan, planned.problem, args.service)
     print_output(args.output, explanation.to_dict(), explanation.text)
     return 0

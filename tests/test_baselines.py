@@ -16,7 +16,7 @@ from solvers.errors import InvalidInput
 from solvers.fleet import Node
 from solvers.plan import Plan, SolveStatus
 from solvers.planner import make_plan
-from solvers.problem import Policy, Problem
+from solvers.problem import Policy, Problem, Quota
 from solvers.verify import verify
 from solvers.workload import PlacementMode
 from tests import fleets
@@ -94,6 +94,18 @@ def test_a_malformed_problem_is_refused(name: str) -> None:
     problem = fleets.demo()
     with pytest.raises(InvalidInput):
         BASELINES[name](replace(problem, services=(*problem.services, problem.services[0])))
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_quotas_hold_for_baselines_too(name: str) -> None:
+    problem = fleets.demo(4.0, budget_ratio=0.6)
+    free = BASELINES[name](problem)
+    held = sum(row.replicas * row.pool.config.gpus for row in free.placements)
+    quota = Quota(namespace="default", max_gpus=held // 2)
+    bound = replace(problem, policy=replace(problem.policy, quotas=(quota,)))
+    plan = BASELINES[name](bound)
+    assert verify(plan, bound) == ()
+    assert held // 2 - 8 < sum(row.replicas * row.pool.config.gpus for row in plan.placements) <= held // 2
 
 
 def one_service(**changes: object) -> Problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from solvers.engine import Role
 from solvers.errors import PlanRejected
@@ -139,9 +139,7 @@ class Stage:
 
     def mark(self) -> Stage:
         """A copy to return to."""
-        held = {key: dict(sizes) for key, sizes in self.room.held.items()}
-        room = replace(self.room, free_watts=dict(self.room.free_watts), held=held)
-        return Stage(desk=self.desk, room=room, counts=dict(self.counts))
+        return Stage(desk=self.desk, room=self.room.copy(), counts=dict(self.counts))
 
     def reset(self, mark: Stage) -> None:
         """Return to what stood at the mark, which stays as it is."""

@@ -50,7 +50,7 @@ class Composer:
         menus = build_menus(cells, sizer, least)
         if menus is None:
             return None
-        rows = _shared_rows(arrays)
+        rows = shared_rows(arrays)
         shared = sp.csr_array(arrays.matrix.tocsr()[rows][:, arrays.columns["replicas"]])
         made = cls(cells=cells, menus=menus, shared=shared, room=arrays.row_upper[rows], gap=gap, seconds=seconds)
         for menu in menus:
@@ -78,17 +78,17 @@ class Composer:
         duals : (rows,) float
             Prices to begin with, of the relaxed model's rows.
         """
-        best, prices = -np.inf, np.maximum(0.0, -duals[_shared_rows(arrays)])
+        best, prices = -np.inf, np.maximum(0.0, -duals[shared_rows(arrays)])
         best_prices = prices
         for _ in range(MOST_PRICINGS):
             value = self._value(prices)
             if value > best:
                 best, best_prices = value, prices
-            asked = self._asked(prices)
+            asked = self.asked(prices)
             found = [self.add(menu.cheapest(asked)) for menu in self.menus]
             if is_enough(best):
                 return best
-            relaxed = solve_linear(self._choice(), time_limit_s=self.seconds)
+            relaxed = solve_linear(self.choice(), time_limit_s=self.seconds)
             if relaxed.duals is None:
                 raise SolveFailed("the choice of ways gave no prices")
             newest = np.maximum(0.0, -relaxed.duals[len(self.menus) :])
@@ -101,16 +101,37 @@ class Composer:
 
     def _value(self, prices: Floats, grid: int = GRID) -> float:
         """Lagrange's bound: the services' least values at the prices, less what all of the room would fetch."""
-        asked = self._asked(prices)
+        asked = self.asked(prices)
         return sum(menu.least_value(asked, grid) for menu in self.menus) - float(prices @ self.room)
 
-    def _asked(self, prices: Floats) -> Floats:
+    def asked(self, prices: Floats) -> Floats:
         """What a replica of each cell pays for what it shares, USD per hour; (C,)."""
         asked: Floats = self.shared.T @ prices
         return asked
 
-    def _choice(self) -> Arrays:
-        """State the choice: one way for each service, shared rows kept."""
+    def relaxed(self, room: Floats, pricings: int) -> tuple[float, Floats]:
+        """Price the relaxed choice with other room than the fleet's; up to so many rounds add ways on the way.
+
+        Returns
+        -------
+        float, USD per hour
+            Worth of the relaxed choice among the ways known then; never below that among all ways.
+        (R,) float
+            Prices of the shared rows there.
+        """
+        while True:
+            solved = solve_linear(self.choice(room), time_limit_s=self.seconds)
+            if solved.duals is None:
+                raise SolveFailed("the choice of ways gave no prices")
+            prices = np.maximum(0.0, -solved.duals[len(self.menus) :])
+            asked, pricings = self.asked(prices), pricings - 1
+            found = [self.add(menu.cheapest(asked)) for menu in self.menus] if pricings >= 0 else []
+            if not any(found):
+                return solved.value, prices
+
+    def choice(self, room: Floats | None = None) -> Arrays:
+        """State the choice: one way for each service, shared rows kept within their room (or another)."""
+        most = self.room if room is None else room
         of = np.array([way.service for way in self.ways])
         one = sp.csr_array([[float(s == menu.service) for s in of] for menu in self.menus])
         used = self.shared @ sp.csc_array(np.array([way.replicas for way in self.ways]).T)
@@ -118,8 +139,8 @@ class Composer:
         return Arrays(
             cost=np.array([way.cost_usd_per_hour + way.penalty_usd_per_hour for way in self.ways]),
             matrix=sp.csc_array(sp.vstack([one, used])),
-            row_lower=np.concatenate([ones, np.full(len(self.room), -np.inf)]),
-            row_upper=np.concatenate([ones, self.room]),
+            row_lower=np.concatenate([ones, np.full(len(most), -np.inf)]),
+            row_upper=np.concatenate([ones, most]),
             lower=np.zeros(len(of)),
             upper=np.full(len(of), np.inf),
             whole=np.zeros(len(of), dtype=bool),
@@ -128,5 +149,6 @@ class Composer:
         )
 
 
-def _shared_rows(arrays: Arrays) -> list[int]:
+def shared_rows(arrays: Arrays) -> list[int]:
+    """Rows of the model that services share."""
     return [row for row, (limit, _) in enumerate(arrays.rows) if limit in SHARED]

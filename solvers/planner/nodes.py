@@ -59,6 +59,15 @@ class Room:
             locations={service.name: service.locations for service in problem.services if service.locations},
         )
 
+    def copy(self) -> Room:
+        """The same room to try something in."""
+        return replace(
+            self,
+            free_watts=dict(self.free_watts),
+            quotas=self.quotas.copy(),
+            held={key: dict(sizes) for key, sizes in self.held.items()},
+        )
+
     def spare_groups(self, bay: Bay, gpus: int) -> int:
         """Replicas of so many GPUs that the bay can still take."""
         held = self.held.get(bay.key, {})

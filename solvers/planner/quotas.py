@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solvers.fleet import GpuClass, PoolKey
 from solvers.power import worst_watts
@@ -59,6 +59,10 @@ class QuotaLedger:
     def of(cls, problem: Problem) -> QuotaLedger:
         rows = quota_rows(problem)
         return cls(rows=rows, used=[0.0] * len(rows), gpu_classes=problem.gpu_classes, _uses={})
+
+    def copy(self) -> QuotaLedger:
+        """The same ledger to try something in."""
+        return replace(self, used=list(self.used))
 
     def uses(self, pool: PoolKey) -> tuple[tuple[int, float], ...]:
         """(row, what one replica takes) of every quota that counts the pool."""

@@ -1,0 +1,148 @@
+"""Why a service got these pools and not others, what would change that, and what differs between two plans.
+
+This module and what it imports load no solver; ``solvers.explain.pricing`` solves linear problems for what only they
+can tell: how far a price holds, and what the whole fleet would pay for another way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from solvers.errors import InvalidInput
+from solvers.explain import words
+from solvers.explain.difference import CountChange, DomainChange, PlanDifference, difference
+from solvers.explain.reasons import (
+    CountReason,
+    DemandRange,
+    PriceSwitch,
+    count_reasons,
+    demand_range,
+    price_switches,
+)
+from solvers.explain.shadow import ShadowPrice
+from solvers.explain.ways import Alternative, ChosenPool, Ranked, alternative, chosen_pool, ranked_ways, scarcity
+from solvers.plan import Binding, Plan, ServicePlan
+from solvers.planner.cells import build_cells
+from solvers.planner.desk import Desk
+from solvers.planner.options import CapacityOf
+from solvers.problem import Problem
+from solvers.sizing import replica_capacity
+
+MOST_REJECTED = 2
+
+__all__ = [
+    "Alternative",
+    "ChosenPool",
+    "CountChange",
+    "CountReason",
+    "DemandRange",
+    "DomainChange",
+    "Explanation",
+    "PlanDifference",
+    "PriceSwitch",
+    "ShadowPrice",
+    "difference",
+    "explain",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The evidence for one service, as values; ``text()`` says it in words.
+
+    Attributes
+    ----------
+    counts : tuple of CountReason
+        Why each chosen pool has no replica fewer.
+    switches : tuple of PriceSwitch
+        Prices of GPU classes at which the decision would change, nearest first.
+    prices : tuple of ShadowPrice
+        Scarce things that the service uses or could use; empty where that was not worked out.
+    """
+
+    service: str
+    tier: str
+    demand_requests_per_s: float
+    served_requests_per_s: float
+    usd_per_hour: float
+    chosen: tuple[ChosenPool, ...]
+    counts: tuple[CountReason, ...]
+    demand_range: DemandRange | None
+    rejected: tuple[Alternative, ...]
+    switches: tuple[PriceSwitch, ...]
+    binding: tuple[Binding, ...]
+    prices: tuple[ShadowPrice, ...]
+    short_because: tuple[str, ...]
+    unfit: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, words and numbers, for JSON and YAML."""
+        return asdict(self, dict_factory=_plain)
+
+    def text(self) -> str:
+        """A few lines for a terminal."""
+        return "\n".join(words.lines(self))
+
+
+def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, StrEnum) else value for key, value in pairs}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One service of a plan with all that an explanation rests on."""
+
+    plan: Plan
+    desk: Desk
+    row: ServicePlan
+    ways: tuple[Ranked, ...]
+
+    @classmethod
+    def of(cls, plan: Plan, problem: Problem, service: str, capacity_of: CapacityOf) -> Case:
+        row = next((s for s in plan.services if s.service == service), None)
+        if row is None:
+            names = ", ".join(s.service for s in plan.services) or "none"
+            raise InvalidInput(f"ServedModel/{service}", "", "is not in the plan", f"planned are: {names}")
+        desk = Desk.of(problem, capacity_of, plan)
+        pools = [pool for pool in plan.pools if pool.pool.service == service]
+        ways = ranked_ways(desk, row, pools, scarcity(plan, build_cells(problem, desk.options)))
+        return cls(plan=plan, desk=desk, row=row, ways=tuple(ways))
+
+    @property
+    def rejected(self) -> tuple[Ranked, ...]:
+        """The best ways that were not taken."""
+        return self.ways[:MOST_REJECTED]
+
+    def explained(self) -> Explanation:
+        """All that needs no solver."""
+        pools = [pool for pool in self.plan.pools if pool.pool.service == self.row.service]
+        counts = count_reasons(self.desk, self.row, pools)
+        return Explanation(
+            service=self.row.service,
+            tier=self.row.tier,
+            demand_requests_per_s=self.row.demand_requests_per_s,
+            served_requests_per_s=self.row.served_requests_per_s,
+            usd_per_hour=sum(pool.cost_usd_per_hour for pool in pools),
+            chosen=tuple(chosen_pool(self.plan, pool, self.row) for pool in pools),
+            counts=counts,
+            demand_range=demand_range(self.desk, self.row, pools, counts),
+            rejected=tuple(alternative(self.plan, self.desk, self.row, ranked) for ranked in self.rejected),
+            switches=price_switches(self.desk, pools, self.ways),
+            binding=self.plan.bindings,
+            prices=(),
+            short_because=self.row.short_because,
+            unfit=self.desk.options.unfit.get(self.row.service, ()),
+        )
+
+
+def explain(plan: Plan, problem: Problem, service: str, *, capacity_of: CapacityOf = replica_capacity) -> Explanation:
+    """Explain the plan of one service, from the plan and the sizing alone.
+
+    Raises
+    ------
+    InvalidInput
+        The plan holds no such service.
+    """
+    return Case.of(plan, problem, service, capacity_of).explained()

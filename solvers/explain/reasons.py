@@ -1,0 +1,128 @@
+"""What holds a decision for one service where it is: why this count, for which demand, at which prices of GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from solvers.explain.ways import Ranked
+from solvers.fleet import PoolKey
+from solvers.plan import PoolPlan, ServicePlan
+from solvers.planner.cells import CHAINS
+from solvers.planner.desk import Desk
+from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
+
+MOST_SWITCHES = 4
+LEAST_CHANGE = 1e-9  # USD per GPU and hour; nearer is a tie
+
+
+class KeptBy(StrEnum):
+    """Why a pool has no replica fewer."""
+
+    DEMAND = "demand"
+    FLOOR = "minReplicas"
+    CHURN = "what it costs to move"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountReason:
+    """What one replica fewer of a pool would mean."""
+
+    pool: str
+    replicas: int
+    kept_by: KeptBy
+    one_less_serves_requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandRange:
+    """The same replicas serve all of it up to ``most``; at or below ``least`` one of them could go."""
+
+    least_requests_per_s: float
+    most_requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceSwitch:
+    """The price of a GPU class at which another way becomes the cheaper one, everything else as it is.
+
+    ``at`` above ``now`` makes the service leave the class, below makes it come.
+    """
+
+    gpu_class: str
+    now_usd_per_hour: float
+    at_usd_per_hour: float
+    pools: tuple[tuple[str, int], ...]
+
+
+def count_reasons(desk: Desk, row: ServicePlan, pools: Sequence[PoolPlan]) -> tuple[CountReason, ...]:
+    """Take one replica of each pool away and see what is still served."""
+    totals = {pool.pool: pool.replicas for pool in pools}
+    reasons = []
+    for pool in pools:
+        less = {**totals, pool.pool: pool.replicas - 1}
+        able = able_per_s(carried_by_role(desk.problem, desk.sizer, less))
+        if able < row.served_requests_per_s * (1.0 - ROUNDING):
+            kept_by = KeptBy.DEMAND
+        else:
+            kept_by = KeptBy.FLOOR if _breaks_floor(desk, row.service, less) else KeptBy.CHURN
+        serves = min(able, row.served_requests_per_s)
+        reasons.append(
+            CountReason(
+                pool=str(pool.pool), replicas=pool.replicas, kept_by=kept_by, one_less_serves_requests_per_s=serves
+            )
+        )
+    return tuple(reasons)
+
+
+def _breaks_floor(desk: Desk, name: str, totals: Mapping[PoolKey, int]) -> bool:
+    least = next(service.min_replicas for service in desk.problem.services if service.name == name)
+    return any(sum(n for pool, n in totals.items() if pool.role in roles) < least for _, roles in CHAINS)
+
+
+def demand_range(
+    desk: Desk, row: ServicePlan, pools: Sequence[PoolPlan], reasons: Sequence[CountReason]
+) -> DemandRange | None:
+    """Demand for which the plan's replicas are neither too few nor, one by one, too many; None without replicas."""
+    if not pools:
+        return None
+    totals = {pool.pool: pool.replicas for pool in pools}
+    able = able_per_s(carried_by_role(desk.problem, desk.sizer, totals))
+    may_go = [not _breaks_floor(desk, row.service, {**totals, pool.pool: pool.replicas - 1}) for pool in pools]
+    spare = [why.one_less_serves_requests_per_s for why, may in zip(reasons, may_go, strict=True) if may]
+    most = max(able, row.served_requests_per_s)
+    return DemandRange(least_requests_per_s=max(spare, default=0.0), most_requests_per_s=most)
+
+
+def price_switches(desk: Desk, pools: Sequence[PoolPlan], ways: Sequence[Ranked]) -> tuple[PriceSwitch, ...]:
+    """For every GPU class, the nearest prices at which one of the ways would cost no more than the chosen pools.
+
+    Scarce GPUs and watts stay as dear as they are; ways that seem cheaper now are left because something blocks them
+    or moving costs more, and say nothing about prices.
+    """
+    mine = _gpus((pool.pool, pool.replicas) for pool in pools)
+    nearest: dict[tuple[str, bool], PriceSwitch] = {}
+    for ranked in ways:
+        extra, theirs = ranked.extra_at_scarcity_usd_per_hour, _gpus((o.pool, n) for o, n in ranked.way)
+        for name in sorted({*mine, *theirs}) if extra > 0.0 and mine else ():
+            fewer = mine.get(name, 0) - theirs.get(name, 0)
+            now = desk.problem.gpu_classes[name].price_usd_per_hour
+            at = now + extra / fewer if fewer else -1.0
+            if at < 0.0 or abs(at - now) <= LEAST_CHANGE:
+                continue
+            key, counts = (name, at > now), tuple((str(o.pool), n) for o, n in ranked.way)
+            best = nearest.get(key)
+            if best is None or abs(at - now) < abs(best.at_usd_per_hour - now):
+                nearest[key] = PriceSwitch(gpu_class=name, now_usd_per_hour=now, at_usd_per_hour=at, pools=counts)
+    by_share = sorted(
+        nearest.values(), key=lambda s: (abs(s.at_usd_per_hour / max(s.now_usd_per_hour, 1e-9) - 1.0), s.gpu_class)
+    )
+    return tuple(by_share[:MOST_SWITCHES])
+
+
+def _gpus(counts: Iterable[tuple[PoolKey, int]]) -> dict[str, int]:
+    held: dict[str, int] = {}
+    for pool, count in counts:
+        held[pool.gpu_class] = held.get(pool.gpu_class, 0) + count * pool.config.gpus
+    return held

@@ -1,0 +1,99 @@
+"""An explanation in words, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from solvers.explain.reasons import CountReason, KeptBy, PriceSwitch
+from solvers.explain.shadow import ShadowPrice
+from solvers.explain.ways import Alternative, ChosenPool
+from solvers.fleet import ANYWHERE
+
+if TYPE_CHECKING:
+    from solvers.explain import Explanation
+
+NOTICEABLE_USD = 0.005  # a difference that two decimals show
+
+
+def lines(e: Explanation) -> Iterator[str]:
+    """Say it line by line: what was chosen, why so many, what would change it, what was not taken, what is scarce."""
+    served = f"{e.served_requests_per_s:g} of {e.demand_requests_per_s:g} requests/s served"
+    yield f"{e.service} ({e.tier}): {served}, {e.usd_per_hour:.2f} USD/h"
+    reasons = {reason.pool: reason for reason in e.counts}
+    for pool in e.chosen:
+        yield from _chosen(pool, reasons.get(pool.pool))
+    if e.demand_range is not None:
+        least, most = e.demand_range.least_requests_per_s, e.demand_range.most_requests_per_s
+        yield f"  the same replicas carry up to {_rate(most)} requests/s; at {_rate(least)} one could go"
+    for way in e.rejected:
+        yield from _rejected(way)
+    yield from (f"  {_switch(switch)}" for switch in e.switches)
+    told = {(price.limit, price.subject): price for price in e.prices}
+    for limit in e.binding:
+        worth = f"one more {limit.unit} is worth {limit.price_usd_per_hour:.2f} USD/h"
+        if (limit.limit, limit.subject) not in told:
+            yield f"  {limit.limit}[{limit.subject}] binds: {worth}"
+    yield from (f"  {shadow_words(price)}" for price in e.prices)
+    yield from (f"  short because {reason}" for reason in e.short_because)
+    yield from (f"  cannot serve: {reason}" for reason in e.unfit)
+
+
+def _chosen(pool: ChosenPool, reason: CountReason | None) -> Iterator[str]:
+    where = ", ".join(f"{count} at {'any node' if at == ANYWHERE else at}" for at, count in pool.locations)
+    yield f"  {pool.pool}: {where}"
+    use = f"{pool.demand_ratio:.0%} of the requests, {pool.used_ratio:.0%} of its capacity"
+    yield f"    {use}, {pool.usd_per_thousand_requests:.4f} USD per 1000 requests"
+    if reason is not None:
+        yield f"    {_count(reason)}"
+
+
+def _count(reason: CountReason) -> str:
+    fewer = f"one fewer than {reason.replicas}"
+    if reason.kept_by is KeptBy.DEMAND:
+        return f"{fewer} would leave room for {_rate(reason.one_less_serves_requests_per_s)} requests/s"
+    if reason.kept_by is KeptBy.FLOOR:
+        return f"{fewer} would break minReplicas"
+    return f"{fewer} would do; it is kept because moving costs more or nothing is saved"
+
+
+def _rate(requests_per_s: float) -> str:
+    return f"{requests_per_s:.4g}"
+
+
+def _rejected(way: Alternative) -> Iterator[str]:
+    names = " + ".join(f"{count} of {name}" for name, count in way.pools)
+    yield f"  rather than {names}: {way.usd_per_hour:.2f} USD/h, {way.extra_usd_per_hour:+.2f} against the plan"
+    if abs(way.extra_at_scarcity_usd_per_hour - way.extra_usd_per_hour) > NOTICEABLE_USD:
+        yield f"    {way.extra_at_scarcity_usd_per_hour:+.2f} when scarce GPUs and watts are paid for"
+    if way.fleet_low_usd_per_hour is not None and way.fleet_high_usd_per_hour is not None:
+        cost = usd_range(way.fleet_low_usd_per_hour, way.fleet_high_usd_per_hour)
+        yield f"    {cost} for the whole fleet, decided anew"
+    yield from (f"    {block}" for block in way.blocked_by)
+
+
+def usd_range(low: float, high: float) -> str:
+    """Write an interval of money, as one number where it is one.
+
+    >>> usd_range(1.0, 1.001), usd_range(-0.2, 1.5)
+    ('+1.00 USD/h', '-0.20 to +1.50 USD/h')
+    """
+    if high - low <= NOTICEABLE_USD:
+        return f"{high:+.2f} USD/h"
+    return f"{low:+.2f} to {high:+.2f} USD/h"
+
+
+def _switch(switch: PriceSwitch) -> str:
+    names = " + ".join(f"{count} of {name}" for name, count in switch.pools)
+    side = "above" if switch.at_usd_per_hour > switch.now_usd_per_hour else "below"
+    price = f"{switch.at_usd_per_hour:.2f} USD/h a GPU (now {switch.now_usd_per_hour:.2f})"
+    return f"with {switch.gpu_class} {side} {price}, {names} would be cheaper"
+
+
+def shadow_words(price: ShadowPrice) -> str:
+    """Say what a scarce thing is worth, and for how much of it."""
+    more = f"one more {price.unit} is worth {price.more_usd_per_hour:.2f} USD/h"
+    if price.more_usd_per_hour > 0.0:
+        more += f", valid for about {price.more_holds_for:.2g}"
+    less = f"one less costs {price.less_usd_per_hour:.2f}, valid for about {price.less_holds_for:.2g}"
+    return f"{price.limit}[{price.subject}] binds: {more}; {less}"
