@@ -18,7 +18,7 @@ from solvers.plan import Plan, SolveStatus
 from solvers.planner import make_plan
 from solvers.problem import Policy, Problem, Quota
 from solvers.verify import verify
-from solvers.workload import PlacementMode
+from solvers.workload import Pin, PlacementMode
 from tests import fleets
 
 NO_STARTS = Policy(start_cost_hours=0.0, relative_gap=1e-6)
@@ -106,6 +106,20 @@ def test_quotas_hold_for_baselines_too(name: str) -> None:
     plan = BASELINES[name](bound)
     assert verify(plan, bound) == ()
     assert held // 2 - 8 < sum(row.replicas * row.pool.config.gpus for row in plan.placements) <= held // 2
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_pins_and_locations_hold_for_baselines_too(name: str) -> None:
+    problem = fleets.demo(2.0, budget_ratio=0.9)
+    where = ("rack-a2", "rack-b2")
+    pinned = tuple(replace(s, locations=where, pins=(Pin(location="rack-a2", replicas=2),)) for s in problem.services)
+    bound = replace(problem, services=pinned)
+    plan = BASELINES[name](bound)
+    assert verify(plan, bound) == ()
+    assert {row.location for row in plan.placements} <= set(where)
+    for service in pinned:
+        there = [r.replicas for r in plan.placements if (r.pool.service, r.location) == (service.name, "rack-a2")]
+        assert sum(there) >= 2
 
 
 def one_service(**changes: object) -> Problem:

@@ -70,7 +70,7 @@ def test_the_floor_is_named_when_it_alone_keeps_a_replica(problem: Problem) -> N
     idle = with_demand(replace(problem, services=(served,)), 1.0)
     told = explain(make_plan(idle), idle, served.name)
     assert {reason.kept_by for reason in told.counts} == {KeptBy.FLOOR}
-    assert "would break minReplicas" in told.text()
+    assert "would break minReplicas or a pin" in told.text()
     assert told.demand_range is not None
     assert told.demand_range.least_requests_per_s == 0.0
 

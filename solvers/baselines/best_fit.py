@@ -61,13 +61,13 @@ class _Scheduler:
 
     def schedule(self, stage: Stage, service: ServedModel, option: PoolOption, count: int) -> None:
         """Bind up to so many pods, one by one; the rest stays pending."""
-        refused: set[str] = set()  # locations whose feeds have no watts for one more
+        refused = {node.location for node in self.nodes.values() if not service.allows_location(node.location)}
         for _ in range(min(count, stage.spare_in_role(service, option.pool.role))):
             if not self._bind(stage, option, refused):
                 return
 
     def _bind(self, stage: Stage, option: PoolOption, refused: set[str]) -> bool:
-        """Put one pod on the fullest node that holds it and has watts."""
+        """Put one pod on the fullest node that holds it, where its feeds have watts; locations without are noted."""
         levels = self.levels.get(option.pool.gpu_class, {})
         for free in sorted(level for level, names in levels.items() if level >= option.gpus and names):
             for node in (self.nodes[name] for name in levels[free]):

@@ -40,7 +40,7 @@ def deployments(stage: Stage, prefers: Prefers) -> list[Deployment]:
         if not habit:
             continue
         way = _chosen(stage, service, habit, free)
-        rate = stage.demand_per_s(service)
+        rate = stage.missing_per_s(service)
         sizes = tuple(max(stage.needed(option, rate), service.min_replicas) for option in way)
         free[way[0].pool.gpu_class] -= sum(o.gpus * n for o, n in zip(way, sizes, strict=True))
         found.append(Deployment(service=service, way=way, replicas=sizes))
@@ -55,7 +55,7 @@ def _chosen(stage: Stage, service: ServedModel, ways: list[Way], free: dict[str,
     for gpu_class in service.gpu_classes:
         if named := [way for way in ways if way[0].pool.gpu_class == gpu_class]:
             return named[0]
-    rate = stage.demand_per_s(service)
+    rate = stage.missing_per_s(service)
 
     def share(way: Way) -> float:
         asked = sum(option.gpus * stage.needed(option, rate) for option in way)

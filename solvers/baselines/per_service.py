@@ -151,15 +151,16 @@ def _chain_rows(
     stage: Stage, service: ServedModel, options: Sequence[PoolOption], pools: NDArray[np.int64], carried: Floats
 ) -> list[Row]:
     """Both chains carry the demand or leave it, and keep floors; ceilings hold for each role."""
-    count, rate, found = len(pools), stage.demand_per_s(service), list[Row]()
+    count, rate, found = len(pools), stage.missing_per_s(service), list[Row]()
     for slack, (_, roles) in enumerate(CHAINS, start=1):
         mine = np.array([options[p].pool.role in roles for p in pools], dtype=float)
         if rate > 0.0:
             found.append((_row(count, mine * carried / rate, slack=0), 1.0, np.inf))
-        found.append((_row(count, mine, slack=slack), float(service.min_replicas), np.inf))
+        standing = sum(n for pool, n in stage.totals(service).items() if pool.role in roles)
+        found.append((_row(count, mine, slack=slack), float(service.min_replicas - standing), np.inf))
     for role in sorted({option.pool.role for option in options}):
         mine = np.array([options[p].pool.role is role for p in pools], dtype=float)
-        found.append((_row(count, mine), -np.inf, float(service.max_replicas)))
+        found.append((_row(count, mine), -np.inf, float(stage.spare_in_role(service, role))))
     return found
 
 
@@ -167,7 +168,8 @@ def _group_rows(stage: Stage, options: Sequence[PoolOption], pools: NDArray[np.i
     """Whole groups of GPUs that the earlier services left, by class and size."""
     found = []
     for gpu_class, size in sorted({(option.pool.gpu_class, option.gpus) for option in options}):
+        bays = stage.room.bays_of(next(option.pool for option in options if option.pool.gpu_class == gpu_class))
         taken = [options[p].gpus // size if options[p].pool.gpu_class == gpu_class else 0 for p in pools]
-        left = sum(stage.room.spare_groups(bay, size) for bay in stage.room.class_bays(gpu_class))
+        left = sum(stage.room.spare_groups(bay, size) for bay in bays)
         found.append((_row(len(pools), np.array(taken, dtype=float)), -np.inf, float(left)))
     return found

@@ -13,6 +13,7 @@ from solvers.planner.assemble import Prices, assemble
 from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
 from solvers.planner.checks import check_problem
 from solvers.planner.desk import Desk
+from solvers.planner.floors import missing_of_pin, places_of
 from solvers.planner.nodes import Room
 from solvers.planner.options import CapacityOf, PoolOption
 from solvers.planner.shortage import reasons_by_service
@@ -37,7 +38,7 @@ class Stage:
 
     @classmethod
     def of(cls, problem: Problem, capacity_of: CapacityOf) -> Stage:
-        """Start with an empty fleet.
+        """Start with an empty fleet, but for what is pinned to a location.
 
         Raises
         ------
@@ -46,7 +47,10 @@ class Stage:
         """
         check_problem(problem)
         desk = Desk.of(problem, capacity_of)
-        return cls(desk=desk, room=desk.empty_room())
+        stage = cls(desk=desk, room=desk.empty_room())
+        for service in stage.services:
+            stage._keep_pins(service)
+        return stage
 
     @property
     def services(self) -> list[ServedModel]:
@@ -116,7 +120,8 @@ class Stage:
 
     def add(self, pool: PoolKey, location: str, count: int) -> None:
         """Note down replicas whose room is already taken."""
-        self.counts[pool, location] = self.counts.get((pool, location), 0) + count
+        if count:
+            self.counts[pool, location] = self.counts.get((pool, location), 0) + count
 
     def place_way(self, service: ServedModel, way: Way, requests_per_s: float) -> None:
         """Place a way for the rate, or for as much of it as has room: neither role more than the other can use."""
@@ -153,6 +158,19 @@ class Stage:
                 able = sum(n for pool, n in self.totals(service).items() if pool.role in roles)
                 if option.pool.role in roles and able < service.min_replicas:
                     self.place(service, option, service.min_replicas - able)
+
+    def _keep_pins(self, service: ServedModel) -> None:
+        """Add replicas at the locations that pins name, of the cheapest pools that have room there."""
+        options = sorted(self.desk.options.of(service.name), key=lambda o: (o.price_usd_per_hour, o.pool))
+        for pin in service.pins:
+            for option in options:
+                bays = [bay for bay in self.room.bays_of(option.pool) if bay.location == pin.location]
+                if not pin.counts(option.pool.role, option.pool.gpu_class, pin.location) or option.is_anywhere:
+                    continue
+                missing = missing_of_pin(pin, places_of(service, self.counts))
+                wanted = min(missing, self.spare_in_role(service, option.pool.role))
+                added = sum(self.room.spread(option.pool, max(0, wanted), bays).values())
+                self.add(option.pool, pin.location, added)
 
     def write(self, name: str) -> Plan:
         """Write what stands as a checked plan; it proves nothing, so its bound is 0.

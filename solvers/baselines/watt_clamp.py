@@ -40,7 +40,7 @@ def watt_clamp(problem: Problem, *, capacity_of: CapacityOf = replica_capacity) 
     for deployment in asked:
         sizes = zip(deployment.way, _clamped(deployment, ratio * deployment.watts), strict=True)
         rate = min(stage.carried(option, count) for option, count in sizes)
-        stage.place_way(deployment.service, deployment.way, min(rate, stage.demand_per_s(deployment.service)))
+        stage.place_way(deployment.service, deployment.way, min(rate, stage.missing_per_s(deployment.service)))
         stage.keep_floor(deployment.service, [deployment.way])
     return stage.write(NAME)
 

@@ -118,7 +118,7 @@ class Case:
     def explained(self) -> Explanation:
         """All that needs no solver."""
         pools = [pool for pool in self.plan.pools if pool.pool.service == self.row.service]
-        counts = count_reasons(self.desk, self.row, pools)
+        counts = count_reasons(self.desk, self.plan, self.row, pools)
         return Explanation(
             service=self.row.service,
             tier=self.row.tier,
@@ -127,7 +127,7 @@ class Case:
             usd_per_hour=sum(pool.cost_usd_per_hour for pool in pools),
             chosen=tuple(chosen_pool(self.plan, pool, self.row) for pool in pools),
             counts=counts,
-            demand_range=demand_range(self.desk, self.row, pools, counts),
+            demand_range=demand_range(self.desk, self.plan, self.row, pools, counts),
             rejected=tuple(alternative(self.plan, self.desk, self.row, ranked) for ranked in self.rejected),
             switches=price_switches(self.desk, pools, self.ways),
             binding=self.plan.bindings,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from solvers.explain.ways import Ranked
 from solvers.fleet import PoolKey
-from solvers.plan import PoolPlan, ServicePlan
-from solvers.planner.cells import CHAINS
+from solvers.plan import Plan, PoolPlan, ServicePlan
 from solvers.planner.desk import Desk
+from solvers.planner.floors import missing_replicas, places_of
 from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
 
 MOST_SWITCHES = 4
@@ -21,7 +21,7 @@ class KeptBy(StrEnum):
     """Why a pool has no replica fewer."""
 
     DEMAND = "demand"
-    FLOOR = "minReplicas"
+    FLOOR = "minReplicas or a pin"
     CHURN = "what it costs to move"
 
 
@@ -56,7 +56,7 @@ class PriceSwitch:
     pools: tuple[tuple[str, int], ...]
 
 
-def count_reasons(desk: Desk, row: ServicePlan, pools: Sequence[PoolPlan]) -> tuple[CountReason, ...]:
+def count_reasons(desk: Desk, plan: Plan, row: ServicePlan, pools: Sequence[PoolPlan]) -> tuple[CountReason, ...]:
     """Take one replica of each pool away and see what is still served."""
     totals = {pool.pool: pool.replicas for pool in pools}
     reasons = []
@@ -66,7 +66,7 @@ def count_reasons(desk: Desk, row: ServicePlan, pools: Sequence[PoolPlan]) -> tu
         if able < row.served_requests_per_s * (1.0 - ROUNDING):
             kept_by = KeptBy.DEMAND
         else:
-            kept_by = KeptBy.FLOOR if _breaks_floor(desk, row.service, less) else KeptBy.CHURN
+            kept_by = KeptBy.FLOOR if _breaks_floor(desk, plan, pool.pool) else KeptBy.CHURN
         serves = min(able, row.served_requests_per_s)
         reasons.append(
             CountReason(
@@ -76,20 +76,27 @@ def count_reasons(desk: Desk, row: ServicePlan, pools: Sequence[PoolPlan]) -> tu
     return tuple(reasons)
 
 
-def _breaks_floor(desk: Desk, name: str, totals: Mapping[PoolKey, int]) -> bool:
-    least = next(service.min_replicas for service in desk.problem.services if service.name == name)
-    return any(sum(n for pool, n in totals.items() if pool.role in roles) < least for _, roles in CHAINS)
+def _breaks_floor(desk: Desk, plan: Plan, pool: PoolKey) -> bool:
+    """True when wherever a replica of the pool is taken away, more is missing than before."""
+    service = next(service for service in desk.problem.services if service.name == pool.service)
+    places = places_of(service, {(row.pool, row.location): row.replicas for row in plan.placements})
+    missing = missing_replicas(service, places)
+    return all(
+        missing_replicas(service, {**places, key: count - 1}) > missing
+        for key, count in places.items()
+        if key[0] == pool
+    )
 
 
 def demand_range(
-    desk: Desk, row: ServicePlan, pools: Sequence[PoolPlan], reasons: Sequence[CountReason]
+    desk: Desk, plan: Plan, row: ServicePlan, pools: Sequence[PoolPlan], reasons: Sequence[CountReason]
 ) -> DemandRange | None:
     """Demand for which the plan's replicas are neither too few nor, one by one, too many; None without replicas."""
     if not pools:
         return None
     totals = {pool.pool: pool.replicas for pool in pools}
     able = able_per_s(carried_by_role(desk.problem, desk.sizer, totals))
-    may_go = [not _breaks_floor(desk, row.service, {**totals, pool.pool: pool.replicas - 1}) for pool in pools]
+    may_go = [not _breaks_floor(desk, plan, pool.pool) for pool in pools]
     spare = [why.one_less_serves_requests_per_s for why, may in zip(reasons, may_go, strict=True) if may]
     most = max(able, row.served_requests_per_s)
     return DemandRange(least_requests_per_s=max(spare, default=0.0), most_requests_per_s=most)

@@ -53,7 +53,7 @@ def _count(reason: CountReason) -> str:
     if reason.kept_by is KeptBy.DEMAND:
         return f"{fewer} would leave room for {_rate(reason.one_less_serves_requests_per_s)} requests/s"
     if reason.kept_by is KeptBy.FLOOR:
-        return f"{fewer} would break minReplicas"
+        return f"{fewer} would break {reason.kept_by}"
     return f"{fewer} would do; it is kept because moving costs more or nothing is saved"
 
 
