@@ -8,7 +8,7 @@ prompts inside the decode steps (``pools.py``). Each formula may use up half of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -91,7 +91,7 @@ def _capacity(
 ) -> Capacity | Unfit:
     size = {Role.PREFILL: _prefill_capacity, Role.DECODE: _decode_capacity, Role.MIXED: _mixed_capacity}[role]
     try:
-        return size(profile, pools.Mix.of(mix), slos, replicas)
+        return size(profile, mix, slos, replicas)
     except pools.Refused as refusal:
         return Unfit(reason=str(refusal))
     except OutOfRange as beyond:
@@ -127,7 +127,10 @@ def _first_token_s(profile: EngineProfile, slos: Sequence[Slo]) -> float:
     return STEPS_TO_FIRST_TOKEN * itl
 
 
-def _prefill_capacity(profile: EngineProfile, mix: pools.Mix, slos: tuple[Slo, ...], replicas: int) -> Capacity:
+def _prefill_capacity(
+    profile: EngineProfile, buckets: tuple[SizeBucket, ...], slos: tuple[Slo, ...], replicas: int
+) -> Capacity:
+    mix = pools.Mix.of(buckets)
     service = pools.prefill_times_s(profile, mix)
     transfer = mix.prompt_tokens * profile.kv_bytes_per_token / profile.transfer_bytes_per_s
     first_token, ttft = _first_token_s(profile, slos), _limits(slos, SloMetric.TTFT)
@@ -179,10 +182,20 @@ def _allowed_misses(slos: Sequence[Slo]) -> float:
     return queueing.MISS_SHARE * (1.0 - _percentile(slos))
 
 
-def _decode_capacity(profile: EngineProfile, mix: pools.Mix, slos: tuple[Slo, ...], replicas: int) -> Capacity:
-    itl = _limits(slos, SloMetric.ITL)
-    _refuse_unreachable_itl(profile, mix, itl)
-    pool = pools.decoding_pool(profile, mix, replicas)
+def _decode_capacity(
+    profile: EngineProfile, buckets: tuple[SizeBucket, ...], slos: tuple[Slo, ...], replicas: int
+) -> Capacity:
+    mix = pools.Mix.of(buckets)
+    _refuse_unreachable_itl(profile, mix, _limits(slos, SloMetric.ITL))
+    return _decode_of_chain(profile, buckets, slos, pools.chained_replicas(profile, mix, replicas))
+
+
+@lru_cache(maxsize=65536)
+def _decode_of_chain(
+    profile: EngineProfile, buckets: tuple[SizeBucket, ...], slos: tuple[Slo, ...], together: int
+) -> Capacity:
+    """Size a decode pool; all that are as large as the chain may get, or larger, are the same."""
+    pool, itl = pools.decoding_pool(profile, pools.Mix.of(buckets), together), _limits(slos, SloMetric.ITL)
     saturation = pool.chain.saturation_per_s
     too_slow = [(slo, pool.slow_step_s > slo.limit_s) for slo in itl]
 
@@ -204,49 +217,113 @@ def _decode_capacity(profile: EngineProfile, mix: pools.Mix, slos: tuple[Slo, ..
     )
 
 
-def _mixed_capacity(profile: EngineProfile, mix: pools.Mix, slos: tuple[Slo, ...], replicas: int) -> Capacity:
-    ttft, itl = _limits(slos, SloMetric.TTFT), _limits(slos, SloMetric.ITL)
-    _refuse_unreachable_itl(profile, mix, itl)
-    pool = pools.mixed_pool(profile, mix, replicas)
-    saturation, percentile = pool.saturation_per_s, _percentile(ttft)
-    too_slow = [(slo, pool.decoding.slow_step_s > slo.limit_s, pool.chunk_too_slow(slo.limit_s)) for slo in itl]
-
-    def itl_holds(rate: float, time: Floats) -> bool:
-        gaps, chunked = pool.decoding.gap_weights(time), pool.chunked_steps_ratio(rate)
-        missed = (float(gaps @ ((1 - chunked) * slow + chunked * chunk)) for _, slow, chunk in too_slow)
-        return all(miss <= _allowed_misses([slo]) for (slo, _, _), miss in zip(too_slow, missed, strict=True))
-
-    def holds(load: float) -> bool:
-        rate = load * saturation
-        time = pool.time_in_states(rate)
-        prompts = pool.prompts(time, percentile)
-        if rate * float(mix.weight @ prompts.service_s) > queueing.MAX_LOAD_RATIO:
-            return False
-        tail = prompts.tail(rate * replicas, replicas)
-        roomy = float(time[pool.decoding.chain.waiting].sum()) <= _allowed_misses(slos)
-        return roomy and itl_holds(rate, time) and all(prompts.keeps(slo, tail) for slo in ttft)
-
-    idle = pool.prompts(pool.time_in_states(1e-6 * saturation), percentile)
-    _refuse_unreachable_ttft(profile, mix, idle, ttft)
-    return _mixed_result(profile, pool, _largest_load(profile, holds), slos, replicas)
-
-
-def _mixed_result(
-    profile: EngineProfile, pool: pools.Mixed, load: float, slos: tuple[Slo, ...], replicas: int
+def _mixed_capacity(
+    profile: EngineProfile, buckets: tuple[SizeBucket, ...], slos: tuple[Slo, ...], replicas: int
 ) -> Capacity:
-    rate = load * pool.saturation_per_s
-    time = pool.time_in_states(rate)
-    percentile = _percentile(_limits(slos, SloMetric.TTFT))
-    prompts = pool.prompts(time, percentile)
-    chunked = min(1.0, rate * float(prompts.weight @ prompts.service_s))  # time in steps that carry a chunk
-    decoding_watts = pool.decoding.mean_gpu_watts(profile, time)
+    mix = pools.Mix.of(buckets)
+    _refuse_unreachable_itl(profile, mix, _limits(slos, SloMetric.ITL))
+    sizing = _mixed_sizing(profile, buckets, slos, pools.chained_replicas(profile, mix, replicas))
+    _refuse_unreachable_ttft(profile, mix, sizing.idle(), sizing.ttft)
+    load = _largest_load(profile, lambda load: sizing.holds(load, replicas))
+    said = sizing.at(load)
     return Capacity(
-        requests_per_s=rate,
+        requests_per_s=said.rate_per_s,
         utilisation_ratio=load,
-        gpu_watts=chunked * profile.prefill_watts_per_gpu + (1.0 - chunked) * decoding_watts,
-        ttft_s=prompts.quantile_s(percentile, prompts.tail(rate * replicas, replicas)),
-        itl_s=_mixed_itl_s(pool, rate, time, _percentile(_limits(slos, SloMetric.ITL))),
+        gpu_watts=said.gpu_watts,
+        ttft_s=said.prompts.quantile_s(
+            _percentile(sizing.ttft), said.prompts.tail(said.rate_per_s * replicas, replicas)
+        ),
+        itl_s=said.itl_s,
     )
+
+
+@lru_cache(maxsize=128)  # one pool's sizes are asked for one after the other; each of these holds arrays over states
+def _mixed_sizing(
+    profile: EngineProfile, buckets: tuple[SizeBucket, ...], slos: tuple[Slo, ...], together: int
+) -> MixedSizing:
+    pool = pools.mixed_pool(profile, pools.Mix.of(buckets), together)
+    return MixedSizing(profile=profile, pool=pool, ttft=_limits(slos, SloMetric.TTFT), itl=_limits(slos, SloMetric.ITL))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixedLoad:
+    """What is true of a mixed pool at one load, whatever its size; ``prompts`` as seen from the queue."""
+
+    rate_per_s: float
+    prompts: pools.Prompts
+    gpu_watts: float
+    itl_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixedSizing:
+    """A mixed pool whose decoding is one chain: pools of other sizes differ only in how long prompts queue.
+
+    The searches over pool sizes halve the same interval, so most of their loads have been judged before.
+    """
+
+    profile: EngineProfile
+    pool: pools.Mixed
+    ttft: tuple[Slo, ...]
+    itl: tuple[Slo, ...]
+    judged: dict[float, pools.Prompts | None] = field(default_factory=dict)
+    known: dict[float, MixedLoad] = field(default_factory=dict)
+    too_slow: list[tuple[float, Floats, Floats]] = field(default_factory=list)
+
+    def idle(self) -> pools.Prompts:
+        time = self.pool.time_in_states(1e-6 * self.pool.saturation_per_s)
+        return self.pool.prompts(time, _percentile(self.ttft))
+
+    def holds(self, load: float, replicas: int) -> bool:
+        if load not in self.judged:
+            self.judged[load] = self._roomy(load)
+        prompts = self.judged[load]
+        if prompts is None:
+            return False
+        tail = prompts.tail(load * self.pool.saturation_per_s * replicas, replicas)
+        return all(prompts.keeps(slo, tail) for slo in self.ttft)
+
+    def _roomy(self, load: float) -> pools.Prompts | None:
+        """Prompts at the load when all but their queue is as it must be."""
+        rate = load * self.pool.saturation_per_s
+        time = self.pool.time_in_states(rate)
+        prompts = self.pool.prompts(time, _percentile(self.ttft))
+        if rate * float(self.pool.weight @ prompts.service_s) > queueing.MAX_LOAD_RATIO:
+            return None
+        waiting = float(time[self.pool.decoding.chain.waiting].sum())
+        roomy = waiting <= _allowed_misses((*self.ttft, *self.itl)) and self._itl_holds(rate, time)
+        return prompts if roomy else None
+
+    def _itl_holds(self, rate: float, time: Floats) -> bool:
+        if not self.too_slow:
+            slow_step_s = self.pool.decoding.slow_step_s
+            self.too_slow.extend(
+                (_allowed_misses([slo]), slow_step_s > slo.limit_s, self.pool.chunk_too_slow(slo.limit_s))
+                for slo in self.itl
+            )
+        gaps, chunked = self.pool.decoding.gap_weights(time), self.pool.chunked_steps_ratio(rate)
+        return all(
+            float(gaps @ ((1 - chunked) * slow + chunked * chunk)) <= allowed for allowed, slow, chunk in self.too_slow
+        )
+
+    def at(self, load: float) -> MixedLoad:
+        """Draw and token gaps at the load."""
+        if load not in self.known:
+            self.known[load] = self._at(load)
+        return self.known[load]
+
+    def _at(self, load: float) -> MixedLoad:
+        rate = load * self.pool.saturation_per_s
+        time = self.pool.time_in_states(rate)
+        prompts = self.pool.prompts(time, _percentile(self.ttft))
+        chunked = min(1.0, rate * float(prompts.weight @ prompts.service_s))  # time in steps that carry a chunk
+        decoding_watts = self.pool.decoding.mean_gpu_watts(self.profile, time)
+        return MixedLoad(
+            rate_per_s=rate,
+            prompts=prompts,
+            gpu_watts=chunked * self.profile.prefill_watts_per_gpu + (1.0 - chunked) * decoding_watts,
+            itl_s=_mixed_itl_s(self.pool, rate, time, _percentile(self.itl)),
+        )
 
 
 def _mixed_itl_s(pool: pools.Mixed, rate_per_s: float, time: Floats, percentile_ratio: float) -> float:

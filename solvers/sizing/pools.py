@@ -165,9 +165,13 @@ def largest_batch(profile: EngineProfile, mix: Mix) -> int:
     return max(1, min(room, profile.decode_batches[-1]))
 
 
+def chained_replicas(profile: EngineProfile, mix: Mix, replicas: int) -> int:
+    """Replicas whose batches one chain follows; larger pools decode as this many would."""
+    return max(1, min(replicas, MAX_CHAIN_STATES // largest_batch(profile, mix)))
+
+
 def decoding_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Decoding:
-    largest = largest_batch(profile, mix)
-    together = max(1, min(replicas, MAX_CHAIN_STATES // largest))
+    largest, together = largest_batch(profile, mix), chained_replicas(profile, mix, replicas)
     batches = np.arange(1, together * largest + 1) / together
     context, spread = mix.context_tokens
     steps = decode_steps_s(profile, batches, np.full(len(batches), context))
