@@ -226,13 +226,12 @@ def _mixed_capacity(
     _refuse_unreachable_ttft(profile, mix, sizing.idle(), sizing.ttft)
     load = _largest_load(profile, lambda load: sizing.holds(load, replicas))
     said = sizing.at(load)
+    tail = said.prompts.tail(said.rate_per_s * replicas, replicas)
     return Capacity(
         requests_per_s=said.rate_per_s,
         utilisation_ratio=load,
         gpu_watts=said.gpu_watts,
-        ttft_s=said.prompts.quantile_s(
-            _percentile(sizing.ttft), said.prompts.tail(said.rate_per_s * replicas, replicas)
-        ),
+        ttft_s=said.prompts.quantile_s(_percentile(sizing.ttft), tail),
         itl_s=said.itl_s,
     )
 
@@ -298,7 +297,11 @@ class MixedSizing:
         if not self.too_slow:
             slow_step_s = self.pool.decoding.slow_step_s
             self.too_slow.extend(
-                (_allowed_misses([slo]), slow_step_s > slo.limit_s, self.pool.chunk_too_slow(slo.limit_s))
+                (
+                    _allowed_misses([slo]),
+                    (slow_step_s > slo.limit_s).astype(float),
+                    self.pool.chunk_too_slow(slo.limit_s),
+                )
                 for slo in self.itl
             )
         gaps, chunked = self.pool.decoding.gap_weights(time), self.pool.chunked_steps_ratio(rate)
