@@ -222,6 +222,7 @@ def _mixed_capacity(
 ) -> Capacity:
     mix = pools.Mix.of(buckets)
     _refuse_unreachable_itl(profile, mix, _limits(slos, SloMetric.ITL))
+    pools.prefill_times_s(profile, mix)  # refuses a prompt that does not fit by itself, before the request does
     sizing = _mixed_sizing(profile, buckets, slos, pools.chained_replicas(profile, mix, replicas))
     _refuse_unreachable_ttft(profile, mix, sizing.idle(), sizing.ttft)
     load = _largest_load(profile, lambda load: sizing.holds(load, replicas))
