@@ -1,4 +1,4 @@
-"""``penstock profile``: make engine profiles and print them."""
+"""``penstock profile``: make engine profiles and print them, or calibrate one by measurements."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from controller import profiles_calibrate
 from controller.profiles import ProfileRequest, Source, make_profile
 from controller.render import profile_name, render_engine_profile
 from solvers.engine import EngineConfig, EngineProfile
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Example: penstock profile --model meta-llama/Llama-3.1-8B --gpu-class h100-sxm --tensor-parallel 1,2"
     )
     add = parser.add_argument
+    add("action", nargs="?", choices=("make", "calibrate"), default="make", help="calibrate: fit one to --from FILE")
     add("--model", required=True, help="model as ServedModels name it")
     add("--gpu-class", required=True, type=_words, help="GPU classes, as h100-sxm,l40s")
     add("--tensor-parallel", default=[1], type=_degrees, metavar="N[,N]", help="tensor-parallel degrees (default 1)")
@@ -43,17 +45,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-capacity-tokens", type=int, metavar="N", help="KV room as the engine reports it at start")
     add("--chunk-tokens", type=int, metavar="N", help="prompt tokens per step of a mixed replica")
     add("--cold-start-seconds", default=120.0, type=float, metavar="S", help="pod start to Ready (default 120)")
+    add("--from", dest="measured", nargs="+", type=Path, metavar="FILE", help="calibrate: CSV or vllm bench JSON files")
+    add("--least-ratio", default=1.0, type=float, metavar="R", help="calibrate: lengths drawn from R to 1 of nominal")
+    add(
+        "--batched-tokens",
+        type=int,
+        metavar="N",
+        help="calibrate: tokens of an engine step (8192, sglang 16384)",
+    )
+    add("--max-sequences", default=1024, type=int, metavar="N", help="calibrate: requests served at once (1024)")
     add("--skip-unfit", action="store_true", help="leave out what does not fit, and say so, instead of failing")
     add("-o", "--output", default="yaml", choices=sorted(OUTPUTS), help="output format (yaml)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the profiles; exit code 0, or 1 (by ``InvalidInput``) when one cannot be made."""
+    if args.action == "calibrate":
+        sys.stdout.write(profiles_calibrate.run(_only(list(requests(args))), args))
+        return 0
     profiles = list(_profiles(args))
     if not profiles:
         raise InvalidInput("profile", "", "none of the asked combinations fits", "ask for more GPUs per replica")
     sys.stdout.write(OUTPUTS[args.output](profiles, args))
     return 0
+
+
+def _only(asked: Sequence[ProfileRequest]) -> ProfileRequest:
+    if len(asked) != 1:
+        raise InvalidInput("profile calibrate", "", f"{len(asked)} profiles were asked for", "ask for one at a time")
+    return asked[0]
 
 
 def requests(args: argparse.Namespace) -> Iterator[ProfileRequest]:
@@ -107,7 +127,7 @@ def command_line(args: argparse.Namespace) -> str:
     words = ["penstock", "profile"]
     for option in parser._actions:
         value = getattr(args, option.dest, None)
-        if value in (None, False, parser.get_default(option.dest)) or option.dest == "output":
+        if value in (None, False, parser.get_default(option.dest)) or option.dest in ("output", "action"):
             continue
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         words += [option.option_strings[-1]] if value is True else [option.option_strings[-1], text]
