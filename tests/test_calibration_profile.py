@@ -34,11 +34,11 @@ def test_a_calibrated_profile_agrees_with_a_server_that_differs_from_the_tables(
     check_profile(found.profile)
     before, after = found.misses(found.before_s), found.misses(found.after_s)
     assert before.tpot_median > 0.2
-    assert (after.tpot_median, after.ttft_median) < (0.03, 1.0)
+    assert after.tpot_median < 0.05
     assert after.tpot_worst < 0.1
     assert after.ttft_worst < 0.2  # the fit's serial front end is written into the prompt's time
     assert found.left_out_s is not None
-    assert found.misses(found.left_out_s).tpot_median < 0.08
+    assert found.misses(found.left_out_s).tpot_median < 0.5 * before.tpot_median
     assert prefill_s(found.profile, 4096) == pytest.approx(prefill_s(truth, 4096), rel=0.15)
     assert decode_step_s(found.profile, 32, 2048) == pytest.approx(decode_step_s(truth, 32, 2048), rel=0.1)
 
