@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from solvers.engine import EngineConfig, Role
@@ -72,19 +72,33 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class PoolKey:
-    """Replicas alike in service, role, GPU class and engine configuration."""
+    """Replicas alike in service, role, GPU class and engine configuration.
+
+    Attributes
+    ----------
+    cap_watts : float
+        Power cap of one GPU while the planner weighs caps against one another, 0 for the class's highest. Outside the
+        planner it is 0: a cap can change while replicas run, so a plan says it in ``PoolPlan.cap_watts``.
+    """
 
     service: str
     role: Role
     gpu_class: str
     config: EngineConfig
+    cap_watts: float = 0.0
+
+    @property
+    def uncapped(self) -> PoolKey:
+        """The pool whatever its cap."""
+        return replace(self, cap_watts=0.0) if self.cap_watts else self
 
     @property
     def namespace(self) -> str:
         return self.service.partition("/")[0]
 
     def __str__(self) -> str:
-        return f"{self.service}/{self.role}/{self.gpu_class}/{self.config.label}"
+        cap = f"/{self.cap_watts:.0f}W" if self.cap_watts else ""
+        return f"{self.service}/{self.role}/{self.gpu_class}/{self.config.label}{cap}"
 
 
 class ReplicaState(StrEnum):

@@ -39,6 +39,11 @@ def worst_watts(gpu_class: GpuClass, gpus: int) -> float:
     return gpus * max(gpu_class.idle_watts, gpu_class.max_cap_watts + gpu_class.host_share_watts)
 
 
+def pool_extra_watts(gpu_classes: Mapping[str, GpuClass], pool: PoolKey, gpu_watts: float | None = None) -> float:
+    """Watts that one replica of the pool adds to its domains, at its cap when nothing else is said."""
+    return extra_watts(gpu_classes[pool.gpu_class], pool.config, gpu_watts or pool.cap_watts or None)
+
+
 def nodes_by_domain(nodes: Iterable[Node]) -> dict[str, list[Node]]:
     """Group the nodes by every power domain that feeds them."""
     members: dict[str, list[Node]] = {}
@@ -70,7 +75,7 @@ def reserved_watts(
     counts : mapping of (pool, location) to int
         Replicas that hold watts, leaving ones too.
     gpu_watts : mapping of pool to float W, optional
-        Draw of one GPU; without it the class's highest cap.
+        Draw of one GPU; without it the pool's own cap, or the class's highest.
 
     Returns
     -------
@@ -80,7 +85,7 @@ def reserved_watts(
     members = nodes_by_domain(nodes)
     reserved = {domain: base_watts(inside, gpu_classes) for domain, inside in members.items()}
     for (pool, location), count in sorted(counts.items()):
-        extra = extra_watts(gpu_classes[pool.gpu_class], pool.config, (gpu_watts or {}).get(pool))
+        extra = pool_extra_watts(gpu_classes, pool, (gpu_watts or {}).get(pool))
         for domain in charged_domains(nodes, pool.gpu_class, location):
             reserved[domain] += count * extra
     return {d: min(watts, ceiling_watts(members[d], gpu_classes)) for d, watts in reserved.items()}

@@ -44,6 +44,8 @@ class Policy:
         Penalty of one unserved request by tier rank, as a multiple of the dearest way to serve it.
     relative_gap : float
         The solver stops when objective and bound agree this well.
+    power_caps : bool
+        Pools may be planned at lower caps than their class's highest, where their profiles know the speed under one.
     """
 
     energy_usd_per_kilowatt_hour: float = 0.12
@@ -54,6 +56,7 @@ class Policy:
     relative_gap: float = 0.01
     time_limit_s: float = 20.0
     quotas: tuple[Quota, ...] = ()
+    power_caps: bool = False
 
     @property
     def stop_cost_hours(self) -> float:

@@ -82,6 +82,9 @@ def _shape(plan: Plan) -> Iterator[str]:
         if type(row.replicas) is not int or row.replicas <= 0:
             yield f"placements[{row.pool}@{row.location}]: {row.replicas!r} replicas, must be a whole number above 0"
             return
+        if row.pool.cap_watts:
+            yield f"placements[{row.pool}@{row.location}]: the cap belongs into the pool's row, not into its name"
+            return
     places = [(row.pool, row.location) for row in plan.placements]
     yield from _ordered("placements", places)
     yield from _ordered("pools", [p.pool for p in plan.pools])
@@ -249,6 +252,8 @@ def _costs(plan: Plan, problem: Problem) -> Iterator[str]:
         if not gpu_class.min_cap_watts <= pool.cap_watts <= gpu_class.max_cap_watts:
             allowed = f"{gpu_class.min_cap_watts:g}-{gpu_class.max_cap_watts:g}"
             yield f"cap[{pool.pool}]: {pool.cap_watts:g} W, the class allows {allowed} W"
+        if pool.cap_watts != gpu_class.max_cap_watts and not problem.policy.power_caps:
+            yield f"cap[{pool.pool}]: {pool.cap_watts:g} W, but the policy allows no caps below the highest"
         worst = gpus * max(gpu_class.idle_watts, pool.cap_watts + gpu_class.host_share_watts)
         if not _close(pool.reserved_watts, worst, WATTS):
             yield f"watts[{pool.pool}]: reserved {pool.reserved_watts:,.0f} W, worst case is {worst:,.0f} W"

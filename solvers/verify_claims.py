@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from solvers.engine import ProfileKey
+from solvers.engine.curves import capped
+from solvers.errors import OutOfRange
 from solvers.fleet import GpuClass
 from solvers.plan import Plan, PoolPlan
 from solvers.problem import Problem
@@ -31,11 +33,13 @@ def claims(plan: Plan, problem: Problem, capacity_of: CapacityOf) -> Iterator[st
         service = services[pool.pool.service]
         key = ProfileKey(model=service.model, gpu_class=pool.pool.gpu_class, config=pool.pool.config)
         mix = problem.demands[service.name].mix
-        sized = (
-            capacity_of(problem.profiles[key], pool.pool.role, mix, service.slos, pool_replicas=pool.replicas)
-            if mix
-            else None
-        )
+        is_capped = pool.cap_watts < problem.gpu_classes[key.gpu_class].max_cap_watts
+        try:
+            curves = capped(problem.profiles[key], pool.cap_watts if is_capped else None)
+        except OutOfRange as unknown:
+            yield f"cap[{pool.pool}]: {unknown}"
+            continue
+        sized = capacity_of(curves, pool.pool.role, mix, service.slos, pool_replicas=pool.replicas) if mix else None
         yield from _claim(pool, sized, problem.profiles[key].idle_watts_per_gpu, problem.gpu_classes[key.gpu_class])
 
 
@@ -45,8 +49,7 @@ def _claim(pool: PoolPlan, sized: object, idle_watts: float, gpu_class: GpuClass
         yield f"capacity[{pool.pool}]: said {pool.capacity_requests_per_s:g} requests/s, sized for {able:g}"
     gpu_watts = float(getattr(sized, "gpu_watts", idle_watts))
     planned = pool.replicas * pool.pool.config.gpus * (gpu_watts + gpu_class.host_share_watts)
-    low = planned if pool.cap_watts >= gpu_class.max_cap_watts else 0.0  # a cap below the highest draws less
-    if not low - max(WATTS, RELATIVE * planned) <= pool.planned_watts <= planned + max(WATTS, RELATIVE * planned):
+    if not abs(pool.planned_watts - planned) <= max(WATTS, RELATIVE * planned):
         yield f"watts[{pool.pool}]: planned {pool.planned_watts:,.0f} W, sized for {planned:,.0f} W"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from solvers.errors import SolveFailed
 from solvers.plan import Plan
+from solvers.planner.caps import at_options, at_plan, planned_counts
 from solvers.planner.checks import check_problem
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Counts
@@ -54,7 +56,7 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
     desk = Desk.of(problem, capacity_of, previous)
     in_force = _in_force(problem, previous)
     kept = [desk.worth(counts) for counts in in_force if desk.fits(counts)]
-    repaired = [desk.repaired(counts) for counts in in_force]
+    repaired = [*(desk.repaired(counts) for counts in in_force), *_without_caps(desk)]
     search = Search(desk=desk)
     tried = list(_tried(desk, search, in_force, kept, repaired))
     faults = list(search.faults)
@@ -85,6 +87,16 @@ def _tried(
     yield found, ""
 
 
+def _without_caps(desk: Desk) -> list[Worth]:
+    """The plan with every pool at its highest cap, to begin with where caps are open: the answer is never worse."""
+    problem = desk.problem
+    if all(option.pool.cap_watts == 0.0 for option in desk.options.pools):
+        return []
+    plain = replace(problem, policy=replace(problem.policy, power_caps=False))
+    found = Search(desk=Desk.of(plain, desk.sizer.capacity_of)).run([])
+    return [desk.worth(at_options(found.counts, (option.pool for option in desk.options.pools)))]
+
+
 def _grown(desk: Desk, counts: Counts) -> Worth | None:
     """What is in force with the cheapest additions, or what saves enough against that; None when either is short."""
     roomier = desk.scaled(1.0 + GROWTH_RATIO)
@@ -107,8 +119,9 @@ def _with_spare(desk: Desk, able: Sequence[Worth]) -> Worth:
 
 def _in_force(problem: Problem, previous: Plan | None) -> list[Counts]:
     """What could stay as it is: the last plan's counts, then what runs."""
-    planned = {(row.pool, row.location): row.replicas for row in previous.placements} if previous else {}
+    planned = planned_counts(problem, previous) if previous else {}
     running = {key: count for key, count in sorted(problem.running.items()) if count > 0}
+    running = at_plan(problem, previous, running)
     return [counts for counts in (planned, running) if counts]
 
 

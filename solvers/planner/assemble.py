@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from solvers.fleet import PoolKey
 from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from solvers.planner.caps import by_pool
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.nodes import Counts
 from solvers.planner.relax import Arrays
@@ -71,10 +72,10 @@ def assemble(
     reasons: Mapping[str, tuple[str, ...]],
 ) -> Plan:
     """Write the decision down."""
-    pools = tuple(_pool_plan(problem, pool) for pool in worth.pools)
+    pools = tuple(sorted((_pool_plan(problem, pool) for pool in worth.pools), key=lambda row: row.pool))
     return Plan(
         placements=tuple(
-            sorted(Placement(pool=pool, location=loc, replicas=n) for (pool, loc), n in worth.counts.items())
+            sorted(Placement(pool=pool, location=loc, replicas=n) for (pool, loc), n in by_pool(worth.counts).items())
         ),
         pools=pools,
         services=tuple(
@@ -112,11 +113,11 @@ def _report(problem: Problem, worth: Worth, bound: float, rounds: int, notes: tu
 
 def _pool_plan(problem: Problem, worth: PoolWorth) -> PoolPlan:
     return PoolPlan(
-        pool=worth.pool,
+        pool=worth.pool.uncapped,
         replicas=worth.replicas,
         demand_ratio=worth.share_ratio,
         capacity_requests_per_s=worth.capacity_requests_per_s,
-        cap_watts=problem.gpu_classes[worth.pool.gpu_class].max_cap_watts,
+        cap_watts=worth.pool.cap_watts or problem.gpu_classes[worth.pool.gpu_class].max_cap_watts,
         reserved_watts=worth.reserved_watts,
         planned_watts=worth.planned_watts,
         cost_usd_per_hour=worth.cost_usd_per_hour,

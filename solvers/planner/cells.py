@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +34,10 @@ class Cells:
     cell_pool, cell_group : (C,) int
         A cell of a pool placed ``Class`` is one share of the pool's count; its watts are charged class-wide.
     step_pool : (T,) int
+    pool_base : (P,) int
+        First of the pools that are this one at another power cap; itself when there is no other.
     held_pool, held_group, held_now : (H,) int
-        Running replicas by pool and group, group -1 for pools placed ``Class``.
+        Running replicas by pool (the first of its caps) and group, group -1 for pools placed ``Class``.
     demand_per_s, penalty_usd_per_hour, floor_usd_per_hour : (S,) float
         ``penalty`` is of the whole demand unserved, ``floor`` of one replica below the floor.
     """
@@ -46,6 +48,7 @@ class Cells:
     pools: tuple[PoolOption, ...]
     steps: tuple[Step, ...]
     pool_service: Ints
+    pool_base: Ints
     step_pool: Ints
     cell_pool: Ints
     cell_group: Ints
@@ -140,6 +143,7 @@ def build_cells(
     ]
     order = {service.name: index for index, service in enumerate(services)}
     steps = [(p, step) for p, option in enumerate(pools) for step in option.steps]
+    first = first_levels(pools)
     held = _held(problem, pools, grouping)
     penalties = find_penalties(problem, options)
     return Cells(
@@ -149,6 +153,7 @@ def build_cells(
         pools=pools,
         steps=tuple(step for _, step in steps),
         pool_service=_ints(order[o.pool.service] for o in pools),
+        pool_base=_ints(first[o.pool.uncapped] for o in pools),
         step_pool=_ints(p for p, _ in steps),
         cell_pool=_ints(p for p, _ in pairs),
         cell_group=_ints(g for _, g in pairs),
@@ -165,9 +170,14 @@ def _ints(values: Iterable[int]) -> Ints:
     return np.array(list(values), dtype=np.int64)
 
 
+def first_levels(pools: Sequence[PoolOption]) -> dict[PoolKey, int]:
+    """Index of the first level of every pool, by the pool without its cap."""
+    return {pools[p].pool.uncapped: p for p in range(len(pools) - 1, -1, -1)}
+
+
 def _held(problem: Problem, pools: tuple[PoolOption, ...], grouping: Grouping) -> list[tuple[int, int, int]]:
     """Running replicas by (pool, group); what runs where no cell is has to stop and appears nowhere."""
-    index = {option.pool: p for p, option in enumerate(pools)}
+    index = first_levels(pools)
     group_of = {bay.key: g for g, group in enumerate(grouping.groups) for bay in group.bays}
     held: dict[tuple[int, int], int] = {}
     for (pool, location), count in sorted(problem.running.items()):

@@ -88,7 +88,7 @@ def make_variables(cells: Cells) -> Variables:
         sized=_column(len(upper), upper),
         chosen=_column(len(upper), np.ones(len(upper)), integer=True),
         share=_column(len(cells.pools), np.ones(len(cells.pools))),
-        started=_column(len(cells.held_now), np.array([cells.pools[p].most for p in cells.held_pool], dtype=float)),
+        started=_column(len(cells.held_now), _most_at_any_cap(cells)[cells.held_pool]),
         stopped=_column(len(cells.held_now), cells.held_now.astype(float)),
         unserved=_column(len(cells.services), np.ones(len(cells.services))),
         missing=_column(2 * len(cells.services), np.tile([float(s.min_replicas) for s in cells.services], 2)),
@@ -97,6 +97,13 @@ def make_variables(cells: Cells) -> Variables:
         unparted=_column(2 * len(cells.services), np.tile([float(least_locations(s)) for s in cells.services], 2)),
         hung=_column(len(room), np.array([hung_most(cells, c) * n for c, n in enumerate(room)], dtype=float)),
     )
+
+
+def _most_at_any_cap(cells: Cells) -> Floats:
+    """(P,) Largest useful size over the caps of each pool, at the first of them."""
+    most = np.zeros(len(cells.pools))
+    np.maximum.at(most, cells.pool_base, np.array([option.most for option in cells.pools], dtype=float))
+    return most
 
 
 def hung_most(cells: Cells, cell: int) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
+from solvers.planner.caps import planned_counts
 from solvers.planner.nodes import Counts, Room, pack
 from solvers.planner.options import CapacityOf, Options, Sizer, find_options
 from solvers.planner.penalties import Penalties, find_penalties
@@ -28,7 +29,7 @@ class Desk:
     def of(cls, problem: Problem, capacity_of: CapacityOf, previous: Plan | None = None) -> Desk:
         wanted = frozenset(pool for (pool, _), count in problem.running.items() if count)
         if previous is not None:
-            wanted |= {row.pool for row in previous.placements}
+            wanted |= {pool for pool, _ in planned_counts(problem, previous)}
         sizer = Sizer(problem=problem, capacity_of=capacity_of)
         options = find_options(problem, sizer, wanted=wanted)
         return cls(

@@ -73,16 +73,18 @@ def limit_pool_size(cells: Cells, v: Variables) -> Limit:
 
 
 def limit_step(cells: Cells, v: Variables) -> Limit:
-    """(5) A pool's size lies in at most one step, between that step's ends."""
+    """(5) A pool's size lies in at most one step of one power cap, between that step's ends."""
     count = len(cells.steps)
     lower = np.array([step.lower for step in cells.steps], dtype=float)
     upper = np.array([step.upper for step in cells.steps], dtype=float)
-    stepped = [p for p, option in enumerate(cells.pools) if len(option.steps) > 1]
-    inside = np.flatnonzero(np.isin(cells.step_pool, stepped))
+    base = cells.pool_base[cells.step_pool]
+    stepped = np.flatnonzero(np.bincount(base, minlength=len(cells.pools)) > 1)
+    inside = np.flatnonzero(np.isin(base, stepped))
+    one_step = matrix_of(base, np.arange(count), 1.0, (len(cells.pools), count))
     pick = matrix_of(np.arange(len(inside)), inside, 1.0, (len(inside), count))
     labels = [f"{cells.pools[cells.step_pool[t]].pool} {cells.steps[t].lower}-{cells.steps[t].upper}" for t in inside]
     rows = (
-        sp.vstack([pick * lower, -pick * upper, sum_steps(cells)[stepped]]) @ v.chosen
+        sp.vstack([pick * lower, -pick * upper, one_step[stepped]]) @ v.chosen
         + sp.vstack([-pick, pick, sp.csr_array((len(stepped), count))]) @ v.sized
     )
     most = np.repeat([0.0, 1.0], [2 * len(inside), len(stepped)])
@@ -91,7 +93,7 @@ def limit_step(cells: Cells, v: Variables) -> Limit:
         name="step",
         equation=5,
         constraint=rows <= most,
-        subjects=(*subjects, *(f"{cells.pools[p].pool} one step" for p in stepped)),
+        subjects=(*subjects, *(f"{cells.pools[p].pool.uncapped} one step" for p in stepped)),
     )
 
 
@@ -123,7 +125,7 @@ def _charges(cells: Cells) -> Iterator[tuple[int, int, int]]:
 
 
 def limit_power(cells: Cells, v: Variables) -> Limit:
-    """(7) What replicas add at their highest cap stays inside the room above idle draw; in kW."""
+    """(7) What replicas add at their cap stays inside the room above idle draw; in kW."""
     domains = cells.grouping.domain_groups
     rows = [(d, c, times * cells.pools[cells.cell_pool[c]].reserved_watts / 1000.0) for c, d, times in _charges(cells)]
     room = np.array([len(d.domains) * d.room_watts / 1000.0 for d in domains], dtype=float)
@@ -191,7 +193,7 @@ def held_cells(cells: Cells) -> tuple[Ints, Ints]:
     pairs = [
         (h, c)
         for c, (p, g) in enumerate(zip(cells.cell_pool, cells.cell_group, strict=True))
-        if (h := rows.get((int(p), int(g)), rows.get((int(p), -1)))) is not None
+        if (h := rows.get((int(cells.pool_base[p]), int(g)), rows.get((int(cells.pool_base[p]), -1)))) is not None
     ]
     table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return table[:, 0], table[:, 1]

@@ -46,6 +46,8 @@ class Shelf:
 
     Attributes
     ----------
+    base : int
+        The same for all power caps of one pool, of which a way takes at most one.
     carried_per_s, run_usd_per_hour, churn_usd_per_hour : (N + 1,) float
         Of the whole pool; ``churn`` only for a pool placed ``Class``, whose starts and stops are counted in sum.
     unit_cell : (U,) int
@@ -56,6 +58,7 @@ class Shelf:
     """
 
     role: Role
+    base: int
     carried_per_s: Floats
     run_usd_per_hour: Floats
     churn_usd_per_hour: Floats
@@ -103,8 +106,7 @@ class Menu:
         _, levels = self._join(tables)
         sizes = [0] * len(self.shelves)
         for role, (floor, part) in levels.items():
-            sizes_of_role = tables[role].sizes(floor, part)
-            for index, size in zip(self._of(role), sizes_of_role, strict=True):
+            for index, size in tables[role].sizes(floor, part):
                 sizes[index] = size
         return self.way(sizes, [order for order, _ in orders])
 
@@ -151,13 +153,13 @@ class Menu:
     def _parts(self, grid: int) -> int:
         return grid if self.demand_per_s > 0.0 else 0
 
-    def _of(self, role: Role) -> list[int]:
-        return [index for index, shelf in enumerate(self.shelves) if shelf.role is role]
-
     def _table(self, role: Role, orders: Sequence[tuple[Ints, Floats]], parts: int, *, is_up: bool) -> _Table:
-        mine = self._of(role)
-        amounts = [self.shelves[i].parts(self.demand_per_s, parts, is_up=is_up) for i in mine]
-        return _Table.of(amounts, [orders[i][1] for i in mine], self._floor, parts)
+        pools: dict[int, list[_Level]] = {}
+        for index, shelf in enumerate(self.shelves):
+            if shelf.role is role:
+                amounts = shelf.parts(self.demand_per_s, parts, is_up=is_up)
+                pools.setdefault(shelf.base, []).append(_Level(shelf=index, amounts=amounts, costs=orders[index][1]))
+        return _Table.of([_Choice.of(levels) for levels in pools.values()], self._floor, parts)
 
     def _join(self, tables: Mapping[Role, _Table]) -> tuple[float, dict[Role, tuple[int, int]]]:
         """Least value over what mixed pools carry and what pairs carry, and each role's (floor, part)."""
@@ -185,38 +187,73 @@ class Menu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Level:
+    """The sizes of one pool at one power cap, 0…N, at the prices in question."""
+
+    shelf: int
+    amounts: Ints
+    costs: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Choice:
+    """What one pool may be: nothing, or a size at one of its caps; (E,) each, nothing first."""
+
+    shelf: Ints
+    size: Ints
+    amount: Ints
+    cost: Floats
+
+    @classmethod
+    def of(cls, levels: Sequence[_Level]) -> _Choice:
+        nothing = np.array([level.costs[0] for level in levels])  # infinite where replicas must be kept at the level
+        others = [float(nothing[:i].sum() + nothing[i + 1 :].sum()) for i in range(len(levels))]
+        sizes = [np.arange(1, len(level.costs)) for level in levels]
+        shelves = [np.full(len(size), level.shelf) for level, size in zip(levels, sizes, strict=True)]
+        return cls(
+            shelf=np.concatenate([[levels[0].shelf], *shelves]),
+            size=np.concatenate([[0], *sizes]),
+            amount=np.concatenate([levels[0].amounts[:1], *(level.amounts[1:] for level in levels)]),
+            cost=np.concatenate(
+                [[nothing.sum()], *(level.costs[1:] + other for level, other in zip(levels, others, strict=True))]
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Table:
-    """Least cost of a role by (replicas at least, load at least), and the size of each pool that it takes."""
+    """Least cost of a role by (replicas at least, load at least), and which choice of each pool it takes."""
 
     least: Floats  # (floor + 1, parts + 1)
     picks: tuple[Ints, ...]
-    amounts: tuple[Ints, ...]
+    choices: tuple[_Choice, ...]
 
     @classmethod
-    def of(cls, amounts: Sequence[Ints], costs: Sequence[Floats], floor: int, parts: int) -> _Table:
+    def of(cls, choices: Sequence[_Choice], floor: int, parts: int) -> _Table:
         least = np.full((floor + 1, parts + 1), np.inf)
         least[0, 0] = 0.0
         floors, loads = np.arange(floor + 1), np.arange(parts + 1)
         picks: list[Ints] = []
-        for amount, cost in zip(amounts, costs, strict=True):
-            grown, pick = least + cost[0], np.zeros(least.shape, dtype=np.int64)
-            for size in range(1, len(cost)):
-                below = least[np.maximum(0, floors - size)]
-                tried = below.take(np.maximum(0, loads - amount[size]), axis=1) + cost[size]
+        for choice in choices:
+            grown, pick = least + choice.cost[0], np.zeros(least.shape, dtype=np.int64)
+            for entry in range(1, len(choice.cost)):
+                below = least[np.maximum(0, floors - choice.size[entry])]
+                tried = below.take(np.maximum(0, loads - choice.amount[entry]), axis=1) + choice.cost[entry]
                 better = tried < grown
                 np.copyto(grown, tried, where=better)
-                pick[better] = size
+                pick[better] = entry
             least = grown
             picks.append(pick)
-        return cls(least=least, picks=tuple(picks), amounts=tuple(amounts))
+        return cls(least=least, picks=tuple(picks), choices=tuple(choices))
 
-    def sizes(self, floor: int, part: int) -> list[int]:
-        """Size of each pool, in their order."""
+    def sizes(self, floor: int, part: int) -> list[tuple[int, int]]:
+        """(shelf, size) of what each pool is."""
         found = []
-        for pick, amount in zip(reversed(self.picks), reversed(self.amounts), strict=True):
-            size = int(pick[floor, part])
-            found.append(size)
-            floor, part = max(0, floor - size), max(0, part - int(amount[size]))
+        for pick, choice in zip(reversed(self.picks), reversed(self.choices), strict=True):
+            entry = int(pick[floor, part])
+            size = int(choice.size[entry])
+            found.append((int(choice.shelf[entry]), size))
+            floor, part = max(0, floor - size), max(0, part - int(choice.amount[entry]))
         return found[::-1]
 
 
@@ -277,15 +314,17 @@ def _shelf(cells: Cells, sizer: Sizer, pool: int, least: Least) -> Shelf:
     now = {(int(p), int(g)): int(n) for p, g, n in zip(cells.held_pool, cells.held_group, cells.held_now, strict=True)}
     unit_cell = np.repeat(np.array(list(room), dtype=np.int64), list(room.values()))
     within = np.concatenate([np.arange(n) for n in room.values()]) if room else np.zeros(0, dtype=np.int64)
-    kept = np.array([now.get((pool, int(cells.cell_group[c])), 0) for c in unit_cell], dtype=np.int64)
+    base = int(cells.pool_base[pool])
+    kept = np.array([now.get((base, int(cells.cell_group[c])), 0) for c in unit_cell], dtype=np.int64)
     forced = np.array([least.get(int(c), 0) for c in unit_cell], dtype=np.int64)
     sizes = np.arange(min(option.most, len(unit_cell)) + 1)
     anywhere = option.is_anywhere
-    runs = now.get((pool, -1), 0)
+    runs = now.get((base, -1), 0)
     carried, run = _sized(option, sizer, cells.policy.energy_usd_per_kilowatt_hour, len(sizes))
     below = sizes < min(int(sum(least.get(int(c), 0) for c in mine)), len(sizes) - 1)
     return Shelf(
         role=option.pool.role,
+        base=base,
         carried_per_s=carried,
         run_usd_per_hour=np.where(below, np.inf, run),
         churn_usd_per_hour=start * np.maximum(0, sizes - runs) - stop * np.minimum(runs, sizes)

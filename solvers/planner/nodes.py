@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey
 from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms, find_bays
 from solvers.planner.quotas import QuotaLedger
-from solvers.power import charged_domains, extra_watts
+from solvers.power import charged_domains, pool_extra_watts
 from solvers.problem import Problem
 
 Counts = Mapping[tuple[PoolKey, str], int]
@@ -85,7 +85,7 @@ class Room:
 
     def extra_watts(self, pool: PoolKey) -> float:
         """Watts that one replica adds to its domains."""
-        return extra_watts(self.gpu_classes[pool.gpu_class], pool.config)
+        return pool_extra_watts(self.gpu_classes, pool)
 
     def charged(self, pool: PoolKey, location: str) -> tuple[str, ...]:
         """Limiting domains that a replica at the location draws from."""

@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from solvers.engine import EngineProfile
+from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
+from solvers.planner.caps import at_cap, levels_watts, limited_classes, profile_at
 from solvers.planner.floors import least_locations, pinned_most
 from solvers.planner.quotas import QuotaLedger
-from solvers.power import extra_watts
+from solvers.power import pool_extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit
 from solvers.workload import Demand, PlacementMode, ServedModel
@@ -49,7 +50,7 @@ class PoolOption:
     steps : tuple of Step
         Ascending, without holes, from one replica to the most that could be of use.
     reserved_watts : float
-        What one replica adds to its domains at the highest cap.
+        What one replica adds to its domains at the pool's cap.
     """
 
     pool: PoolKey
@@ -91,6 +92,16 @@ class Sizer:
     problem: Problem
     capacity_of: CapacityOf
     _known: dict[tuple[PoolKey, int], Capacity | Unfit] = field(default_factory=dict)
+    _profiles: dict[PoolKey, EngineProfile | None] = field(default_factory=dict)
+
+    def profile(self, pool: PoolKey) -> EngineProfile | None:
+        """Curves of the pool at its cap; None where the problem has none."""
+        if pool not in self._profiles:
+            model = next(s.model for s in self.problem.services if s.name == pool.service)
+            key = ProfileKey(model=model, gpu_class=pool.gpu_class, config=pool.config)
+            known = self.problem.profiles.get(key)
+            self._profiles[pool] = known and profile_at(known, pool)
+        return self._profiles[pool]
 
     def at(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> Capacity | Unfit:
         """Capacity of one replica of the pool at the size; it never falls as the pool grows."""
@@ -127,10 +138,11 @@ def find_options(
     pools: list[PoolOption] = []
     unfit: dict[str, tuple[str, ...]] = {}
     slots = {where: _slots(problem, where) for where in {service.locations for service in problem.services}}
+    limited = limited_classes(problem)
     for service in sorted(problem.services, key=lambda s: s.name):
         reasons: list[str] = []
         found: list[PoolOption] = []
-        for pool, profile in _candidates(problem, service):
+        for pool, profile in _candidates(problem, service, sizer, limited):
             option = _option(
                 problem, service, pool, profile, sizer, slots[service.locations], (refined or {}).get(pool, ())
             )
@@ -143,12 +155,19 @@ def find_options(
     return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
 
 
-def _candidates(problem: Problem, service: ServedModel) -> Iterable[tuple[PoolKey, EngineProfile]]:
+def _candidates(
+    problem: Problem, service: ServedModel, sizer: Sizer, limited: Collection[str]
+) -> Iterable[tuple[PoolKey, EngineProfile]]:
+    """Every pool that could be asked for, at every cap that it may have."""
     for key, profile in sorted(problem.profiles.items()):
         if key.model != service.model or not service.allows(key.gpu_class, key.config):
             continue
         for role in sorted(service.roles):
-            yield PoolKey(service=service.name, role=role, gpu_class=key.gpu_class, config=key.config), profile
+            pool = PoolKey(service=service.name, role=role, gpu_class=key.gpu_class, config=key.config)
+            for cap_watts in levels_watts(problem, key.gpu_class, profile) if key.gpu_class in limited else (0.0,):
+                level = at_cap(pool, cap_watts)
+                if (curves := sizer.profile(level)) is not None:
+                    yield level, curves
 
 
 def _slots(problem: Problem, locations: tuple[str, ...]) -> Mapping[tuple[str, int], int]:
@@ -187,7 +206,7 @@ def _option(
         is_anywhere=service.placement is PlacementMode.CLASS,
         gpus=gpus,
         price_usd_per_hour=gpus * gpu_class.price_usd_per_hour,
-        reserved_watts=extra_watts(gpu_class, pool.config),
+        reserved_watts=pool_extra_watts(problem.gpu_classes, pool),
         host_watts=gpus * gpu_class.host_share_watts,
         steps=_steps(pool, profile, min(room, most + int(service.is_spread)), refined, sizer),
     )
@@ -283,18 +302,27 @@ def _alike(one: Step, other: Step) -> bool:
 def _without_dominated(
     service: ServedModel, found: Sequence[PoolOption], wanted: Collection[PoolKey]
 ) -> list[PoolOption]:
-    """Leave out pools that smaller groups of the same class replace at no loss, size for size; wanted ones stay."""
-    most = max((option.most for option in found), default=0)
-    if service.max_replicas < CEILING_SLACK * most:
-        return list(found)  # where replicas are counted, few large ones are worth something
-    return [o for o in found if o.pool in wanted or not any(_dominates(other, o) for other in found)]
+    """Leave out what others of the same class replace at no loss, size for size; wanted pools stay.
+
+    Others are the same pool at a lower cap, and smaller groups, except where replicas are counted: there few large ones
+    are worth something.
+    """
+    kept = [o for o in found if o.pool in wanted or not any(_is_lower_level(p, o) and _replaces(p, o) for p in found)]
+    if service.max_replicas < CEILING_SLACK * max((option.most for option in found), default=0):
+        return kept
+    return [o for o in kept if o.pool.uncapped in wanted or not any(p.gpus < o.gpus and _replaces(p, o) for p in kept)]
 
 
-def _dominates(small: PoolOption, large: PoolOption) -> bool:
+def _is_lower_level(one: PoolOption, other: PoolOption) -> bool:
+    """True for the same pool at a lower cap."""
+    return one.pool.uncapped == other.pool.uncapped and one.reserved_watts < other.reserved_watts
+
+
+def _replaces(small: PoolOption, large: PoolOption) -> bool:
     """True when ``ratio`` replicas of ``small`` do what one of ``large`` does, at every size, for no more watts."""
     same = (small.pool.role, small.pool.gpu_class) == (large.pool.role, large.pool.gpu_class)
     ratio, rest = divmod(large.gpus, small.gpus)
-    if not same or rest or ratio < 2:
+    if not same or rest or ratio * small.reserved_watts > large.reserved_watts * (1.0 + 1e-9):
         return False
     return all(
         (inside := step_at(small, min(step.lower * ratio, small.most))) is not None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from solvers.engine import Role
+from solvers.fleet import PoolKey
 from solvers.planner.options import Options, PoolOption
 from solvers.problem import Policy, Problem
 
@@ -50,8 +51,16 @@ def tier_weight(policy: Policy, rank: int) -> float:
 
 
 def _dearest_usd_per_hour(pools: tuple[PoolOption, ...]) -> float:
-    """Hourly cost of carrying one request per second by the dearest pair of pools, or the dearest mixed pool."""
-    worst = {role: max((_cost(o) for o in pools if o.pool.role is role), default=0.0) for role in Role}
+    """Hourly cost of carrying one request per second by the dearest pair of pools, or the dearest mixed pool.
+
+    Every pool counts at its fastest cap: a plan that may cap weighs shortage like one that may not.
+    """
+    fastest: dict[PoolKey, float] = {}
+    for option in pools:
+        cost = _cost(option)
+        if cost > 0.0:
+            fastest[option.pool.uncapped] = min(cost, fastest.get(option.pool.uncapped, cost))
+    worst = {role: max((cost for pool, cost in fastest.items() if pool.role is role), default=0.0) for role in Role}
     pair = worst[Role.PREFILL] + worst[Role.DECODE] if worst[Role.PREFILL] and worst[Role.DECODE] else 0.0
     return max(pair, worst[Role.MIXED])
 

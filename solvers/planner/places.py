@@ -59,7 +59,8 @@ def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict
     kept = 0
     for bay in _bays(cells, cell):
         key = (option.pool, bay.location)
-        taken = room.take(*key, min(cells.problem.running.get(key, 0), wanted - kept), bay)
+        running = cells.problem.running.get((option.pool.uncapped, bay.location), 0)
+        taken = room.take(*key, min(running, wanted - kept), bay)
         if taken:
             counts[key] = counts.get(key, 0) + taken
         kept += taken

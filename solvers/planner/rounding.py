@@ -6,7 +6,7 @@ ran, and, from nothing, is the plan of last resort.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from solvers.engine import Role
@@ -85,7 +85,7 @@ def _add_one(
     is_place: Callable[[str], bool] = lambda location: True,
 ) -> bool:
     """Add a replica of the first pool that has room for it, under the ceiling of its role."""
-    for option in options:
+    for option in _at_one_cap(options, _totals(counts, service)):
         in_role = sum(n for pool, n in _totals(counts, service).items() if pool.role is option.pool.role)
         if in_role < service.max_replicas and _add(option, 1, room, counts, service, is_place):
             return True
@@ -103,6 +103,12 @@ def _fill_floor(service: ServedModel, options: Options, room: Room, counts: dict
         while missing_of_chain(service, places_of(service, counts), roles):
             if not _add_one(able, room, counts, service):
                 break
+
+
+def _at_one_cap(options: Iterable[PoolOption], totals: Mapping[PoolKey, int]) -> list[PoolOption]:
+    """Leave out the other caps of pools that have replicas: a plan has one cap for a pool."""
+    caps = {pool.uncapped: pool.cap_watts for pool in totals}
+    return [o for o in options if caps.get(o.pool.uncapped, o.pool.cap_watts) == o.pool.cap_watts]
 
 
 def _fill_pins(service: ServedModel, options: Options, room: Room, counts: dict[tuple[PoolKey, str], int]) -> None:
@@ -166,7 +172,7 @@ def _cheapest_block(
         return None
     blocks = [
         block
-        for option in options.of(service.name)
+        for option in _at_one_cap(options.of(service.name), totals)
         for block in _blocks(option, sizer, service, deficits, totals)
         if (option.pool, block.replicas) not in blocked
     ]
@@ -209,7 +215,8 @@ def _without_waste(problem: Problem, sizer: Sizer, counts: Counts, least: Counts
         for pool in sorted(totals, key=lambda p: (-_price(problem, p), p)):
             free = [loc for key, loc in kept if key == pool for _ in range(kept[key, loc] - least.get((key, loc), 0))]
             while free and _can_spare(problem, sizer, service, totals, pool):
-                location = max(free, key=lambda loc: (kept[pool, loc] > problem.running.get((pool, loc), 0), loc))
+                running = {loc: problem.running.get((pool.uncapped, loc), 0) for loc in free}
+                location = max(free, key=lambda loc: (kept[pool, loc] > running[loc], loc))
                 free.remove(location)
                 if not _spares_place(problem, sizer, service, kept, pool, location):
                     continue

@@ -13,6 +13,7 @@ from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner.assemble import Prices, assemble, read_prices
 from solvers.planner.bound import dual_bound
+from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
 from solvers.planner.compose import Composer, Enough
 from solvers.planner.desk import Desk
@@ -21,6 +22,7 @@ from solvers.planner.menus import Least
 from solvers.planner.nodes import Counts, pack
 from solvers.planner.options import find_options, step_at
 from solvers.planner.places import Placed, cell_counts, place, start_columns
+from solvers.planner.recap import recapped
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
 from solvers.planner.rounding import fill
 from solvers.planner.shortage import reasons_by_service
@@ -32,6 +34,7 @@ MOST_ROUNDS = 4
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
 NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
 SMALL = 150  # whole columns of a model that the solver searches through in no time
+MOST_RECAPS = 4  # times that caps are chosen again and what they free is filled
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
 SOLVER_FAULTS = (SolveFailed, cp.error.SolverError, ArithmeticError, ValueError, RuntimeError)
 
@@ -101,7 +104,8 @@ class Search:
         try:
             found, narrower = self._searched(cells, arrays, composer, best)
             if found.short and composer is not None:
-                found = best_of([found, self._in_order(cells, arrays, found)])
+                found = best_of([found, self._in_order(cells, arrays, composer, found)])
+                found = best_of([found, *self._at_exact_sizes(found)])
         except SOLVER_FAULTS as fault:
             self.faults.append(f"whole replicas: {fault}")
             self.notes.append("whole-replica solve failed, the relaxation was rounded down and filled")
@@ -117,12 +121,18 @@ class Search:
             whole = self._held(lean, few, whole.x) or whole
         return self._settled(lean, whole.x, few), self._narrow(lean, few, whole.x)
 
-    def _in_order(self, cells: Cells, arrays: Arrays, found: Worth) -> Worth:
-        """Solve with every pool and the least shortage of each tier held: small work once those are known."""
+    def _in_order(self, cells: Cells, arrays: Arrays, composer: Composer, found: Worth) -> Worth:
+        """Solve with every pool and the least shortage of each tier held: small work once those are known.
+
+        Where caps are open the pools of the ways have to do: with every cap of every pool it is no small work.
+        """
+        if self._is_capped():
+            cells, arrays = self._lean(cells, arrays, composer, found)
         whole = self._held(cells, arrays, lacking_values(cells, arrays, found), is_wanted=True)
         if whole is None:
             return found
-        self._raise_bound(whole.bound)  # over the plans that leave no service of a higher tier worse off
+        if not self._is_capped():
+            self._raise_bound(whole.bound)  # over the plans that leave no service of a higher tier worse off
         return self._settled(cells, whole.x, arrays)
 
     def _held(self, cells: Cells, arrays: Arrays, x: Floats, *, is_wanted: bool = False) -> Solution | None:
@@ -209,13 +219,47 @@ class Search:
         placed = place(cells, x[arrays.columns["replicas"]])
         if placed.left or self._is_uneven(placed):
             placed = self._placed_bay_by_bay(cells, placed)
-        counts = dict(placed.counts)
+        counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
         for key, count in pack(self.desk.problem, counts).left.items():
             counts[key] -= count
         desk = self.desk
         as_placed = desk.worth(counts)
         filled = desk.worth(fill(desk.problem, desk.sizer, desk.options, placed.room, counts, self.base))
-        return best_of([as_placed, filled])
+        return self._recapped(best_of([as_placed, filled]))
+
+    def _at_exact_sizes(self, worth: Worth) -> list[Worth]:
+        """Where caps are open: solve the pools of a short plan again, every size with what it carries exactly."""
+        if not self._is_capped():
+            return []
+        used = {pool.uncapped for pool, _ in worth.counts}
+        only = [option for option in self.desk.options.pools if option.pool.uncapped in used]
+        refined = {option.pool: range(1, option.most + 1) for option in only}
+        options = find_options(self.desk.problem, self.desk.sizer, refined=refined, wanted=self.desk.wanted)
+        cells = build_cells(self.desk.problem, options, only={option.pool for option in only})
+        arrays = self._based(cells, state(cells))[0]
+        x = self._whole(arrays, start_columns(cells, arrays, worth.counts)).x
+        whole = self._held(cells, arrays, x)
+        return [self._settled(cells, x if whole is None else whole.x, arrays)]
+
+    def _is_capped(self) -> bool:
+        return any(option.pool.cap_watts for option in self.desk.options.pools)
+
+    def _recapped(self, worth: Worth) -> Worth:
+        """Choose the caps again at exact capacities, and fill what is short with the watts that this frees."""
+        desk, best = self.desk, worth
+        if not self._is_capped():
+            return worth
+        for _ in range(MOST_RECAPS):
+            try:
+                counts = recapped(desk.problem, desk.sizer, desk.options, desk.penalties, best.counts)
+            except SOLVER_FAULTS as fault:
+                self.faults.append(f"caps: {fault}")
+                break
+            tried = best_of([best, desk.worth(counts), desk.repaired(counts, self.base)])
+            if not tried.is_better_than(best):
+                break
+            best = tried
+        return best
 
     def _placed_bay_by_bay(self, cells: Cells, placed: Placed) -> Placed:
         only = {pool for pool, _ in placed.counts} | self.desk.wanted

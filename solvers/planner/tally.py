@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
+from solvers.planner.caps import by_pool
 from solvers.planner.floors import Places, missing_replicas
 from solvers.planner.nodes import Counts
 from solvers.planner.options import Sizer
 from solvers.planner.penalties import Penalties
 from solvers.planner.spread import place_rates, survivable_per_s
-from solvers.power import extra_watts
+from solvers.power import pool_extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity
 from solvers.workload import ServedModel
@@ -195,8 +196,7 @@ def able_per_s(by_role: Mapping[Role, float]) -> float:
 
 def _capacity(problem: Problem, sizer: Sizer, pool: PoolKey, count: int) -> Capacity:
     """Capacity of one replica; nothing at the idle draw when the pool cannot serve the mix (or none is asked)."""
-    key = profile_key(problem, pool)
-    profile = problem.profiles.get(key)
+    profile = sizer.profile(pool)
     idle_watts = profile.idle_watts_per_gpu if profile else problem.gpu_classes[pool.gpu_class].idle_watts
     sized = sizer.at(pool, profile, count) if profile and problem.demands[pool.service].mix else None
     if isinstance(sized, Capacity):
@@ -219,7 +219,8 @@ def _pool_worth(problem: Problem, pool: PoolKey, replicas: int, capacity: Capaci
         replicas=replicas,
         capacity_requests_per_s=replicas * capacity.requests_per_s,
         share_ratio=share,
-        reserved_watts=replicas * (extra_watts(gpu_class, pool.config) + pool.config.gpus * gpu_class.idle_watts),
+        reserved_watts=replicas
+        * (pool_extra_watts(problem.gpu_classes, pool) + pool.config.gpus * gpu_class.idle_watts),
         planned_watts=planned,
         cost_usd_per_hour=gpus * gpu_class.price_usd_per_hour + energy,
     )
@@ -227,8 +228,9 @@ def _pool_worth(problem: Problem, pool: PoolKey, replicas: int, capacity: Capaci
 
 def _churn_usd_per_hour(problem: Problem, counts: Counts) -> float:
     """Starts and stops against what runs; what runs for nobody we plan for, or on unknown GPUs, has no price."""
-    changes = {key: count - problem.running.get(key, 0) for key, count in counts.items()}
-    changes |= {key: -now for key, now in priced_running(problem).items() if key not in counts}
+    wanted = by_pool(counts)
+    changes = {key: count - problem.running.get(key, 0) for key, count in wanted.items()}
+    changes |= {key: -now for key, now in priced_running(problem).items() if key not in wanted}
     start, stop = problem.policy.start_cost_hours, problem.policy.stop_cost_hours
     return sum(
         (start * change if change > 0 else -stop * change)

@@ -1,0 +1,153 @@
+"""The best power cap of every pool once its replicas are placed, at the exact capacity of its size.
+
+What comes before chooses counts and caps together, by size steps that promise a little too much, or chooses counts
+alone. With the counts fixed only one level for each pool is left to choose: a model of a few dozen columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from solvers.engine import Role
+from solvers.fleet import PoolKey
+from solvers.planner.cells import CHAINS
+from solvers.planner.nodes import Counts, Room
+from solvers.planner.options import Options, PoolOption, Sizer
+from solvers.planner.penalties import Penalties
+from solvers.planner.relax import Arrays, solve_whole
+from solvers.problem import Problem
+
+TIER_STEP = 100.0  # a tier outweighs the one below by so much more than its penalties say: counts no longer change
+RELATIVE_GAP = 1e-6
+NODE_LIMIT = 2000
+SECONDS = 5.0  # a safety net only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Level:
+    """One cap of one placed pool: what the whole pool carries, costs in energy, and adds to each domain."""
+
+    pool: PoolKey
+    carried_per_s: float
+    energy_usd_per_hour: float
+    watts: Mapping[str, float]
+
+
+def recapped(
+    problem: Problem, sizer: Sizer, options: Options, penalties: Penalties, counts: Counts
+) -> dict[tuple[PoolKey, str], int]:
+    """Return the counts with the caps that serve most, tiers in order, and then cost least.
+
+    Raises
+    ------
+    SolveFailed
+        When HiGHS finds nothing; the counts as they are remain a plan.
+    """
+    by_base = _levels(problem, sizer, options, counts)
+    levels = [level for found in by_base.values() for level in found]
+    if len(levels) == len(by_base):
+        return dict(counts)
+    arrays = _state(problem, penalties, by_base)
+    found = solve_whole(arrays, relative_gap=RELATIVE_GAP, time_limit_s=SECONDS, node_limit=NODE_LIMIT)
+    chosen = {level.pool.uncapped: level.pool for level, x in zip(levels, found.x, strict=False) if x > 0.5}
+    return {(chosen[pool.uncapped], location): count for (pool, location), count in counts.items()}
+
+
+def _levels(problem: Problem, sizer: Sizer, options: Options, counts: Counts) -> dict[PoolKey, list[_Level]]:
+    """The levels that each placed pool could have, its own among them."""
+    placed: dict[PoolKey, dict[str, int]] = {}
+    own = {pool.uncapped: pool for pool, _ in counts}
+    for (pool, location), count in sorted(counts.items()):
+        placed.setdefault(pool.uncapped, {})[location] = count
+    room, found = Room.of(problem), dict[PoolKey, list[_Level]]()
+    for option in options.pools:
+        base = option.pool.uncapped
+        if base in placed:
+            found.setdefault(base, []).append(_level(problem, sizer, option, placed[base], room))
+    whole = {base: levels for base, levels in found.items() if own[base] in {level.pool for level in levels}}
+    return whole if len(whole) == len(placed) else {}
+
+
+def _level(problem: Problem, sizer: Sizer, option: PoolOption, places: Mapping[str, int], room: Room) -> _Level:
+    count, watts = sum(places.values()), dict[str, float]()
+    for location, replicas in places.items():
+        for domain in room.charged(option.pool, location):
+            watts[domain] = watts.get(domain, 0.0) + replicas * option.reserved_watts
+    sized = sizer.at(option.pool, option.profile, count) if problem.demands[option.pool.service].mix else None
+    gpu_watts = getattr(sized, "gpu_watts", option.profile.idle_watts_per_gpu)
+    energy = problem.policy.energy_usd_per_kilowatt_hour / 1000.0
+    return _Level(
+        pool=option.pool,
+        carried_per_s=count * getattr(sized, "requests_per_s", 0.0),
+        energy_usd_per_hour=count * energy * option.replica_watts(gpu_watts),
+        watts=watts,
+    )
+
+
+def _state(problem: Problem, penalties: Penalties, by_base: Mapping[PoolKey, Sequence[_Level]]) -> Arrays:
+    """Columns: every level (0 or 1); of each service what mixed pools carry, what pairs carry, and what nobody does."""
+    levels = [level for found in by_base.values() for level in found]
+    services = sorted({level.pool.service for level in levels})
+    rooms = Room.of(problem).free_watts
+    ranks = {service.name: service.tier_rank for service in problem.services}
+    lowest = max(ranks.values(), default=0)
+    rows = _Rows(columns=len(levels) + 3 * len(services))
+    index = {base: n for n, base in enumerate(by_base)}
+    for base in by_base:
+        rows.add({c: 1.0 for c, level in enumerate(levels) if index[level.pool.uncapped] == index[base]}, 1.0, 1.0)
+    for domain, watts in sorted(rooms.items()):
+        rows.add(
+            {c: level.watts[domain] / 1000.0 for c, level in enumerate(levels) if domain in level.watts},
+            upper=watts / 1000.0,
+        )
+    cost = [level.energy_usd_per_hour for level in levels]
+    for s, service in enumerate(services):
+        mixed, pairs, unserved = (len(levels) + 3 * s + k for k in range(3))
+        demand = max(problem.demands[service].requests_per_s, 1e-12)
+        carried = {
+            role: {
+                c: level.carried_per_s / demand
+                for c, level in enumerate(levels)
+                if (level.pool.service, level.pool.role) == (service, role)
+            }
+            for role in Role
+        }
+        rows.add({**carried[Role.MIXED], mixed: -1.0}, lower=0.0)
+        for _, (role, _) in CHAINS:
+            rows.add({**carried[role], pairs: -1.0}, lower=0.0)
+        rows.add({mixed: 1.0, pairs: 1.0, unserved: 1.0}, lower=1.0)
+        cost += [0.0, 0.0, penalties.unserved_usd_per_hour[service] * TIER_STEP ** (lowest - ranks[service])]
+    return rows.arrays(np.array(cost), len(levels))
+
+
+class _Rows:
+    """Rows of a model, added one by one."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self.entries: list[tuple[int, int, float]] = []
+        self.lower: list[float] = []
+        self.upper: list[float] = []
+
+    def add(self, terms: Mapping[int, float], lower: float = -np.inf, upper: float = np.inf) -> None:
+        self.entries += [(len(self.lower), column, value) for column, value in terms.items()]
+        self.lower.append(lower)
+        self.upper.append(upper)
+
+    def arrays(self, cost: np.ndarray, whole: int) -> Arrays:
+        row, column, value = (list(part) for part in zip(*self.entries, strict=True))
+        return Arrays(
+            cost=cost / max(1.0, float(np.abs(cost).max(initial=0.0)) / 1e4),
+            matrix=sp.csc_array((value, (row, column)), shape=(len(self.lower), self.columns)),
+            row_lower=np.array(self.lower),
+            row_upper=np.array(self.upper),
+            lower=np.zeros(self.columns),
+            upper=np.ones(self.columns),
+            whole=np.arange(self.columns) < whole,
+            columns={},
+            rows=(),
+        )
