@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from controller import placement_pb2 as pb
 from solvers.engine import EngineConfig, Role
-from solvers.explain import Alternative, CountChange, Explanation, difference
+from solvers.explain import Alternative, CountChange, DemandRange, Explanation, PriceSwitch, difference
 from solvers.fleet import PoolKey
 from solvers.plan import Binding, DomainPlan, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
 
@@ -89,6 +89,34 @@ def explanation_message(why: Explanation, plan: Plan, number: int) -> pb.Explain
         rejected=map(_alternative_message, why.rejected),
         bindings=map(binding_message, why.binding),
         unfit=why.unfit,
+        counts=[
+            pb.CountReason(
+                pool=reason.pool,
+                replicas=reason.replicas,
+                kept_by=str(reason.kept_by),
+                one_less_serves_requests_per_s=reason.one_less_serves_requests_per_s,
+            )
+            for reason in why.counts
+        ],
+        demand_range=_range_message(why.demand_range),
+        switches=map(_switch_message, why.switches),
+    )
+
+
+def _range_message(carried: DemandRange | None) -> pb.DemandRange | None:
+    if carried is None:
+        return None
+    return pb.DemandRange(
+        least_requests_per_s=carried.least_requests_per_s, most_requests_per_s=carried.most_requests_per_s
+    )
+
+
+def _switch_message(switch: PriceSwitch) -> pb.PriceSwitch:
+    return pb.PriceSwitch(
+        gpu_class=switch.gpu_class,
+        now_usd_per_hour=switch.now_usd_per_hour,
+        at_usd_per_hour=switch.at_usd_per_hour,
+        pools=[pb.PoolCount(pool=name, replicas=count) for name, count in switch.pools],
     )
 
 

@@ -354,8 +354,40 @@ class Alternative(_message.Message):
     blocked_by: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ..., cost_usd_per_hour: _Optional[float] = ..., cost_usd_per_thousand_requests: _Optional[float] = ..., extra_usd_per_hour: _Optional[float] = ..., extra_at_scarcity_usd_per_hour: _Optional[float] = ..., blocked_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class CountReason(_message.Message):
+    __slots__ = ("pool", "replicas", "kept_by", "one_less_serves_requests_per_s")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BY_FIELD_NUMBER: _ClassVar[int]
+    ONE_LESS_SERVES_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    replicas: int
+    kept_by: str
+    one_less_serves_requests_per_s: float
+    def __init__(self, pool: _Optional[str] = ..., replicas: _Optional[int] = ..., kept_by: _Optional[str] = ..., one_less_serves_requests_per_s: _Optional[float] = ...) -> None: ...
+
+class DemandRange(_message.Message):
+    __slots__ = ("least_requests_per_s", "most_requests_per_s")
+    LEAST_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    MOST_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    least_requests_per_s: float
+    most_requests_per_s: float
+    def __init__(self, least_requests_per_s: _Optional[float] = ..., most_requests_per_s: _Optional[float] = ...) -> None: ...
+
+class PriceSwitch(_message.Message):
+    __slots__ = ("gpu_class", "now_usd_per_hour", "at_usd_per_hour", "pools")
+    GPU_CLASS_FIELD_NUMBER: _ClassVar[int]
+    NOW_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    AT_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    gpu_class: str
+    now_usd_per_hour: float
+    at_usd_per_hour: float
+    pools: _containers.RepeatedCompositeFieldContainer[PoolCount]
+    def __init__(self, gpu_class: _Optional[str] = ..., now_usd_per_hour: _Optional[float] = ..., at_usd_per_hour: _Optional[float] = ..., pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ...) -> None: ...
+
 class ExplainResponse(_message.Message):
-    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit")
+    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit", "counts", "demand_range", "switches")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +395,9 @@ class ExplainResponse(_message.Message):
     REJECTED_FIELD_NUMBER: _ClassVar[int]
     BINDINGS_FIELD_NUMBER: _ClassVar[int]
     UNFIT_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_RANGE_FIELD_NUMBER: _ClassVar[int]
+    SWITCHES_FIELD_NUMBER: _ClassVar[int]
     number: int
     text: str
     service: ServicePlan
@@ -370,4 +405,7 @@ class ExplainResponse(_message.Message):
     rejected: _containers.RepeatedCompositeFieldContainer[Alternative]
     bindings: _containers.RepeatedCompositeFieldContainer[Binding]
     unfit: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ...) -> None: ...
+    counts: _containers.RepeatedCompositeFieldContainer[CountReason]
+    demand_range: DemandRange
+    switches: _containers.RepeatedCompositeFieldContainer[PriceSwitch]
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ..., counts: _Optional[_Iterable[_Union[CountReason, _Mapping]]] = ..., demand_range: _Optional[_Union[DemandRange, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[PriceSwitch, _Mapping]]] = ...) -> None: ...

@@ -13,7 +13,7 @@ from controller.schema import API_VERSION
 from controller.validation import Json
 from solvers.engine import EngineConfig, EngineProfile, Role
 from solvers.fleet import PoolKey, PowerDomain
-from solvers.plan import Plan, PoolPlan
+from solvers.plan import Plan, PoolPlan, ServiceWhy
 from solvers.workload import Demand, Slo, SloMetric
 
 READY = "Ready"
@@ -228,14 +228,23 @@ def render_fleet_policy_status(
 
 
 def render_fleet_plan_status(
-    state: str, message: str, *, ready: int, wanted: int, conditions: Sequence[Json], generation: int = 1
+    state: str,
+    message: str,
+    *,
+    ready: int,
+    wanted: int,
+    conditions: Sequence[Json],
+    whys: Sequence[ServiceWhy] = (),
+    generation: int = 1,
 ) -> Body:
     """Make the status of a FleetPlan; ``state`` is Advised, Active, Held, Rejected or Superseded."""
+    why = [{"service": row.service, "lines": [line[:253] for line in row.lines[:4]]} for row in whys[:32]]
     return {
         "observedGeneration": generation,
         "state": state,
         "applied": f"{ready}/{wanted}",
         "message": message[:1024],
+        **({"why": why} if why else {}),
         "conditions": list(conditions),
     }
 

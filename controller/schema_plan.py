@@ -179,6 +179,15 @@ class FleetPlanSpec(Resource):
     )
 
 
+class PlanWhy(Resource):
+    """Why one service is placed as it is."""
+
+    service: ServiceName
+    """ServedModel, as namespace/name."""
+    lines: Annotated[tuple[Annotated[str, text(253)], ...], Field(max_length=4)] = ()
+    """Demand that its replicas carry, the best other ways, the price at which one would win."""
+
+
 class FleetPlanStatus(Status):
     """What came of the decision."""
 
@@ -188,3 +197,5 @@ class FleetPlanStatus(Status):
     """Replicas ready/wanted."""
     message: Message | None = None
     """Why it is in that state."""
+    why: Annotated[tuple[PlanWhy, ...], Field(max_length=32)] = ()
+    """Why services are placed as they are: those that are short, then the dearest."""

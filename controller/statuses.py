@@ -44,7 +44,16 @@ from solvers.workload import Slo, SloMetric
 
 DRIFT_S = 10.0
 DRIFTING = frozenset(
-    {"measuredWatts", "plannedWatts", "demandMilliRequestsPerSecond", "demandSource", "ttft", "itl", "usdPerHour"}
+    {
+        "measuredWatts",
+        "plannedWatts",
+        "demandMilliRequestsPerSecond",
+        "demandSource",
+        "ttft",
+        "itl",
+        "usdPerHour",
+        "why",
+    }
 )
 PATHS = {kind.name: kind.path for kind in KINDS}
 Claim = tuple[bool | None, str, str]
@@ -225,6 +234,7 @@ class _Desk:
             holds or "it is carried out step by step",
             ready=sum(min(self._ready[pool], want) for pool, want in self._want.items()),
             wanted=sum(self._want.values()),
+            whys=self._plan.whys if self._plan else (),
             conditions=(),
         )
 

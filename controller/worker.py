@@ -29,10 +29,15 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def plan_solver(problem: Problem, previous: Plan | None) -> Plan:
-    """Solve with the planner; imported here so that only the child pays for the modeller."""
+    """Solve with the planner and say why; imported here so that only the child pays for the modeller."""
+    from solvers.explain.brief import with_reasons
     from solvers.planner import make_plan
 
-    return make_plan(problem, previous=previous)
+    plan = make_plan(problem, previous=previous)
+    try:
+        return with_reasons(plan, problem)
+    except Exception:  # noqa: BLE001 - a decision is not lost for want of words about it
+        return plan
 
 
 class SolverWorker:

@@ -93,6 +93,14 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceWhy:
+    """A few words on why a service is placed as it is, see ``solvers.explain.brief``."""
+
+    service: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SolveReport:
     """Evidence of a solve. ``gap_ratio`` = (objective − bound) / max(|objective|, 1e-9)."""
 
@@ -109,7 +117,7 @@ class SolveReport:
 class Plan:
     """A verified decision for the whole fleet; every tuple is sorted, so equal decisions are equal values.
 
-    ``routing`` states the routing that the sizing assumed.
+    ``routing`` states the routing that the sizing assumed, ``whys`` says in words what led to it where somebody asked.
     """
 
     placements: tuple[Placement, ...]
@@ -118,6 +126,7 @@ class Plan:
     domains: tuple[DomainPlan, ...]
     bindings: tuple[Binding, ...]
     report: SolveReport
+    whys: tuple[ServiceWhy, ...] = ()
     routing: str = "least outstanding work, one mix per role, in proportion to capacity"
 
     @property

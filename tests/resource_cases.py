@@ -15,7 +15,17 @@ from controller.plan_bodies import render_fleet_plan
 from controller.resources import parse_fleet_policy, parse_power_domain, parse_served_model
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
-from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from solvers.plan import (
+    Binding,
+    DomainPlan,
+    Placement,
+    Plan,
+    PoolPlan,
+    ServicePlan,
+    ServiceWhy,
+    SolveReport,
+    SolveStatus,
+)
 from solvers.workload import SloMetric
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.poll import wait_until
@@ -285,5 +295,12 @@ def all_statuses() -> dict[str, Body]:
         "FleetPolicy": render.render_fleet_policy_status(
             active_plan=name, leader="penstock-0", nodes=1, gpus_total=8, gpus_used=2, usd_per_hour=4.8, **tail
         ),
-        "FleetPlan": render.render_fleet_plan_status("Active", "rolling out", ready=1, wanted=2, **tail),
+        "FleetPlan": render.render_fleet_plan_status(
+            "Active",
+            "rolling out",
+            ready=1,
+            wanted=2,
+            whys=[ServiceWhy(service=f"prod/chat-{n}", lines=5 * ("x" * 300,)) for n in range(40)],
+            **tail,
+        ),
     }

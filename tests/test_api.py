@@ -24,6 +24,7 @@ from controller.placement_pb2_grpc import PlacementStub
 from controller.what_if import BadRequest, changed_problem
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.explain import explain
+from solvers.explain.reasons import KeptBy
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.problem import Problem
@@ -346,6 +347,10 @@ def test_a_service_is_explained_in_words_and_numbers(stub: PlacementStub, source
     assert found == {name: count for name, count in wanted.items() if count}
     assert all(0.0 < each.used_ratio <= 1.0 for each in why.chosen)
     assert all(way.pools for way in why.rejected)
+    assert {each.pool: each.replicas for each in why.counts} == {name: count for name, count in wanted.items() if count}
+    assert {each.kept_by for each in why.counts} <= set(map(str, KeptBy))
+    assert 0.0 <= why.demand_range.least_requests_per_s < 3.0 <= why.demand_range.most_requests_per_s
+    assert all(switch.pools and switch.at_usd_per_hour != switch.now_usd_per_hour for switch in why.switches)
 
 
 def short_name(pool: pb.Pool) -> str:

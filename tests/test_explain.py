@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from solvers.baselines import greedy
 from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.explain import difference, explain
+from solvers.explain.brief import MOST_SERVICES, with_reasons
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.problem import Problem
@@ -101,6 +103,35 @@ def test_an_explanation_is_json_and_text(plan: Plan, problem: Problem) -> None:
     text = told.text()
     assert text.startswith("default/chat-70b (standard): 6 of 6 requests/s served, ")
     assert text.count("rather than") == 2
+
+
+def test_a_plan_says_why_in_a_few_lines_a_service(plan: Plan, problem: Problem) -> None:
+    told = with_reasons(plan, problem)
+    assert replace(told, whys=()) == plan
+    assert [why.service for why in told.whys] == sorted(s.service for s in plan.services)
+    for why in told.whys:
+        assert 3 <= len(why.lines) <= 4
+        assert all(0 < len(line) <= 253 for line in why.lines)
+        assert why.lines[0].startswith("the same replicas carry up to ")
+        assert why.lines[1].startswith("rather than ")
+
+
+def test_of_many_services_the_short_and_the_dearest_are_told(problem: Problem) -> None:
+    names = [f"default/s{n:02d}" for n in range(MOST_SERVICES + 4)]
+    like = next(s for s in problem.services if s.name == "default/chat-8b")
+    many = replace(
+        problem,
+        services=tuple(replace(like, name=name, min_replicas=0) for name in names),
+        demands={
+            name: replace(problem.demands[like.name], service=name, requests_per_s=1.0 + n)
+            for n, name in enumerate(names)
+        },
+    )
+    plan = greedy(many)
+    told = {why.service for why in with_reasons(plan, many).whys}
+    assert len(told) == MOST_SERVICES
+    assert {s.service for s in plan.services if s.short_because} <= told or len(told) == MOST_SERVICES
+    assert names[0] not in told  # asks least, costs least
 
 
 def test_an_unknown_service_is_named(plan: Plan, problem: Problem) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from controller.worker import Solver, SolverWorker
+from controller.worker import Solver, SolverWorker, plan_solver
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.plan import Plan, SolveReport, SolveStatus
 from solvers.problem import Problem
+from tests import fleets
 from tests.simcluster.poll import wait_until
 
 MEBIBYTE = 1024**2
@@ -80,6 +81,12 @@ def test_the_child_stays_warm_between_solves(make: Callable[[Solver], SolverWork
     assert first.report.notes == (f"{worker.pid} after nothing",)
     assert second.report.notes == (f"{worker.pid} after {worker.pid} after nothing",)
     assert worker.pid != os.getpid()
+
+
+def test_a_plan_comes_with_its_reasons() -> None:
+    problem = fleets.demo(0.5)
+    plan = plan_solver(problem, None)
+    assert [why.service for why in plan.whys] == sorted(service.name for service in problem.services)
 
 
 def test_a_solve_past_its_deadline_is_killed_and_the_next_one_works(make: Callable[[Solver], SolverWorker]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from solvers.explain.reasons import CountReason, KeptBy, PriceSwitch
+from solvers.explain.reasons import CountReason, DemandRange, KeptBy, PriceSwitch
 from solvers.explain.shadow import ShadowPrice
 from solvers.explain.ways import Alternative, ChosenPool
 from solvers.fleet import ANYWHERE
@@ -24,11 +24,10 @@ def lines(e: Explanation) -> Iterator[str]:
     for pool in e.chosen:
         yield from _chosen(pool, reasons.get(pool.pool))
     if e.demand_range is not None:
-        least, most = e.demand_range.least_requests_per_s, e.demand_range.most_requests_per_s
-        yield f"  the same replicas carry up to {_rate(most)} requests/s; at {_rate(least)} one could go"
+        yield f"  {range_words(e.demand_range)}"
     for way in e.rejected:
         yield from _rejected(way)
-    yield from (f"  {_switch(switch)}" for switch in e.switches)
+    yield from (f"  {switch_words(switch)}" for switch in e.switches)
     told = {(price.limit, price.subject): price for price in e.prices}
     for limit in e.binding:
         worth = f"one more {limit.unit} is worth {limit.price_usd_per_hour:.2f} USD/h"
@@ -57,6 +56,13 @@ def _count(reason: CountReason) -> str:
     return f"{fewer} would do; it is kept because moving costs more or nothing is saved"
 
 
+def range_words(carried: DemandRange) -> str:
+    """Say for which demand the replicas are right."""
+    least, most = carried.least_requests_per_s, carried.most_requests_per_s
+    fewer = f"; at {_rate(least)} one could go" if least > 0.0 else ""
+    return f"the same replicas carry up to {_rate(most)} requests/s{fewer}"
+
+
 def _rate(requests_per_s: float) -> str:
     return f"{requests_per_s:.4g}"
 
@@ -83,7 +89,8 @@ def usd_range(low: float, high: float) -> str:
     return f"{low:+.2f} to {high:+.2f} USD/h"
 
 
-def _switch(switch: PriceSwitch) -> str:
+def switch_words(switch: PriceSwitch) -> str:
+    """Say at which price another way would win."""
     names = " + ".join(f"{count} of {name}" for name, count in switch.pools)
     side = "above" if switch.at_usd_per_hour > switch.now_usd_per_hour else "below"
     price = f"{switch.at_usd_per_hour:.2f} USD/h a GPU (now {switch.now_usd_per_hour:.2f})"
