@@ -243,7 +243,13 @@ def _solver_policy(spec: schema.FleetPolicySpec) -> Policy:
 
 def _quota(spec: schema_policy.Quota) -> Quota:
     max_watts = None if spec.max_watts is None else float(spec.max_watts)
-    return Quota(namespace=spec.namespace, gpu_class=spec.gpu_class or "", max_gpus=spec.max_gpus, max_watts=max_watts)
+    return Quota(
+        namespace=spec.namespace,
+        gpu_class=spec.gpu_class or "",
+        max_gpus=spec.max_gpus,
+        max_watts=max_watts,
+        guaranteed_ratio=(spec.guaranteed_percent or 0) / 100,
+    )
 
 
 def tier_penalties(tiers: int) -> tuple[float, ...]:
@@ -310,6 +316,7 @@ def _served_model(spec: schema.ServedModelSpec, service: str, tier_rank: int) ->
             Pin(location=pin.location, replicas=pin.replicas, role=pin.role, gpu_class=pin.gpu_class or "")
             for pin in spec.pins
         ),
+        fair_weight=float(spec.fair_weight),
         min_locations=spec.spread.min_locations,
         max_share_per_location_ratio=spec.spread.max_share_per_location_percent / 100,
     )

@@ -120,7 +120,7 @@ class Solver(Resource):
 
 
 class Quota(Resource):
-    """The most that the services of one namespace may hold together."""
+    """The most that the services of one namespace may hold together, and the least that they are promised."""
 
     namespace: DnsLabel
     """Whose services count."""
@@ -130,13 +130,23 @@ class Quota(Resource):
     """GPUs that they may hold."""
     max_watts: Watts | None = None
     """Watts of those GPUs at their highest cap, host share included."""
+    guaranteed_percent: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Of the demand of each service, what is served before other services of its tier get more."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="has(self.maxGpus) || has(self.maxWatts)",
+            cel="has(self.maxGpus) || has(self.maxWatts) || has(self.guaranteedPercent)",
             field="maxGpus",
-            message="give maxGpus, maxWatts or both",
-            holds=lambda quota: quota.max_gpus is not None or quota.max_watts is not None,
+            message="give maxGpus, maxWatts or guaranteedPercent",
+            holds=lambda quota: any(
+                (quota.max_gpus is not None, quota.max_watts is not None, quota.guaranteed_percent)
+            ),
+        ),
+        Rule(
+            cel="!has(self.guaranteedPercent) || !has(self.gpuClass)",
+            field="guaranteedPercent",
+            message="guaranteedPercent is of demand, whatever serves it: leave gpuClass out",
+            holds=lambda quota: quota.guaranteed_percent is None or quota.gpu_class is None,
         ),
     )
 

@@ -229,6 +229,8 @@ class ServedModelSpec(Resource):
     """Locations allowed; empty for all."""
     pins: Annotated[tuple[PinSpec, ...], Field(max_length=64)] = ()
     """Replicas that must run at certain locations; they come before everything else that the service needs."""
+    fair_weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    """When its tier is short, a service of twice the weight is short of half as large a part of its demand."""
     spread: SpreadSpec = Field(default_factory=SpreadSpec)
     """What must not hang on one location."""
     kv_compatibility_group: Annotated[str, text(63)] = ""

@@ -18,12 +18,14 @@ class Quota:
     """The most that the services of a namespace may hold together, of one GPU class or (empty) of all.
 
     ``max_watts`` counts their GPUs at the highest cap, host share included. None leaves a number open.
+    ``guaranteed_ratio`` of each service's demand is served before other services of its tier get more.
     """
 
     namespace: str
     gpu_class: str = ""
     max_gpus: int | None = None
     max_watts: float | None = None
+    guaranteed_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

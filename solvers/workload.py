@@ -61,6 +61,8 @@ class ServedModel:
         Locations with replicas in each chain (prompts, output tokens) of a service; as many replicas at least.
     max_share_per_location_ratio : float
         The largest part of what is served that may go with any one location: the replicas elsewhere carry the rest.
+    fair_weight : float
+        When its tier is short, services are short in inverse proportion to this.
     """
 
     name: str
@@ -79,6 +81,11 @@ class ServedModel:
     pins: tuple[Pin, ...] = ()
     min_locations: int = 1
     max_share_per_location_ratio: float = 1.0
+    fair_weight: float = 1.0
+
+    @property
+    def namespace(self) -> str:
+        return self.name.partition("/")[0]
 
     @property
     def is_spread(self) -> bool:

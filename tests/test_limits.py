@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,10 +48,12 @@ def golden_problem() -> Problem:
     return replace(problem, policy=replace(problem.policy, quotas=quotas))
 
 
-def cells_of(problem: Problem, *, one_by_one: bool = False) -> Cells:
+def cells_of(problem: Problem, *, one_by_one: bool = False, fair_ratio: Mapping[str, float] | None = None) -> Cells:
     sizer = Sizer(problem=problem, capacity_of=fleets.plain_capacity)
     wanted = {pool for pool, _ in problem.running}
-    return build_cells(problem, find_options(problem, sizer, wanted=wanted), one_by_one=one_by_one)
+    return build_cells(
+        problem, find_options(problem, sizer, wanted=wanted), one_by_one=one_by_one, fair_ratio=fair_ratio
+    )
 
 
 def column_names(cells: Cells, arrays: Arrays) -> list[str]:
@@ -68,6 +71,7 @@ def column_names(cells: Cells, arrays: Arrays) -> list[str]:
         "started": held,
         "stopped": held,
         "unserved": services,
+        "excess": services,
         "unpinned": [f"{cells.services[s].name} {pin}" for s, pin in cells.pins],
         "parted": [f"{services[s]} {chain} in {site}" for s, chain, site in cells.parted],
         "unparted": [f"{name} {chain}" for chain in ("prompts", "tokens") for name in services],
@@ -97,7 +101,7 @@ def rows_text(cells: Cells, arrays: Arrays, name: str) -> str:
 
 
 def golden_texts() -> dict[str, str]:
-    cells = cells_of(golden_problem())
+    cells = cells_of(golden_problem(), fair_ratio={"default/long": 0.25})
     arrays = state(cells)
     return {name: rows_text(cells, arrays, name.removeprefix("limit_")) for name in NAMES}
 

@@ -15,7 +15,7 @@ from solvers.engine import EngineProfile, Role
 from solvers.engine.roofline import cap_curves
 from solvers.fleet import GpuClass, PoolKey
 from solvers.plan import Plan
-from solvers.planner import make_plan
+from solvers.planner import desk_for, make_plan
 from solvers.planner.caps import one_level
 from solvers.planner.desk import Desk
 from solvers.planner.options import find_options
@@ -151,7 +151,7 @@ def value(
             count[pool.role] += n
         able = rate[Role.MIXED] + min(rate[Role.PREFILL], rate[Role.DECODE])
         asked = problem.demands[service.name].requests_per_s
-        total += penalties.unserved_usd_per_hour[service.name] * max(0.0, 1.0 - able / asked)
+        total += penalties.of_unserved(service.name, max(0.0, 1.0 - able / asked))
         for role in (Role.PREFILL, Role.DECODE):
             missing = max(0, service.min_replicas - count[role] - count[Role.MIXED])
             total += penalties.floor_usd_per_hour[service.name] * missing
@@ -160,7 +160,7 @@ def value(
 
 def best_by_trying(case: Capped) -> float:
     problem, best = case.problem, math.inf
-    penalties = Desk.of(problem, case.capacity_of).penalties
+    penalties = desk_for(problem, case.capacity_of).penalties
     places = [s for s in spots(problem) if case.table[s[0].service, s[0].role, s[0].gpu_class][0] > 0.0]
     for numbers in itertools.product(*(range(most + 1) for _, _, most in places)):
         counts = {(pool, at): n for (pool, at, _), n in zip(places, numbers, strict=True) if n}

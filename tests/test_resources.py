@@ -85,7 +85,7 @@ def test_the_policy_maps_onto_the_planners() -> None:
         "tiers": [{"name": "a", "namespaces": ["x", "b"]}, {"name": "b"}],
         "paused": True,
         "quotas": [
-            {"namespace": "team-b", "maxGpus": 8},
+            {"namespace": "team-b", "maxGpus": 8, "guaranteedPercent": 40},
             {"namespace": "team-a", "gpuClass": "l40s", "maxWatts": 4000},
         ],
     }
@@ -100,7 +100,7 @@ def test_the_policy_maps_onto_the_planners() -> None:
     assert policy.tier_penalties == (20.0, 7.0)
     assert policy.quotas == (
         Quota(namespace="team-a", gpu_class="l40s", max_watts=4000.0),
-        Quota(namespace="team-b", max_gpus=8),
+        Quota(namespace="team-b", max_gpus=8, guaranteed_ratio=0.4),
     )
     assert parsed.is_paused
     assert parsed.tiers[0].namespaces == ("b", "x")
@@ -173,6 +173,7 @@ def test_places_allowed_and_pinned_reach_the_planner() -> None:
     assert [str(pin) for pin in model.pins] == ["rack-1 mixed", "rack-2 l40s"]
     assert [pin.replicas for pin in model.pins] == [2, 1]
     spread = _parse(changed(body, ("spec", "spread"), {"minLocations": 2, "maxSharePerLocationPercent": 60})).model
+    assert _parse(changed(body, ("spec", "fairWeight"), 3)).model.fair_weight == 3.0
     assert (spread.min_locations, spread.max_share_per_location_ratio) == (2, 0.6)
     with pytest.raises(InvalidInput, match="pins must be at locations that are allowed"):
         _parse(changed(body, ("spec", "pins"), [{"location": "rack-9"}]))

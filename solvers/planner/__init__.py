@@ -12,7 +12,7 @@ from solvers.planner.checks import check_problem
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Counts
 from solvers.planner.options import CapacityOf
-from solvers.planner.search import Search
+from solvers.planner.search import SOLVER_FAULTS, Search
 from solvers.planner.tally import Worth, best_of
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
@@ -53,8 +53,8 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
         No stage led to a plan that passes ``verify``; the message lists what failed.
     """
     check_problem(problem)
-    desk = Desk.of(problem, capacity_of, previous)
     in_force = _in_force(problem, previous)
+    desk = desk_for(problem, capacity_of, previous)
     kept = [desk.worth(counts) for counts in in_force if desk.fits(counts)]
     repaired = [*(desk.repaired(counts) for counts in in_force), *_without_caps(desk)]
     search = Search(desk=desk)
@@ -66,6 +66,19 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
             return plan
         faults += violations
     raise SolveFailed("no stage led to a sound plan: " + "; ".join(dict.fromkeys(faults)))
+
+
+def desk_for(problem: Problem, capacity_of: CapacityOf = replica_capacity, previous: Plan | None = None) -> Desk:
+    """Work out what a decision weighs; where nothing at hand serves all, fair shares too."""
+    desk = Desk.of(problem, capacity_of, previous)
+    in_force = _in_force(problem, previous)
+    held = (desk.worth(counts) for counts in in_force if desk.fits(counts))
+    if not problem.services or any(not worth.short for worth in held) or not desk.repaired({}).short:
+        return desk
+    try:
+        return desk.shared_fairly()
+    except SOLVER_FAULTS:  # told by the search itself, which states the same model
+        return desk
 
 
 def _tried(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,9 @@ class Cells:
         First of the pools that are this one at another power cap; itself when there is no other.
     held_pool, held_group, held_now : (H,) int
         Running replicas by pool (the first of its caps) and group, group -1 for pools placed ``Class``.
-    demand_per_s, penalty_usd_per_hour, floor_usd_per_hour : (S,) float
-        ``penalty`` is of the whole demand unserved, ``floor`` of one replica below the floor.
+    demand_per_s, penalty_usd_per_hour, floor_usd_per_hour, fair_ratio : (S,) float
+        ``penalty`` is of the whole demand unserved, ``floor`` of one replica below the floor; ``fair_ratio`` is the
+        part of its demand that the service may be short of before it costs more.
     """
 
     problem: Problem
@@ -58,6 +59,7 @@ class Cells:
     demand_per_s: Floats
     penalty_usd_per_hour: Floats
     floor_usd_per_hour: Floats
+    fair_ratio: Floats
 
     @property
     def pins(self) -> tuple[tuple[int, Pin], ...]:
@@ -116,6 +118,7 @@ def build_cells(
     split_running: bool = True,
     one_by_one: bool = False,
     only: Collection[PoolKey] | None = None,
+    fair_ratio: Mapping[str, float] | None = None,
 ) -> Cells:
     """Cross pools with the groups of bays that can hold them.
 
@@ -125,6 +128,8 @@ def build_cells(
         See ``grouping.group_bays``.
     only : collection of PoolKey, optional
         Leave every other pool out.
+    fair_ratio : mapping of service to float, optional
+        See ``penalties.Penalties``.
     """
     pools = tuple(o for o in options.pools if only is None or o.pool in only)
     sizes: dict[str, set[int]] = {}
@@ -145,7 +150,7 @@ def build_cells(
     steps = [(p, step) for p, option in enumerate(pools) for step in option.steps]
     first = first_levels(pools)
     held = _held(problem, pools, grouping)
-    penalties = find_penalties(problem, options)
+    penalties = find_penalties(problem, options, fair_ratio)
     return Cells(
         problem=problem,
         grouping=grouping,
@@ -163,6 +168,7 @@ def build_cells(
         demand_per_s=np.array([problem.demands[s.name].requests_per_s for s in services], dtype=float),
         penalty_usd_per_hour=np.array([penalties.unserved_usd_per_hour[s.name] for s in services], dtype=float),
         floor_usd_per_hour=np.array([penalties.floor_usd_per_hour[s.name] for s in services], dtype=float),
+        fair_ratio=np.array([penalties.fair_ratio.get(s.name, 1.0) for s in services], dtype=float),
     )
 
 

@@ -29,7 +29,7 @@ def check_problem(problem: Problem) -> None:
         if service.min_replicas > service.max_replicas:
             counts = f"{service.min_replicas} is above maxReplicas {service.max_replicas}"
             raise InvalidInput(f"ServedModel/{service.name}", "minReplicas", counts, "lower it or raise maxReplicas")
-        _check_places(service)
+        _check_service(service)
         _check_demand(problem.demands[service.name])
     for node in problem.nodes:
         _check_node(problem, node)
@@ -41,12 +41,14 @@ def check_problem(problem: Problem) -> None:
             _finite(f"GpuClass/{gpu_class.name}", field, getattr(gpu_class, field), least=0.0)
 
 
-def _check_places(service: ServedModel) -> None:
+def _check_service(service: ServedModel) -> None:
     """Locations and pins speak of places, so the service must be placed by location; pins must be able to hold."""
     subject = f"ServedModel/{service.name}"
     if (service.pins or service.locations or service.is_spread) and service.placement is PlacementMode.CLASS:
         remedy = "set placement Location, or drop locations, pins and spread"
         raise InvalidInput(subject, "placement", "is Class, which leaves places to the scheduler", remedy)
+    if not 0.0 < service.fair_weight < math.inf:
+        raise InvalidInput(subject, "fairWeight", f"is {service.fair_weight!r}", "give a finite number above 0")
     if not 0.0 < service.max_share_per_location_ratio <= 1.0:
         share = f"is {service.max_share_per_location_ratio!r}"
         raise InvalidInput(subject, "spread.maxSharePerLocation", share, "give a share above 0 and at most 1")
@@ -95,6 +97,9 @@ def _check_quotas(problem: Problem) -> None:
         for field, most in (("maxGpus", quota.max_gpus), ("maxWatts", quota.max_watts)):
             if most is not None:
                 _finite(subject, f"quotas[{index}].{field}", float(most), least=0.0)
+        if not 0.0 <= quota.guaranteed_ratio <= 1.0:
+            share = f"is {quota.guaranteed_ratio!r}"
+            raise InvalidInput(subject, f"quotas[{index}].guaranteed", share, "give a share between 0 and 1")
 
 
 def _check_node(problem: Problem, node: Node) -> None:

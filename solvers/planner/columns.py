@@ -35,6 +35,8 @@ class Variables:
         Replicas that run and are not kept.
     unserved : (S,)
         Part of the service's demand that nobody carries.
+    excess : (S,)
+        What of that is beyond the service's fair share.
     missing : (2 S,)
         Replicas short of ``min_replicas``, prompt chain then token chain.
     unpinned : (I,)
@@ -54,6 +56,7 @@ class Variables:
     started: Any
     stopped: Any
     unserved: Any
+    excess: Any
     missing: Any
     unpinned: Any
     parted: Any
@@ -91,6 +94,7 @@ def make_variables(cells: Cells) -> Variables:
         started=_column(len(cells.held_now), _most_at_any_cap(cells)[cells.held_pool]),
         stopped=_column(len(cells.held_now), cells.held_now.astype(float)),
         unserved=_column(len(cells.services), np.ones(len(cells.services))),
+        excess=_column(len(cells.services), np.ones(len(cells.services))),
         missing=_column(2 * len(cells.services), np.tile([float(s.min_replicas) for s in cells.services], 2)),
         unpinned=_column(len(cells.pins), np.array([float(pin.replicas) for _, pin in cells.pins])),
         parted=_column(len(cells.parted), np.array([float(cells.grouping.sites[k]) for _, _, k in cells.parted])),

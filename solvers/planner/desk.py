@@ -7,12 +7,17 @@ from dataclasses import dataclass, replace
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner.caps import planned_counts
+from solvers.planner.cells import build_cells
+from solvers.planner.fairness import fair_ratios
 from solvers.planner.nodes import Counts, Room, pack
 from solvers.planner.options import CapacityOf, Options, Sizer, find_options
 from solvers.planner.penalties import Penalties, find_penalties
+from solvers.planner.relax import state
 from solvers.planner.rounding import fill
 from solvers.planner.tally import Worth, weigh
 from solvers.problem import Problem
+
+SHARES_OF_TIME = 20.0  # of the time limit, what one solve for fair shares may take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,15 @@ class Desk:
         options = find_options(problem, sizer, wanted=self.wanted)
         penalties = find_penalties(problem, options)
         return replace(self, problem=problem, sizer=sizer, options=options, penalties=penalties)
+
+    def shared_fairly(self) -> Desk:
+        """The same with a fair share of every service that may end up short; as it is when nothing is."""
+        cells = build_cells(self.problem, self.options)
+        seconds = self.problem.policy.time_limit_s / SHARES_OF_TIME
+        ratios = fair_ratios(cells, state(cells), time_limit_s=seconds) if len(cells.pools) else {}
+        if not ratios:
+            return self
+        return replace(self, penalties=find_penalties(self.problem, self.options, ratios))
 
     def worth(self, counts: Counts) -> Worth:
         return weigh(self.problem, self.sizer, self.penalties, counts)

@@ -26,6 +26,7 @@ from solvers.planner.columns import (
     triplets,
 )
 from solvers.planner.limits_spread import limit_hung, limit_locations, limit_share
+from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.quotas import GPUS, POWER, quota_rows
 
 CAPACITY_SLACK = 1e-7  # relative; keeps a plan that meets a limit exactly from failing it by rounding
@@ -239,6 +240,15 @@ def limit_pin(cells: Cells, v: Variables) -> Limit:
     return Limit(name="pin", equation=14, constraint=there + v.unpinned >= least, subjects=subjects)
 
 
+def limit_fair(cells: Cells, v: Variables) -> Limit:
+    """(18) What a service is short of beyond its fair share counts once more."""
+    named = np.flatnonzero(cells.fair_ratio < 1.0)
+    pick = matrix_of(np.arange(len(named)), named, 1.0, (len(named), len(cells.services)))
+    subjects = tuple(cells.services[s].name for s in named)
+    constraint = pick @ v.unserved - pick @ v.excess <= cells.fair_ratio[named]
+    return Limit(name="fair", equation=18, constraint=constraint, subjects=subjects)
+
+
 LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_demand,
     limit_capacity,
@@ -257,11 +267,12 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_locations,
     limit_hung,
     limit_share,
+    limit_fair,
 )
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(18) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
+    """(19) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],
@@ -274,7 +285,7 @@ def objective(cells: Cells, v: Variables) -> Any:
         + start @ v.replicas
         + cells.start_usd_per_hour(cells.held_pool) @ v.started
         + cells.stop_usd_per_hour(cells.held_pool) @ v.stopped
-        + cells.penalty_usd_per_hour @ v.unserved
+        + cells.penalty_usd_per_hour @ (v.unserved + EXCESS_WEIGHT * v.excess)
         + np.tile(cells.floor_usd_per_hour, len(CHAINS)) @ (v.missing + v.unparted)
         + np.array([cells.floor_usd_per_hour[s] for s, _ in cells.pins], dtype=float) @ v.unpinned
     )

@@ -17,6 +17,7 @@ from solvers.engine import Role
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.floors import least_locations
 from solvers.planner.options import PoolOption, Sizer
+from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.tally import ROUNDING, able_per_s
 from solvers.sizing import Capacity
 
@@ -89,6 +90,7 @@ class Menu:
     shelves: tuple[Shelf, ...]
     demand_per_s: float
     unserved_usd_per_hour: float
+    fair_ratio: float
     missing_usd_per_hour: float
     min_replicas: int
     max_replicas: int
@@ -148,7 +150,13 @@ class Menu:
         unserved = 0.0
         if self.demand_per_s > 0.0:
             unserved = max(0.0, 1.0 - able_per_s(carried) * (1.0 + ROUNDING) / self.demand_per_s)
-        return self.unserved_usd_per_hour * unserved + self.missing_usd_per_hour * missing
+        return float(self._unserved_usd_per_hour(np.array(unserved))) + self.missing_usd_per_hour * missing
+
+    def _unserved_usd_per_hour(self, ratios: Floats) -> Floats:
+        """Price of such parts of the demand unserved."""
+        beyond = np.maximum(0.0, ratios - self.fair_ratio)
+        priced: Floats = self.unserved_usd_per_hour * (ratios + EXCESS_WEIGHT * beyond)
+        return priced
 
     def _parts(self, grid: int) -> int:
         return grid if self.demand_per_s > 0.0 else 0
@@ -173,7 +181,7 @@ class Menu:
             value = mixed[floor][m][:, None] + pair[t][None, :]
             if parts:
                 lacking = np.maximum(0.0, 1.0 - (m[:, None] + t[None, :]) / parts)
-                value = value + self.unserved_usd_per_hour * lacking
+                value = value + self._unserved_usd_per_hour(lacking)
             at = int(np.argmin(value)) if value.size else 0
             if value.size and value.flat[at] < best - 1e-12:
                 best = float(value.flat[at])
@@ -290,6 +298,7 @@ def build_menus(cells: Cells, sizer: Sizer, least: Least | None = None) -> tuple
                 shelves=tuple(_shelf(cells, sizer, p, least or {}) for p in pools),
                 demand_per_s=rate,
                 unserved_usd_per_hour=float(cells.penalty_usd_per_hour[s]),
+                fair_ratio=float(cells.fair_ratio[s]),
                 missing_usd_per_hour=float(cells.floor_usd_per_hour[s]),
                 min_replicas=max(service.min_replicas, least_locations(service)),  # a replica at each location
                 max_replicas=service.max_replicas,

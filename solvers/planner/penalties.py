@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
 from solvers.planner.options import Options, PoolOption
 from solvers.problem import Policy, Problem
+
+EXCESS_WEIGHT = 1.0
+"""What a service lacks beyond its fair share weighs so much more: enough to level, too little to outweigh a tier."""
 
 FLOOR_WEIGHT = 10.0
 """A replica missing below ``min_replicas`` weighs so many times its tier's penalty on the service's dearest replica."""
@@ -16,13 +19,23 @@ FLOOR_WEIGHT = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Penalties:
-    """Prices of failing, USD per hour: of a service's whole demand unserved, and of one replica below its floor."""
+    """Prices of failing, USD per hour: of a service's whole demand unserved, and of one replica below its floor.
+
+    ``fair_ratio`` is the part of its demand that a service may be short of; what it lacks beyond costs
+    ``1 + EXCESS_WEIGHT`` times as much. Services that it does not name may be short of everything.
+    """
 
     unserved_usd_per_hour: Mapping[str, float]
     floor_usd_per_hour: Mapping[str, float]
+    fair_ratio: Mapping[str, float] = field(default_factory=dict)
+
+    def of_unserved(self, service: str, ratio: float) -> float:
+        """Price of so much of the service's demand unserved, USD per hour."""
+        beyond = max(0.0, ratio - self.fair_ratio.get(service, 1.0))
+        return self.unserved_usd_per_hour[service] * (ratio + EXCESS_WEIGHT * beyond)
 
 
-def find_penalties(problem: Problem, options: Options) -> Penalties:
+def find_penalties(problem: Problem, options: Options, fair_ratio: Mapping[str, float] | None = None) -> Penalties:
     """Weigh every service by its tier and the dearest way to serve it (GPU price of the pools that could)."""
     costs = {service.name: _dearest_usd_per_hour(options.of(service.name)) for service in problem.services}
     # a service that nothing can serve still shows in the objective, at the dearest rate of the others
@@ -41,6 +54,7 @@ def find_penalties(problem: Problem, options: Options) -> Penalties:
             * max((option.price_usd_per_hour for option in options.of(service.name)), default=dearest)
             for service in problem.services
         },
+        fair_ratio=fair_ratio or {},
     )
 
 

@@ -209,9 +209,10 @@ class Search:
         options = self.desk.options
         if self.refined:
             options = find_options(self.desk.problem, self.desk.sizer, refined=self.refined, wanted=self.desk.wanted)
-        cells = build_cells(self.desk.problem, options, only=only)
+        fair_ratio = self.desk.penalties.fair_ratio
+        cells = build_cells(self.desk.problem, options, only=only, fair_ratio=fair_ratio)
         if len(cells.cell_pool) > SPLIT_CELLS:
-            cells = build_cells(self.desk.problem, options, split_running=False, only=only)
+            cells = build_cells(self.desk.problem, options, split_running=False, only=only, fair_ratio=fair_ratio)
         return cells
 
     def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
@@ -263,7 +264,8 @@ class Search:
 
     def _placed_bay_by_bay(self, cells: Cells, placed: Placed) -> Placed:
         only = {pool for pool, _ in placed.counts} | self.desk.wanted
-        fine = build_cells(cells.problem, self.desk.options, one_by_one=True, only=only)
+        fair_ratio = self.desk.penalties.fair_ratio
+        fine = build_cells(cells.problem, self.desk.options, one_by_one=True, only=only, fair_ratio=fair_ratio)
         arrays = state(fine)
         try:
             whole = self._whole(arrays, start_columns(fine, arrays, placed.counts))

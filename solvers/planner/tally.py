@@ -114,7 +114,9 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
     demands = {s: problem.demands[s].requests_per_s for s in served}
     missing = {service.name: missing_replicas(service, places[service.name]) for service in problem.services}
     whole = {s: penalties.unserved_usd_per_hour[s] for s in served}
-    unserved = {s: whole[s] * (1.0 - served[s] / rate) if rate > 0.0 else 0.0 for s, rate in demands.items()}
+    unserved = {
+        s: penalties.of_unserved(s, 1.0 - served[s] / rate) if rate > 0.0 else 0.0 for s, rate in demands.items()
+    }
     lacking = {s: unserved[s] + penalties.floor_usd_per_hour[s] * missing[s] for s in served}
     return Worth(
         counts=kept,

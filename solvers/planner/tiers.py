@@ -60,6 +60,8 @@ def lacking_values(cells: Cells, arrays: Arrays, worth: Worth) -> Floats:
         rate = worth.demand_per_s[service.name]
         x[arrays.columns["unserved"].start + s] = worth.unserved_per_s(service.name) / rate if rate > 0.0 else 0.0
         places = places_of(service, worth.counts)
+        lacks = float(x[arrays.columns["unserved"].start + s])
+        x[arrays.columns["excess"].start + s] = max(0.0, lacks - float(cells.fair_ratio[s]))
         for chain, (_, roles) in enumerate(CHAINS):
             x[arrays.columns["missing"].start + chain * count + s] = missing_of_chain(service, places, roles)
             x[arrays.columns["unparted"].start + chain * count + s] = missing_locations(service, places, roles)
@@ -73,10 +75,11 @@ def lacking_columns(cells: Cells, arrays: Arrays, services: Ints) -> Ints:
     """Columns of what the services leave undone: unserved demand, replicas below the floor in either chain, pins."""
     unserved, missing, parts = (arrays.columns[name] for name in ("unserved", "missing", "unparted"))
     count = unserved.stop - unserved.start
+    beyond = arrays.columns["excess"].start + services
     pins = np.flatnonzero(np.isin([s for s, _ in cells.pins], services)) + arrays.columns["unpinned"].start
     starts = [columns.start + chain * count for columns in (missing, parts) for chain in range(len(CHAINS))]
     floors = [start + services for start in starts]
-    return np.concatenate([unserved.start + services, *floors, pins]).astype(np.int64)
+    return np.concatenate([unserved.start + services, beyond, *floors, pins]).astype(np.int64)
 
 
 def _clear(cells: Cells, ranks: Ints, rank: int) -> float:
