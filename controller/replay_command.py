@@ -16,7 +16,8 @@ from controller.output import add_output_argument, print_output
 from controller.plan_bodies import parse_fleet_plan
 from controller.planning import add_folder_arguments, observe_folder, parse_assignment, with_demands
 from controller.tables import Cell, render_table
-from controller.traces import Trace, load_trace, scale_trace, synthetic_trace
+from controller.traces import Trace, load_trace
+from controller.traces_made import scale_trace, synthetic_trace
 from solvers.engine import ProfileKey
 from solvers.errors import InvalidInput
 from solvers.plan import Plan

@@ -1,8 +1,9 @@
-"""Request traces: loaders for public formats, a seeded synthetic one, and scaling.
+"""Request traces: what a trace is, and loaders for public formats.
 
-Azure LLM inference (``TIMESTAMP,ContextTokens,GeneratedTokens``), Mooncake (JSON lines, milliseconds) and plain
-``arrival_s,prompt_tokens,output_tokens`` files are told apart by their first line. A trace is a tuple sorted by
-arrival, the first at 0 s.
+Azure LLM inference (``TIMESTAMP,ContextTokens,GeneratedTokens``), Mooncake (JSON lines, milliseconds, blocks of shared
+prefixes) and plain ``arrival_s,prompt_tokens,output_tokens`` files are told apart by their first line. A trace is a
+tuple sorted by arrival, the first at 0 s. ``traces_servegen.py`` reads folders of clients, ``traces_made.py`` makes
+traces, ``traces_spec.py`` reads what the command line says.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from solvers.errors import InvalidInput
 
@@ -27,23 +26,26 @@ MOONCAKE_FIELDS = ("timestamp", "input_length", "output_length")
 
 _STAMP = re.compile(r"(?P<second>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?P<fraction>\.\d+)?(?:Z|\+00:00)?")
 
-P99_NORMAL = 2.3263478740408408  # the standard normal's 99th percentile
-LOAD_STEP_S = 10.0
-LOAD_MEMORY_S = 300.0
+BLOCK_TOKENS = 512  # of one hash in Mooncake's files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceRequest:
-    """One request: when it arrives and how large it is."""
+    """One request: when it arrives and how large it is.
+
+    ``block_ids`` name the blocks of ``BLOCK_TOKENS`` that the prompt begins with; prompts with the same first ids
+    share that prefix. Empty where the trace does not say.
+    """
 
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    block_ids: tuple[int, ...] = ()
 
 
 Trace = tuple[TraceRequest, ...]
-Row = tuple[int, int, int]
-"""Arrival in steps of 100 ns (whole, so that seven decimals stay exact), prompt tokens, output tokens."""
+Row = tuple[int, int, int, tuple[int, ...]]
+"""Arrival in steps of 100 ns (whole, so that seven decimals stay exact), prompt tokens, output tokens, block ids."""
 T = TypeVar("T")
 
 STEPS_PER_S = 10_000_000
@@ -91,8 +93,8 @@ def _sorted_trace(rows: Iterable[Row]) -> Trace:
     ordered = sorted(rows)
     start = ordered[0][0]
     return tuple(
-        TraceRequest(arrival_s=(at - start) / STEPS_PER_S, prompt_tokens=prompt, output_tokens=output)
-        for at, prompt, output in ordered
+        TraceRequest(arrival_s=(at - start) / STEPS_PER_S, prompt_tokens=prompt, output_tokens=output, block_ids=blocks)
+        for at, prompt, output, blocks in ordered
     )
 
 
@@ -112,9 +114,10 @@ def _csv_rows(
             remedy = f"write {','.join(header)}"
             raise InvalidInput(where, "", f"has {len(cells)} fields instead of {len(header)}", remedy)
         yield (
-            _field(where, header[0], cells[0], read_time),
-            _field(where, header[1], cells[1], _positive),
-            _field(where, header[2], cells[2], _tokens),
+            parse_field(where, header[0], cells[0], read_time),
+            parse_field(where, header[1], cells[1], _positive),
+            parse_field(where, header[2], cells[2], _tokens),
+            (),
         )
 
 
@@ -131,10 +134,21 @@ def _mooncake_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
             raise InvalidInput(where, "", "is no JSON object", "write one JSON object a line")
         time, prompt, output = (_member(where, document, field) for field in MOONCAKE_FIELDS)
         yield (
-            _field(where, "timestamp", time, _milliseconds),
-            _field(where, "input_length", prompt, _positive),
-            _field(where, "output_length", output, _tokens),
+            parse_field(where, "timestamp", time, _milliseconds),
+            tokens := parse_field(where, "input_length", prompt, _positive),
+            parse_field(where, "output_length", output, _tokens),
+            _blocks(where, document.get("hash_ids", []), tokens),
         )
+
+
+def _blocks(where: str, ids: object, prompt_tokens: int) -> tuple[int, ...]:
+    """Block ids of a prompt; the last block may be filled in part."""
+    if not isinstance(ids, list) or any(type(each) is not int for each in ids):
+        raise InvalidInput(where, "hash_ids", "is no list of whole numbers", "correct or remove the line")
+    if len(ids) > -(-prompt_tokens // BLOCK_TOKENS):
+        problem = f"names {len(ids)} blocks of {BLOCK_TOKENS} tokens for a prompt of {prompt_tokens}"
+        raise InvalidInput(where, "hash_ids", problem, "give at most one id for each begun block")
+    return tuple(ids)
 
 
 def _member(where: str, document: dict[str, object], field: str) -> str:
@@ -143,7 +157,8 @@ def _member(where: str, document: dict[str, object], field: str) -> str:
     return str(document[field])
 
 
-def _field(where: str, field: str, text: str, read: Callable[[str], T]) -> T:
+def parse_field(where: str, field: str, text: str, read: Callable[[str], T]) -> T:
+    """Read one field of one line; what ``read`` finds wrong becomes an error that names file, line and field."""
     try:
         return read(text.strip())
     except ValueError as error:
@@ -160,6 +175,17 @@ def _stamp(text: str) -> int:
     except ValueError:
         raise ValueError("is no date and time of any calendar") from None
     return int(whole.timestamp()) * STEPS_PER_S + int((found["fraction"] or ".")[1:8].ljust(7, "0"))
+
+
+def finite(text: str) -> float:
+    """Read a number that is finite and not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("is no number") from None
+    if not math.isfinite(value) or value < 0:
+        raise ValueError("is no number of 0 or more")
+    return value
 
 
 def _seconds(text: str) -> int:
@@ -196,103 +222,3 @@ def _tokens(text: str) -> int:
     if value < 0:
         raise ValueError("is negative")
     return max(1, value)
-
-
-# ---------------------------------------------------------------- making traces
-
-
-def synthetic_trace(
-    seed: int,
-    duration_s: float,
-    *,
-    requests_per_s: float = 5.5,
-    prompt_p50_tokens: float = 1020.0,
-    prompt_p99_tokens: float = 4142.0,
-    output_p50_tokens: float = 129.0,
-    output_p99_tokens: float = 601.0,
-    load_variation_ratio: float = 0.22,
-) -> Trace:
-    """Make a trace of the shape of an hour of public conversations.
-
-    Poisson arrivals whose rate wanders (a logarithmic random walk pulled back to its mean within five minutes) and
-    independent lognormal sizes through the given percentiles.
-
-    Parameters
-    ----------
-    seed : int
-        Equal seeds make equal traces.
-    duration_s : float, s
-    requests_per_s : float
-        Mean rate.
-    load_variation_ratio : float
-        Standard deviation of the rate relative to its mean; 0 makes a plain Poisson process. The default makes the
-        counts per minute as uneven as in the Azure conversation trace (variance 16 times the mean there).
-
-    Raises
-    ------
-    InvalidInput
-        When duration or rate is not positive.
-    """
-    if duration_s <= 0 or requests_per_s <= 0:
-        asked = f"{duration_s} s at {requests_per_s} requests/s"
-        raise InvalidInput("synthetic trace", "", f"asks for {asked}", "give a positive duration and rate")
-    rng = np.random.default_rng(seed)
-    steps = math.ceil(duration_s / LOAD_STEP_S)
-    counts = rng.poisson(requests_per_s * LOAD_STEP_S * _wandering(rng, steps, load_variation_ratio))
-    starts = np.repeat(np.arange(steps) * LOAD_STEP_S, counts)
-    arrivals = np.sort(starts + rng.uniform(0.0, LOAD_STEP_S, len(starts)))
-    arrivals = arrivals[arrivals < duration_s]
-    prompts = _lognormal(rng, len(arrivals), prompt_p50_tokens, prompt_p99_tokens)
-    outputs = _lognormal(rng, len(arrivals), output_p50_tokens, output_p99_tokens)
-    return tuple(
-        TraceRequest(arrival_s=round(at, 7), prompt_tokens=prompt, output_tokens=output)
-        for at, prompt, output in zip(arrivals.tolist(), prompts, outputs, strict=True)
-    )
-
-
-def _wandering(
-    rng: np.random.Generator, steps: int, variation_ratio: float
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Load of each step relative to the mean, (steps,), mean 1."""
-    sigma = math.sqrt(math.log(1 + variation_ratio**2))
-    keep = math.exp(-LOAD_STEP_S / LOAD_MEMORY_S)
-    level, levels = rng.normal(0.0, sigma), []
-    for push in rng.normal(0.0, sigma * math.sqrt(1 - keep**2), steps):
-        levels.append(level)
-        level = keep * level + push
-    return np.exp(np.array(levels) - sigma**2 / 2)
-
-
-def _lognormal(rng: np.random.Generator, count: int, p50: float, p99: float) -> list[int]:
-    sigma = math.log(p99 / p50) / P99_NORMAL
-    sizes = rng.lognormal(math.log(p50), sigma, count)
-    return [int(size) for size in np.maximum(1, np.rint(sizes))]
-
-
-def scale_trace(trace: Trace, factor: float, seed: int) -> Trace:
-    """Multiply the load of a trace, keeping its span and its sizes.
-
-    Whole copies are laid over the first one, each shifted round by a random time so that bursts do not add up; the
-    fraction is a copy of which each request stays with that probability. ``factor`` 1 returns the trace.
-
-    Raises
-    ------
-    InvalidInput
-        When the factor is not positive.
-    """
-    if not factor > 0:
-        raise InvalidInput("trace", "", f"cannot be scaled by {factor}", "give a positive factor")
-    if factor == 1 or not trace:
-        return trace
-    rng = np.random.default_rng(seed)
-    span = trace[-1].arrival_s + trace[-1].arrival_s / max(1, len(trace) - 1)
-    scaled: list[TraceRequest] = []
-    for copy in range(math.ceil(factor)):
-        shift = float(rng.uniform(0.0, span)) if copy else 0.0
-        stays = rng.random(len(trace)) < factor - copy
-        scaled += [
-            replace(request, arrival_s=(request.arrival_s + shift) % span if span else 0.0)
-            for request, keep in zip(trace, stays.tolist(), strict=True)
-            if keep
-        ]
-    return tuple(sorted(scaled, key=lambda request: request.arrival_s))

@@ -19,7 +19,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from controller.tables import render_table
-from controller.traces import Trace, load_trace, synthetic_trace
+from controller.traces import Trace, load_trace
+from controller.traces_made import synthetic_trace
 from solvers.engine import EngineProfile, Role
 from solvers.simulate import Fleet, Result, SimRequest, replay
 from solvers.simulate.tables import TICKS_PER_S, to_ticks

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controller.traces import TraceRequest, load_trace, scale_trace, synthetic_trace
+from controller.traces import TraceRequest, load_trace
+from controller.traces_made import scale_trace, synthetic_trace
 from solvers.errors import InvalidInput
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -24,8 +25,10 @@ MOONCAKE = """{"timestamp": 1000, "input_length": 40160, "output_length": 6, "ha
 PLAIN = "arrival_s,prompt_tokens,output_tokens\n0.5,10,20\n2,30,40\n"
 
 
-def request(arrival_s: float, prompt_tokens: int, output_tokens: int) -> TraceRequest:
-    return TraceRequest(arrival_s=arrival_s, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+def request(arrival_s: float, prompt_tokens: int, output_tokens: int, *block_ids: int) -> TraceRequest:
+    return TraceRequest(
+        arrival_s=arrival_s, prompt_tokens=prompt_tokens, output_tokens=output_tokens, block_ids=block_ids
+    )
 
 
 def write(folder: Path, text: str, name: str = "trace.csv") -> Path:
@@ -38,7 +41,7 @@ def write(folder: Path, text: str, name: str = "trace.csv") -> Path:
     ("text", "expected"),
     [
         (AZURE, (request(0.0, 374, 44), request(4.314579, 396, 109), request(4.541977, 879, 1))),
-        (MOONCAKE, (request(0.0, 100, 4), request(0.0, 40160, 6), request(3.5, 7, 1))),
+        (MOONCAKE, (request(0.0, 100, 4), request(0.0, 40160, 6, 0, 1), request(3.5, 7, 1))),
         (PLAIN, (request(0.0, 10, 20), request(1.5, 30, 40))),
     ],
 )
@@ -65,6 +68,18 @@ def test_later_azure_files_with_a_time_zone_are_read_too(tmp_path: Path) -> None
         (PLAIN + "soon,1,2\n", "trace.csv:4", "arrival_s", "'soon' is no number"),
         (MOONCAKE + "{oops\n", "trace.csv:5", "", "is no JSON"),
         (MOONCAKE + '{"timestamp": 1}\n', "trace.csv:5", "input_length", "is missing"),
+        (
+            MOONCAKE + '{"timestamp": 1, "input_length": 9, "output_length": 1, "hash_ids": ["a"]}\n',
+            "trace.csv:5",
+            "hash_ids",
+            "no list of whole numbers",
+        ),
+        (
+            MOONCAKE + '{"timestamp": 1, "input_length": 512, "output_length": 1, "hash_ids": [1, 2]}\n',
+            "trace.csv:5",
+            "hash_ids",
+            "names 2 blocks of 512 tokens for a prompt of 512",
+        ),
         (MOONCAKE + "[1]\n", "trace.csv:5", "", "no JSON object"),
         ("a,b,c\n1,2,3\n", "trace.csv:1", "", "no known format"),
         (PLAIN.splitlines()[0] + "\n", "trace.csv", "", "holds no requests"),

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from controller.traces import TraceRequest, synthetic_trace
+from controller.traces import TraceRequest
+from controller.traces_made import synthetic_trace
 from solvers.errors import InvalidInput
 from tests.simcluster.twin import parse_traffic
 from tests.simcluster.twin_fleet import TwinFleet

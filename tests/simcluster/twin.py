@@ -26,7 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from controller.traces import load_trace, synthetic_trace
+from controller.traces import load_trace
+from controller.traces_made import synthetic_trace
 from solvers.errors import InvalidInput, PenstockError
 from tests.simcluster.twin_fleet import GATEWAY_PATIENCE_S, TwinFleet
 from tests.simcluster.twin_metrics import engine_metrics, gateway_metrics, gpu_metrics

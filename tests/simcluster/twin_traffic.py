@@ -7,7 +7,8 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from controller.traces import Trace, scale_trace
+from controller.traces import Trace
+from controller.traces_made import scale_trace
 from solvers.errors import InvalidInput
 from solvers.simulate.results import SimRequest
 
