@@ -69,6 +69,10 @@ bench-operator: setup ## Time the operator on 1,000 nodes with 10,000 pods
 	$(BIN)/python -m tests.bench_operator
 
 .PHONY: bench-openb
+.PHONY: bench-packing
+bench-packing: $(VENV)/ready ## Pack bins, class by class, and say what is proved
+	$(BIN)/python -m tests.bench_packing
+
 bench-openb: $(VENV)/ready ## Fill a fleet with tasks as they come (needs the openb lists)
 	$(BIN)/python -m tests.bench_openb
 

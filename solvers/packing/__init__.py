@@ -1,8 +1,23 @@
-"""Packing: tasks onto hosts as they come, and what is lost to fragmentation."""
+"""Packing: items into bins with a proof, tasks onto hosts as they come, and what is lost to fragmentation."""
 
 from __future__ import annotations
 
+from solvers.packing.bins import pack_bins
+from solvers.packing.dive import Effort
 from solvers.packing.fragmentation import Task, UsableByMany, UsableByOne
+from solvers.packing.items import BinType, PackedBin, Packing
 from solvers.packing.online import Host, OnlinePlacer, Spot
 
-__all__ = ["Host", "OnlinePlacer", "Spot", "Task", "UsableByMany", "UsableByOne"]
+__all__ = [
+    "BinType",
+    "Effort",
+    "Host",
+    "OnlinePlacer",
+    "PackedBin",
+    "Packing",
+    "Spot",
+    "Task",
+    "UsableByMany",
+    "UsableByOne",
+    "pack_bins",
+]

@@ -1,0 +1,206 @@
+"""Packings are whole, proved ones are as few bins as brute force finds, bounds never lie, and errors name the item."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solvers.errors import InvalidInput
+from solvers.packing import BinType, Effort, Packing, pack_bins
+from solvers.packing.bounds import WORTH_UNIT, martello_toth_bound, priced_bound, rows_bound
+from solvers.packing.columns import Master
+from solvers.packing.fit import RULES, fit_decreasing, orders
+from solvers.packing.items import read_items
+from tests.bench_packing import FAMILIES, first_fit_decreasing, run
+
+FEW = Effort(dives=2, nodes=200, full_searches=30)
+
+
+def fewest_bins(items: list[tuple[int, ...]], capacity: tuple[int, ...]) -> int:
+    """By trying every bin for every item, bins alike counted once."""
+
+    @cache
+    def best(number: int, free: tuple[tuple[int, ...], ...]) -> int:
+        if number == len(items):
+            return len(free)
+        size, found = items[number], len(items)
+        for at in range(len(free)):
+            if free[at] not in free[:at] and all(f >= s for f, s in zip(free[at], size, strict=True)):
+                left = tuple(f - s for f, s in zip(free[at], size, strict=True))
+                found = min(found, best(number + 1, tuple(sorted((*free[:at], left, *free[at + 1 :])))))
+        new = tuple(c - s for c, s in zip(capacity, size, strict=True))
+        return min(found, best(number + 1, tuple(sorted((*free, new)))))
+
+    return best(0, ())
+
+
+def assert_sound(packing: Packing, items: Any, types: list[BinType]) -> None:
+    """Every item once, no bin overfull, no type used too often, and cost and proof as the bins say."""
+    sizes = np.asarray(items).reshape(len(items), -1)
+    placed = [item for packed in packing.bins for item in packed.items]
+    assert sorted([*placed, *packing.unplaced]) == list(range(len(sizes)))
+    for packed in packing.bins:
+        assert packed.items
+        assert (sizes[list(packed.items)].sum(axis=0) <= np.array(types[packed.bin_type].capacity)).all()
+    for number, each in enumerate(types):
+        assert each.count is None or sum(p.bin_type == number for p in packing.bins) <= each.count
+    assert packing.cost == sum(types[p.bin_type].cost for p in packing.bins)
+    assert packing.is_proved == (not packing.unplaced and packing.cost <= packing.lower_bound)
+    assert packing.unplaced or packing.lower_bound <= packing.cost
+    assert all(packing.bin_of()[item] == n for n, packed in enumerate(packing.bins) for item in packed.items)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(30, 60))
+@settings(max_examples=60, deadline=None)
+def test_one_resource_as_brute_force(sizes: list[int], capacity: int) -> None:
+    packing = pack_bins(sizes, capacity, effort=FEW)
+    assert_sound(packing, sizes, [BinType(capacity=(capacity,))])
+    assert packing.is_proved
+    assert packing.cost == fewest_bins([(s,) for s in sorted(sizes, reverse=True)], (capacity,))
+
+
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=1, max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_two_resources_as_brute_force(sizes: list[tuple[int, int]]) -> None:
+    packing = pack_bins(sizes, (12, 15), effort=FEW)
+    assert_sound(packing, sizes, [BinType(capacity=(12, 15))])
+    best = fewest_bins(sorted(sizes, reverse=True), (12, 15))
+    assert packing.lower_bound <= best <= packing.cost
+    assert packing.cost == best
+
+
+def cheapest_of_types(sizes: list[int], types: list[BinType]) -> int | None:
+    """By trying every item in every bin that there is."""
+    room = [(k, t.capacity[0]) for k, t in enumerate(types) for _ in range(t.count or 0)]
+    best: list[int | None] = [None]
+
+    def place(number: int, free: list[int], used: list[bool], cost: int) -> None:
+        if best[0] is not None and cost >= best[0]:
+            return
+        if number == len(sizes):
+            best[0] = cost
+            return
+        for at in range(len(free)):
+            if free[at] >= sizes[number]:
+                was, paid = used[at], 0 if used[at] else types[room[at][0]].cost
+                free[at] -= sizes[number]
+                used[at] = True
+                place(number + 1, free, used, cost + paid)
+                free[at] += sizes[number]
+                used[at] = was
+
+    place(0, [c for _, c in room], [False] * len(room), 0)
+    return best[0]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_types_with_counts_and_costs_as_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    types = [
+        BinType(capacity=(10,), count=int(rng.integers(1, 4)), cost=int(rng.integers(1, 5))),
+        BinType(capacity=(16,), count=int(rng.integers(1, 3)), cost=int(rng.integers(2, 8))),
+    ]
+    sizes = [int(s) for s in rng.integers(2, 9, int(rng.integers(2, 7)))]
+    packing, best = pack_bins(sizes, types), cheapest_of_types(sizes, types)
+    assert_sound(packing, sizes, types)
+    if best is None:
+        assert packing.unplaced
+    else:
+        assert packing.lower_bound <= best
+        assert not packing.unplaced
+        assert packing.cost == best
+
+
+@pytest.mark.parametrize(("family", "size"), [("U", 120), ("U", 250), ("T", 60), ("T", 120)])
+def test_falkenauers_classes_are_proved(family: str, size: int) -> None:
+    for seed in range(2):
+        items, capacity = FAMILIES[family].make(size, np.random.default_rng(seed))
+        packing = pack_bins(items, capacity)
+        assert_sound(packing, items, [BinType(capacity=capacity)])
+        assert packing.is_proved
+        if family == "T":
+            assert packing.cost == size // 3
+
+
+def test_replicas_on_hosts_are_proved_and_beat_first_fit() -> None:
+    row = run("H", 1000, [0])
+    assert row.proved == 1
+    assert row.ffd_over_bins > 1.02
+
+
+def test_the_order_of_the_items_changes_nothing_but_their_numbers() -> None:
+    items, capacity = FAMILIES["U"].make(120, np.random.default_rng(5))
+    first, again = pack_bins(items, capacity), pack_bins(items, capacity)
+    assert first == again
+    assert pack_bins(items[::-1], capacity).cost == first.cost
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bounds_stay_below_the_fewest_bins(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = sorted((int(s) for s in rng.integers(1, 40, 8)), reverse=True)
+    best, kinds = fewest_bins([(s,) for s in sizes], (40,)), read_items(sizes, 40)
+    assert martello_toth_bound(kinds.sizes[:, 0], kinds.demand, 40) <= best
+    assert rows_bound(kinds) <= best
+    worth = rng.integers(0, WORTH_UNIT, len(kinds.demand))  # any prices bound, good ones or not
+    most = Master(kinds, full_searches=1).pricer.best(0, worth, kinds.demand)[1]
+    assert priced_bound(worth, kinds, np.array([most])) <= best
+
+
+def test_the_martello_toth_bound_as_by_hand() -> None:
+    # two items of 6 and two of 5 in bins of 10 need four bins but for the pair of 5s: 6 | 6 | 5 5
+    assert martello_toth_bound(np.array([6, 5]), np.array([2, 2]), 10) == 3
+    # each 7 leaves 3, which no 4 fits: three bins for the 7s, two 4s to a bin
+    assert martello_toth_bound(np.array([7, 4]), np.array([3, 3]), 10) == 5
+
+
+def test_every_rule_places_everything() -> None:
+    items, capacity = FAMILIES["V"].make(60, np.random.default_rng(1))
+    kinds = read_items(items, capacity)
+    for order in orders(kinds, kinds.demand):
+        for rule in RULES.values():
+            filled = fit_decreasing(kinds, kinds.demand, np.zeros_like(kinds.count), order, rule)
+            assert filled.is_complete()
+            assert (np.sum([counts for _, counts in filled.patterns], axis=0) == kinds.demand).all()
+            assert all((counts @ kinds.sizes <= kinds.capacity[k]).all() for k, counts in filled.patterns)
+    assert first_fit_decreasing(kinds) >= rows_bound(kinds)
+
+
+def test_nothing_needs_no_bin_and_items_of_no_size_one() -> None:
+    assert pack_bins([], 5).cost == 0
+    assert pack_bins([], 5).is_proved
+    assert pack_bins([0, 0, 0], 5).cost == 1
+    assert pack_bins([0, 0, 0], 5).is_proved
+    assert pack_bins([(0, 3), (0, 4)], (0, 7)).cost == 1
+
+
+@pytest.mark.parametrize(
+    ("items", "bins", "says"),
+    [
+        ([3, -1], 5, "items size: is -1"),
+        ([3, float("nan")], 5, "items size: is nan"),
+        ([0.5], 5, "items size: is 0.5; give whole numbers"),
+        ([[1, 2], [3]], 5, "no table of numbers"),
+        ([[1, 2]], 5, "have 2 resources, the bins 1"),
+        ([3, 6], 5, r"item 1: of size \[6\] is larger than every bin"),
+        ([1], [], "bins: there are none"),
+        ([1], [BinType(capacity=(1,)), BinType(capacity=(1, 2))], "have \\[1, 2\\] resources"),
+        ([1], [BinType(capacity=(1,), count=-1)], "bin type 0 count: is -1"),
+        ([1], [BinType(capacity=(1,), cost=0)], "bin type 0 cost: is 0"),
+        ([1], float("inf"), "are inf, no bins; give"),
+        ([10**13], 10**14, "size: is 1e"),
+    ],
+)
+def test_what_makes_no_sense_is_named(items: Any, bins: Any, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        pack_bins(items, bins)
+
+
+def test_what_limited_bins_cannot_hold_is_said() -> None:
+    packing = pack_bins([6, 6, 6], [BinType(capacity=(10,), count=2)])
+    assert (len(packing.bins), len(packing.unplaced), packing.is_proved) == (2, 1, False)
