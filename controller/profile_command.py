@@ -14,6 +14,7 @@ import yaml
 
 from controller import profiles_calibrate
 from controller.profiles import ProfileRequest, Source, make_profile
+from controller.profiles_variants import FORMS
 from controller.render import profile_name, render_engine_profile
 from solvers.engine import EngineConfig, EngineProfile
 from solvers.engine.curves import decode_step_s, prefill_s
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--expert-parallel", default=1, type=int, metavar="N", help="GPUs that share the experts (default 1)")
     add("--data-parallel", default=1, type=int, metavar="N", help="attention copies (default 1)")
     add("--engine", default="vllm", help="vllm, sglang or trtllm (default vllm)")
-    add("--precision", default="", help="fp8 or fp4; without it what the checkpoint says, bf16 as a rule")
+    add("--precision", default="", help="fp8, fp4 or int4; without it what the checkpoint says, bf16 as a rule")
     add("--source", default=Source.AUTO, type=Source, choices=list(Source), help="where the numbers come from (auto)")
     add("--csv", type=Path, metavar="FILE", help="measurements: phase,size,context,seconds")
     add("--model-config", type=Path, metavar="FILE", help="the model's config.json, for a roofline of any model")
@@ -54,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="calibrate: tokens of an engine step (8192, sglang 16384)",
     )
     add("--max-sequences", default=1024, type=int, metavar="N", help="calibrate: requests served at once (1024)")
+    add("--wide", action="store_true", help="tabulate prefill behind cached prefixes and in batches too (silicon)")
+    add("--variants", default="", metavar="V[+V]", help=f"derive a variant: {FORMS}; several joined by +")
     add("--skip-unfit", action="store_true", help="leave out what does not fit, and say so, instead of failing")
     add("-o", "--output", default="yaml", choices=sorted(OUTPUTS), help="output format (yaml)")
 
@@ -98,6 +101,8 @@ def requests(args: argparse.Namespace) -> Iterator[ProfileRequest]:
                 chunk_tokens=args.chunk_tokens,
                 kv_capacity_tokens=args.kv_capacity_tokens,
                 cold_start_s=args.cold_start_seconds,
+                is_wide=args.wide,
+                variants=args.variants,
             )
 
 

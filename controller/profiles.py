@@ -17,6 +17,7 @@ import numpy as np
 
 from controller import silicon
 from controller.facts import gpu_facts, model_facts
+from controller.profiles_variants import Facts, make_variant
 from solvers.engine import EngineConfig, EngineProfile, ProfileSource, check_profile
 from solvers.engine.roofline import CHUNK_SIZES, chunk_for, draw_watts, roofline_profile
 from solvers.errors import InvalidInput
@@ -45,6 +46,10 @@ class ProfileRequest:
         Measurements; ``AUTO`` prefers them.
     chunk_tokens, kv_capacity_tokens : int, optional
         Override what would be derived.
+    is_wide : bool
+        Tabulate prefill behind cached prefixes and in batches, where the source knows them.
+    variants : str
+        Variants to apply, as ``kv:8+hit:0.5``.
     """
 
     model: str
@@ -56,6 +61,8 @@ class ProfileRequest:
     chunk_tokens: int | None = None
     kv_capacity_tokens: int | None = None
     cold_start_s: float = 120.0
+    is_wide: bool = False
+    variants: str = ""
 
 
 def make_profile(request: ProfileRequest) -> EngineProfile:
@@ -73,7 +80,12 @@ def make_profile(request: ProfileRequest) -> EngineProfile:
     if request.kv_capacity_tokens is not None:
         profile = replace(profile, kv_capacity_tokens=request.kv_capacity_tokens)
     check_profile(profile)
-    return profile
+    return make_variant(profile, request.variants, lambda: _facts(request)) if request.variants else profile
+
+
+def _facts(request: ProfileRequest) -> Facts:
+    config = request.model_config or _bundled_config(request.model)
+    return Facts(model=model_facts(request.model, config), gpu=gpu_facts(request.gpu_class))
 
 
 def _from_silicon(request: ProfileRequest) -> EngineProfile:
@@ -85,6 +97,7 @@ def _from_silicon(request: ProfileRequest) -> EngineProfile:
             request.config,
             chunk_tokens=request.chunk_tokens,
             cold_start_s=request.cold_start_s,
+            is_wide=request.is_wide,
         )
     except (silicon.NotCovered, silicon.NotInstalled) as missing:
         if request.source is not Source.AUTO:

@@ -275,6 +275,7 @@ def render_engine_profile(profile: EngineProfile, *, name: str = "") -> Body:
             "prefill": {
                 "promptTokens": list(profile.prefill_tokens),
                 "microseconds": _microseconds(profile.prefill_s),
+                **_render_ratios(profile),
             },
             "decode": {
                 "batches": list(profile.decode_batches),
@@ -294,6 +295,18 @@ def render_engine_profile(profile: EngineProfile, *, name: str = "") -> Body:
             "coldStartSeconds": round(profile.cold_start_s),
         },
     }
+
+
+def _render_ratios(profile: EngineProfile) -> Body:
+    """Write prefill behind cached prefixes and in batches, where they are known; thousandths."""
+    tables: Body = {}
+    if profile.prefill_cached_tokens:
+        tables["cachedTokens"] = list(profile.prefill_cached_tokens)
+        tables["cachedPermille"] = [[round(1e3 * ratio) for ratio in row] for row in profile.prefill_cached_ratio]
+    if profile.prefill_batches:
+        tables["batches"] = list(profile.prefill_batches)
+        tables["batchPermille"] = [[round(1e3 * ratio) for ratio in row] for row in profile.prefill_batch_ratio]
+    return tables
 
 
 def _render_caps(profile: EngineProfile) -> Body:

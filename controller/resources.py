@@ -182,6 +182,10 @@ def parse_engine_profile(body: Json) -> EngineProfile:
         cap_watts_per_gpu=tuple(float(watts) for watts in spec.power.cap_watts),
         prefill_speed_ratio=_ratios(spec.power.prefill_speed_permille),
         decode_speed_ratio=_ratios(spec.power.decode_speed_permille),
+        prefill_cached_tokens=spec.prefill.cached_tokens,
+        prefill_cached_ratio=tuple(_ratios(row) for row in spec.prefill.cached_permille),
+        prefill_batches=spec.prefill.batches,
+        prefill_batch_ratio=tuple(_ratios(row) for row in spec.prefill.batch_permille),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -157,6 +158,35 @@ class EngineConfigSpec(Resource):
     """Attention copies inside the replica."""
 
 
+Ratios = tuple[tuple[int, ...], ...]
+RatioRow = Annotated[tuple[Annotated[int, Field(ge=1000, le=1_000_000_000)], ...], Field(min_length=1, max_length=64)]
+
+
+def ratio_rules(axis: str, table: str, of: Callable[[Any], tuple[tuple[int, ...], Ratios]]) -> tuple[Rule, ...]:
+    """Rules of a table of ratios over the prompt lengths."""
+    return (
+        Rule(
+            cel=f"self.{axis}.isSorted() && self.{axis}.all(x, self.{axis}.exists_one(y, y == x))",
+            field=axis,
+            message=f"{axis} must increase",
+            holds=lambda curve: increases(of(curve)[0]),
+        ),
+        Rule(
+            cel=f"size(self.{table}) == size(self.{axis}) && "
+            f"self.{table}.all(row, size(row) == size(self.promptTokens))",
+            field=table,
+            message=f"give one row for each of {axis}, in it one value for each of promptTokens, "
+            "not decreasing from row to row",
+            holds=lambda curve: _is_table(of(curve)[1], len(of(curve)[0]), len(curve.prompt_tokens)),
+        ),
+    )
+
+
+def _is_table(rows: Ratios, count: int, width: int) -> bool:
+    """Tell whether there are so many rows of one width, none below the one before, which the server does not check."""
+    return [len(row) for row in rows] == [width] * count and all(grows(line) for line in zip(*rows, strict=True))
+
+
 class PrefillCurve(Resource):
     """Time to prefill one prompt on an otherwise idle replica."""
 
@@ -164,8 +194,18 @@ class PrefillCurve(Resource):
     """Prompt lengths, increasing."""
     microseconds: Annotated[tuple[Amount, ...], Field(min_length=1, max_length=64)]
     """Time for each prompt length, not decreasing."""
+    cached_tokens: Annotated[tuple[Tokens, ...], Field(max_length=16)] = ()
+    """Cached prefixes behind which prompts were measured, increasing; empty when none were."""
+    cached_permille: Annotated[tuple[RatioRow, ...], Field(max_length=16)] = ()
+    """Time behind each prefix, a row for each of cachedTokens, in thousandths of microseconds; at least 1000."""
+    batches: Annotated[tuple[Tokens, ...], Field(max_length=16)] = ()
+    """Numbers of equal prompts that were computed together, above 1 and increasing; empty when none were."""
+    batch_permille: Annotated[tuple[RatioRow, ...], Field(max_length=16)] = ()
+    """Time of each such batch, a row for each of batches, in thousandths of microseconds; at least 1000."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        *ratio_rules("cachedTokens", "cachedPermille", lambda curve: (curve.cached_tokens, curve.cached_permille)),
+        *ratio_rules("batches", "batchPermille", lambda curve: (curve.batches, curve.batch_permille)),
         Rule(
             cel="size(self.promptTokens) == size(self.microseconds)",
             field="microseconds",

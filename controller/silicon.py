@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from controller.facts import GPU_FACTS, facts_of_config
+from controller.silicon_prefill import wide_tables
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, check_profile
 from solvers.engine.curves import Floats
 from solvers.engine.roofline import (
@@ -43,10 +44,12 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = {
     "": {},  # as the checkpoint says: bf16 unless it is quantised
     "fp8": {"gemm_quant_mode": "fp8", "kvcache_quant_mode": "fp8"},
     "fp4": {"gemm_quant_mode": "nvfp4", "kvcache_quant_mode": "fp8"},
+    "int4": {"gemm_quant_mode": "int4_wo"},  # weights only: arithmetic, keys and values stay in bf16
 }
 EXPERT_PRECISIONS: Mapping[str, Mapping[str, str]] = {
     "fp8": {"moe_quant_mode": "fp8"},
     "fp4": {"moe_quant_mode": "nvfp4"},
+    "int4": {"moe_quant_mode": "int4_wo"},
 }
 
 ATTENTION_MODES: tuple[Mapping[str, str], ...] = ({}, {"fmha_quant_mode": "bfloat16"})
@@ -74,6 +77,7 @@ def silicon_profile(
     *,
     chunk_tokens: int | None = None,
     cold_start_s: float = 120.0,
+    is_wide: bool = False,
 ) -> EngineProfile:
     """Make the curves of one replica from measured kernels of the engine's own tables.
 
@@ -84,7 +88,9 @@ def silicon_profile(
     gpu_class : str
         A system of the tables, dashes for underscores: ``h100-sxm``.
     config : EngineConfig
-        ``engine`` chooses the tables (vllm, sglang, trtllm), ``variant`` the precision ("", fp8, fp4).
+        ``engine`` chooses the tables (vllm, sglang, trtllm), ``variant`` the precision ("", fp8, fp4, int4).
+    is_wide : bool
+        Tabulate prefill behind cached prefixes and in batches as well.
 
     Raises
     ------
@@ -125,6 +131,7 @@ def silicon_profile(
         decode_watts_per_gpu=decode_watts,
         cold_start_s=cold_start_s,
         **cap_curves(idle, tables.gpu.max_watts),
+        **(wide_tables(tables.prefill_s, prompts, prefill, capacity) if is_wide else {}),
     )
     check_profile(profile)
     return profile
@@ -162,9 +169,9 @@ class _Tables:
     own: Any
     others: tuple[Any, ...]
 
-    def prefill_s(self, tokens: int) -> float:
-        """Time to prefill one prompt."""
-        return self._fastest_s(lambda handle: _prefill_operators(handle, tokens))
+    def prefill_s(self, tokens: int, cached_tokens: int = 0, prompts: int = 1) -> float:
+        """Time to prefill prompts together, each behind a cached prefix."""
+        return self._fastest_s(lambda handle: _prefill_operators(handle, tokens, cached_tokens, prompts))
 
     def decode_s(self, batch: int, context: int) -> float:
         """Time of one decode step; data-parallel copies split the batch."""
@@ -228,8 +235,9 @@ def is_matrix_product(operator: str) -> bool:
     return "gemm" in operator and "router" not in operator
 
 
-def _prefill_operators(handle: Any, tokens: int) -> dict[str, float]:
-    return by_name(handle.run_static_per_op(batch_size=1, isl=tokens, osl=1, mode="static_ctx")[0])
+def _prefill_operators(handle: Any, tokens: int, cached_tokens: int = 0, prompts: int = 1) -> dict[str, float]:
+    sizes = {"batch_size": prompts, "isl": cached_tokens + tokens, "prefix": cached_tokens}
+    return by_name(handle.run_static_per_op(**sizes, osl=1, mode="static_ctx")[0])
 
 
 def _decode_operators(handle: Any, rows: int, context: int) -> dict[str, float]:

@@ -304,3 +304,14 @@ def assert_alike(made: EngineProfile, committed: EngineProfile) -> None:
     for field in ("prefill_tokens", "decode_batches", "decode_contexts", "kv_capacity_tokens", "source_detail"):
         assert getattr(made, field) == getattr(committed, field)
     assert made.decode_watts_per_gpu == committed.decode_watts_per_gpu
+
+
+def test_prefixes_and_batches_are_tabulated_when_asked_for_and_variants_start_from_them() -> None:
+    wide = make_profile(ask(source=Source.SILICON, is_wide=True))
+    check_profile(wide)
+    assert wide.prefill_batches == (2, 4, 8)
+    assert wide.prefill_batch_ratio[0][0] < 1.8 < wide.prefill_batch_ratio[0][-1]  # short prompts share the weights
+    assert wide.prefill_cached_tokens[0] == 1024
+    cached = make_profile(ask(source=Source.SILICON, is_wide=True, variants="hit:0.5"))
+    assert cached.key.config.label == "tp1-hit50"
+    assert prefill_s(cached, 8192) < 0.65 * prefill_s(wide, 8192)

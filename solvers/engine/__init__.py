@@ -125,6 +125,11 @@ class EngineProfile:
     cap_watts_per_gpu : (M,) float W
         Caps of one GPU at which the speed is known, increasing. Empty when it is not known under any cap: then no cap
         below the class's highest may be chosen.
+    prefill_cached_tokens, prefill_cached_ratio : (K,) int, (K, P) float
+        Time of a prompt behind a cached prefix of so many tokens, against ``prefill_s`` of the same new tokens; at
+        least 1. Empty where it was not measured: see ``solvers.engine.prefill``.
+    prefill_batches, prefill_batch_ratio : (M,) int, (M, P) float
+        Time of so many equal prompts computed together, against one; between 1 and their number. Empty likewise.
     prefill_speed_ratio, decode_speed_ratio : (M,) float, 0-1
         Speed of prefill and of decode steps at each cap against none; not decreasing, concave in watts, 1 at the last.
     """
@@ -148,6 +153,10 @@ class EngineProfile:
     cap_watts_per_gpu: tuple[float, ...] = ()
     prefill_speed_ratio: tuple[float, ...] = ()
     decode_speed_ratio: tuple[float, ...] = ()
+    prefill_cached_tokens: tuple[int, ...] = ()
+    prefill_cached_ratio: tuple[tuple[float, ...], ...] = ()
+    prefill_batches: tuple[int, ...] = ()
+    prefill_batch_ratio: tuple[tuple[float, ...], ...] = ()
 
 
 def check_profile(profile: EngineProfile) -> None:
@@ -180,6 +189,10 @@ def _faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
     if not profile.cold_start_s >= 0:
         yield "cold_start_s", f"is {profile.cold_start_s}, must not be negative"
     yield from _cap_faults(profile)
+    if profile.prefill_cached_tokens or profile.prefill_cached_ratio or profile.prefill_batches:
+        from solvers.engine.prefill import prefill_faults  # which imports this module
+
+        yield from prefill_faults(profile)
 
 
 def _table_faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:

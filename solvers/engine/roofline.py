@@ -7,6 +7,7 @@ efficiencies are round figures that such kernels reach in practice; expect error
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -45,15 +46,26 @@ CHUNK_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Bytes of one weight and of one cached value."""
+    """Bytes of one weight and of one cached value; arithmetic stays in bf16 where only weights are small."""
 
     weight_bytes: float
     kv_bytes: int
+    is_weight_only: bool = False
 
 
 BF16 = Precision(weight_bytes=2.0, kv_bytes=2)
-PRECISIONS = {"fp8": Precision(weight_bytes=1.0, kv_bytes=1), "fp4": Precision(weight_bytes=0.5, kv_bytes=1)}
+PRECISIONS = {
+    "fp8": Precision(weight_bytes=1.0, kv_bytes=1),
+    "fp4": Precision(weight_bytes=0.5, kv_bytes=1),
+    "int4": Precision(weight_bytes=0.5, kv_bytes=2, is_weight_only=True),
+}
 """By the word in an engine configuration's variant."""
+
+
+def precision_of(config: EngineConfig) -> Precision:
+    """Precision that a configuration's variant names; bf16 when it names none."""
+    named = [precision for name, precision in PRECISIONS.items() if name in re.split("[-.]", config.variant)]
+    return named[0] if named else BF16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +133,8 @@ def roofline_profile(
 ) -> EngineProfile:
     """Derive the curves of one replica from the facts of its model and GPUs.
 
-    Numbers are bf16 unless the variant says fp8 or fp4 (fp4 weights with fp8 arithmetic and KV). Latency falls
-    with tensor parallelism; pipeline stages only add memory; data-parallel copies split a decode batch.
+    Numbers are bf16 unless the variant says fp8, fp4 (fp4 weights with fp8 arithmetic and KV) or int4 (weights only).
+    Latency falls with tensor parallelism; pipeline stages only add memory; data-parallel copies split a decode batch.
 
     Raises
     ------
@@ -224,12 +236,13 @@ class _Roofline:
 
     @property
     def precision(self) -> Precision:
-        named = [precision for name, precision in PRECISIONS.items() if name in self.config.variant]
-        return named[0] if named else BF16
+        return precision_of(self.config)
 
     @property
     def flops_per_s(self) -> float:
-        peak = self.gpu.bf16_flops_per_s if self.precision is BF16 else self.gpu.fp8_flops_per_s
+        precision = self.precision
+        is_plain = precision is BF16 or precision.is_weight_only
+        peak = self.gpu.bf16_flops_per_s if is_plain else self.gpu.fp8_flops_per_s
         if peak is None:
             raise InvalidInput(
                 f"profile {self.model.name} on {self.gpu.name}",
