@@ -1,16 +1,18 @@
 """The truth for ``solvers.simulate``: one event per engine step, naive lists, every token time kept.
 
-Shares only the compiled tables with the simulation; the closed form, the incremental loads, the clock and the accounts
-are all done again by looking at everything each time.
+Shares only the compiled tables with the simulation; the closed form, the incremental loads, the clock, the prefix
+cache, the links and the accounts are all done again by looking at everything each time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, Role
-from solvers.simulate.results import SimRequest
-from solvers.simulate.tables import NEVER, EngineTables, compile_profile, to_ticks
+from solvers.simulate import Routing, SimRequest
+from solvers.simulate.tables import NEVER, TICKS_PER_S, compile_profile, to_ticks
+from tests.sim_blocks import BlockCache, Path, Stretches
+from tests.sim_engine import Engine, Link, Sequence
+
+STRIDE = 1 << 20
 
 
 def make_profile(**changes: object) -> EngineProfile:
@@ -36,150 +38,85 @@ def make_profile(**changes: object) -> EngineProfile:
     return EngineProfile(**{**values, **changes})  # type: ignore[arg-type]
 
 
-@dataclass(kw_only=True, eq=False)
-class Sequence:
-    index: int
-    asked: SimRequest
-    left: int = 0
-    emitted: int = 0
-    reserved: int = 0
-    context: int = 0
-    order: int = 0
-    preemptions: int = 0
-    reroutes: int = 0
-    is_prefilled: bool = False
-    times: list[int] = field(default_factory=list)
-    prompt_at: Engine | None = None
-    output_at: Engine | None = None
-    lands_at: int = NEVER
-    is_rejected: bool = False
-    timed_out_at: int = NEVER
-
-    def restart(self) -> None:
-        self.left, self.emitted, self.reserved, self.context = self.asked.prompt_tokens, 0, 0, 0
-        self.is_prefilled, self.times, self.lands_at = False, [], NEVER
-        self.prompt_at = self.output_at = None
-
-
-@dataclass(kw_only=True, eq=False)
-class Engine:
-    index: int
-    name: str
-    service: str
-    role: Role
-    tables: EngineTables
-    due: int = NEVER
-    is_ready: bool = False
-    is_open: bool = False
-    queue: list[Sequence] = field(default_factory=list)
-    decoding: list[Sequence] = field(default_factory=list)
-    pieces: list[tuple[Sequence, int]] | None = None
-    kv: int = 0
-    held: int = 0
-    orders: int = 0
-    link_free: int = 0
-    milliwatts: int = 0
-    energy: int = 0
-    since: int = 0
-
-    def charge(self, now: int, milliwatts: int) -> None:
-        self.energy += self.milliwatts * (now - self.since)
-        self.since, self.milliwatts = now, milliwatts
-
-    def fits(self, sequence: Sequence) -> bool:
-        output = 1 if self.role is Role.PREFILL else sequence.asked.output_tokens
-        return sequence.asked.prompt_tokens + output <= self.tables.kv_capacity
-
-    def admit(self, sequence: Sequence) -> bool:
-        if sequence.reserved:
-            return True
-        need = sequence.asked.prompt_tokens + sequence.emitted
-        if self.held >= self.tables.max_batch or self.kv + need + len(self.decoding) + 1 > self.tables.kv_capacity:
-            return False
-        self.kv, self.held, self.orders = self.kv + need, self.held + 1, self.orders + 1
-        sequence.reserved, sequence.order = need, self.orders
-        return True
-
-    def give_up(self, sequence: Sequence, tokens: int) -> None:
-        self.kv, self.held = self.kv - tokens, self.held - 1
-        sequence.left, sequence.reserved = sequence.asked.prompt_tokens + sequence.emitted, 0
-        sequence.preemptions += 1
-
-    def plan(self, now: int) -> None:
-        tight = False
-        while self.decoding and self.kv + len(self.decoding) > self.tables.kv_capacity:
-            tight = True
-            if self.queue and self.queue[0].reserved:
-                self.give_up(self.queue[0], self.queue[0].reserved)
-                continue
-            youngest = max(self.decoding, key=lambda s: s.order)
-            self.decoding.remove(youngest)
-            self.give_up(youngest, youngest.context)
-            self.queue.insert(0, youngest)
-        while not tight and self.queue and self.queue[0].left == 0 and self.admit(self.queue[0]):
-            joined = self.queue.pop(0)
-            joined.context = joined.reserved
-            self.decoding.append(joined)
-        pieces = [] if tight else self.choose_pieces()
-        if not self.decoding and not pieces:
-            self.pieces, self.due = None, NEVER
-            self.charge(now, self.tables.idle_milliwatts)
-            return
-        took = before = 0
-        for s, tokens in pieces:
-            took += self.tables.piece(before or s.reserved - s.left, tokens)
-            before += tokens
-        if self.decoding:
-            took += self.tables.row(len(self.decoding)).at(sum(s.context for s in self.decoding))
-        self.charge(now, self.tables.milliwatts(len(self.decoding), prefilling=bool(pieces)))
-        self.pieces, self.due = pieces, now + max(1, took)
-
-    def choose_pieces(self) -> list[tuple[Sequence, int]]:
-        if self.role is Role.PREFILL:
-            return [(s, s.left) for s in self.queue[:1] if self.admit(s)]
-        room, pieces = self.tables.chunk_tokens, []
-        for sequence in self.queue:
-            if room == 0 or sequence.left == 0 or not self.admit(sequence):
-                break
-            pieces.append((sequence, min(room, sequence.left)))
-            room -= pieces[-1][1]
-            if pieces[-1][1] < sequence.left:
-                break
-        return pieces
-
-
 class BruteFleet:
     """The same interface in ticks, stepped one token at a time."""
 
-    def __init__(self, queue_limit: int = NEVER, patience: int = NEVER) -> None:
-        self.queue_limit, self.patience = queue_limit, patience
+    def __init__(
+        self,
+        queue_limit: int = NEVER,
+        patience: int = NEVER,
+        routing: dict[str, Routing] | None = None,
+        stretches: Stretches | None = None,
+    ) -> None:
+        self.queue_limit, self.patience, self.routing = queue_limit, patience, routing or {}
+        self.stretches = stretches or Stretches((), 1)
         self.engines: dict[str, Engine] = {}
         self.made = 0
         self.sequences: list[Sequence] = []
         self.arriving: list[Sequence] = []
+        self.clients: list[tuple[int, list[Sequence], int]] = []  # due, what they ask in turn, pause
         self.waiting: list[Sequence] = []
         self.stranded: list[Sequence] = []
+        self.links: list[Link] = []
+        self.named: dict[str, tuple[Link, float]] = {}
+        self.services: list[str] = []
         self.gone_energy = 0
         self.now = 0
 
-    def add(self, name: str, service: str, role: Role, profile: EngineProfile, ready_at: int) -> None:
-        engine = Engine(index=self.made, name=name, service=service, role=role, tables=compile_profile(profile))
-        engine.since, engine.link_free, engine.milliwatts = self.now, self.now, engine.tables.idle_milliwatts
+    def new_link(self, *, is_shared: bool) -> Link:
+        self.links.append(Link(index=len(self.links), is_shared=is_shared, at=self.now))
+        return self.links[-1]
+
+    def add_link(self, name: str, bytes_per_s: float) -> None:
+        self.named[name] = self.new_link(is_shared=True), bytes_per_s
+
+    def add(
+        self,
+        name: str,
+        service: str,
+        role: Role,
+        profile: EngineProfile,
+        ready_at: int,
+        link: str | None = None,
+        weight: float = 1.0,
+        cap_watts: float | None = None,
+    ) -> None:
+        tables = compile_profile(profile, cap_watts)
+        on, speed = None, profile.transfer_bytes_per_s
+        if role is Role.PREFILL:
+            on, speed = self.named[link] if link else (self.new_link(is_shared=False), speed)
+        engine = Engine(
+            index=self.made, name=name, service=service, role=role, profile=profile, tables=tables, link=on,
+            transfer=round(profile.kv_bytes_per_token * TICKS_PER_S / speed), stride=max(1, round(STRIDE / weight)),
+            blocks=BlockCache(self.stretches, is_on=role is not Role.DECODE),
+        )  # fmt: skip
+        engine.since, engine.milliwatts = self.now, engine.tables.idle_milliwatts
         engine.is_open, engine.due = True, max(self.now, ready_at)
         self.made += 1
         self.engines[name] = engine
+        self.know(service)
         if engine.due == self.now:
             self.become_ready(engine)
+
+    def know(self, service: str) -> None:
+        if service not in self.services:
+            self.services.append(service)
 
     def become_ready(self, engine: Engine) -> None:
         engine.is_ready, engine.due = True, NEVER
         if not engine.is_open:
             return
+        others = [e for e in self.serving(engine.service, engine.role) if e is not engine]
+        if self.policy(engine.service) is Routing.WEIGHTED and others:
+            engine.given = max(engine.given, min(e.given for e in others))
         mine = [s for s in self.stranded if s.asked.service == engine.service]
         self.stranded = [s for s in self.stranded if s.asked.service != engine.service]
         for sequence in mine:
             self.hand_on(sequence)
         self.let_in()
+
+    def cap(self, name: str, cap_watts: float | None) -> None:
+        self.engines[name].set_cap(cap_watts, self.now)
 
     def drain(self, name: str) -> None:
         self.engines[name].is_open = False
@@ -189,9 +126,13 @@ class BruteFleet:
         engine = self.engines.pop(name)
         engine.charge(self.now, 0)
         self.gone_energy += engine.energy
-        flying = [s for s in self.sequences if s.lands_at != NEVER and engine in (s.prompt_at, s.output_at)]
+        flying = [s for s in self.sequences if s.remaining is not None and engine in (s.prompt_at, s.output_at)]
         stranded = [s for s in self.stranded if s.prompt_at is engine]
         self.stranded = [s for s in self.stranded if s not in stranded]
+        for link in self.links:
+            if any(s in flying for s in link.flying):
+                link.serve(self.now)
+                link.flying = [s for s in link.flying if s not in flying]
         for sequence in sorted([*engine.queue, *engine.decoding, *flying, *stranded], key=lambda s: s.index):
             if sequence in flying:
                 self.release(sequence)
@@ -200,32 +141,46 @@ class BruteFleet:
             self.arrive(sequence)
         self.let_in()
 
-    def submit(self, asked: SimRequest) -> None:
-        sequence = Sequence(index=len(self.sequences), asked=asked)
+    def submit(self, asked: SimRequest, path: Path = ()) -> Sequence:
+        sequence = Sequence(index=len(self.sequences), asked=asked, arrival=to_ticks(asked.arrival_s), path=path)
+        self.know(asked.service)
         sequence.restart()
         self.sequences.append(sequence)
         self.arriving.append(sequence)
+        return sequence
+
+    def add_clients(self, count: int, asked: list[SimRequest], think: int) -> None:
+        mine = [self.submit(one) for one in asked]
+        self.arriving = [s for s in self.arriving if s not in mine]
+        self.clients += [(self.now, mine, think)] * count
+
+    def policy(self, service: str) -> Routing:
+        return self.routing.get(service, Routing.LEAST_WORK)
 
     def serving(self, service: str, *roles: Role) -> list[Engine]:
         return [
             e for e in self.engines.values() if e.service == service and e.is_ready and e.is_open and e.role in roles
         ]
 
-    def work(self, engine: Engine) -> int:
-        """Outstanding work by definition: prompts to compute there, sequences to decode there."""
-        total = 0
-        for s in self.sequences:
-            if s.is_rejected or s.timed_out_at != NEVER or s.emitted == s.asked.output_tokens:
-                continue
-            if s.prompt_at is engine and not s.is_prefilled:
-                total += engine.tables.prefill(s.asked.prompt_tokens)
-            if s.output_at is engine:
-                total += engine.tables.sequence_work
-        return total
+    def load(self, engine: Engine) -> int:
+        """What is outstanding by definition: prompts to compute there, sequences to decode there."""
+        if self.policy(engine.service) is Routing.WEIGHTED:
+            return engine.given
+        living = [s for s in self.sequences if not s.is_over]
+        prompts = sum(s.prompt_charge for s in living if s.prompt_at is engine and not s.is_prefilled)
+        return prompts + sum(s.sequence_charge for s in living if s.output_at is engine)
+
+    def prompt_cost(self, engine: Engine, sequence: Sequence) -> int:
+        done = engine.blocks.hits(sequence.path) * engine.blocks.tokens
+        return engine.tables.piece(done, sequence.asked.prompt_tokens - done, is_pass=True)
+
+    def score(self, engine: Engine, sequence: Sequence) -> int:
+        is_aware = self.policy(engine.service) is Routing.PREFIX_AWARE and engine.role is not Role.DECODE
+        return self.load(engine) + (self.prompt_cost(engine, sequence) if is_aware else 0)
 
     def first_waiting(self, service: str) -> Sequence | None:
         mine = [s for s in self.waiting if s.asked.service == service]
-        return min(mine, key=lambda s: (to_ticks(s.asked.arrival_s), s.index), default=None)
+        return min(mine, key=lambda s: (s.arrival, s.index), default=None)
 
     def arrive(self, sequence: Sequence) -> None:
         if self.first_waiting(sequence.asked.service) or not self.route(sequence):
@@ -233,7 +188,7 @@ class BruteFleet:
 
     def let_in(self) -> None:
         """Look at everybody who waits first in a service, until none of them can go on."""
-        for service in {s.asked.service for s in self.waiting}:
+        for service in self.services:
             while (first := self.first_waiting(service)) and self.route(first):
                 self.waiting.remove(first)
 
@@ -245,18 +200,42 @@ class BruteFleet:
         free = [way for way in reachable if all(len(e.queue) < self.queue_limit for e in way)]
         if (ways and not reachable) or (not ways and givers and not any(e.fits(sequence) for e in givers)):
             sequence.is_rejected = True
+            self.call_again(sequence)
         elif not free:
             return False
         else:
-            sequence.prompt_at, sequence.output_at = min(free, key=self.preference)
-            self.enqueue(sequence.prompt_at, sequence)
+            giver, taker = min(free, key=lambda way: self.preference(way, sequence))
+            self.charge(sequence, giver, taker)
+            self.enqueue(giver, sequence)
         return True
 
-    def preference(self, way: tuple[Engine, Engine]) -> tuple[int, ...]:
-        """Least work ahead; mixed before chains; in a chain the lightest of each side, the first among equals."""
+    def preference(self, way: tuple[Engine, Engine], sequence: Sequence) -> tuple[int, ...]:
+        """Least load ahead; mixed before chains; in a chain the lightest of each side, the first among equals."""
         giver, taker = way
-        first, second = self.work(giver), self.work(taker) if taker is not giver else 0
-        return first + second, giver is not taker, first, giver.index, second, taker.index
+        first, second = self.score(giver, sequence), self.score(taker, sequence) if taker is not giver else 0
+        ahead = first if self.policy(giver.service) is Routing.WEIGHTED else first + second
+        return ahead, giver is not taker, first, giver.index, second, taker.index
+
+    def charge(self, sequence: Sequence, giver: Engine, taker: Engine) -> None:
+        policy = self.policy(giver.service)
+        if policy is Routing.WEIGHTED:
+            giver.given += giver.stride
+            sequence.prompt_charge = 0
+        elif policy is Routing.LEAST_LOADED:
+            sequence.prompt_charge = int(giver is not taker)
+        elif policy is Routing.PREFIX_AWARE:
+            sequence.prompt_charge = self.prompt_cost(giver, sequence)
+        else:
+            sequence.prompt_charge = giver.tables.prefill(sequence.asked.prompt_tokens)
+        sequence.prompt_at = giver
+        self.bind(sequence, taker)
+
+    def bind(self, sequence: Sequence, taker: Engine) -> None:
+        policy = self.policy(taker.service)
+        sequence.output_at = taker
+        sequence.sequence_charge = 1 if policy is Routing.LEAST_LOADED else taker.tables.sequence_work
+        if policy is Routing.WEIGHTED and taker is not sequence.prompt_at:
+            taker.given += taker.stride
 
     def enqueue(self, engine: Engine, sequence: Sequence) -> None:
         engine.queue.append(sequence)
@@ -273,62 +252,95 @@ class BruteFleet:
         elif sequence.output_at is None and not fitting:
             self.release(sequence)
             sequence.is_rejected = True
+            self.call_again(sequence)
         else:
-            giver = sequence.prompt_at
-            assert giver is not None
             if sequence.output_at is None:
-                sequence.output_at = min(fitting, key=lambda d: (self.work(d), d.index))
-            giver.link_free = max(self.now, giver.link_free) + giver.tables.transfer(sequence.asked.prompt_tokens)
-            sequence.lands_at = giver.link_free
+                self.bind(sequence, min(fitting, key=lambda d: (self.load(d), d.index)))
+            self.fly(sequence)
+
+    def fly(self, sequence: Sequence) -> None:
+        giver = sequence.prompt_at
+        assert giver is not None
+        assert giver.link is not None
+        link, size = giver.link, sequence.asked.prompt_tokens * giver.transfer
+        link.serve(self.now)
+        if not link.is_shared:
+            link.free = max(self.now, link.free) + size
+        sequence.remaining = size if link.is_shared else link.free - self.now
+        link.flying.append(sequence)
+
+    def land(self, link: Link) -> None:
+        link.serve(self.now)
+        sequence = link.first()
+        link.flying.remove(sequence)
+        sequence.remaining = None
+        self.release(sequence)
+        assert sequence.output_at is not None
+        self.enqueue(sequence.output_at, sequence)
 
     def release(self, sequence: Sequence) -> None:
         giver = sequence.prompt_at
         assert giver is not None
-        giver.kv -= sequence.reserved
-        sequence.reserved = 0
+        giver.let_go(sequence)
         if giver.name in self.engines and giver.pieces is None and giver.queue:
             giver.due = self.now
 
+    def call_again(self, sequence: Sequence) -> None:
+        if sequence.client is not None:
+            _, asked, think = self.clients[sequence.client]
+            self.clients[sequence.client] = self.now + think if asked else NEVER, asked, think
+
     def finish_step(self, engine: Engine) -> None:
         pieces = engine.pieces or []
-        for s in list(engine.decoding):
-            s.context, s.emitted, engine.kv = s.context + 1, s.emitted + 1, engine.kv + 1
+        for s in engine.decoding:
+            s.context, s.emitted = s.context + 1, s.emitted + 1
             s.times.append(self.now)
+        if engine.decoding:
+            engine.trim()
+        for s in sorted(engine.decoding, key=lambda s: s.index):
             self.leave_when_done(engine, s)
-        handed: list[Sequence] = []
         for s, tokens in pieces:
             s.left -= tokens
-            if s.left:
-                continue
-            engine.queue.remove(s)
-            s.is_prefilled = True
-            if engine.role is Role.PREFILL:
-                engine.held -= 1
-                handed.append(s)
-                continue
-            s.emitted, s.context, engine.kv = s.emitted + 1, s.reserved + 1, engine.kv + 1
-            s.times.append(self.now)
-            engine.decoding.append(s)
-            self.leave_when_done(engine, s)
+            if s.left == 0:
+                engine.queue.remove(s)
+                self.prefilled(engine, s)
         engine.pieces = None
         engine.plan(self.now)
-        for s in handed:
+
+    def prefilled(self, engine: Engine, s: Sequence) -> None:
+        s.is_prefilled = True
+        if s.path and engine.blocks.is_on:
+            engine.blocks.share(s.path, s.hits)
+            s.hits = len(s.path)
+        if engine.role is Role.PREFILL:
+            engine.held -= 1
             self.hand_on(s)
+            return
+        s.emitted, s.context = s.emitted + 1, s.reserved + 1
+        s.times.append(self.now)
+        engine.trim()
+        engine.decoding.append(s)
+        self.leave_when_done(engine, s)
 
     def leave_when_done(self, engine: Engine, sequence: Sequence) -> None:
         if sequence.emitted == sequence.asked.output_tokens:
             engine.decoding.remove(sequence)
-            engine.kv, engine.held = engine.kv - sequence.context, engine.held - 1
+            engine.let_go(sequence)
+            engine.held -= 1
+            self.call_again(sequence)
 
     def advance(self, until: int) -> None:
         while True:
-            arrival = min(self.arriving, key=lambda s: (to_ticks(s.asked.arrival_s), s.index), default=None)
-            landing = min(self.sequences, key=lambda s: (s.lands_at, s.index), default=None)
+            arrival = min(self.arriving, key=lambda s: (s.arrival, s.index), default=None)
+            client = min(range(len(self.clients)), key=lambda c: (self.clients[c][0], c), default=None)
+            link = min(self.links, key=lambda k: (k.due(), k.index), default=None)
             engine = min(self.engines.values(), key=lambda e: (e.due, e.index), default=None)
-            leaving = min(self.waiting, key=lambda s: (self.patience_ends(s), s.index), default=None)
+            heads = [s for name in self.services if (s := self.first_waiting(name))]
+            leaving = min(heads, key=self.patience_ends, default=None)
             times = (
-                to_ticks(arrival.asked.arrival_s) if arrival else NEVER,
-                landing.lands_at if landing else NEVER,
+                arrival.arrival if arrival else NEVER,
+                NEVER if client is None else self.clients[client][0],
+                link.due() if link else NEVER,
                 engine.due if engine else NEVER,
                 self.patience_ends(leaving) if leaving else NEVER,
             )
@@ -336,24 +348,32 @@ class BruteFleet:
                 self.now = max(self.now, until if until < NEVER - 1 else self.now)
                 return
             self.now = min(times)
-            if arrival and times[0] == self.now:
+            kind = times.index(self.now)
+            if kind == 0 and arrival:
                 self.arriving.remove(arrival)
                 self.arrive(arrival)
-            elif landing and times[1] == self.now:
-                landing.lands_at = NEVER
-                self.release(landing)
-                assert landing.output_at is not None
-                self.enqueue(landing.output_at, landing)
-            elif engine and times[2] == self.now:
+            elif kind == 1 and client is not None:
+                self.ask(client)
+            elif kind == 2 and link:
+                self.land(link)
+            elif kind == 3 and engine:
                 self.step(engine)
             elif leaving:
                 self.waiting.remove(leaving)
                 leaving.timed_out_at = self.now
+                self.call_again(leaving)
             self.let_in()
 
+    def ask(self, client: int) -> None:
+        _, asked, think = self.clients[client]
+        self.clients[client] = NEVER, asked, think
+        if asked:
+            sequence = asked.pop(0)
+            sequence.arrival, sequence.client = self.now, client
+            self.arrive(sequence)
+
     def patience_ends(self, sequence: Sequence) -> int:
-        ends = to_ticks(sequence.asked.arrival_s) + self.patience
-        return NEVER if self.patience == NEVER else max(self.now, ends)
+        return NEVER if self.patience == NEVER else max(self.now, sequence.arrival + self.patience)
 
     def step(self, engine: Engine) -> None:
         if not engine.is_ready:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from solvers.engine import EngineProfile, Role
-from solvers.simulate import Fleet, SimRequest
-from solvers.simulate.tables import to_ticks
+from solvers.simulate import Clients, Fleet, Routing, SimRequest, Workload
+from solvers.simulate.tables import NEVER, to_ticks, to_ticks_or_never
+from tests.sim_blocks import Stretches, path_of
 from tests.sim_brute import BruteFleet, make_profile
+
+Story: TypeAlias = list[tuple[float, str, tuple[Any, ...]]]
 
 
 def random_profile(rng: np.random.Generator) -> EngineProfile:
@@ -30,6 +34,9 @@ def random_profile(rng: np.random.Generator) -> EngineProfile:
         kv_bytes_per_token=int(rng.integers(1, 100) * 10_000),
         transfer_bytes_per_s=float(rng.uniform(1e8, 1e10)),
         prefill_chunk_tokens=int(rng.integers(16, 200)),
+        cap_watts_per_gpu=(200.0, 400.0, 700.0),
+        prefill_speed_ratio=(0.3, 0.8, 1.0),
+        decode_speed_ratio=(0.7, 0.9, 1.0),
     )  # fmt: skip
 
 
@@ -50,10 +57,26 @@ def random_requests(rng: np.random.Generator, services: list[str]) -> list[SimRe
     ]
 
 
-def random_story(rng: np.random.Generator, services: list[str]) -> list[tuple[float, str, tuple[Any, ...]]]:
-    """Replicas that come at the start, and a few that come, drain or fail later."""
+def random_ids(rng: np.random.Generator, requests: list[SimRequest], block_tokens: int) -> list[list[int]]:
+    """Blocks of prompts that begin alike: each goes on where another one was cut, or begins anew."""
+    made: list[list[int]] = []
+    fresh = 0
+    for request in requests:
+        count = -(-request.prompt_tokens // block_tokens)
+        other = made[int(rng.integers(len(made)))] if made and rng.random() < 0.8 else []
+        ids = other[: int(rng.integers(len(other) + 1))][:count]
+        made.append([*ids, *range(fresh, fresh + count - len(ids))])
+        fresh += count
+    return made
+
+
+def random_story(rng: np.random.Generator, services: list[str]) -> Story:
+    """Replicas that come at the start, and a few that come, drain or fail or get another cap later."""
     profiles = [random_profile(rng) for _ in range(2)]
-    story: list[tuple[float, str, tuple[Any, ...]]] = []
+    story: Story = []
+    is_linked = rng.random() < 0.5
+    if is_linked:
+        story.append((0.0, "link", ("spine", float(rng.uniform(1e7, 1e9)))))
     for service in services:
         roles = [Role.MIXED] if rng.random() < 0.4 else [Role.PREFILL, Role.DECODE]
         roles += [Role.MIXED] if rng.random() < 0.4 else []
@@ -61,8 +84,11 @@ def random_story(rng: np.random.Generator, services: list[str]) -> list[tuple[fl
             for _ in range(int(rng.integers(1, 4))):
                 profile = profiles[int(rng.integers(2))]
                 ready = float(rng.choice([0.0, 0.0, 0.1]))
-                story.append((0.0, "add", (f"{role}-{len(story)}", service, role, profile, ready)))
-    names = [made[2][0] for made in story]
+                link = "spine" if is_linked and rng.random() < 0.7 else None
+                cap = float(rng.choice([250.0, 500.0])) if rng.random() < 0.2 else None
+                weight = float(rng.choice([1.0, 2.0, 0.7]))
+                story.append((0.0, "add", (f"{role}-{len(story)}", service, role, profile, ready, link, weight, cap)))
+    names = [made[2][0] for made in story if made[1] == "add"]
     for name in rng.permutation(names)[: int(rng.integers(0, 3))]:
         at = float(rng.uniform(0, 2))
         if rng.random() < 0.5:
@@ -71,18 +97,120 @@ def random_story(rng: np.random.Generator, services: list[str]) -> list[tuple[fl
         if rng.random() < 0.7:
             story.append((at, "remove", (str(name),)))
             again = next(made[2] for made in story if made[2][0] == name)
-            story.append((at, "add", (f"{name}-again", *again[1:4], at + float(rng.choice([0.0, 0.4])))))
+            ready = at + float(rng.choice([0.0, 0.4]))
+            story.append((at, "add", (f"{name}-again", *again[1:4], ready, *again[5:])))
+            continue
+        caps = rng.choice([200.0, 300.0, 450.0, 700.0, 0.0], int(rng.integers(1, 6)))
+        later = at + np.cumsum(rng.exponential(0.05, len(caps)))
+        story += [(float(t), "cap", (str(name), float(cap) or None)) for t, cap in zip(later, caps, strict=True)]
     return sorted(story, key=lambda act: act[0])
 
 
-def tell(story: list[tuple[float, str, tuple[Any, ...]]], fleet: Fleet | BruteFleet) -> None:
+VERBS = {
+    "add": "add_replica",
+    "drain": "drain_replica",
+    "remove": "remove_replica",
+    "cap": "set_cap",
+    "link": "add_link",
+}
+
+
+def tell(story: Story, fleet: Fleet | BruteFleet) -> None:
     for at, verb, words in story:
         if isinstance(fleet, Fleet):
             fleet.advance(at)
-            getattr(fleet, f"{verb}_replica")(*words)
+            named = dict(zip(("link", "weight", "cap_watts"), words[5:], strict=False))
+            getattr(fleet, VERBS[verb])(*words[:5], **named)
             continue
         fleet.advance(to_ticks(at))
-        getattr(fleet, verb)(*words[:4], *(to_ticks(ready) for ready in words[4:]))
+        told = (*words[:4], to_ticks(words[4]), *words[5:]) if verb == "add" else words
+        getattr(fleet, "add_link" if verb == "link" else verb)(*told)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A random fleet, what it is asked, and what happens to it."""
+
+    seed: int
+    requests: list[SimRequest]
+    story: Story
+    ids: list[list[int]] | None
+    block_tokens: int
+    clients: list[SimRequest]
+    client_count: int
+    queue_limit: int | None
+    patience_s: float | None
+    routing: dict[str, Routing]
+
+
+def random_case(seed: int) -> Case:
+    """Half of the fleets hold requests back at a gateway that gives up; others route, link, cache, ask in turn."""
+    rng = np.random.default_rng(seed)
+    services = ["a", "b"][: int(rng.integers(1, 3))]
+    requests, story = random_requests(rng, services), random_story(rng, services)
+    held = bool(seed % 2)
+    limit, patience_s = (int(rng.integers(1, 6)), float(rng.choice([0.0, 0.1, 0.4, 2.0]))) if held else (None, None)
+    block_tokens = int(rng.choice([4, 16, 40]))
+    ids = random_ids(rng, requests, block_tokens) if seed % 3 else None
+    asked = [replace(one, name=f"c{i}", service=services[0]) for i, one in enumerate(random_requests(rng, services))]
+    routing = {service: Routing(str(rng.choice(list(Routing)))) for service in services if rng.random() < 0.6}
+    return Case(
+        seed=seed, requests=requests, story=story, ids=ids, block_tokens=block_tokens,
+        clients=asked if seed % 5 == 0 else [], client_count=int(rng.integers(1, 5)), queue_limit=limit,
+        patience_s=patience_s, routing=routing,
+    )  # fmt: skip
+
+
+def as_workload(requests: list[SimRequest], ids: list[list[int]] | None = None, block_tokens: int = 0) -> Workload:
+    services = tuple(dict.fromkeys(r.service for r in requests))
+    return Workload(
+        services=services,
+        arrival_s=np.array([r.arrival_s for r in requests]),
+        service=np.array([services.index(r.service) for r in requests], np.int64),
+        prompt_tokens=np.array([r.prompt_tokens for r in requests], np.int64),
+        output_tokens=np.array([r.output_tokens for r in requests], np.int64),
+        names=tuple(r.name for r in requests),
+        block_tokens=block_tokens if ids else 0,
+        block_starts=np.cumsum([0, *map(len, ids)]) if ids else np.zeros(0, np.int64),
+        block_ids=np.array([i for some in ids for i in some], np.int64) if ids else np.zeros(0, np.int64),
+    )
+
+
+THINK_S = 0.05
+
+
+def simulated(case: Case, *, compiled: bool = False, itl_limit_s: float = 0.02) -> Fleet:
+    """Let the simulation do the case to its end."""
+    fleet = Fleet(
+        itl_limits_s={"a": itl_limit_s, "b": itl_limit_s}, record_runs=True, routing=case.routing,
+        replica_queue_limit=case.queue_limit, gateway_patience_s=case.patience_s, compiled=compiled,
+    )  # fmt: skip
+    if case.clients:
+        clients = Clients(count=case.client_count, workload=as_workload(case.clients), think_s=THINK_S)
+        fleet.add_clients(clients)
+    fleet.submit_workload(as_workload(case.requests, case.ids, case.block_tokens))
+    tell(case.story, fleet)
+    fleet.advance(1e4)
+    return fleet
+
+
+def stepped(case: Case) -> BruteFleet:
+    """Let the brute force do it."""
+    ids = case.ids or [[] for _ in case.requests]
+    paths = [path_of(some, r.prompt_tokens, case.block_tokens) for some, r in zip(ids, case.requests, strict=True)]
+    brute = BruteFleet(
+        queue_limit=NEVER if case.queue_limit is None else case.queue_limit,
+        patience=to_ticks_or_never(case.patience_s),
+        routing=case.routing,
+        stretches=Stretches(paths, case.block_tokens),
+    )
+    if case.clients:
+        brute.add_clients(case.client_count, case.clients, to_ticks(THINK_S))
+    for request, path in zip(case.requests, paths, strict=True):
+        brute.submit(request, path)
+    tell(case.story, brute)
+    brute.advance(to_ticks(1e4))
+    return brute
 
 
 def small_fleet(**options: Any) -> Fleet:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from solvers.simulate.fleet import Fleet
+from solvers.simulate.arrivals import Clients, Workload
+from solvers.simulate.fleet import Fleet, Routing
 from solvers.simulate.results import (
     Attained,
     FinishedRequest,
@@ -22,8 +23,8 @@ from solvers.simulate.results import (
 from solvers.workload import Slo, SloMetric
 
 __all__ = [
-    "Attained", "FinishedRequest", "FirstToken", "Fleet", "GapHistogram", "Rejected", "ReplicaView", "Result",
-    "ServiceResult", "SimRequest", "itl_limits", "replay",
+    "Attained", "Clients", "FinishedRequest", "FirstToken", "Fleet", "GapHistogram", "Rejected", "ReplicaView",
+    "Result", "Routing", "ServiceResult", "SimRequest", "Workload", "itl_limits", "replay",
 ]  # fmt: skip
 
 

@@ -1,36 +1,51 @@
 """Discrete-event fleet: requests arrive, queue, are prefilled, move their KV cache, decode, and draw power.
 
 The clock counts whole picoseconds, so equal replicas tie exactly and a run of decode steps is an exact arithmetic
-progression: the fleet jumps from one change of a batch to the next. At equal times arrivals come first, then KV
-transfers, then engine boundaries, and requests that give up waiting last; lower index first.
+progression: the fleet jumps from one change of a batch to the next (``kernel``). At equal times arrivals come first,
+then clients that ask again, KV transfers, engine boundaries, and requests that give up waiting last; lower index first.
 
 Seconds at the interface, whole ticks inside; the caller decides when: ``advance`` moves the clock, and replicas come,
-drain and fail between calls. Cutting an ``advance`` in pieces changes nothing.
-
-Routing: each request goes where least work is outstanding *in seconds of a replica's own time* (its prompts by its
-prefill curve, its sequences by its decode table), so unlike pools share in proportion to what they can do: to a mixed
-replica, or to a prefill replica and the decode replica bound with it from the start (``routing.py``). A computed
-prompt moves over the prefill replica's own link, one transfer at a time in order; it is bound again, to the decode
-replica with least work at that moment, only if its own takes no more by then.
+drain and fail and caps change between calls. Cutting an ``advance`` in pieces changes nothing.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import deque
 from collections.abc import Mapping
-from heapq import heappop, heappush
+from enum import StrEnum
+
+import numpy as np
 
 from solvers.engine import EngineProfile, Role
 from solvers.errors import InvalidInput
+from solvers.simulate.arrivals import Clients, Workload, check_workload
 from solvers.simulate.books import FleetBooks
-from solvers.simulate.replica import Replica
-from solvers.simulate.results import LiveRequest, SimRequest
-from solvers.simulate.routing import ServiceState, on_the_way
-from solvers.simulate.tables import NEVER, compile_profile, to_ticks, to_ticks_or_never
+from solvers.simulate.kernel import loop
+from solvers.simulate.kernel.clock import settle_leaf
+from solvers.simulate.kernel.records import LEAST_LOADED, LEAST_WORK, NONE, PREFIX_AWARE, WEIGHTED
+from solvers.simulate.kernel.routing import number_group
+from solvers.simulate.prefixes import build_tree
+from solvers.simulate.results import SimRequest
+from solvers.simulate.tables import NEVER, TICKS_PER_S, EngineTables, compile_profile, to_ticks, to_ticks_or_never
 
-# Ranks at equal times: of replica i it is i, of the transfer of request i and the patience of service i these + i.
-TRANSFERS_FIRST, GIVE_UPS_LAST = -(1 << 60), 1 << 60
+ROLES = (Role.MIXED, Role.PREFILL, Role.DECODE)  # in the kernel's order
+STRIDE = 1 << 20
+
+
+class Routing(StrEnum):
+    """How a service shares its requests out; least work is in seconds of a replica's own time."""
+
+    LEAST_WORK = "least-work"
+    LEAST_LOADED = "least-loaded"
+    WEIGHTED = "weighted"
+    PREFIX_AWARE = "prefix-aware"
+
+
+POLICIES = {
+    Routing.LEAST_WORK: LEAST_WORK,
+    Routing.LEAST_LOADED: LEAST_LOADED,
+    Routing.WEIGHTED: WEIGHTED,
+    Routing.PREFIX_AWARE: PREFIX_AWARE,
+}
 
 
 class Fleet(FleetBooks):
@@ -42,6 +57,8 @@ class Fleet(FleetBooks):
         Limit against which late token gaps are counted exactly, by gap and by request.
     record_first_tokens : bool
         Keep a row for each first token until ``take_first_tokens`` is called.
+    record_runs : bool
+        Keep the log of runs until ``take_runs`` is called: exact percentiles of token gaps come from it.
     replica_queue_limit : int, optional
         Flow control: a replica whose queue is this long gets nothing, and a chain has two such queues; requests wait
         at the gateway in order of arrival. Without it everything goes to a replica at once. Prompts bound before go
@@ -52,11 +69,17 @@ class Fleet(FleetBooks):
         from its arrival too; when that time is over already it is served only if a replica can take it at once.
         With no decode replica new requests wait at the gateway too; prompts that were bound when the last one left
         have left the gateway and are not given up.
+    routing : mapping of service to Routing, optional
+        Least work where it says nothing.
+    prefix_caching : bool
+        Mixed and prefill replicas keep the blocks that a workload brings.
+    compiled : bool
+        Run the kernel compiled, which needs numba; results are the same to the byte.
 
     Raises
     ------
     InvalidInput
-        When the patience is negative or no number.
+        When the patience is negative or no number, or numba is asked for and not there.
     """
 
     def __init__(
@@ -64,59 +87,127 @@ class Fleet(FleetBooks):
         *,
         itl_limits_s: Mapping[str, float] | None = None,
         record_first_tokens: bool = False,
+        record_runs: bool = False,
         replica_queue_limit: int | None = None,
         gateway_patience_s: float | None = None,
+        routing: Mapping[str, Routing] | None = None,
+        prefix_caching: bool = True,
+        compiled: bool = False,
     ) -> None:
-        super().__init__(itl_limits_s=itl_limits_s or {}, record_first_tokens=record_first_tokens)
         if gateway_patience_s is not None and not gateway_patience_s >= 0:
             raise InvalidInput("gateway", "gateway_patience_s", f"is {gateway_patience_s}", "give 0 or more seconds")
-        self._patience = to_ticks_or_never(gateway_patience_s)
-        self._queue_limit = NEVER if replica_queue_limit is None else replica_queue_limit
-        self._arrivals: list[LiveRequest] = []  # sorted by (arrival, index) from _next on
-        self._next = 0
-        self._submitted = 0
+        super().__init__(itl_limits_s=itl_limits_s or {}, record_runs=record_runs, compiled=compiled)
+        self._routing, self._prefix_caching = dict(routing or {}), prefix_caching
+        self._tables: dict[int, tuple[int, EngineTables]] = {}
+        self._used = {"knots": 0, "watts": 0, "rows": 0, "groups": 0, "cached": 0}
+        self._links: dict[str, tuple[int, float]] = {}
+        self._link_count = self._client_count = self._source_count = 0
+        state = self._memory.state
+        state.patience = to_ticks_or_never(gateway_patience_s)
+        state.queue_limit = NEVER if replica_queue_limit is None else replica_queue_limit
+        state.record_firsts = int(record_first_tokens)
 
-    # ------------------------------------------------------------------ the caller's side
+    # ------------------------------------------------------------------ replicas
 
-    def add_replica(
-        self, replica_id: str, service: str, role: Role, profile: EngineProfile, ready_at_s: float | None = None
-    ) -> None:
-        """Add a replica; it draws idle power at once and serves from ``ready_at_s`` (default: now).
+    def add_link(self, link: str, bytes_per_s: float) -> None:
+        """Declare a link that prefill replicas share; its transfers go on all at once, in equal shares.
 
         Raises
         ------
         InvalidInput
-            When the name is taken or the profile is no table.
+            When the name is taken or nothing fits through.
         """
-        if replica_id in self._replicas:
+        if link in self._links or not bytes_per_s > 0:
+            problem = "exists already" if link in self._links else f"carries {bytes_per_s} bytes a second"
+            raise InvalidInput(f"link/{link}", "", problem, "give each link one name and a bandwidth above 0")
+        self._links[link] = (self._new_link(is_shared=1), bytes_per_s)
+
+    def _new_link(self, *, is_shared: int) -> int:
+        index = self._link_count
+        self._link_count += 1
+        self._memory.entity("link", index)
+        self._memory.add("links", index, is_shared=is_shared, free=int(self._memory.state.now))
+        return index
+
+    def add_replica(
+        self,
+        replica_id: str,
+        service: str,
+        role: Role,
+        profile: EngineProfile,
+        ready_at_s: float | None = None,
+        *,
+        link: str | None = None,
+        weight: float = 1.0,
+        cap_watts: float | None = None,
+    ) -> None:
+        """Add a replica; it draws idle power at once and serves from ``ready_at_s`` (default: now).
+
+        Parameters
+        ----------
+        link : str, optional
+            Declared link over which a prefill replica moves KV caches; without it one of its own, with the bandwidth
+            of the profile, one transfer at a time.
+        weight : float
+            Share of the requests under weighted routing.
+        cap_watts : float, optional
+            Power cap of each of its GPUs.
+
+        Raises
+        ------
+        InvalidInput
+            When the name is taken, the link is not declared, the weight is not positive or the profile is no table.
+        OutOfRange
+            When the profile does not know so low a cap.
+        """
+        if replica_id in self._alive:
             raise InvalidInput(f"replica/{replica_id}", "", "exists already", "remove it first or use another name")
-        tables = compile_profile(profile)
-        replica = Replica(
-            len(self._by_index),
-            replica_id,
-            service,
-            role,
-            tables,
-            now=self._now,
-            late_limit=self._service(service).late_limit,
-            started=self._first_tokens,
-        )
-        self._replicas[replica_id] = replica
-        self._by_index.append(replica)
-        self._names[replica.index] = replica_id
-        ready_at = self._now if ready_at_s is None else max(self._now, to_ticks(ready_at_s))
-        replica.due = ready_at
-        if ready_at == self._now:
-            self._make_ready(replica)
+        if not weight > 0 or (link is not None and link not in self._links):
+            problem = f"names no link: {link!r}" if weight > 0 else f"has weight {weight}"
+            raise InvalidInput(f"replica/{replica_id}", "", problem, "declare its link first; give a weight above 0")
+        tables = compile_profile(profile, cap_watts)
+        r, s, now = len(self._ids), self._service(service), int(self._memory.state.now)
+        on_link, transfer = NONE, 0
+        if role is Role.PREFILL:
+            on_link = self._new_link(is_shared=0) if link is None else self._links[link][0]
+            speed = profile.transfer_bytes_per_s if link is None else self._links[link][1]
+            transfer = round(profile.kv_bytes_per_token * TICKS_PER_S / speed)
+        entity = self._memory.entity("replica", r)
+        self._memory.add(
+            "replicas", r, service=s, role=ROLES.index(role), table=self._table(tables), link=on_link,
+            transfer=transfer, row=self._used["rows"], stride=max(1, round(STRIDE / weight)), run_start=now,
+            milliwatts=tables.idle_milliwatts, metered=now, late_limit=int(self._memory["services"][s].late_limit),
+        )  # fmt: skip
+        self._know(replica_id, service, role, profile, tables)
+        self._used["rows"] += tables.max_batch + 1
+        for name in ("leave", "member"):
+            self._memory.ensure(name, self._used["rows"])
+        self._give_cache(r)
+        self._widen_group(3 * s + ROLES.index(role))
+        self._memory.state.replicas = r + 1
+        self._make_log_room(tables.max_batch)
+        ready_at = now if ready_at_s is None else max(now, to_ticks(ready_at_s))
+        if ready_at == now:
+            self._do(loop.READY, r)
         else:
-            heappush(self._events, (ready_at, replica.index, replica))
+            self._schedule(entity, ready_at)
+
+    def set_cap(self, replica_id: str, cap_watts: float | None) -> None:
+        """Change the power cap of a replica's GPUs now; None lifts it.
+
+        The draw changes at once; what is left of the step under way is stretched or shortened in proportion.
+
+        Raises
+        ------
+        OutOfRange
+            When the profile does not know so low a cap.
+        """
+        r = self._find(replica_id)
+        self._do(loop.SET_TABLE, r, self._table(compile_profile(self._profiles[r], cap_watts)))
 
     def drain_replica(self, replica_id: str) -> None:
         """Send nothing new to a replica; what it holds is served to its end."""
-        replica = self._find(replica_id)
-        replica.is_draining = True
-        self._ungroup(replica)
-        self._let_in(self._services[replica.service])
+        self._do(loop.DRAIN, self._find(replica_id))
 
     def remove_replica(self, replica_id: str) -> int:
         """Take a replica away at once, as when its node is lost.
@@ -126,19 +217,15 @@ class Fleet(FleetBooks):
         int
             Requests that it held; each begins again on another replica, with its old arrival time.
         """
-        replica = self._find(replica_id)
-        self._ungroup(replica)
-        del self._replicas[replica_id]
-        service = self._services[replica.service]
-        lost = replica.abandon(self._now) + on_the_way(self._events, replica) + service.take_stranded(replica)
-        self._retire(replica, service)
-        service.counts["rerouted"] += len(lost)
-        for request in sorted(lost, key=lambda r: r.index):
-            self._begin_again(request)
-        service.sort_waiting()
-        self._let_in(service)
-        self._watch_patience(service)
-        return len(lost)
+        r = self._find(replica_id)
+        self._do(loop.LOSE, r)
+        lost = int(self._memory.state.lost)
+        self._memory["lost"][:lost] = sorted(self._memory["lost"][:lost])
+        self._forget(replica_id)
+        self._do(loop.BEGIN_AGAIN, r, lost)
+        return lost
+
+    # ------------------------------------------------------------------ requests
 
     def submit(self, request: SimRequest) -> None:
         """Hand in a request that arrives now or later.
@@ -148,209 +235,182 @@ class Fleet(FleetBooks):
         InvalidInput
             When it arrives in the past, or asks for no prompt or no output token.
         """
-        live = LiveRequest(request, self._submitted)
-        if live.arrival < self._now or live.prompt < 1 or live.output < 1:
-            asked = f"arrives at {request.arrival_s} s with {live.prompt} prompt and {live.output} output tokens"
+        arrival = to_ticks(request.arrival_s)
+        if arrival < self._memory.state.now or request.prompt_tokens < 1 or request.output_tokens < 1:
+            size = f"{request.prompt_tokens} prompt and {request.output_tokens} output tokens"
             remedy = f"give at least one token each and an arrival at or after {self.now_s} s"
-            raise InvalidInput(f"request/{request.name}", "", asked, remedy)
+            problem = f"arrives at {request.arrival_s} s with {size}"
+            raise InvalidInput(f"request/{request.name}", "", problem, remedy)
+        s = self._service(request.service)
+        self._names[self._submitted] = request.name
+        self._asked[s] += 1
+        self._new.append((arrival, self._submitted, s, request.prompt_tokens, request.output_tokens, NONE))
         self._submitted += 1
-        self._service(request.service).counts["submitted"] += 1
-        if self._arrivals and live.arrival < self._arrivals[-1].arrival:
-            insort(self._arrivals, live, lo=self._next, key=lambda r: r.arrival)
-        else:
-            self._arrivals.append(live)
+
+    def submit_workload(self, workload: Workload) -> None:
+        """Hand in requests as arrays; one workload of a fleet may bring blocks for the prefix cache.
+
+        Raises
+        ------
+        InvalidInput
+            When the arrays do not fit together, one arrives in the past, or an earlier workload brought blocks too.
+        """
+        rows = self._rows_of(workload)
+        rows[:, 0] = np.rint(workload.arrival_s * TICKS_PER_S)
+        if len(rows) and rows[:, 0].min() < self._memory.state.now:
+            first = float(workload.arrival_s.min())
+            raise InvalidInput("workload", "arrival_s", f"begins at {first} s", f"begin at or after {self.now_s} s")
+        self._more.append(rows)
+
+    def add_clients(self, clients: Clients) -> None:
+        """Let clients ask the rows of a workload in turn, each as soon as its last one was answered.
+
+        Raises
+        ------
+        InvalidInput
+            When there are no clients, or the arrays do not fit together.
+        """
+        if clients.count < 1 or not clients.think_s >= 0:
+            problem = f"are {clients.count} that think {clients.think_s} s"
+            raise InvalidInput("clients", "", problem, "give one client or more, and 0 or more seconds")
+        rows = self._rows_of(clients.workload)
+        rows[:, 0] = NEVER
+        first = self._append(rows)
+        source = self._source_count
+        self._source_count += 1
+        self._memory.add("sources", source, next=first, end=first + len(rows), think=to_ticks(clients.think_s))
+        for _ in range(clients.count):
+            entity = self._memory.entity("client", self._client_count)
+            self._memory.add("clients", self._client_count, source=source)
+            self._client_count += 1
+            self._schedule(entity, max(int(self._memory.state.now), to_ticks(clients.start_s)))
 
     def set_itl_limit(self, service: str, limit_s: float | None) -> None:
         """Count gaps as late against another limit from now on; None counts none."""
-        state = self._service(service)
-        state.late_limit = to_ticks_or_never(limit_s)
+        self.settle()
+        s = self._service(service)
         self.itl_limits_s.pop(service, None)
         if limit_s is not None:
             self.itl_limits_s[service] = limit_s
-        for replica in self._replicas.values():
-            if replica.service == service:
-                replica.settle(self._now)
-                replica.late_limit = state.late_limit
+        limit = to_ticks_or_never(limit_s)
+        self._memory["services"][s].late_limit = limit
+        for r in self._alive.values():
+            if self._served_by[r] == service:
+                self._memory["replicas"][r].late_limit = limit
 
     def advance(self, until_s: float) -> None:
         """Process every event up to ``until_s`` (virtual seconds, may be ``inf``: until nothing is left to happen)."""
-        if until_s == float("inf"):
-            self._run(NEVER - 1)
-            return
-        until = to_ticks(until_s)
-        self._run(until)
-        self._now = max(self._now, until)
-
-    # ------------------------------------------------------------------ the event loop
-
-    def _run(self, until: int) -> None:
-        events, arrivals = self._events, self._arrivals
+        until = NEVER - 1 if until_s == float("inf") else to_ticks(until_s)
+        self._sort_pending()
         while True:
-            due = events[0][0] if events else NEVER
-            if self._next < len(arrivals) and arrivals[self._next].arrival <= due:
-                request = arrivals[self._next]
-                if request.arrival > until:
-                    return
-                self._next += 1
-                self._now = request.arrival
-                self._arrive(request)
-                continue
-            if due > until:
-                self._forget_arrived()
-                return
-            _, _, thing = heappop(events)
-            if thing.due != due:
-                continue  # rescheduled since
-            if isinstance(thing, Replica):
-                self._now = due
-                self._boundary(thing)
-            elif isinstance(thing, LiveRequest):
-                self._now = due
-                self._deliver(thing)
-            else:
-                self._look_at_patience(thing, due)
+            horizon = self._feed(until)
+            while self._memory.run(loop.ADVANCE, 0, horizon) == loop.LOG_FULL:
+                self._drain()
+            self._drain()
+            self._compact()
+            if horizon == until:
+                break
+        if until_s != float("inf"):
+            self._memory.state.now = max(int(self._memory.state.now), until)
 
-    def _forget_arrived(self) -> None:
-        if self._next > 4096:
-            del self._arrivals[: self._next]
-            self._next = 0
+    # ------------------------------------------------------------------ memory
 
-    def _schedule(self, replica: Replica) -> None:
-        heappush(self._events, (replica.due, replica.index, replica))
+    def _do(self, what: int, which: int, value: int = 0) -> None:
+        """Let the kernel do something between two advances, and take over what it logged."""
+        self._memory.run(what, which, value)
+        self._drain()
 
-    def _boundary(self, replica: Replica) -> None:
-        now = self._now
-        if not replica.is_ready:
-            self._make_ready(replica)
+    def _schedule(self, entity: int, at: int) -> None:
+        memory = self._memory
+        settle_leaf(memory["due"], memory["soonest"], 0, int(memory.state.entities), entity, at)
+
+    def _rows_of(self, workload: Workload) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+        """Rows for the kernel: arrival (to be set), serial, service, prompt, output, path."""
+        check_workload(workload)
+        indices = np.array([self._service(name) for name in workload.services] or [0], np.int64)
+        rows = np.empty((len(workload), 6), np.int64)
+        rows[:, 1] = np.arange(self._submitted, self._submitted + len(workload))
+        rows[:, 2] = indices[workload.service]
+        rows[:, 3], rows[:, 4], rows[:, 5] = workload.prompt_tokens, workload.output_tokens, self._paths(workload)
+        self._names.update(zip(range(self._submitted, self._submitted + len(workload)), workload.names, strict=False))
+        self._submitted += len(workload)
+        for s, count in enumerate(np.bincount(rows[:, 2], minlength=len(self._asked)).tolist()):
+            self._asked[s] += count
+        return rows
+
+    def _paths(self, workload: Workload) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if not len(workload.block_starts) or not self._prefix_caching:
+            return np.full(len(workload), NONE, np.int64)
+        if self._nodes:
+            remedy = "hand in all requests that share blocks at once"
+            raise InvalidInput("workload", "block_ids", "were handed in before", remedy)
+        tree = build_tree(workload)
+        self._nodes = len(tree.parent)
+        self._memory.state.block_tokens = workload.block_tokens
+        for name in ("parent", "start", "length"):
+            self._memory.replace(name, getattr(tree, name) if self._nodes else np.zeros(1, np.int64))
+        for r in self._alive.values():
+            self._give_cache(r)
+        return tree.path
+
+    def _give_cache(self, r: int) -> None:
+        """Make room for the blocks on a replica that computes prompts."""
+        replica = self._memory["replicas"][r]
+        if not self._nodes or ROLES[replica.role] is Role.DECODE:
             return
-        was_full = len(replica.queue) >= self._queue_limit
-        leaving = replica.finish_run(now) if replica.run_steps else ()
-        replica.plan(now)
-        if replica.due != NEVER:
-            heappush(self._events, (replica.due, replica.index, replica))
-        for request in leaving:
-            if request.end < 0:
-                self._hand_on(request)
-            else:
-                self._finish(request)
-        if was_full and len(replica.queue) < self._queue_limit:
-            self._let_in(self._services[replica.service])
+        replica.cache = self._used["cached"]
+        self._used["cached"] += self._nodes
+        for name in ("cached", "users", "older", "newer"):
+            self._memory.ensure(name, self._used["cached"])
 
-    # ------------------------------------------------------------------ routing
+    def _table(self, tables: EngineTables) -> int:
+        """Index of the flattened curves of a profile; put them there when they are new."""
+        if id(tables) in self._tables:
+            return self._tables[id(tables)][0]
+        memory, at = self._memory, self._used["knots"]
+        flat = tables.flat()
+        for name in ("knots", "values", "slopes"):
+            self._used["knots"] = memory.extend(name, at, flat[name])
+        index, watts = len(self._tables), self._used["watts"]
+        self._used["watts"] = memory.extend("watts", watts, tables.decode_milliwatts())
+        count = len(tables.prefill_line.knots)
+        memory.add(
+            "tables", index, line=at, line_knots=count, last_prompt=tables.prefill_line.knots[-1],
+            pass_ticks=tables.pass_ticks, rows=at + count, row_knots=len(tables.row(1).knots), watts=watts,
+            idle_milliwatts=tables.idle_milliwatts, prefill_milliwatts=tables.prefill_milliwatts,
+            max_batch=tables.max_batch, kv_capacity=tables.kv_capacity, chunk_tokens=tables.chunk_tokens,
+            sequence_work=tables.sequence_work, prefill_speed=tables.prefill_speed, decode_speed=tables.decode_speed,
+        )  # fmt: skip
+        self._tables[id(tables)] = (index, tables)  # kept alive, so that no other one gets its id
+        return index
 
-    def _arrive(self, request: LiveRequest) -> None:
-        service = self._services[request.asked.service]
-        if service.waiting or not self._route(request, service):
-            service.waiting.append(request)
-            if len(service.waiting) == 1:
-                self._watch_patience(service)
+    def _service(self, name: str) -> int:
+        """Index of a service; it comes into being when it is first named."""
+        if name in self._services:
+            return self._services[name]
+        s = self._services[name] = len(self._services)
+        self._asked.append(0)
+        policy = POLICIES[self._routing.get(name, Routing.LEAST_WORK)]
+        late_limit = to_ticks_or_never(self.itl_limits_s.get(name))
+        self._memory.add("services", s, policy=policy, late_limit=late_limit)
+        self._memory.entity("gateway", s)
+        for g in range(3 * s, 3 * s + 3):
+            self._memory.add("groups", g)
+            self._members.append(0)
+        return s
 
-    def _let_in(self, service: ServiceState) -> None:
-        """Route what waits at the gateway, as far as it goes now."""
-        while service.waiting and self._route(service.waiting[0], service):
-            service.waiting.popleft()
-
-    def _watch_patience(self, service: ServiceState) -> None:
-        """Have the clock look at whoever waits first when that one's patience ends; one event for the whole queue."""
-        if self._patience == NEVER or not service.waiting:
+    def _widen_group(self, g: int) -> None:
+        """Make room for one more replica in a group, at a new place when the old one is full."""
+        self._members[g] += 1
+        memory, group = self._memory, self._memory["groups"][g]
+        if self._members[g] <= group.room:
             return
-        due = max(self._now, service.waiting[0].arrival + self._patience)
-        if due < service.due:
-            service.due = due
-            heappush(self._events, (due, GIVE_UPS_LAST + service.index, service))
-
-    def _look_at_patience(self, service: ServiceState, due: int) -> None:
-        """Give up the first in the queue if its time is over; time only moves on when it is."""
-        service.due = NEVER
-        if service.waiting and service.waiting[0].arrival + self._patience <= due:
-            self._now = due
-            self._time_out(service.waiting.popleft(), service, self._patience)
-            self._let_in(service)
-        self._watch_patience(service)
-
-    def _route(self, request: LiveRequest, service: ServiceState) -> bool:
-        """Send or reject a request; False when it must wait at the gateway."""
-        way = service.choose(request, self._queue_limit)
-        if way is None:
-            if service.may_serve(request):
-                return False
-            self._reject(request, service, service.replicas())
-            return True
-        giver, receiver = way
-        giver.loads[giver.slot] += giver.prompt_work(request)
-        receiver.loads[receiver.slot] += receiver.tables.sequence_work
-        request.prefill_replica, request.replica, request.routed = giver.index, receiver.index, self._now
-        if giver.enqueue(request, self._now):
-            self._schedule(giver)
-        return True
-
-    def _hand_on(self, request: LiveRequest) -> None:
-        """Send a computed prompt to its decode replica, or to another one if that one takes no more."""
-        service = self._services[request.asked.service]
-        decode = service.groups[Role.DECODE]
-        if request.replica < 0 or self._by_index[request.replica].loads is not decode.loads:
-            self._unbind(request)
-            receiver = service.receiver(request)
-            if not decode.replicas:
-                service.stranded.append(request)
-                return
-            if receiver is None:
-                self._release(request)
-                self._reject(request, service, decode.replicas)
-                return
-            receiver.loads[receiver.slot] += receiver.tables.sequence_work
-            request.replica = receiver.index
-        giver = self._by_index[request.prefill_replica]
-        giver.link_free = max(self._now, giver.link_free) + giver.tables.transfer(request.prompt)
-        request.due = giver.link_free
-        heappush(self._events, (request.due, TRANSFERS_FIRST + request.index, request))
-
-    def _unbind(self, request: LiveRequest) -> None:
-        """Take a request off the work of the replica that it was to be decoded on."""
-        if request.replica >= 0:
-            receiver = self._by_index[request.replica]
-            receiver.loads[receiver.slot] -= receiver.tables.sequence_work
-            request.replica = -1
-
-    def _deliver(self, request: LiveRequest) -> None:
-        request.transferred, request.due = self._now, NEVER
-        self._release(request)
-        receiver = self._by_index[request.replica]
-        if receiver.enqueue(request, self._now):
-            self._schedule(receiver)
-
-    def _release(self, request: LiveRequest) -> None:
-        """Free the KV cache that a computed prompt holds on its prefill replica."""
-        giver = self._by_index[request.prefill_replica]
-        giver.kv -= request.kv
-        request.kv = 0
-        if giver.wake(self._now):
-            self._schedule(giver)
-
-    # ------------------------------------------------------------------ replicas come and go
-
-    def _make_ready(self, replica: Replica) -> None:
-        replica.is_ready, replica.due = True, NEVER
-        if replica.is_draining:
-            return
-        service = self._services[replica.service]
-        service.groups[replica.role].add(replica)
-        service.regroup()
-        stranded, service.stranded = service.stranded, deque()
-        for request in stranded:  # before what waits at the gateway: their work is to be seen there
-            self._hand_on(request)
-        self._let_in(service)
-
-    def _ungroup(self, replica: Replica) -> None:
-        service = self._services[replica.service]
-        service.groups[replica.role].remove(replica)
-        service.regroup()
-
-    def _begin_again(self, request: LiveRequest) -> None:
-        if request.due != NEVER:  # it was on a link: both ends forget it
-            request.due = NEVER
-            self._release(request)
-        self._unbind(request)
-        request.restart()
-        request.reroutes += 1
-        self._arrive(request)
+        old, first, room = int(group.first), self._used["groups"], max(1, 2 * int(group.room))
+        self._used["groups"] += room
+        for name in ("load", "members"):
+            memory.ensure(name, self._used["groups"])
+        memory.ensure("lightest", 2 * self._used["groups"])
+        group = memory["groups"][g]
+        memory["members"][first : first + group.count] = memory["members"][old : old + group.count]
+        group.first, group.room = first, room
+        number_group(memory.world(), g)

@@ -9,7 +9,7 @@ from math import exp, log
 import numpy as np
 
 from solvers.engine import Role
-from solvers.simulate.tables import NEVER, TICKS_PER_S, to_ticks
+from solvers.simulate.tables import TICKS_PER_S, to_ticks
 from solvers.workload import Slo, SloMetric
 
 BUCKET_RATIO = 1.01  # neighbouring gap buckets; a percentile is read to half of that
@@ -60,7 +60,7 @@ class FirstToken:
     engine_ttft_s: float
 
     @classmethod
-    def of(cls, row: tuple[str, int, int, int], names: Mapping[int, str]) -> FirstToken:
+    def of(cls, row: tuple[str, int, int, int], names: Sequence[str]) -> FirstToken:
         """Make one of a row in ticks (service, replica, from arrival, in the engine) and names by index."""
         service, replica, ticks, engine = row
         return cls(
@@ -84,6 +84,8 @@ class FinishedRequest:
         included; from there to the first token (zero on a mixed replica, whose last prompt chunk yields it).
     tpot_s : float
         Mean gap between output tokens; 0 for a single token.
+    cached_tokens : int
+        Prompt tokens that the prefix cache held when its prefill began.
     late_gaps : int
         Token gaps above the ITL limit of the service, 0 when it has none.
     preemptions, reroutes : int
@@ -97,6 +99,7 @@ class FinishedRequest:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    cached_tokens: int
     queue_s: float
     prefill_s: float
     kv_transfer_s: float
@@ -107,61 +110,6 @@ class FinishedRequest:
     late_gaps: int
     preemptions: int
     reroutes: int
-
-
-class LiveRequest:
-    """A request inside the fleet: the record that the event loop works on, times in ticks, -1 for not yet."""
-
-    __slots__ = (
-        "arrival", "asked", "due", "emitted", "end", "first_token", "index", "kv", "last_token", "late_at_join",
-        "late_gaps", "left", "order", "output", "preemptions", "prefill_end", "prefill_replica", "prefill_start",
-        "prompt", "replica", "reroutes", "routed", "transferred",
-    )  # fmt: skip
-
-    def __init__(self, asked: SimRequest, index: int) -> None:
-        self.asked, self.index = asked, index
-        self.arrival = to_ticks(asked.arrival_s)
-        self.prompt, self.output = asked.prompt_tokens, asked.output_tokens
-        self.reroutes = self.preemptions = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget all progress, as when the replica that held the KV cache is gone."""
-        self.left, self.emitted, self.kv, self.order = self.prompt, 0, 0, 0
-        self.prefill_start = self.prefill_end = self.transferred = self.first_token = self.end = -1
-        self.last_token = self.routed = -1
-        self.late_at_join = self.late_gaps = 0
-        self.prefill_replica = self.replica = -1
-        self.due = NEVER
-
-    def refused(self, now: int, reason: str) -> Rejected:
-        """Say in seconds that it will not be served."""
-        asked, at_s = self.asked, now / TICKS_PER_S
-        return Rejected(name=asked.name, service=asked.service, arrival_s=asked.arrival_s, at_s=at_s, reason=reason)
-
-    def finished(self, names: Mapping[int, str]) -> FinishedRequest:
-        """Write the record down in seconds; ``names`` are those of the replicas by index."""
-        handed_on = self.transferred if self.transferred >= 0 else self.prefill_end
-        gaps = self.output - 1
-        return FinishedRequest(
-            name=self.asked.name,
-            service=self.asked.service,
-            prefill_replica=names[self.prefill_replica],
-            replica=names[self.replica],
-            arrival_s=self.asked.arrival_s,
-            prompt_tokens=self.prompt,
-            output_tokens=self.output,
-            queue_s=(self.prefill_start - self.arrival) / TICKS_PER_S,
-            prefill_s=(self.prefill_end - self.prefill_start) / TICKS_PER_S,
-            kv_transfer_s=(handed_on - self.prefill_end) / TICKS_PER_S,
-            first_step_s=(self.first_token - handed_on) / TICKS_PER_S,
-            ttft_s=(self.first_token - self.arrival) / TICKS_PER_S,
-            tpot_s=(self.end - self.first_token) / (gaps * TICKS_PER_S) if gaps else 0.0,
-            end_s=self.end / TICKS_PER_S,
-            late_gaps=self.late_gaps,
-            preemptions=self.preemptions,
-            reroutes=self.reroutes,
-        )
 
 
 class GapHistogram:
@@ -243,7 +191,10 @@ def bucket_top(bucket: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaView:
-    """One replica now. Totals count from when it was added; ``waiting`` requests have no KV cache yet."""
+    """One replica now. Totals count from when it was added; ``waiting`` requests have no KV cache yet.
+
+    ``prompt_tokens`` were computed, ``cached_tokens`` were found in the prefix cache instead.
+    """
 
     replica_id: str
     service: str
@@ -257,6 +208,7 @@ class ReplicaView:
     energy_joules: float
     busy_s: float
     prompt_tokens: int
+    cached_tokens: int
     output_tokens: int
     preemptions: int
     gaps: GapHistogram

@@ -8,15 +8,17 @@ less than 1e-4 of any value of a real profile.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from solvers.engine import EngineProfile, Role
+from solvers.engine.curves import capped, decode_speed_ratio, prefill_speed_ratio
 from solvers.errors import InvalidInput
 
 TICKS_PER_S = 1_000_000_000_000
 NEVER = 1 << 62
+SPEED_ONE = 10_000  # speeds under a power cap are whole in this
 
 NOMINAL_CONTEXT_TOKENS = 1024  # where a sequence's share of a replica is read for routing
 NOMINAL_OUTPUT_TOKENS = 256  # routers do not know output lengths; only the ratio to prompt work matters
@@ -74,32 +76,52 @@ class EngineTables:
         Largest batch in the decode table; the engine admits no more sequences, so batches are never extrapolated.
     sequence_work : int, ticks
         What one sequence in decode costs the replica, for routing between unlike replicas.
+    pass_ticks : int
+        A pass over the weights, where the curve of prompts begins: what a piece after a cached prefix costs beside its
+        share of the curve.
+    transfer_ticks : int
+        Ticks on the replica's own link for the keys and values of one prompt token.
+    prefill_speed, decode_speed : int
+        Speeds under the power cap, in ``SPEED_ONE``.
     """
 
     __slots__ = (
         "_decode_milliwatts",
+        "_flat",
         "_rows",
         "chunk_tokens",
+        "decode_speed",
         "gpus",
         "idle_milliwatts",
         "kv_capacity",
         "max_batch",
+        "pass_ticks",
         "prefill_line",
         "prefill_milliwatts",
+        "prefill_speed",
         "profile",
         "sequence_work",
+        "transfer_ticks",
     )  # fmt: skip
 
-    def __init__(self, profile: EngineProfile) -> None:
+    def __init__(self, profile: EngineProfile, cap_watts: float | None = None) -> None:
         _check(profile)
+        self.prefill_speed = round(SPEED_ONE * prefill_speed_ratio(profile, cap_watts))
+        self.decode_speed = round(SPEED_ONE * decode_speed_ratio(profile, cap_watts))
+        profile = capped(profile, cap_watts)
         self.profile = profile
         self.gpus = profile.key.config.gpus
         self.kv_capacity = profile.kv_capacity_tokens
         self.chunk_tokens = profile.prefill_chunk_tokens
         self.max_batch = profile.decode_batches[-1]
         self.prefill_line = Polygon(profile.prefill_tokens, [s * TICKS_PER_S for s in profile.prefill_s])
+        line = self.prefill_line
+        first = 1 if line.knots[0] == 0 and len(line.knots) > 1 and line.slopes[0] == 0 else 0
+        self.pass_ticks = max(0, line.values[first] - line.slopes[first] * line.knots[first])
+        self.transfer_ticks = round(profile.kv_bytes_per_token * TICKS_PER_S / profile.transfer_bytes_per_s)
         self.idle_milliwatts = round(1000 * self.gpus * profile.idle_watts_per_gpu)
         self.prefill_milliwatts = round(1000 * self.gpus * profile.prefill_watts_per_gpu)
+        self._flat: Mapping[str, Sequence[int]] | None = None
         self._rows: list[Polygon | None] = [None] * (self.max_batch + 1)
         self._decode_milliwatts: list[int] = [
             round(1000 * self.gpus * _between(profile.decode_batches, profile.decode_watts_per_gpu, batch))
@@ -125,22 +147,31 @@ class EngineTables:
         ]
         return Polygon([context * batch for context in profile.decode_contexts], steps)
 
+    def flat(self) -> Mapping[str, Sequence[int]]:
+        """Knots, values and slopes of the curve of prompts and of the decode rows of batches 0, 1, 2, ..."""
+        if self._flat is None:
+            rows = [self.row(batch) for batch in range(1, self.max_batch + 1)]
+            unused = [0] * len(rows[0].knots)
+            lines = {name: [getattr(row, name) for row in rows] for name in ("knots", "values", "slopes")}
+            self._flat = {
+                name: [*getattr(self.prefill_line, name), *unused, *chain.from_iterable(some)]
+                for name, some in lines.items()
+            }
+        return self._flat
+
     def prefill(self, tokens: int) -> int:
         """Ticks to prefill one prompt on its own."""
         return self.prefill_line.at(tokens)
 
-    def piece(self, done: int, tokens: int) -> int:
-        """Ticks to prefill ``tokens`` more of a prompt whose first ``done`` tokens are computed."""
-        line = self.prefill_line
-        return line.at(done + tokens) - line.at(done) if done else line.at(tokens)
+    def piece(self, done: int, tokens: int, *, is_pass: bool = False) -> int:
+        """Ticks to prefill ``tokens`` more of a prompt whose first ``done`` tokens are there.
 
-    def pieces(self, done: int, tokens: int) -> tuple[int, int]:
-        """(how many, ticks of each): successive pieces of ``tokens`` that cost the same from ``done`` on."""
+        ``is_pass`` when those came from the prefix cache: then the piece pays for its own pass over the weights.
+        """
         line = self.prefill_line
-        i = line.segment(done)
-        end = line.knots[i + 1] if i + 1 < len(line.knots) else NEVER
-        alike = (end - done) // tokens if done else 0  # the first piece carries the curve's start
-        return (alike, line.slopes[i] * tokens) if alike else (1, self.piece(done, tokens))
+        if not done:
+            return line.at(tokens)
+        return line.at(done + tokens) - line.at(done) + (self.pass_ticks if is_pass else 0)
 
     def milliwatts(self, batch: int, *, prefilling: bool) -> int:
         """Draw of the replica: the larger of the two phases when a step does both."""
@@ -148,8 +179,12 @@ class EngineTables:
         return max(decoding, self.prefill_milliwatts) if prefilling else decoding
 
     def transfer(self, prompt_tokens: int) -> int:
-        """Ticks on the link for the keys and values of one prompt."""
-        return round(prompt_tokens * self.profile.kv_bytes_per_token * TICKS_PER_S / self.profile.transfer_bytes_per_s)
+        """Ticks on the replica's own link for the keys and values of one prompt."""
+        return prompt_tokens * self.transfer_ticks
+
+    def decode_milliwatts(self) -> Sequence[int]:
+        """Draw by batch, from 0 on."""
+        return self._decode_milliwatts
 
     def fits(self, role: Role, prompt_tokens: int, output_tokens: int) -> bool:
         """True when an otherwise empty replica could serve the request to its end."""
@@ -158,15 +193,17 @@ class EngineTables:
 
 
 @lru_cache(maxsize=4096)
-def compile_profile(profile: EngineProfile) -> EngineTables:
-    """Compile a profile once; replicas of one pool share the tables.
+def compile_profile(profile: EngineProfile, cap_watts: float | None = None) -> EngineTables:
+    """Compile a profile under a power cap of each GPU once; replicas of one pool share the tables.
 
     Raises
     ------
     InvalidInput
         When an axis is empty, not increasing, or disagrees with its table.
+    OutOfRange
+        When the cap is below the lowest one that the profile knows.
     """
-    return EngineTables(profile)
+    return EngineTables(profile, cap_watts)
 
 
 def _between(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
