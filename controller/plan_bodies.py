@@ -18,7 +18,7 @@ from controller.validation import Json, subject_of, validate_spec
 from solvers.engine import EngineConfig
 from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
-from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport
+from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, Relief, ServicePlan, SolveReport
 
 PART_BYTES = 256 * 1024
 """Largest part: etcd refuses objects of 1.5 MiB, and managed fields and status come on top of the body."""
@@ -31,7 +31,7 @@ LOCATIONS_PER_ROW = 64
 """Places in one row before a pool continues in the next: small rows fill parts well."""
 
 TEXT_LIMIT = 1024
-SECTIONS = ("services", "pools", "placements", "domains", "bindings")
+SECTIONS = ("services", "pools", "placements", "domains", "bindings", "relief")
 
 Row = dict[str, Any]
 
@@ -104,6 +104,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, Row]]:
     yield from (("placements", row) for row in _render_placements(plan.placements))
     yield from (("domains", _render_domain(domain)) for domain in plan.domains)
     yield from (("bindings", _render_binding(binding)) for binding in plan.bindings)
+    yield from (("relief", _render_relief(row)) for row in plan.relief)
 
 
 def _render_key(pool: PoolKey) -> Row:
@@ -169,6 +170,16 @@ def _render_binding(binding: Binding) -> Row:
     }
 
 
+def _render_relief(row: Relief) -> Row:
+    return {
+        "limit": row.limit[:253],
+        "subject": row.subject[:253],
+        "unit": row.unit[:63],
+        "milliAmount": round(row.amount * 1e3),
+        "priceMilliUsdPerHour": round(row.usd_per_hour * 1e3),
+    }
+
+
 def _render_report(report: SolveReport, name: str) -> Row:
     if not (math.isfinite(report.objective_usd_per_hour) and math.isfinite(report.cost_usd_per_hour)):
         raise InvalidInput(f"FleetPlan/{name}", "spec.report", "objective and cost must be finite", "drop the plan")
@@ -204,6 +215,7 @@ def parse_fleet_plan(bodies: Sequence[Json]) -> Plan:
         services=tuple(_parse_services(specs)),
         domains=tuple(_parse_domains(specs)),
         bindings=tuple(_parse_bindings(specs)),
+        relief=tuple(_parse_relief(specs)),
         report=_parse_report(first.report),
         routing=first.routing,
     )
@@ -270,6 +282,12 @@ def _parse_bindings(specs: Sequence[FleetPlanSpec]) -> Iterator[Binding]:
     for row in (row for spec in specs for row in spec.bindings):
         price = row.price_milli_usd_per_hour / 1e3
         yield Binding(limit=row.limit, subject=row.subject, unit=row.unit, price_usd_per_hour=price)
+
+
+def _parse_relief(specs: Sequence[FleetPlanSpec]) -> Iterator[Relief]:
+    for row in (row for spec in specs for row in spec.relief):
+        amount, price = row.milli_amount / 1e3, row.price_milli_usd_per_hour / 1e3
+        yield Relief(limit=row.limit, subject=row.subject, unit=row.unit, amount=amount, usd_per_hour=price)
 
 
 def _parse_report(row: PlanReport) -> SolveReport:

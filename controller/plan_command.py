@@ -78,7 +78,13 @@ def _sections(plan: Plan) -> Iterator[str]:
     short = [f"short: {s.service}: {reason}" for s in plan.services for reason in s.short_because]
     notes = [f"note: {note}" for note in plan.report.notes]
     if short or notes:
-        yield "\n".join([*short, *notes])
+        yield "\n".join([*short, *_relief_lines(plan), *notes])
+
+
+def _relief_lines(plan: Plan) -> Iterator[str]:
+    """What together would be enough, the dearest first."""
+    for row in plan.relief:
+        yield f"relief: {row.amount:g} {row.unit} more of {row.limit}[{row.subject}], {row.usd_per_hour:.2f} USD/h"
 
 
 def _headline(plan: Plan) -> str:

@@ -124,6 +124,21 @@ class PlanBinding(Resource):
     """What one more unit would be worth."""
 
 
+class PlanRelief(Resource):
+    """So much more of a limit, and everything could be served; the rows of a plan belong together."""
+
+    limit: Annotated[str, text(253)]
+    """The limit, as power or gpus."""
+    subject: Annotated[str, text(253)]
+    """Where, or whose."""
+    unit: Annotated[str, text(63)]
+    """GPU, kW or replica."""
+    milli_amount: Amount
+    """How much more, in thousandths of the unit."""
+    price_milli_usd_per_hour: Amount
+    """What that costs to have."""
+
+
 class PlanReport(Resource):
     """Evidence of the solve."""
 
@@ -168,6 +183,8 @@ class FleetPlanSpec(Resource):
     """Watts of each power domain."""
     bindings: Annotated[tuple[PlanBinding, ...], Field(max_length=4096)] = ()
     """Limits with no slack left."""
+    relief: Annotated[tuple[PlanRelief, ...], Field(max_length=64)] = ()
+    """The cheapest way to serve what is short."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

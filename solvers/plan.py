@@ -101,6 +101,20 @@ class ServiceWhy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Relief:
+    """So much more of a limit would help a short plan; a plan's rows belong together.
+
+    ``usd_per_hour`` is what it costs to have: list price of GPUs, of watts; next to nothing for a word in a policy.
+    """
+
+    limit: str
+    subject: str
+    unit: str
+    amount: float
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SolveReport:
     """Evidence of a solve. ``gap_ratio`` = (objective − bound) / max(|objective|, 1e-9)."""
 
@@ -117,7 +131,8 @@ class SolveReport:
 class Plan:
     """A verified decision for the whole fleet; every tuple is sorted, so equal decisions are equal values.
 
-    ``routing`` states the routing that the sizing assumed, ``whys`` says in words what led to it where somebody asked.
+    ``routing`` states the routing that the sizing assumed, ``whys`` says in words what led to it where somebody asked,
+    ``relief`` is the cheapest way to serve what is unserved.
     """
 
     placements: tuple[Placement, ...]
@@ -128,6 +143,7 @@ class Plan:
     report: SolveReport
     whys: tuple[ServiceWhy, ...] = ()
     routing: str = "least outstanding work, one mix per role, in proportion to capacity"
+    relief: tuple[Relief, ...] = ()
 
     @property
     def is_short(self) -> bool:

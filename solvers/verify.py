@@ -16,7 +16,7 @@ from solvers.plan import Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
-from solvers.verify_rules import locations, losses, pins, quotas
+from solvers.verify_rules import locations, losses, pins, quotas, relief
 from solvers.workload import PlacementMode, ServedModel
 
 RELATIVE = 1e-6
@@ -305,6 +305,7 @@ def _objective(plan: Plan, problem: Problem) -> Iterator[str]:
     if penalty > 1e-4 and not plan.is_short and not any(_floors_missing(plan, problem)):
         yield f"objective: {penalty:.6f} USD/h of penalties while nothing is short"
     yield from penalties(plan)
+    yield from relief(plan)
     yield from _certificate(plan, problem)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from math import inf
 
 from solvers.engine import Role
 from solvers.plan import Plan
@@ -48,6 +49,15 @@ def losses(plan: Plan, problem: Problem) -> Iterator[str]:
             if left < wanted * (1.0 - SERVED) - SERVED:
                 fault = f"{' + '.join(chain)} carry {left:g} requests/s without {lost}, {wanted:g} asked"
                 yield f"share[{service.name}]: {fault}"
+
+
+def relief(plan: Plan) -> Iterator[str]:
+    """Check that what would help is said in finite amounts, and only where something is short."""
+    for row in plan.relief:
+        if not (0.0 < row.amount < inf and 0.0 <= row.usd_per_hour < inf):
+            yield f"relief[{row.limit} {row.subject}]: {row.amount:g} {row.unit} for {row.usd_per_hour:g} USD/h"
+    if plan.relief and not any(service.short_because for service in plan.services):
+        yield f"relief: {len(plan.relief)} limits should give way while nothing is short"
 
 
 def quotas(plan: Plan, problem: Problem) -> Iterator[str]:

@@ -21,6 +21,7 @@ from solvers.plan import (
     Placement,
     Plan,
     PoolPlan,
+    Relief,
     ServicePlan,
     ServiceWhy,
     SolveReport,
@@ -60,6 +61,7 @@ def small_plan(replicas: int = 2) -> Plan:
         ),
         domains=(DomainPlan(domain="rack-1", budget_watts=6000.0, reserved_watts=2150.0, planned_watts=1400.0),),
         bindings=(Binding(limit="slo", subject="default/chat", unit="request/s", price_usd_per_hour=0.3),),
+        relief=(Relief(limit="power", subject="rack-1", unit="kW", amount=1.5, usd_per_hour=0.375),),
         report=SolveReport(
             status=SolveStatus.OPTIMAL,
             objective_usd_per_hour=4.95,

@@ -12,6 +12,7 @@ from solvers.planner.checks import check_problem
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Counts
 from solvers.planner.options import CapacityOf
+from solvers.planner.relief import find_relief
 from solvers.planner.search import SOLVER_FAULTS, Search
 from solvers.planner.tally import Worth, best_of
 from solvers.problem import Problem
@@ -63,9 +64,20 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
     for worth, note in (*tried, *((worth, STAND_IN) for worth in (*kept, *repaired, desk.repaired({})))):
         plan, violations = search.write(worth, (note,) if note else ())
         if not violations:
-            return plan
+            return _with_relief(desk, plan)
         faults += violations
     raise SolveFailed("no stage led to a sound plan: " + "; ".join(dict.fromkeys(faults)))
+
+
+def _with_relief(desk: Desk, plan: Plan) -> Plan:
+    """Say what would help a plan that is short; a solver that fails at it takes nothing from the plan."""
+    if not any(service.short_because for service in plan.services):
+        return plan
+    try:
+        return replace(plan, relief=find_relief(desk))
+    except SOLVER_FAULTS as fault:
+        notes = (*plan.report.notes, f"no relief was found: {fault}")
+        return replace(plan, report=replace(plan.report, notes=notes))
 
 
 def desk_for(problem: Problem, capacity_of: CapacityOf = replica_capacity, previous: Plan | None = None) -> Desk:

@@ -236,7 +236,8 @@ class Search:
         only = [option for option in self.desk.options.pools if option.pool.uncapped in used]
         refined = {option.pool: range(1, option.most + 1) for option in only}
         options = find_options(self.desk.problem, self.desk.sizer, refined=refined, wanted=self.desk.wanted)
-        cells = build_cells(self.desk.problem, options, only={option.pool for option in only})
+        fair_ratio = self.desk.penalties.fair_ratio
+        cells = build_cells(self.desk.problem, options, only={o.pool for o in only}, fair_ratio=fair_ratio)
         arrays = self._based(cells, state(cells))[0]
         x = self._whole(arrays, start_columns(cells, arrays, worth.counts)).x
         whole = self._held(cells, arrays, x)
