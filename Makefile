@@ -68,8 +68,7 @@ bench-simcluster: setup ## Bring up 1,000 nodes with 10,000 pods
 bench-operator: setup ## Time the operator on 1,000 nodes with 10,000 pods
 	$(BIN)/python -m tests.bench_operator
 
-.PHONY: bench-openb
-.PHONY: bench-packing
+.PHONY: bench-packing bench-openb
 bench-packing: $(VENV)/ready ## Pack bins, class by class, and say what is proved
 	$(BIN)/python -m tests.bench_packing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from solvers.packing.bins import pack_bins
+from solvers.packing.consolidation import Consolidation, Move, Site, Tenant, consolidate
 from solvers.packing.dive import Effort
 from solvers.packing.fragmentation import Task, UsableByMany, UsableByOne
 from solvers.packing.items import BinType, PackedBin, Packing
@@ -10,14 +11,19 @@ from solvers.packing.online import Host, OnlinePlacer, Spot
 
 __all__ = [
     "BinType",
+    "Consolidation",
     "Effort",
     "Host",
+    "Move",
     "OnlinePlacer",
     "PackedBin",
     "Packing",
+    "Site",
     "Spot",
     "Task",
+    "Tenant",
     "UsableByMany",
     "UsableByOne",
+    "consolidate",
     "pack_bins",
 ]
