@@ -13,7 +13,8 @@ TB = 1e12
 
 GPU_FACTS: Mapping[str, GpuFacts] = {
     # Vendor data sheets; dense peaks. Links one way. Network: one NIC of 400 Gb/s a GPU, A100 200, PCIe servers 100.
-    # Idle: what nvidia-smi shows with a loaded context at rest, rounded; a meter corrects it.
+    # Half precision where there is no bf16 (V100, T4). Idle: what the vendor's tool shows with a loaded context at
+    # rest, rounded; a meter corrects it.
     facts.name: facts
     for facts in (
         GpuFacts(
@@ -82,6 +83,83 @@ GPU_FACTS: Mapping[str, GpuFacts] = {
             idle_watts=16.0,
             max_watts=72.0,
         ),
+        GpuFacts(
+            name="a100-sxm-40gb",
+            memory_bytes=40 * GIB,
+            memory_bytes_per_s=1.555 * TB,
+            bf16_flops_per_s=312 * TB,
+            fp8_flops_per_s=None,
+            link_bytes_per_s=300e9,
+            network_bytes_per_s=25e9,
+            idle_watts=50.0,
+            max_watts=400.0,
+        ),
+        GpuFacts(
+            name="v100-sxm",
+            memory_bytes=16 * GIB,
+            memory_bytes_per_s=0.9 * TB,
+            bf16_flops_per_s=125 * TB,
+            fp8_flops_per_s=None,
+            link_bytes_per_s=150e9,
+            network_bytes_per_s=12.5e9,
+            idle_watts=40.0,
+            max_watts=300.0,
+        ),
+        GpuFacts(
+            name="t4",
+            memory_bytes=16 * GIB,
+            memory_bytes_per_s=0.32 * TB,
+            bf16_flops_per_s=65 * TB,
+            fp8_flops_per_s=None,
+            link_bytes_per_s=16e9,
+            network_bytes_per_s=6.25e9,
+            idle_watts=10.0,
+            max_watts=70.0,
+        ),
+        GpuFacts(
+            name="mi300x",
+            memory_bytes=192e9,
+            memory_bytes_per_s=5.3 * TB,
+            bf16_flops_per_s=1307 * TB,
+            fp8_flops_per_s=2615 * TB,
+            link_bytes_per_s=448e9,
+            network_bytes_per_s=50e9,
+            idle_watts=140.0,
+            max_watts=750.0,
+        ),
+        GpuFacts(
+            name="mi325x",
+            memory_bytes=256e9,
+            memory_bytes_per_s=6.0 * TB,
+            bf16_flops_per_s=1307 * TB,
+            fp8_flops_per_s=2615 * TB,
+            link_bytes_per_s=448e9,
+            network_bytes_per_s=50e9,
+            idle_watts=150.0,
+            max_watts=1000.0,
+        ),
+        GpuFacts(
+            name="mi355x",
+            memory_bytes=288e9,
+            memory_bytes_per_s=8.0 * TB,
+            bf16_flops_per_s=2516 * TB,
+            fp8_flops_per_s=5033 * TB,
+            link_bytes_per_s=537e9,
+            network_bytes_per_s=50e9,
+            idle_watts=200.0,
+            max_watts=1400.0,
+        ),
+        GpuFacts(
+            name="gaudi3",
+            memory_bytes=128e9,
+            memory_bytes_per_s=3.7 * TB,
+            bf16_flops_per_s=1835 * TB,
+            fp8_flops_per_s=1835 * TB,
+            link_bytes_per_s=525e9,
+            network_bytes_per_s=75e9,
+            idle_watts=150.0,
+            max_watts=900.0,
+        ),
     )
 }
 
@@ -106,6 +184,33 @@ MODEL_FACTS: Mapping[str, ModelFacts] = {
             hidden_size=8192,
             attention_width=8192,
             kv_values_per_token=2 * 80 * 1024,
+        ),
+        ModelFacts(
+            name="meta-llama/Llama-2-70b",
+            parameters=69.0e9,
+            active_parameters=69.0e9,
+            layers=80,
+            hidden_size=8192,
+            attention_width=8192,
+            kv_values_per_token=2 * 80 * 1024,
+        ),
+        ModelFacts(
+            name="huggyllama/llama-30b",
+            parameters=32.5e9,
+            active_parameters=32.5e9,
+            layers=60,
+            hidden_size=6656,
+            attention_width=6656,
+            kv_values_per_token=2 * 60 * 6656,
+        ),
+        ModelFacts(
+            name="bigscience/bloom",
+            parameters=176.2e9,
+            active_parameters=176.2e9,
+            layers=70,
+            hidden_size=14336,
+            attention_width=14336,
+            kv_values_per_token=2 * 70 * 14336,
         ),
         ModelFacts(
             name="Qwen/Qwen3-30B-A3B",

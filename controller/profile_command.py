@@ -14,12 +14,14 @@ import yaml
 
 from controller import profiles_calibrate
 from controller.profiles import ProfileRequest, Source, make_profile
+from controller.profiles_imports import import_tables
 from controller.profiles_variants import FORMS
 from controller.render import profile_name, render_engine_profile
 from solvers.engine import EngineConfig, EngineProfile
 from solvers.engine.curves import decode_step_s, prefill_s
 from solvers.errors import InvalidInput, OutOfRange
 
+ACTIONS = ("make", "calibrate", "import")
 TABLE_PROMPTS = (1024, 8192)
 TABLE_BATCHES = (1, 32, 256)
 TABLE_CONTEXT = 4096
@@ -31,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Example: penstock profile --model meta-llama/Llama-3.1-8B --gpu-class h100-sxm --tensor-parallel 1,2"
     )
     add = parser.add_argument
-    add("action", nargs="?", choices=("make", "calibrate"), default="make", help="calibrate: fit one to --from FILE")
-    add("--model", required=True, help="model as ServedModels name it")
-    add("--gpu-class", required=True, type=_words, help="GPU classes, as h100-sxm,l40s")
+    add("action", nargs="?", choices=ACTIONS, default="make", help="calibrate one by, or import all of, --from FILE")
+    add("--model", help="model as ServedModels name it")
+    add("--gpu-class", default=[], type=_words, help="GPU classes, as h100-sxm,l40s")
     add("--tensor-parallel", default=[1], type=_degrees, metavar="N[,N]", help="tensor-parallel degrees (default 1)")
     add("--pipeline-parallel", default=1, type=int, metavar="N", help="pipeline stages (default 1)")
     add("--expert-parallel", default=1, type=int, metavar="N", help="GPUs that share the experts (default 1)")
@@ -46,7 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-capacity-tokens", type=int, metavar="N", help="KV room as the engine reports it at start")
     add("--chunk-tokens", type=int, metavar="N", help="prompt tokens per step of a mixed replica")
     add("--cold-start-seconds", default=120.0, type=float, metavar="S", help="pod start to Ready (default 120)")
-    add("--from", dest="measured", nargs="+", type=Path, metavar="FILE", help="calibrate: CSV or vllm bench JSON files")
+    add(
+        "--from",
+        dest="measured",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="calibrate: CSV or vllm bench JSON; import: Splitwise CSV or Helix folder",
+    )
     add("--least-ratio", default=1.0, type=float, metavar="R", help="calibrate: lengths drawn from R to 1 of nominal")
     add(
         "--batched-tokens",
@@ -63,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the profiles; exit code 0, or 1 (by ``InvalidInput``) when one cannot be made."""
+    if args.action == "import":
+        found = [each.profile for path in args.measured or () for each in import_tables(path)]
+        sys.stdout.write(OUTPUTS[args.output](_wanted(found, args), args))
+        return 0
+    if not args.model or not args.gpu_class:
+        raise InvalidInput("profile", "model", "the model or the GPU class is missing", "give --model and --gpu-class")
     if args.action == "calibrate":
         sys.stdout.write(profiles_calibrate.run(_only(list(requests(args))), args))
         return 0
@@ -71,6 +86,18 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput("profile", "", "none of the asked combinations fits", "ask for more GPUs per replica")
     sys.stdout.write(OUTPUTS[args.output](profiles, args))
     return 0
+
+
+def _wanted(found: Sequence[EngineProfile], args: argparse.Namespace) -> list[EngineProfile]:
+    """Imported profiles of the asked model and GPU classes; all when none was asked for."""
+    wanted = [
+        profile
+        for profile in found
+        if args.model in (None, profile.key.model) and (not args.gpu_class or profile.key.gpu_class in args.gpu_class)
+    ]
+    if not wanted:
+        raise InvalidInput("profile import", "from", "no table holds what was asked for", "name a file with --from")
+    return wanted
 
 
 def _only(asked: Sequence[ProfileRequest]) -> ProfileRequest:
@@ -129,12 +156,12 @@ def command_line(args: argparse.Namespace) -> str:
     """Write the command again from its options, those at their defaults left out."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    words = ["penstock", "profile"]
+    words = ["penstock", "profile", *([args.action] if getattr(args, "action", "make") != "make" else [])]
     for option in parser._actions:
         value = getattr(args, option.dest, None)
-        if value in (None, False, parser.get_default(option.dest)) or option.dest in ("output", "action"):
+        if value in (None, False, parser.get_default(option.dest)) or option.dest in ("output", "action", "help"):
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = (" " if option.nargs == "+" else ",").join(map(str, value)) if isinstance(value, list) else str(value)
         words += [option.option_strings[-1]] if value is True else [option.option_strings[-1], text]
     return shlex.join(words)
 

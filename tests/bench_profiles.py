@@ -16,7 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
+from controller.profiles_imports import import_tables, left_out_errors
 from controller.tables import MISSING, Cell, render_table
+from solvers.engine.curves import Floats
 from tests.silicon_rows import MeasuredRow, read_rows
 from tests.silicon_study import (
     Errors,
@@ -131,10 +135,44 @@ def to_json(study: Study, found: Sequence[Found]) -> str:
     return json.dumps(data, indent=1)
 
 
+IMPORTED = ("splitwise_perf_model.csv", "helix")
+IMPORT_HEADERS = ("PROFILE", "POINTS", "PREFILL", "P90", "DECODE", "P90", "BETWEEN PREFILL", "MAX", "DECODE", "MAX")
+
+
+def imports(folder: Path, output: str) -> str:
+    """Errors of imported profiles at their own points, and between them when every second knot is left out."""
+    rows: list[tuple[Cell, ...]] = []
+    for name in IMPORTED:
+        for found in import_tables(folder / name):
+            key = found.profile.key
+            own = [np.abs(found.errors(of_prefill=which)) for which in (True, False)]
+            between = [np.abs(each) for each in left_out_errors(found.profile)]
+            shares = [
+                *(f(each) for each in own for f in (np.median, _p90)),
+                *(f(b) for b in between for f in (np.median, np.max)),
+            ]
+            label = f"{key.model} {key.gpu_class} {key.config.label} {key.config.engine}"
+            rows.append((label, len(found.points), *(round(100 * float(share), 1) for share in shares)))
+    if output == "json":
+        return json.dumps([dict(zip(IMPORT_KEYS, row, strict=True)) for row in rows], indent=1)
+    return "Errors in percent; power of H100 is modelled, where the file holds 0\n" + render_table(IMPORT_HEADERS, rows)
+
+
+IMPORT_KEYS = (
+    *("profile", "points", "prefillMedian", "prefillP90", "decodeMedian", "decodeP90"),
+    *("betweenPrefillMedian", "betweenPrefillMax", "betweenDecodeMedian", "betweenDecodeMax"),
+)
+
+
+def _p90(values: Floats) -> float:
+    return float(np.quantile(values, 0.9))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, default=DATA, help="folder of the measured files")
+    add("--imports", action="store_true", help="how well imported tables (Splitwise, Helix) come back, instead")
     add("--quick", action="store_true", help="a subset: one size of each server, up to 64 clients")
     add("--few", type=int, nargs="*", default=[4, 6], metavar="N", help="rows of each leaf that a user measured (4 6)")
     add("--draws", type=int, default=3, help="random choices of those rows (3)")
@@ -143,6 +181,9 @@ def main() -> None:
     add("-o", "--output", choices=("table", "json"), default="table", help="output format (table)")
     args = parser.parse_args()
     began_s, cpu_s = time.perf_counter(), time.process_time()
+    if args.imports:
+        print(imports(args.data / "perf", args.output))
+        return
     rows = read_rows(args.data / "perf" / "silicon_train.csv")
     study = make_study(quick_rows(rows) if args.quick else rows, jobs=args.jobs)
     found = list(experiments(study, args))
