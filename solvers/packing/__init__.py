@@ -1,4 +1,4 @@
-"""Packing: items into bins with a proof, tasks onto hosts as they come, and what is lost to fragmentation."""
+"""Packing: items into bins with a proof, replicas onto nodes, tasks onto hosts as they come, moves that free hosts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from solvers.packing.dive import Effort
 from solvers.packing.fragmentation import Task, UsableByMany, UsableByOne
 from solvers.packing.items import BinType, PackedBin, Packing
 from solvers.packing.online import Host, OnlinePlacer, Spot
+from solvers.packing.replicas import NodeRoom, Placing, ReplicaKind, place_replicas
 
 __all__ = [
     "BinType",
@@ -15,9 +16,12 @@ __all__ = [
     "Effort",
     "Host",
     "Move",
+    "NodeRoom",
     "OnlinePlacer",
     "PackedBin",
     "Packing",
+    "Placing",
+    "ReplicaKind",
     "Site",
     "Spot",
     "Task",
@@ -26,4 +30,5 @@ __all__ = [
     "UsableByOne",
     "consolidate",
     "pack_bins",
+    "place_replicas",
 ]
