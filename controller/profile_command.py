@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from controller import profiles_calibrate
+from controller import profiles_calibrate, profiles_explain
 from controller.profiles import ProfileRequest, Source, make_profile
 from controller.profiles_imports import import_tables
 from controller.profiles_variants import FORMS
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-sequences", default=1024, type=int, metavar="N", help="calibrate: requests served at once (1024)")
     add("--wide", action="store_true", help="tabulate prefill behind cached prefixes and in batches too (silicon)")
     add("--variants", default="", metavar="V[+V]", help=f"derive a variant: {FORMS}; several joined by +")
+    add("--explain", action="store_true", help="say where each number came from, instead of the profiles")
     add("--skip-unfit", action="store_true", help="leave out what does not fit, and say so, instead of failing")
     add("-o", "--output", default="yaml", choices=sorted(OUTPUTS), help="output format (yaml)")
 
@@ -81,10 +82,14 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "calibrate":
         sys.stdout.write(profiles_calibrate.run(_only(list(requests(args))), args))
         return 0
-    profiles = list(_profiles(args))
-    if not profiles:
+    made = list(_profiles(args))
+    if not made:
         raise InvalidInput("profile", "", "none of the asked combinations fits", "ask for more GPUs per replica")
-    sys.stdout.write(OUTPUTS[args.output](profiles, args))
+    if args.explain:
+        explanations = [profiles_explain.explain(request, profile) for request, profile in made]
+        sys.stdout.write(profiles_explain.to_text(explanations, args.output))
+        return 0
+    sys.stdout.write(OUTPUTS[args.output]([profile for _, profile in made], args))
     return 0
 
 
@@ -133,10 +138,10 @@ def requests(args: argparse.Namespace) -> Iterator[ProfileRequest]:
             )
 
 
-def _profiles(args: argparse.Namespace) -> Iterator[EngineProfile]:
+def _profiles(args: argparse.Namespace) -> Iterator[tuple[ProfileRequest, EngineProfile]]:
     for request in requests(args):
         try:
-            yield make_profile(request)
+            yield request, make_profile(request)
         except InvalidInput as unfit:
             if not args.skip_unfit:
                 raise

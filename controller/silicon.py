@@ -106,7 +106,7 @@ def silicon_profile(
     the median error of unseen models from 14.0 to 11.1 %. Both axes are made monotone; how much is in
     ``source_detail``. Watts are modelled, not measured.
     """
-    tables = _open_tables(model, gpu_class, config)
+    tables = open_tables(model, gpu_class, config)
     capacity = tables.kv_capacity_tokens()
     prompts, contexts = within(PROMPT_GRID, capacity), within(CONTEXT_GRID, capacity)
     raw_prefill = np.array([tables.prefill_s(tokens) for tokens in prompts])
@@ -157,7 +157,7 @@ def bundled_config(model: str) -> Mapping[str, Any] | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Tables:
+class Tables:
     """One replica's compiled steps in the engine's own tables, and in the other engines' where they have them."""
 
     bundled: str
@@ -167,7 +167,7 @@ class _Tables:
     facts: ModelFacts
     gpu: GpuFacts
     own: Any
-    others: tuple[Any, ...]
+    others: Mapping[str, Any]
 
     def prefill_s(self, tokens: int, cached_tokens: int = 0, prompts: int = 1) -> float:
         """Time to prefill prompts together, each behind a cached prefix."""
@@ -205,7 +205,7 @@ class _Tables:
     def _fastest_s(self, operators: Callable[[Any], dict[str, float]]) -> float:
         """Sum of the own operators in seconds, matrix products replaced by the fastest table's."""
         own = operators(self.own)
-        others = [operators(handle) for handle in self.others]
+        others = [operators(handle) for handle in self.others.values()]
         fastest = {
             name: min([own_ms, *(other[name] for other in others if other.get(name, 0.0) > 0.0)])
             for name, own_ms in own.items()
@@ -252,7 +252,8 @@ def by_name(rows: list[tuple[str, float, float, str]]) -> dict[str, float]:
     return total
 
 
-def _open_tables(model: str, gpu_class: str, config: EngineConfig) -> _Tables:
+def open_tables(model: str, gpu_class: str, config: EngineConfig) -> Tables:
+    """Compile a replica in its own engine's tables, and in the others' where they have it."""
     bundled, system = _check_model(model, gpu_class), _check_system(gpu_class)
     if config.engine not in BACKENDS:
         raise NotCovered(f"engine {config.engine}", "", "has no kernel tables", f"use one of {', '.join(BACKENDS)}")
@@ -261,8 +262,8 @@ def _open_tables(model: str, gpu_class: str, config: EngineConfig) -> _Tables:
         raise NotCovered(f"variant {config.variant}", "", "says no precision of the tables", f"use one of {known}")
     facts = facts_of_config(model, bundled_config(model) or {})
     own, options = _compile_first(bundled, system, config, facts)
-    others = [compile_tables(bundled, system, engine, options) for engine in BACKENDS if engine != config.engine]
-    return _Tables(
+    others = {name: compile_tables(bundled, system, name, options) for name in BACKENDS if name != config.engine}
+    return Tables(
         bundled=bundled,
         system=system,
         config=config,
@@ -270,7 +271,7 @@ def _open_tables(model: str, gpu_class: str, config: EngineConfig) -> _Tables:
         facts=facts,
         gpu=GPU_FACTS.get(gpu_class) or _system_facts(gpu_class, system),
         own=own,
-        others=tuple(handle for handle in others if not isinstance(handle, Exception)),
+        others={name: handle for name, handle in others.items() if not isinstance(handle, Exception)},
     )
 
 
