@@ -1,9 +1,9 @@
-"""Our plans and those of the baselines side by side: ``python -m tests.bench_baselines [--sizes 100] [--seeds 0 1 2]``.
+"""Our plans and those of the baselines side by side: ``python -m tests.bench_baselines [--sizes S] [--seeds 0 1 2]``.
 
-Made-up fleets by size and seed, each in four cases: 100, 90 and 80 % of its power budgets, and with most nodes of its
-most used GPU class gone. Starting costs nothing here, so cost is what runs. *Ours* says how our plan stands to the row:
-by unserved demand from the top tier down, then by cost; ``even`` is within the gap that the policy leaves open. The
-exit code is 1 when any row says that ours is worse.
+Synthetic fleets (``tests/synthetic.py``) by size and seed, each in four cases: 100, 90 and 80 % of its power budgets,
+and with most nodes of its most used GPU class gone. Starting costs nothing here, so cost is what runs. *Ours* says how
+our plan stands to the row: by unserved demand from the top tier down, then by cost; ``even`` is within the gap that the
+policy leaves open. The exit code is 1 when any row says that ours is worse.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from solvers.baselines import BASELINES
 from solvers.baselines.compare import WORSE, Standing, compare
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.problem import Problem
-from tests import fleets
+from solvers.problem import Policy, Problem
+from tests import synthetic
 
 POWER = {"power 100 %": 1.0, "power 90 %": 0.9, "power 80 %": 0.8}
 SCARCE = "one class scarce"
@@ -33,7 +33,7 @@ SCARCE_SHARE = 0.25  # of the most used class's nodes stay
 class Row:
     """One plan of one case."""
 
-    nodes: int
+    size: str
     seed: int
     case: str
     cpu_s: float
@@ -65,50 +65,27 @@ def cases(problem: Problem, plan: Plan) -> Iterator[tuple[str, Problem]]:
     yield SCARCE, with_scarce_class(problem, plan)
 
 
-def measure(nodes: int, seed: int, names: list[str], limit_s: float) -> Iterator[Row]:
+def measure(args: argparse.Namespace, size: str, seed: int) -> Iterator[Row]:
     """Solve every case with ours and with the baselines."""
-    base = build(nodes, seed)
-    policy = replace(base.policy, start_cost_hours=0.0, time_limit_s=limit_s)
-    base = replace(base, policy=policy, running={})
-    ours = make_plan(base)
-    for case, problem in cases(base, ours):
+    policy = Policy(start_cost_hours=0.0, time_limit_s=args.limit, power_caps=args.caps)
+    base = synthetic.make_problem(synthetic.SIZES[size], seed, load=args.load, policy=policy)
+    used = BASELINES["greedy"](base)
+    for case, problem in cases(base, used):
         plans, spent = {}, {}
-        for name in ("ours", *names):
-            print(f"{nodes} nodes, seed {seed}, {case}: {name}", file=sys.stderr)
+        for name in ("ours", *args.baselines):
+            print(f"{size}, seed {seed}, {case}: {name}", file=sys.stderr)
             decide: Callable[[Problem], Plan] = BASELINES.get(name, make_plan)
             start = time.process_time()
             plans[name] = decide(problem)
             spent[name] = time.process_time() - start
         for standing in compare(problem, plans):
             gap = plans[standing.name].report.gap_ratio
-            yield Row(nodes=nodes, seed=seed, case=case, cpu_s=spent[standing.name], gap_ratio=gap, standing=standing)
-
-
-def build(nodes: int, seed: int) -> Problem:
-    """Scale the demonstration's fleet to about so many nodes, with its demand drawn by seed."""
-    rng, copies = fleets.seeded(seed), max(1, round(nodes / 14))
-    base = fleets.demo(copies, budget_ratio=0.75)
-    fleet = [
-        replace(
-            node,
-            name=f"{node.name}-{copy}",
-            location=f"{node.location}-{copy}",
-            domains=tuple(sorted({f"{node.location}-{copy}", f"row-{copy}", "site"})),
-        )
-        for copy in range(copies)
-        for node in base.nodes
-    ]
-    demands = {
-        name: replace(demand, requests_per_s=round(4.0 * demand.requests_per_s * rng.uniform(0.6, 1.4), 2))
-        for name, demand in base.demands.items()
-    }
-    built = replace(base, nodes=tuple(fleet), demands=demands)
-    return replace(built, domains=fleets.budgets(built, 0.75))
+            yield Row(size=size, seed=seed, case=case, cpu_s=spent[standing.name], gap_ratio=gap, standing=standing)
 
 
 def table(rows: list[Row]) -> str:
     tiers = list(dict.fromkeys(tier for row in rows for tier in row.standing.unserved_ratio))
-    headers = ("NODES", "SEED", "CASE", "PLAN", "USD/H", "RATIO", *(f"{tier} % UNSERVED" for tier in tiers))
+    headers = ("SIZE", "SEED", "CASE", "PLAN", "USD/H", "RATIO", *(f"{tier} % UNSERVED" for tier in tiers))
     return render_table((*headers, "OURS IS", "GAP %", "CPU S"), (cells(row, tiers) for row in rows))
 
 
@@ -117,13 +94,13 @@ def cells(row: Row, tiers: list[str]) -> tuple[Cell, ...]:
     unserved = (100.0 * s.unserved_ratio.get(tier, 0.0) for tier in tiers)
     is_ours = s.name == "ours"
     verdict, gap = ("-", 100.0 * row.gap_ratio) if is_ours else (str(s.verdict), "-")
-    return row.nodes, row.seed, row.case, s.name, s.cost_usd_per_hour, s.cost_ratio, *unserved, verdict, gap, row.cpu_s
+    return row.size, row.seed, row.case, s.name, s.cost_usd_per_hour, s.cost_ratio, *unserved, verdict, gap, row.cpu_s
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
     """Count how often ours is worse, and say which cases."""
     others = [row for row in rows if row.standing.name != "ours"]
-    worse = [f"{r.nodes}/{r.seed}/{r.case}/{r.standing.name}" for r in others if r.standing.verdict in WORSE]
+    worse = [f"{r.size}/{r.seed}/{r.case}/{r.standing.name}" for r in others if r.standing.verdict in WORSE]
     return {
         "compared": len(others),
         "worse": worse,
@@ -134,13 +111,15 @@ def summary(rows: list[Row]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100], help="nodes")
+    parser.add_argument("--sizes", nargs="+", choices=list(synthetic.SIZES), default=["S"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--baselines", nargs="+", choices=list(BASELINES), default=list(BASELINES))
+    parser.add_argument("--load", type=float, default=synthetic.LOAD, help="demand, see tests/synthetic.py")
+    parser.add_argument("--caps", action="store_true", help="let ours choose power caps")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds that our plan may take")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     args = parser.parse_args()
-    rows = [row for n in args.sizes for seed in args.seeds for row in measure(n, seed, args.baselines, args.limit)]
+    rows = [row for size in args.sizes for seed in args.seeds for row in measure(args, size, seed)]
     told = summary(rows)
     if args.output == "json":
         print(json.dumps({"rows": [asdict(row) for row in rows], **told}, indent=2))

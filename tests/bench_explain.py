@@ -26,7 +26,7 @@ from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.grouping import Grouping
 from solvers.problem import Problem
-from tests import bench_baselines, fleets
+from tests import fleets, synthetic
 
 PER_FLEET = 5
 SMALL_SHARE = 0.6
@@ -56,8 +56,9 @@ def draw_fleet(index: int, cases: int, rng: np.random.Generator) -> tuple[str, P
     if index < SMALL_SHARE * cases / PER_FLEET:
         scale, budget = float(rng.uniform(1.0, 7.0)), float(rng.uniform(0.45, 0.8))
         return f"small {index}", fleets.demo(scale, budget_ratio=budget)
-    nodes, power = int(rng.integers(60, 240)), float(rng.uniform(0.5, 0.8))
-    return f"{nodes} nodes", bench_baselines.with_power(bench_baselines.build(nodes, index), power)
+    nodes, load, power = int(rng.integers(60, 240)), float(rng.uniform(0.4, 0.7)), float(rng.uniform(0.5, 0.7))
+    size = synthetic.Size(nodes=nodes, services=nodes // 10, rows=4, designs=4)
+    return f"{nodes} nodes", synthetic.make_problem(size, index, load=load, power_ratio=power)
 
 
 def draw_changes(predictor: Predictor, rng: np.random.Generator) -> list[Change]:

@@ -57,17 +57,17 @@ def random_fleet(seed: int) -> Problem:
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_every_plan_keeps_every_limit_and_says_what_is_short(name: str) -> None:
     short = 0
-    for seed in range(40):
+    for seed in range(25):
         problem = random_fleet(seed)
         plan = BASELINES[name](problem)
         assert verify(plan, problem) == ()
         short += plan.is_short
-    assert 0 < short < 40
+    assert 0 < short < 25
 
 
 def test_ours_is_never_worse_than_it_says() -> None:
     """More short never; dearer only within the gap that the plan itself admits."""
-    for seed in range(25):
+    for seed in range(15):
         problem = random_fleet(seed)
         ours = make_plan(problem)
         plans = {"ours": ours, **{name: decide(problem) for name, decide in BASELINES.items()}}

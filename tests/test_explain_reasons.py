@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from solvers.engine.roofline import cap_curves
 from solvers.explain import Explanation, explain
+from solvers.explain.changes import RemoveWatts
+from solvers.explain.predict import Predictor
 from solvers.explain.reasons import KeptBy
 from solvers.plan import Plan
 from solvers.planner import make_plan
@@ -14,7 +17,7 @@ from solvers.planner.desk import Desk
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
-from tests import fleets
+from tests import bench_explain, fleets
 
 EXACT = Policy(start_cost_hours=0.0, relative_gap=1e-6)
 
@@ -96,3 +99,36 @@ def test_a_service_without_replicas_has_no_range(problem: Problem) -> None:
     impossible = replace(problem, services=(hard,))
     told = explain(make_plan(impossible), impossible, hard.name)
     assert (told.counts, told.demand_range, told.switches) == ((), None, ())
+
+
+def test_a_power_cap_is_told_with_what_it_costs_and_saves() -> None:
+    problem = fleets.demo(4.0, budget_ratio=0.5, policy=replace(EXACT, relative_gap=0.01, power_caps=True))
+    known = {
+        key: replace(
+            profile, **cap_curves(profile.idle_watts_per_gpu, problem.gpu_classes[key.gpu_class].max_cap_watts)
+        )
+        for key, profile in problem.profiles.items()
+    }
+    problem = replace(problem, profiles=known)
+    plan = make_plan(problem)
+    capped = {str(p.pool): p for p in plan.pools if p.cap_watts < problem.gpu_classes[p.pool.gpu_class].max_cap_watts}
+    assert capped
+    for service in plan.services:
+        told = explain(plan, problem, service.service)
+        mine = {pool.pool for pool in told.chosen}
+        assert {cap.pool for cap in told.caps} == mine & capped.keys()
+        for cap in told.caps:
+            pool = capped[cap.pool]
+            gpus = pool.replicas * pool.pool.config.gpus
+            assert cap.saved_watts == pytest.approx(gpus * (cap.max_cap_watts - cap.cap_watts))
+            assert 0.0 < cap.speed_ratio <= 1.0
+            assert f"capped at {cap.cap_watts:g} of {cap.max_cap_watts:g} W: " in told.text()
+        assert all(reason.one_less_serves_requests_per_s <= told.served_requests_per_s for reason in told.counts)
+        assert told.demand_range is not None
+        assert told.demand_range.most_requests_per_s >= told.served_requests_per_s
+        ways = [{name.split("W")[0] for name, _ in way.pools} for way in told.rejected]
+        assert not any(way <= mine for way in ways)  # another cap of the same pools is no other way
+    predictor = Predictor.of(problem, plan)
+    domain = next(name for name in problem.domains if name.startswith("rack"))
+    case = bench_explain.judged("capped", predictor, RemoveWatts(domain=domain))
+    assert case.is_within, case

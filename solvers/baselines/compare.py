@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from solvers.plan import Plan
+from solvers.planner.caps import planned_counts
 from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf
 from solvers.planner.tally import Worth
@@ -68,9 +69,7 @@ def compare(
 ) -> tuple[Standing, ...]:
     """Set plans for the same problem side by side; the first is the one that others are held against."""
     desk = Desk.of(problem, capacity_of)
-    worths = {
-        name: desk.worth({(p.pool, p.location): p.replicas for p in plan.placements}) for name, plan in plans.items()
-    }
+    worths = {name: desk.worth(planned_counts(problem, plan)) for name, plan in plans.items()}
     first = next(iter(worths.values()))
     return tuple(
         Standing(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from solvers.engine import Role
 from solvers.errors import PlanRejected
@@ -46,7 +46,8 @@ class Stage:
             The problem itself is malformed.
         """
         check_problem(problem)
-        desk = Desk.of(problem, capacity_of)
+        plain = replace(problem, policy=replace(problem.policy, power_caps=False))  # none of them chooses caps so
+        desk = Desk.of(plain, capacity_of)
         stage = cls(desk=desk, room=desk.empty_room())
         for service in stage.services:
             stage._keep_pins(service)

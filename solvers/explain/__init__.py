@@ -6,6 +6,7 @@ can tell: how far a price holds, and what the whole fleet would pay for another 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -14,15 +15,18 @@ from solvers.errors import InvalidInput
 from solvers.explain import words
 from solvers.explain.difference import CountChange, DomainChange, PlanDifference, difference
 from solvers.explain.reasons import (
+    CapReason,
     CountReason,
     DemandRange,
     PriceSwitch,
+    cap_reasons,
     count_reasons,
     demand_range,
     price_switches,
 )
 from solvers.explain.shadow import ShadowPrice
 from solvers.explain.ways import Alternative, ChosenPool, Ranked, alternative, chosen_pool, ranked_ways, scarcity
+from solvers.fleet import PoolKey
 from solvers.plan import Binding, Plan, ServicePlan
 from solvers.planner.cells import build_cells
 from solvers.planner.desk import Desk
@@ -34,6 +38,7 @@ MOST_REJECTED = 2
 
 __all__ = [
     "Alternative",
+    "CapReason",
     "ChosenPool",
     "CountChange",
     "CountReason",
@@ -56,6 +61,8 @@ class Explanation:
     ----------
     counts : tuple of CountReason
         Why each chosen pool has no replica fewer.
+    caps : tuple of CapReason
+        What the power caps below the highest cost and save.
     switches : tuple of PriceSwitch
         Prices of GPU classes at which the decision would change, nearest first.
     prices : tuple of ShadowPrice
@@ -69,6 +76,7 @@ class Explanation:
     usd_per_hour: float
     chosen: tuple[ChosenPool, ...]
     counts: tuple[CountReason, ...]
+    caps: tuple[CapReason, ...]
     demand_range: DemandRange | None
     rejected: tuple[Alternative, ...]
     switches: tuple[PriceSwitch, ...]
@@ -98,6 +106,7 @@ class Case:
     desk: Desk
     row: ServicePlan
     ways: tuple[Ranked, ...]
+    scarce: Mapping[PoolKey, float]
 
     @classmethod
     def of(cls, plan: Plan, problem: Problem, service: str, capacity_of: CapacityOf) -> Case:
@@ -107,8 +116,9 @@ class Case:
             raise InvalidInput(f"ServedModel/{service}", "", "is not in the plan", f"planned are: {names}")
         desk = Desk.of(problem, capacity_of, plan)
         pools = [pool for pool in plan.pools if pool.pool.service == service]
-        ways = ranked_ways(desk, row, pools, scarcity(plan, build_cells(problem, desk.options)))
-        return cls(plan=plan, desk=desk, row=row, ways=tuple(ways))
+        scarce = scarcity(plan, build_cells(problem, desk.options))
+        ways = ranked_ways(desk, plan, row, pools, scarce)
+        return cls(plan=plan, desk=desk, row=row, ways=tuple(ways), scarce=scarce)
 
     @property
     def rejected(self) -> tuple[Ranked, ...]:
@@ -127,6 +137,7 @@ class Case:
             usd_per_hour=sum(pool.cost_usd_per_hour for pool in pools),
             chosen=tuple(chosen_pool(self.plan, pool, self.row) for pool in pools),
             counts=counts,
+            caps=cap_reasons(self.desk, self.plan, pools, self.scarce),
             demand_range=demand_range(self.desk, self.plan, self.row, pools, counts),
             rejected=tuple(alternative(self.plan, self.desk, self.row, ranked) for ranked in self.rejected),
             switches=price_switches(self.desk, pools, self.ways),

@@ -13,6 +13,7 @@ import numpy as np
 
 from solvers.errors import SolveFailed
 from solvers.planner.bound import dual_bound
+from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
 from solvers.planner.compose import Composer, shared_rows
 from solvers.planner.desk import Desk
@@ -97,7 +98,7 @@ class Market:
         replicas = self._whole_ways()
         if replicas is None:
             replicas = np.floor(self.relaxed.x[self.arrays.columns["replicas"]] + 1e-6)
-        yield self.desk.repaired(place(self.cells, replicas).counts)
+        yield self.desk.repaired(one_level(place(self.cells, replicas).counts))
 
     def _whole_ways(self) -> Floats | None:
         """Choose one of the known ways for each service; (C,), None without ways."""

@@ -15,6 +15,7 @@ from solvers.explain.changes import Change, changed, is_loss
 from solvers.explain.market import Market
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
+from solvers.planner.caps import planned_counts
 from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf, Options
 from solvers.problem import Problem
@@ -62,18 +63,17 @@ class Predictor:
         return self._predicted(desk, is_loss=is_loss(change))
 
     def with_only(self, service: str, pools: Collection[PoolKey]) -> Prediction:
-        """Predict what it costs to serve the service by these pools and no others."""
-        desk = self.market.desk
-        kept = tuple(o for o in desk.options.pools if o.pool.service != service or o.pool in pools)
+        """Predict what it costs to serve the service by these pools, at any power caps, and no others."""
+        desk, wanted = self.market.desk, {pool.uncapped for pool in pools}
+        kept = tuple(o for o in desk.options.pools if o.pool.service != service or o.pool.uncapped in wanted)
         if not any(option.pool.service == service for option in kept):
             raise InvalidInput(f"ServedModel/{service}", "", "has none of these pools", "take some that fit")
         options = Options(pools=kept, unfit=desk.options.unfit)
         return self._predicted(replace(desk, options=options), is_loss=True)
 
     def _predicted(self, desk: Desk, *, is_loss: bool) -> Prediction:
-        counts = {(row.pool, row.location): row.replicas for row in self.plan.placements}
         market = Market.of(desk)
-        repaired = market.best([desk.repaired(counts)])
+        repaired = market.best([desk.repaired(planned_counts(desk.problem, self.plan))])
         now, before = self.plan.report.objective_usd_per_hour, self.market.bound_usd_per_hour
         bound = market.bound_usd_per_hour
         if is_loss:  # what bounds the plans of before bounds those of after

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from solvers.explain.ways import Ranked
 from solvers.fleet import PoolKey
 from solvers.plan import Plan, PoolPlan, ServicePlan
+from solvers.planner.caps import planned_levels
 from solvers.planner.desk import Desk
 from solvers.planner.floors import missing_replicas, places_of
 from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
+from solvers.power import pool_extra_watts
 
 MOST_SWITCHES = 4
 LEAST_CHANGE = 1e-9  # USD per GPU and hour; nearer is a tie
@@ -33,6 +35,28 @@ class CountReason:
     replicas: int
     kept_by: KeptBy
     one_less_serves_requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapReason:
+    """What a pool's power cap costs and saves against the class's highest.
+
+    Attributes
+    ----------
+    speed_ratio : float
+        What the pool carries of what it would carry uncapped.
+    saved_watts : float
+        Of the reserved watts of the whole pool.
+    worth_usd_per_hour : float
+        Of those watts, at the worth that others would pay for them; 0 where nothing tells it.
+    """
+
+    pool: str
+    cap_watts: float
+    max_cap_watts: float
+    speed_ratio: float
+    saved_watts: float
+    worth_usd_per_hour: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +82,9 @@ class PriceSwitch:
 
 def count_reasons(desk: Desk, plan: Plan, row: ServicePlan, pools: Sequence[PoolPlan]) -> tuple[CountReason, ...]:
     """Take one replica of each pool away and see what is still served."""
-    totals = {pool.pool: pool.replicas for pool in pools}
-    reasons = []
-    for pool in pools:
-        less = {**totals, pool.pool: pool.replicas - 1}
+    totals, reasons = _totals(desk, plan, pools), []
+    for level, pool in zip(totals, pools, strict=True):
+        less = {**totals, level: pool.replicas - 1}
         able = able_per_s(carried_by_role(desk.problem, desk.sizer, less))
         if able < row.served_requests_per_s * (1.0 - ROUNDING):
             kept_by = KeptBy.DEMAND
@@ -74,6 +97,12 @@ def count_reasons(desk: Desk, plan: Plan, row: ServicePlan, pools: Sequence[Pool
             )
         )
     return tuple(reasons)
+
+
+def _totals(desk: Desk, plan: Plan, pools: Sequence[PoolPlan]) -> dict[PoolKey, int]:
+    """Replicas by pool at its cap, in the order of the pools."""
+    levels = planned_levels(desk.problem, plan)
+    return {levels[pool.pool]: pool.replicas for pool in pools}
 
 
 def _breaks_floor(desk: Desk, plan: Plan, pool: PoolKey) -> bool:
@@ -94,12 +123,35 @@ def demand_range(
     """Demand for which the plan's replicas are neither too few nor, one by one, too many; None without replicas."""
     if not pools:
         return None
-    totals = {pool.pool: pool.replicas for pool in pools}
-    able = able_per_s(carried_by_role(desk.problem, desk.sizer, totals))
+    able = able_per_s(carried_by_role(desk.problem, desk.sizer, _totals(desk, plan, pools)))
     may_go = [not _breaks_floor(desk, plan, pool.pool) for pool in pools]
     spare = [why.one_less_serves_requests_per_s for why, may in zip(reasons, may_go, strict=True) if may]
     most = max(able, row.served_requests_per_s)
     return DemandRange(least_requests_per_s=max(spare, default=0.0), most_requests_per_s=most)
+
+
+def cap_reasons(
+    desk: Desk, plan: Plan, pools: Sequence[PoolPlan], scarce: Mapping[PoolKey, float]
+) -> tuple[CapReason, ...]:
+    """Set every capped pool beside itself at the highest cap."""
+    levels, reasons = planned_levels(desk.problem, plan), []
+    for pool in pools:
+        level, kind = levels[pool.pool], desk.problem.gpu_classes[pool.pool.gpu_class]
+        if not level.cap_watts:
+            continue
+        rates = [carried_by_role(desk.problem, desk.sizer, {p: pool.replicas})[p.role] for p in (level, pool.pool)]
+        saved = [pool_extra_watts(desk.problem.gpu_classes, p) for p in (pool.pool, level)]
+        reasons.append(
+            CapReason(
+                pool=str(pool.pool),
+                cap_watts=pool.cap_watts,
+                max_cap_watts=kind.max_cap_watts,
+                speed_ratio=rates[0] / rates[1] if rates[1] > 0.0 else 1.0,
+                saved_watts=pool.replicas * (saved[0] - saved[1]),
+                worth_usd_per_hour=pool.replicas * (scarce.get(pool.pool, 0.0) - scarce.get(level, 0.0)),
+            )
+        )
+    return tuple(reasons)
 
 
 def price_switches(desk: Desk, pools: Sequence[PoolPlan], ways: Sequence[Ranked]) -> tuple[PriceSwitch, ...]:

@@ -10,11 +10,13 @@ from itertools import product
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan, PoolPlan, ServicePlan
+from solvers.planner.caps import planned_levels
 from solvers.planner.cells import Cells
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Room
 from solvers.planner.options import PoolOption
 from solvers.planner.quotas import quota_rows
+from solvers.power import pool_extra_watts
 
 SECONDS_PER_HOUR = 3600.0
 THOUSAND = 1000.0
@@ -108,9 +110,16 @@ def scarcity(plan: Plan, cells: Cells) -> dict[PoolKey, float]:
             prices.get((row.limit, row.subject), 0.0) * row.use(option.pool, cells.problem.gpu_classes)
             for row in quotas
         )
-        price = groups + feeds * option.reserved_watts / THOUSAND + allowed
-        least[option.pool] = min(least.get(option.pool, float("inf")), price)
+        for pool, watts in {option.pool: option.reserved_watts, **_uncapped(cells, option)}.items():
+            price = groups + feeds * watts / THOUSAND + allowed
+            least[pool] = min(least.get(pool, float("inf")), price)
     return least
+
+
+def _uncapped(cells: Cells, option: PoolOption) -> dict[PoolKey, float]:
+    """The pool at its highest cap, which may be no option itself, and what a replica of it reserves."""
+    pool = option.pool.uncapped
+    return {pool: pool_extra_watts(cells.problem.gpu_classes, pool)}
 
 
 def _times(cells: Cells, option: PoolOption, group: int, domain: int) -> int:
@@ -120,15 +129,16 @@ def _times(cells: Cells, option: PoolOption, group: int, domain: int) -> int:
 
 
 def ranked_ways(
-    desk: Desk, row: ServicePlan, pools: Sequence[PoolPlan], scarce: Mapping[PoolKey, float]
+    desk: Desk, plan: Plan, row: ServicePlan, pools: Sequence[PoolPlan], scarce: Mapping[PoolKey, float]
 ) -> list[Ranked]:
-    """Ways that use a pool the plan does not have, cheapest at scarcity first."""
+    """Ways that use a pool the plan does not have, each at its best power caps, cheapest at scarcity first."""
+    levels = planned_levels(desk.problem, plan)
     paid = sum(pool.cost_usd_per_hour for pool in pools)
-    worth = sum(pool.replicas * scarce.get(pool.pool, 0.0) for pool in pools)
+    worth = sum(pool.replicas * scarce.get(levels[pool.pool], 0.0) for pool in pools)
     mine = {pool.pool for pool in pools}
     found = []
     for options in _ways(desk.options.of(row.service)):
-        if {option.pool for option in options} <= mine:
+        if {option.pool.uncapped for option in options} <= mine:
             continue
         way = tuple((option, _count_for_all(option, row.demand_requests_per_s)) for option in options)
         cost = sum(_usd_per_hour(desk, option, count) for option, count in way)
@@ -136,7 +146,11 @@ def ranked_ways(
         found.append(
             Ranked(way=way, usd_per_hour=cost, extra_usd_per_hour=cost - paid, extra_at_scarcity_usd_per_hour=extra)
         )
-    return sorted(found, key=lambda r: (r.extra_at_scarcity_usd_per_hour, [(str(o.pool), n) for o, n in r.way]))
+    found.sort(key=lambda r: (r.extra_at_scarcity_usd_per_hour, [(str(o.pool), n) for o, n in r.way]))
+    best: dict[tuple[PoolKey, ...], Ranked] = {}
+    for ranked in found:
+        best.setdefault(tuple(option.pool.uncapped for option, _ in ranked.way), ranked)
+    return list(best.values())
 
 
 def _ways(options: Sequence[PoolOption]) -> Iterator[tuple[PoolOption, ...]]:

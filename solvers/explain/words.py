@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from solvers.explain.reasons import CountReason, DemandRange, KeptBy, PriceSwitch
+from solvers.explain.reasons import CapReason, CountReason, DemandRange, KeptBy, PriceSwitch
 from solvers.explain.shadow import ShadowPrice
 from solvers.explain.ways import Alternative, ChosenPool
 from solvers.fleet import ANYWHERE
@@ -21,8 +21,9 @@ def lines(e: Explanation) -> Iterator[str]:
     served = f"{e.served_requests_per_s:g} of {e.demand_requests_per_s:g} requests/s served"
     yield f"{e.service} ({e.tier}): {served}, {e.usd_per_hour:.2f} USD/h"
     reasons = {reason.pool: reason for reason in e.counts}
+    caps = {cap.pool: cap for cap in e.caps}
     for pool in e.chosen:
-        yield from _chosen(pool, reasons.get(pool.pool))
+        yield from _chosen(pool, reasons.get(pool.pool), caps.get(pool.pool))
     if e.demand_range is not None:
         yield f"  {range_words(e.demand_range)}"
     for way in e.rejected:
@@ -38,13 +39,17 @@ def lines(e: Explanation) -> Iterator[str]:
     yield from (f"  cannot serve: {reason}" for reason in e.unfit)
 
 
-def _chosen(pool: ChosenPool, reason: CountReason | None) -> Iterator[str]:
+def _chosen(pool: ChosenPool, reason: CountReason | None, cap: CapReason | None) -> Iterator[str]:
     where = ", ".join(f"{count} at {'any node' if at == ANYWHERE else at}" for at, count in pool.locations)
     yield f"  {pool.pool}: {where}"
     use = f"{pool.demand_ratio:.0%} of the requests, {pool.used_ratio:.0%} of its capacity"
     yield f"    {use}, {pool.usd_per_thousand_requests:.4f} USD per 1000 requests"
     if reason is not None:
         yield f"    {_count(reason)}"
+    if cap is not None:
+        worth = f", worth {cap.worth_usd_per_hour:.2f} USD/h to others" if cap.worth_usd_per_hour > 0.0 else ""
+        saved = f"{cap.saved_watts:,.0f} W less reserved{worth}".replace(",", " ", 1)
+        yield f"    capped at {cap.cap_watts:g} of {cap.max_cap_watts:g} W: {cap.speed_ratio:.0%} of the speed, {saved}"
 
 
 def _count(reason: CountReason) -> str:
