@@ -20,7 +20,7 @@ from solvers.simulate.kernel.records import World
 
 MODULES: tuple[ModuleType, ...] = (records, clock, prefix, curves, engine, accounts, links, routing, loop)
 
-INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}  # called by compiled code only
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy", "_nrt": False}  # called by compiled code only
 
 Run = Callable[[World, int, int, int], int]
 
@@ -47,7 +47,7 @@ def compiled_run() -> Run:
     for name, function in functions().items():
         namespace[name] = njit(**INNER)(_bound(function, namespace))
     entry = _bound(_entry(code_digest(functions(), _constants())), namespace)
-    return cast(Run, njit(cache=True)(entry))
+    return cast(Run, njit(cache=True, _nrt=False)(entry))
 
 
 def functions() -> dict[str, FunctionType]:
