@@ -1,4 +1,5 @@
-"""Request-level simulation: the entry point. ``Fleet`` serves requests step by step, ``replay`` serves a trace."""
+"""Request-level simulation: the entry point. ``Fleet`` serves what callers hand it as time goes on;
+``serve`` takes a whole workload of arrays, ``replay`` one of objects."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from solvers.simulate.arrivals import Clients, Workload
 from solvers.simulate.fleet import Fleet, Routing
+from solvers.simulate.outcome import Outcome, Served, is_worth_compiling, serve
 from solvers.simulate.results import (
     Attained,
     FinishedRequest,
@@ -23,8 +25,9 @@ from solvers.simulate.results import (
 from solvers.workload import Slo, SloMetric
 
 __all__ = [
-    "Attained", "Clients", "FinishedRequest", "FirstToken", "Fleet", "GapHistogram", "Rejected", "ReplicaView",
-    "Result", "Routing", "ServiceResult", "SimRequest", "Workload", "itl_limits", "replay",
+    "Attained", "Clients", "FinishedRequest", "FirstToken", "Fleet", "GapHistogram", "Outcome", "Rejected",
+    "ReplicaView", "Result", "Routing", "Served", "ServiceResult", "SimRequest", "Workload", "is_worth_compiling",
+    "itl_limits", "replay", "serve",
 ]  # fmt: skip
 
 

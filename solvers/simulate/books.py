@@ -205,6 +205,14 @@ class FleetBooks(RequestQueue):
         """Services that a replica or a request has named, sorted."""
         return tuple(sorted(self._services))
 
+    def services_by_index(self) -> tuple[str, ...]:
+        """Services in the order in which they were first named, as rows number them."""
+        return tuple(self._services)
+
+    def all_replica_ids(self) -> tuple[str, ...]:
+        """Every replica that ever was, as rows number them."""
+        return tuple(self._ids)
+
     def meters(self) -> NDArray[np.int64]:
         """Totals of all replicas so far, those gone included: (replica, ``METERED``); settle first."""
         rows = self._memory.rows("replicas", METERED, slice(0, len(self._ids)))

@@ -20,7 +20,12 @@ from solvers.simulate.kernel.records import World
 
 MODULES: tuple[ModuleType, ...] = (records, clock, prefix, curves, engine, accounts, links, routing, loop)
 
-INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy", "_nrt": False}  # called by compiled code only
+INNER = {
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "error_model": "numpy",
+    "_nrt": False,
+}  # called by compiled code only
 
 Run = Callable[[World, int, int, int], int]
 
