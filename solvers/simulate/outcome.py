@@ -119,7 +119,8 @@ class Outcome:
         """Logged runs of a service that began in a stretch of time."""
         begin, end = to_ticks(start_s), NEVER if end_s == float("inf") else to_ticks(end_s)
         mine = self.replica_service[self.runs["replica"]] == self.services.index(service)
-        return self.runs[mine & (self.runs["start"] >= begin) & (self.runs["start"] < end)]
+        chosen: NDArray[np.void] = self.runs[mine & (self.runs["start"] >= begin) & (self.runs["start"] < end)]
+        return chosen
 
     def within_ratio(self, service: str, slo: Slo) -> float:
         """Share of a service's requests (TTFT; those not served are misses) or token gaps (ITL) within a limit."""

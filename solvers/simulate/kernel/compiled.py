@@ -20,12 +20,8 @@ from solvers.simulate.kernel.records import World
 
 MODULES: tuple[ModuleType, ...] = (records, clock, prefix, curves, engine, accounts, links, routing, loop)
 
-INNER = {
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-    "error_model": "numpy",
-    "_nrt": False,
-}  # called by compiled code only
+UNCOUNTED = {"_nrt": False}  # the kernel allocates nothing; counting references to its arrays would cost ten times more
+INNER = {**UNCOUNTED, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
 
 Run = Callable[[World, int, int, int], int]
 
@@ -52,7 +48,7 @@ def compiled_run() -> Run:
     for name, function in functions().items():
         namespace[name] = njit(**INNER)(_bound(function, namespace))
     entry = _bound(_entry(code_digest(functions(), _constants())), namespace)
-    return cast(Run, njit(cache=True, _nrt=False)(entry))
+    return cast(Run, njit(cache=True, **UNCOUNTED)(entry))
 
 
 def functions() -> dict[str, FunctionType]:
