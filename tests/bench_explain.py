@@ -56,8 +56,8 @@ def draw_fleet(index: int, cases: int, rng: np.random.Generator) -> tuple[str, P
     if index < SMALL_SHARE * cases / PER_FLEET:
         scale, budget = float(rng.uniform(1.0, 7.0)), float(rng.uniform(0.45, 0.8))
         return f"small {index}", fleets.demo(scale, budget_ratio=budget)
-    nodes, load, power = int(rng.integers(60, 240)), float(rng.uniform(0.4, 0.7)), float(rng.uniform(0.5, 0.7))
-    size = synthetic.Size(nodes=nodes, services=nodes // 10, rows=4, designs=4)
+    nodes, load, power = int(rng.integers(40, 160)), float(rng.uniform(0.3, 0.6)), float(rng.uniform(0.5, 0.7))
+    size = synthetic.Size(nodes=nodes, services=nodes // 12, rows=4, designs=4)
     return f"{nodes} nodes", synthetic.make_problem(size, index, load=load, power_ratio=power)
 
 
@@ -112,7 +112,7 @@ def measure(args: argparse.Namespace) -> Iterator[Case]:
     for index in range(-(-args.cases // PER_FLEET)):
         name, problem = draw_fleet(index, args.cases, rng)
         policy = replace(problem.policy, relative_gap=args.gap, min_saving_ratio=0.0, start_cost_hours=0.0)
-        problem = replace(problem, policy=policy)
+        problem = replace(problem, policy=replace(policy, time_limit_s=args.limit))
         predictor = Predictor.of(problem, make_plan(problem))
         for change in draw_changes(predictor, rng)[: args.cases - PER_FLEET * index]:
             print(f"{name}: {change}", file=sys.stderr)
@@ -185,6 +185,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--gap", type=float, default=0.01, help="relative gap that every decision is asked for")
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds that a decision may take")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     args = parser.parse_args()
     cases = list(measure(args))

@@ -95,6 +95,16 @@ def test_a_short_service_says_why_and_what_could_not_serve_it() -> None:
     assert "short because nothing can serve its prompts" in told.text()
 
 
+def test_a_short_service_says_what_would_serve_it_most_cheaply() -> None:
+    problem = fleets.demo(2.0, budget_ratio=0.25)
+    plan = make_plan(problem)
+    assert plan.relief
+    for row in plan.services:
+        told = explain(plan, problem, row.service)
+        assert told.relief == (plan.relief if row.short_because else ())
+        assert ("all that is short would be served with" in told.text()) == bool(row.short_because)
+
+
 def test_an_explanation_is_json_and_text(plan: Plan, problem: Problem) -> None:
     told = explain(plan, problem, "default/chat-70b")
     again = json.loads(json.dumps(told.to_dict()))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from solvers.plan import Plan
+from solvers.planner import desk_for
 from solvers.planner.caps import planned_counts
-from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf
 from solvers.planner.tally import Worth
 from solvers.problem import Problem
@@ -68,7 +68,7 @@ def compare(
     problem: Problem, plans: Mapping[str, Plan], *, capacity_of: CapacityOf = replica_capacity
 ) -> tuple[Standing, ...]:
     """Set plans for the same problem side by side; the first is the one that others are held against."""
-    desk = Desk.of(problem, capacity_of)
+    desk = desk_for(problem, capacity_of)
     worths = {name: desk.worth(planned_counts(problem, plan)) for name, plan in plans.items()}
     first = next(iter(worths.values()))
     return tuple(

@@ -27,7 +27,7 @@ from solvers.explain.reasons import (
 from solvers.explain.shadow import ShadowPrice
 from solvers.explain.ways import Alternative, ChosenPool, Ranked, alternative, chosen_pool, ranked_ways, scarcity
 from solvers.fleet import PoolKey
-from solvers.plan import Binding, Plan, ServicePlan
+from solvers.plan import Binding, Plan, Relief, ServicePlan
 from solvers.planner.cells import build_cells
 from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf
@@ -67,6 +67,8 @@ class Explanation:
         Prices of GPU classes at which the decision would change, nearest first.
     prices : tuple of ShadowPrice
         Scarce things that the service uses or could use; empty where that was not worked out.
+    relief : tuple of Relief
+        The cheapest that would serve all that the plan leaves unserved, of a service that is short.
     """
 
     service: str
@@ -83,6 +85,7 @@ class Explanation:
     binding: tuple[Binding, ...]
     prices: tuple[ShadowPrice, ...]
     short_because: tuple[str, ...]
+    relief: tuple[Relief, ...]
     unfit: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +147,7 @@ class Case:
             binding=self.plan.bindings,
             prices=(),
             short_because=self.row.short_because,
+            relief=self.plan.relief if self.row.short_because else (),
             unfit=self.desk.options.unfit.get(self.row.service, ()),
         )
 

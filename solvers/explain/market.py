@@ -48,9 +48,10 @@ class Market:
         SolveFailed
             The relaxation gave no prices.
         """
-        cells = build_cells(desk.problem, desk.options)
+        fair_ratio = desk.penalties.fair_ratio
+        cells = build_cells(desk.problem, desk.options, fair_ratio=fair_ratio)
         if len(cells.cell_pool) > SPLIT_CELLS:
-            cells = build_cells(desk.problem, desk.options, split_running=False)
+            cells = build_cells(desk.problem, desk.options, split_running=False, fair_ratio=fair_ratio)
         arrays, policy = state(cells), desk.problem.policy
         relaxed = solve_linear(arrays, time_limit_s=policy.time_limit_s)
         if relaxed.duals is None:

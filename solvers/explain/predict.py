@@ -15,6 +15,7 @@ from solvers.explain.changes import Change, changed, is_loss
 from solvers.explain.market import Market
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
+from solvers.planner import desk_for
 from solvers.planner.caps import planned_counts
 from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf, Options
@@ -54,12 +55,12 @@ class Predictor:
     @classmethod
     def of(cls, problem: Problem, plan: Plan, capacity_of: CapacityOf = replica_capacity) -> Predictor:
         """Price the problem that the plan answers."""
-        market = Market.of(Desk.of(problem, capacity_of, plan))
+        market = Market.of(desk_for(problem, capacity_of, plan))
         return cls(problem=problem, plan=plan, capacity_of=capacity_of, market=market)
 
     def after(self, change: Change) -> Prediction:
         """Predict what the change does to the objective."""
-        desk = Desk.of(changed(self.problem, change), self.capacity_of, self.plan)
+        desk = desk_for(changed(self.problem, change), self.capacity_of, self.plan)
         return self._predicted(desk, is_loss=is_loss(change))
 
     def with_only(self, service: str, pools: Collection[PoolKey]) -> Prediction:
@@ -76,7 +77,7 @@ class Predictor:
         repaired = market.best([desk.repaired(planned_counts(desk.problem, self.plan))])
         now, before = self.plan.report.objective_usd_per_hour, self.market.bound_usd_per_hour
         bound = market.bound_usd_per_hour
-        if is_loss:  # what bounds the plans of before bounds those of after
+        if is_loss and desk.penalties == self.market.desk.penalties:  # what bounded plans before does so after
             bound = max(bound, before, self.plan.report.bound_usd_per_hour)
         low, high = bound - now, repaired.objective_usd_per_hour - now
         moved = market.bound_usd_per_hour - before

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from solvers.explain.reasons import CapReason, CountReason, DemandRange, KeptBy, PriceSwitch
 from solvers.explain.shadow import ShadowPrice
 from solvers.explain.ways import Alternative, ChosenPool
 from solvers.fleet import ANYWHERE
+from solvers.plan import Relief
 
 if TYPE_CHECKING:
     from solvers.explain import Explanation
@@ -36,6 +37,8 @@ def lines(e: Explanation) -> Iterator[str]:
             yield f"  {limit.limit}[{limit.subject}] binds: {worth}"
     yield from (f"  {shadow_words(price)}" for price in e.prices)
     yield from (f"  short because {reason}" for reason in e.short_because)
+    if e.relief:
+        yield f"  {relief_words(e.relief)}"
     yield from (f"  cannot serve: {reason}" for reason in e.unfit)
 
 
@@ -100,6 +103,19 @@ def switch_words(switch: PriceSwitch) -> str:
     side = "above" if switch.at_usd_per_hour > switch.now_usd_per_hour else "below"
     price = f"{switch.at_usd_per_hour:.2f} USD/h a GPU (now {switch.now_usd_per_hour:.2f})"
     return f"with {switch.gpu_class} {side} {price}, {names} would be cheaper"
+
+
+def relief_words(rows: Sequence[Relief]) -> str:
+    """Say what together would be enough for all that is short.
+
+    >>> row = Relief(limit="power", subject="row-a", unit="kW", amount=2.5, usd_per_hour=0.625)
+    >>> relief_words([row])
+    'all that is short would be served with 2.5 kW more of power[row-a]: 0.62 USD/h'
+    """
+    parts = [f"{row.amount:g} {row.unit} more of {row.limit}[{row.subject}]" for row in rows]
+    last = f" and {parts[-1]}" if len(parts) > 1 else parts[-1]
+    cost = sum(row.usd_per_hour for row in rows)
+    return f"all that is short would be served with {', '.join(parts[:-1])}{last}: {cost:.2f} USD/h"
 
 
 def shadow_words(price: ShadowPrice) -> str:
