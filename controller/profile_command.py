@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-sequences", default=1024, type=int, metavar="N", help="calibrate: requests served at once (1024)")
     add("--wide", action="store_true", help="tabulate prefill behind cached prefixes and in batches too (silicon)")
+    add("--as-served", action="store_true", help="add what measured servers of the engine cost beyond the kernels")
     add("--variants", default="", metavar="V[+V]", help=f"derive a variant: {FORMS}; several joined by +")
     add("--explain", action="store_true", help="say where each number came from, instead of the profiles")
     add("--skip-unfit", action="store_true", help="leave out what does not fit, and say so, instead of failing")
@@ -134,6 +135,7 @@ def requests(args: argparse.Namespace) -> Iterator[ProfileRequest]:
                 kv_capacity_tokens=args.kv_capacity_tokens,
                 cold_start_s=args.cold_start_seconds,
                 is_wide=args.wide,
+                is_as_served=args.as_served,
                 variants=args.variants,
             )
 

@@ -20,8 +20,11 @@ from controller.facts import gpu_facts, model_facts
 from controller.profiles_variants import Facts, make_variant
 from solvers.engine import EngineConfig, EngineProfile, ProfileSource, check_profile
 from solvers.engine.roofline import CHUNK_SIZES, chunk_for, draw_watts, roofline_profile
+from solvers.engine.served import as_served
 from solvers.errors import InvalidInput
 
+BATCHED_TOKENS = {"sglang": 16384}
+DEFAULT_BATCHED_TOKENS = 8192  # vLLM and TensorRT-LLM
 CSV_COLUMNS = ("phase", "size", "context", "seconds")
 
 
@@ -48,6 +51,8 @@ class ProfileRequest:
         Override what would be derived.
     is_wide : bool
         Tabulate prefill behind cached prefixes and in batches, where the source knows them.
+    is_as_served : bool
+        Add to kernel tables what serving cost on measured servers of the engine.
     variants : str
         Variants to apply, as ``kv:8+hit:0.5``.
     """
@@ -62,6 +67,7 @@ class ProfileRequest:
     kv_capacity_tokens: int | None = None
     cold_start_s: float = 120.0
     is_wide: bool = False
+    is_as_served: bool = False
     variants: str = ""
 
 
@@ -77,10 +83,17 @@ def make_profile(request: ProfileRequest) -> EngineProfile:
     if source is Source.AUTO:
         source = Source.CSV if request.csv_path else Source.SILICON
     profile = {Source.CSV: _from_csv, Source.SILICON: _from_silicon, Source.ROOFLINE: _from_roofline}[source](request)
+    if request.is_as_served and profile.source is ProfileSource.SILICON:
+        profile = as_served(profile, batched_tokens(request.config.engine))
     if request.kv_capacity_tokens is not None:
         profile = replace(profile, kv_capacity_tokens=request.kv_capacity_tokens)
     check_profile(profile)
     return make_variant(profile, request.variants, lambda: _facts(request)) if request.variants else profile
+
+
+def batched_tokens(engine: str) -> int:
+    """Tokens of one step by an engine's default on a large GPU."""
+    return BATCHED_TOKENS.get(engine, DEFAULT_BATCHED_TOKENS)
 
 
 def _facts(request: ProfileRequest) -> Facts:

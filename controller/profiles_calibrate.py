@@ -10,17 +10,18 @@ from typing import Any
 
 import yaml
 
-from controller.profiles import ProfileRequest, make_profile
+from controller.profiles import ProfileRequest, batched_tokens, make_profile
 from controller.profiles_benchmarks import read_benchmarks
 from controller.render import render_engine_profile
 from controller.tables import MISSING, Cell, render_table
+from solvers.calibration import UNSEEN
 from solvers.calibration_profile import Calibrated, Measurement, calibrate
+from solvers.engine import ProfileSource
 from solvers.engine.closed_loop import Server
 from solvers.engine.curves import Floats
+from solvers.engine.served import served_correction
 from solvers.errors import InvalidInput
 
-BATCHED_TOKENS = {"sglang": 16384}
-DEFAULT_BATCHED_TOKENS = 8192  # vLLM and TensorRT-LLM on large GPUs
 COLUMNS = ("CLIENTS", "PROMPT", "OUTPUT", "TTFT", "BEFORE", "AFTER", "TPOT", "BEFORE", "AFTER")
 
 
@@ -34,15 +35,15 @@ def run(request: ProfileRequest, args: argparse.Namespace) -> str:
         )
     measured = read_benchmarks(args.measured, args.least_ratio)
     server = Server(
-        budget_tokens=args.batched_tokens or BATCHED_TOKENS.get(request.config.engine, DEFAULT_BATCHED_TOKENS),
+        budget_tokens=args.batched_tokens or batched_tokens(request.config.engine),
         seats=args.max_sequences,
         prefill_alone=request.config.engine == "sglang",
         whole_prompts=request.config.engine == "trtllm",
     )
-    name = ", ".join(path.name for path in args.measured)
-    found = calibrate(
-        make_profile(request), measured.rows, server, opening_ratio=1.0 / max(1.0, measured.rounds), name=name
-    )
+    base, name = make_profile(request), ", ".join(path.name for path in args.measured)
+    parent = served_correction(request.config.engine) if base.source is ProfileSource.SILICON else UNSEEN
+    opening = 1.0 / max(1.0, measured.rounds)
+    found = calibrate(base, measured.rows, server, parent=parent, opening_ratio=opening, name=name)
     return {"yaml": _to_yaml, "json": _to_json, "table": _to_table}[args.output](found, measured.rows)
 
 

@@ -65,7 +65,13 @@ class Calibrated:
 
 
 def calibrate(
-    base: EngineProfile, rows: Sequence[Measurement], server: Server, *, opening_ratio: float = 0.1, name: str = ""
+    base: EngineProfile,
+    rows: Sequence[Measurement],
+    server: Server,
+    *,
+    parent: Correction = UNSEEN,
+    opening_ratio: float = 0.1,
+    name: str = "",
 ) -> Calibrated:
     """Fit five bounded numbers to measured benchmarks and write them into a profile.
 
@@ -75,6 +81,8 @@ def calibrate(
         Where to start: tables or a roofline.
     server : Server
         How the measured server batches; its KV room is the profile's.
+    parent : Correction
+        Where the fit starts and what it stays near: what is known of the engine.
     opening_ratio : float
         One over the requests of each client in the benchmark.
     name : str
@@ -90,7 +98,7 @@ def calibrate(
     measured = np.array([[_or_nan(row.ttft_s), _or_nan(row.tpot_s)] for row in rows])
     book = _book(base, rows, settings, opening_ratio)
     every = list(range(len(rows)))
-    found = fit(book, measured, every, UNSEEN.as_array(), pull=PULL)
+    found = fit(book, measured, every, parent.as_array(), pull=PULL)
     correction = Correction(**dict(zip(Correction.__slots__, found.tolist(), strict=True)))
     profile = corrected(base, correction, server.budget_tokens)
     result = Calibrated(
@@ -98,7 +106,7 @@ def calibrate(
         correction=correction,
         before_s=book.run(Correction().as_array())[:, :2],
         after_s=_book(profile, rows, settings, opening_ratio).run(Correction().as_array())[:, :2],
-        left_out_s=_left_out(book, measured, every) if 2 <= len(rows) <= MOST_LEFT_OUT else None,
+        left_out_s=_left_out(book, measured, every, parent.as_array()) if 2 <= len(rows) <= MOST_LEFT_OUT else None,
         measured_s=measured,
     )
     return replace(result, profile=replace(profile, source_detail=_detail(base, result, len(rows), name)))
@@ -126,11 +134,11 @@ def _book(profile: EngineProfile, rows: Sequence[Measurement], server: Server, o
     return CaseBook(cases, rounds=ROUNDS, opening_ratio=opening_ratio)
 
 
-def _left_out(book: CaseBook, measured: Floats, every: Sequence[int]) -> Floats:
+def _left_out(book: CaseBook, measured: Floats, every: Sequence[int], parent: Floats) -> Floats:
     predicted = np.zeros_like(measured)
     for row in every:
         others = [other for other in every if other != row]
-        found = fit(book, measured, others, UNSEEN.as_array(), pull=PULL)
+        found = fit(book, measured, others, parent, pull=PULL)
         predicted[row] = book.run(found, [row])[0, :2]
     return predicted
 

@@ -35,6 +35,7 @@ from tests.silicon_study import (
     quick_rows,
     repeats,
     say,
+    shipped,
     theirs,
     unfitted,
 )
@@ -53,6 +54,7 @@ def experiments(study: Study, args: argparse.Namespace) -> Iterator[Found]:
     """Everything that is compared."""
     yield theirs(study)
     yield unfitted(study)
+    yield shipped(study)
     yield left_out(study, "model left out", lambda row: row.key.family, by_engine(study))
     yield left_out(study, "system left out", lambda row: row.key.system, by_engine(study))
     for count in args.few:

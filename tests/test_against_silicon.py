@@ -22,7 +22,7 @@ from solvers.engine import EngineConfig, EngineProfile
 from solvers.engine.curves import decode_step_s, prefill_s
 from solvers.errors import OutOfRange
 from tests.silicon_rows import read_rows as read_servers
-from tests.silicon_study import by_engine, few_rows, left_out, make_study, quick_rows
+from tests.silicon_study import by_engine, few_rows, left_out, make_study, quick_rows, shipped
 from tests.silicon_study import errors as errors_of
 
 DATA = Path(os.environ.get("PENSTOCK_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -126,6 +126,10 @@ def test_replayed_benchmarks_are_as_measured_for_models_left_out_and_for_a_few_r
     study = make_study(quick_rows(read_servers(MEASURED)))
     unseen = errors_of(study, left_out(study, "model", lambda row: row.key.family, by_engine(study)))
     few = errors_of(study, few_rows(study, 6, 1, 0))
+    served = errors_of(study, shipped(study))
+    assert served is not None
+    assert served.tpot_median <= 0.11
+    assert served.ttft_median <= 0.27
     assert unseen is not None
     assert few is not None
     print(unseen, few)

@@ -315,3 +315,13 @@ def test_prefixes_and_batches_are_tabulated_when_asked_for_and_variants_start_fr
     cached = make_profile(ask(source=Source.SILICON, is_wide=True, variants="hit:0.5"))
     assert cached.key.config.label == "tp1-hit50"
     assert prefill_s(cached, 8192) < 0.65 * prefill_s(wide, 8192)
+
+
+def test_what_serving_costs_is_added_to_kernel_tables_when_asked_for() -> None:
+    plain, served = (make_profile(ask(source=Source.SILICON, is_as_served=flag)) for flag in (False, True))
+    assert served.source is ProfileSource.SILICON
+    assert served.source_detail.startswith("as served: decode x1.11 + 0.1 ms, prefill x1.1")
+    assert prefill_s(served, 1024) == pytest.approx(1.135 * prefill_s(plain, 1024) + 0.0189 + 0.002, abs=2e-6)
+    assert decode_step_s(served, 8, 4096) == pytest.approx(1.11 * decode_step_s(plain, 8, 4096) + 1e-4, abs=2e-6)
+    roofline = ask(source=Source.ROOFLINE, is_as_served=True)
+    assert make_profile(roofline).prefill_s == make_profile(ask(source=Source.ROOFLINE)).prefill_s
