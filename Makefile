@@ -62,8 +62,12 @@ bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten 
 bench-tick: $(VENV)/ready ## Time caps, routing and shedding between plans, up to 12,500 nodes
 	$(BIN)/python -m tests.bench_tick
 
-bench-simulate: $(VENV)/ready ## Time the request-level simulation
+bench-simulate: $(VENV)/ready ## Time the request-level simulation, plain and compiled
 	$(BIN)/python -m tests.bench_simulate
+
+.PHONY: bench-sim-oracle
+bench-sim-oracle: $(VENV)/ready ## Hold the simulation against a step-by-step one on 2,000 random fleets
+	$(BIN)/python -m tests.bench_sim_oracle
 
 bench-simcluster: setup ## Bring up 1,000 nodes with 10,000 pods
 	$(BIN)/python -m tests.bench_simcluster

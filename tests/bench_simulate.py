@@ -1,40 +1,70 @@
-"""How fast the simulation replays traces: ``python -m tests.bench_simulate [TRACE ...]``.
+"""How fast the simulation replays traces: ``python -m tests.bench_simulate [--growth N ...] [-o json]``.
 
-Without a file it makes a synthetic hour. What counts are the ratios, each of two runs in this process:
+Reads Azure's conversations and Mooncake's synthetic trace, once and three times in a row, from ``traces/`` under
+``$PENSTOCK_DATA`` or ``../shared/data``; without them synthetic traces of the same sizes stand in. Each run has a
+process of its own, so that its peak of memory is its own, and one core. Times are of handing the arrays in and serving
+them to the end, after the compiled kernel was read or made; *x plain* sets the compiled kernel beside the plain one on
+the same rows by CPU time, *x steps* the plain one beside the brute force of the tests on a short stretch, where both
+must end at the same ticks.
 
-- *x step by step*: how much faster than the brute force that the tests hold it against (one event a decode step), on
-  the first ``BASELINE_REQUESTS`` of the trace, where both must end at the same tick;
-- *cost of a request*: under an overload with a gateway that gives up or never does, and on twice the trace, relative
-  to the same trace without any of it. About 1 means that a backlog costs nothing but itself.
-
-Requests per second and virtual seconds per second are this machine's.
+- *traces*: plain and compiled, with the prefix caches' hits where a trace brings blocks;
+- *growth*: synthetic requests, sizes as Azure's, up to ``--growth`` and as many replicas as it says;
+- *backlog*: what a request costs under an overload with a gateway that gives up or never does, beside the trace alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import TypeVar
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
 
 from controller.tables import render_table
-from controller.traces import Trace, load_trace
-from controller.traces_made import synthetic_trace
+from controller.traces import BLOCK_TOKENS, load_trace
 from solvers.engine import EngineProfile, Role
-from solvers.simulate import Fleet, Result, SimRequest, replay
+from solvers.simulate import Fleet, Outcome, Routing, SimRequest, Workload, serve
+from solvers.simulate.kernel.compiled import is_available
 from solvers.simulate.tables import TICKS_PER_S, to_ticks
 from tests.sim_brute import BruteFleet, make_profile
 
-FLEETS: dict[str, dict[Role, int]] = {
-    "2 prefill + 4 decode": {Role.PREFILL: 2, Role.DECODE: 4},
-    "6 mixed": {Role.MIXED: 6},
-    "30 prefill + 70 decode": {Role.PREFILL: 30, Role.DECODE: 70},
-}
-BASELINE_REQUESTS = 150
-REPEATS = 3  # the best of them counts: others only lost time to the machine
+Counts = tuple[int, int, int]
+"""Prefill, decode and mixed replicas."""
+
+FILES = {"azure conv": "AzureLLMInferenceTrace_conv.csv", "mooncake": "mooncake_synthetic.jsonl"}
+STEPS_REQUESTS = 150
 OVERLOAD = 12.0  # times the arrivals, by squeezing the trace
-T = TypeVar("T")
+REPEATS = 3  # the best of them counts: others only lost time to the machine
+MEGABYTE = 1024.0  # ru_maxrss counts kilobytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One run."""
+
+    case: str
+    fleet: str
+    form: str
+    requests: int
+    tokens: int
+    cpu_s: float
+    wall_s: float
+    requests_per_s: float
+    tokens_per_s: float
+    events_per_request: float
+    cached_ratio: float
+    peak_megabytes: float
+    digest: str
 
 
 def engine() -> EngineProfile:
@@ -52,102 +82,240 @@ def engine() -> EngineProfile:
     )
 
 
-def requests_of(trace: Trace) -> list[SimRequest]:
-    """The trace as requests of one service."""
-    sizes = ((r.arrival_s, r.prompt_tokens, r.output_tokens) for r in trace)
-    return [
-        SimRequest(name=str(i), service="s", arrival_s=at, prompt_tokens=prompt, output_tokens=output)
-        for i, (at, prompt, output) in enumerate(sizes)
-    ]
+# ---------------------------------------------------------------- what is served
 
 
-def replicas(counts: dict[Role, int]) -> Iterator[tuple[str, Role]]:
-    """Names and roles of a fleet's replicas."""
-    return ((f"{role}-{i}", role) for role, count in counts.items() for i in range(count))
+def from_file(name: str, times: int = 1) -> Workload:
+    """A trace as arrays, a few times in a row."""
+    folder = Path(os.environ.get("PENSTOCK_DATA") or Path(__file__).parents[2] / "shared" / "data") / "traces"
+    if not (folder / FILES[name]).exists():
+        return synthetic(19_366 if name == "azure conv" else 3_993 * times, 5.5)
+    trace = load_trace(folder / FILES[name])
+    span = trace[-1].arrival_s + 1.0
+    ids = [np.array(request.block_ids, np.int64) for request in trace] * times
+    has_blocks = any(map(len, ids))
+    return Workload(
+        services=("s",),
+        arrival_s=np.concatenate([np.array([r.arrival_s for r in trace]) + i * span for i in range(times)]),
+        service=np.zeros(len(trace) * times, np.int64),
+        prompt_tokens=np.array([r.prompt_tokens for r in trace] * times, np.int64),
+        output_tokens=np.array([r.output_tokens for r in trace] * times, np.int64),
+        block_tokens=BLOCK_TOKENS if has_blocks else 0,
+        block_starts=np.cumsum([0, *map(len, ids)]) if has_blocks else np.zeros(0, np.int64),
+        block_ids=np.concatenate(ids) if has_blocks else np.zeros(0, np.int64),
+    )
 
 
-def served(counts: dict[Role, int], requests: list[SimRequest], **gateway: float) -> Result:
-    """Replay on a new fleet."""
-    fleet = Fleet(itl_limits_s={"s": 0.05}, **gateway)  # type: ignore[arg-type]  # one of them is an int
-    for name, role in replicas(counts):
-        fleet.add_replica(name, "s", role, engine())
-    return replay(fleet, requests)
+def synthetic(count: int, requests_per_s: float) -> Workload:
+    """Poisson arrivals of lognormal sizes."""
+    rng = np.random.default_rng(0)
+    return Workload(
+        services=("s",),
+        arrival_s=np.cumsum(rng.exponential(1 / requests_per_s, count)),
+        service=np.zeros(count, np.int64),
+        prompt_tokens=np.clip(rng.lognormal(np.log(900), 0.9, count), 8, 16_000).astype(np.int64),
+        output_tokens=np.clip(rng.lognormal(np.log(150), 0.8, count), 1, 4_000).astype(np.int64),
+    )
 
 
-def stepped(counts: dict[Role, int], requests: list[SimRequest]) -> BruteFleet:
-    """The same step by step."""
-    fleet = BruteFleet()
-    for name, role in replicas(counts):
-        fleet.add(name, "s", role, engine(), 0)
-    for request in requests:
-        fleet.submit(request)
-    fleet.advance(to_ticks(1e5))
+def fleet_of(
+    counts: Counts,
+    *,
+    compiled: bool = False,
+    routing: Routing = Routing.LEAST_WORK,
+    queue_limit: int | None = None,
+    patience_s: float | None = None,
+) -> Fleet:
+    """Replicas of one service."""
+    fleet = Fleet(
+        compiled=compiled, routing={"s": routing}, record_runs=True, replica_queue_limit=queue_limit,
+        gateway_patience_s=patience_s,
+    )  # fmt: skip
+    for role, count in zip((Role.PREFILL, Role.DECODE, Role.MIXED), counts, strict=True):
+        for i in range(count):
+            fleet.add_replica(f"{role}-{i}", "s", role, engine())
     return fleet
 
 
-def timed(run: Callable[[], T], repeats: int = REPEATS) -> tuple[float, T]:
-    """Least wall time of a few runs in seconds, and what the last one gave."""
-    best_s = float("inf")
+def told(counts: Counts) -> str:
+    """Counts of a fleet in words."""
+    return " + ".join(f"{n} {role}" for n, role in zip(counts, ("prefill", "decode", "mixed"), strict=True) if n)
+
+
+# ---------------------------------------------------------------- one run
+
+
+def run_case(
+    case: str, workload: Callable[[], Workload], counts: Counts, routing: Routing, compiled: bool, repeats: int
+) -> Row:
+    """Serve a workload in this process and say what it took."""
+    asked = workload()
+    fleet_of((1, 1, 0), compiled=compiled).advance(1.0)  # the kernel is there now
+    cpu_s = wall_s = float("inf")
     for _ in range(repeats):
-        began_s = time.perf_counter()
-        result = run()
-        best_s = min(best_s, time.perf_counter() - began_s)
-    return best_s, result
+        fleet = fleet_of(counts, compiled=compiled, routing=routing)
+        cpu, wall = time.process_time(), time.perf_counter()
+        outcome = serve(fleet, asked)
+        cpu_s, wall_s = min(cpu_s, time.process_time() - cpu), min(wall_s, time.perf_counter() - wall)
+    return Row(
+        case=case, fleet=f"{told(counts)}, {routing}", form="compiled" if compiled else "plain", requests=len(asked),
+        tokens=asked.tokens, cpu_s=cpu_s, wall_s=wall_s, requests_per_s=len(asked) / cpu_s,
+        tokens_per_s=asked.tokens / cpu_s, events_per_request=outcome.events / len(asked),
+        cached_ratio=float(outcome.served.cached_tokens.sum() / outcome.served.prompt_tokens.sum()),
+        peak_megabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE, digest=digest(outcome),
+    )  # fmt: skip
 
 
-def against_steps(counts: dict[Role, int], requests: list[SimRequest]) -> float:
+def digest(outcome: Outcome) -> str:
+    """Tells two outcomes apart."""
+    told_apart = hashlib.sha256()
+    for column in (outcome.served.row, outcome.served.end_s, outcome.served.ttft_s, outcome.joules):
+        told_apart.update(column.tobytes())
+    told_apart.update(repr(outcome.itl_quantiles_s("s")).encode())
+    return told_apart.hexdigest()
+
+
+def apart(*arguments: object) -> Row:
+    """Run a case in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        row = pool.submit(run_case, *arguments).result()  # type: ignore[arg-type]
+    print(f"  {row.case}, {row.fleet}, {row.form}: {row.cpu_s:.3f} s CPU", file=sys.stderr)
+    return row
+
+
+def trace_rows(forms: tuple[bool, ...]) -> Iterator[Row]:
+    """Measured traces, each plain and compiled."""
+    cases: list[tuple[str, Callable[[], Workload], Counts, Routing]] = [
+        ("azure conv", partial(from_file, "azure conv"), (2, 4, 0), Routing.LEAST_WORK),
+        ("mooncake", partial(from_file, "mooncake"), (8, 4, 0), Routing.PREFIX_AWARE),
+        ("mooncake x 3", partial(from_file, "mooncake", 3), (8, 4, 0), Routing.PREFIX_AWARE),
+        ("mooncake x 3", partial(from_file, "mooncake", 3), (0, 0, 12), Routing.LEAST_WORK),
+    ]
+    for case, workload, counts, routing in cases:
+        for compiled in forms:
+            yield apart(case, workload, counts, routing, compiled, REPEATS)
+
+
+def growth_rows(sizes: list[int], forms: tuple[bool, ...], plain_limit: int) -> Iterator[Row]:
+    """Synthetic requests over more and more replicas, at the same load of each."""
+    for size in sizes:
+        for counts, rate in (((30, 70, 0), 190.0), ((300, 700, 0), 1900.0), ((0, 0, 1000), 1900.0)):
+            for compiled in forms:
+                if compiled or size <= plain_limit:
+                    workload = partial(synthetic, size, rate)
+                    yield apart(f"{size:,}", workload, counts, Routing.LEAST_WORK, compiled, 1)
+
+
+# ---------------------------------------------------------------- beside other ways
+
+
+def against_steps() -> float:
     """How many times faster than step by step, on requests that both serve to the same tick."""
-    fast_s, result = timed(lambda: served(counts, requests))
-    slow_s, brute = timed(lambda: stepped(counts, requests), repeats=1)
-    ends = {sequence.asked.name: sequence.times[-1] / TICKS_PER_S for sequence in brute.sequences}
-    if {done.name: done.end_s for done in result.finished} != ends:
+    whole, counts = from_file("azure conv"), (2, 4, 0)
+    names = ("arrival_s", "service", "prompt_tokens", "output_tokens")
+    asked = replace(whole, **{name: getattr(whole, name)[:STEPS_REQUESTS] for name in names})
+    fast_s = float("inf")
+    for _ in range(REPEATS):
+        fleet = fleet_of(counts)
+        began_s = time.process_time()
+        outcome = serve(fleet, asked)
+        fast_s = min(fast_s, time.process_time() - began_s)
+    brute = BruteFleet()
+    for role, count in zip((Role.PREFILL, Role.DECODE, Role.MIXED), counts, strict=True):
+        for i in range(count):
+            brute.add(f"{role}-{i}", "s", role, engine(), 0)
+    for i in range(len(asked)):
+        at, prompt, output = float(asked.arrival_s[i]), int(asked.prompt_tokens[i]), int(asked.output_tokens[i])
+        brute.submit(SimRequest(name=str(i), service="s", arrival_s=at, prompt_tokens=prompt, output_tokens=output))
+    began_s = time.process_time()
+    brute.advance(to_ticks(1e5))
+    slow_s = time.process_time() - began_s
+    ends = dict(zip(outcome.served.row.tolist(), outcome.served.end_s.tolist(), strict=True))
+    if ends != {sequence.index: sequence.times[-1] / TICKS_PER_S for sequence in brute.sequences}:
         raise SystemExit("the simulation and the brute force disagree: run tests/test_simulate.py")
     return slow_s / fast_s
 
 
-def speeds(trace: Trace) -> str:
-    """One row for each fleet."""
-    rows, requests = [], requests_of(trace)
-    for name, counts in FLEETS.items():
-        took_s, result = timed(lambda counts=counts: served(counts, requests))  # type: ignore[misc]
-        ratio = against_steps(counts, requests[:BASELINE_REQUESTS])
-        ttft_s, per_s = result.services["s"].ttft_s[0.99], round(len(requests) / took_s)
-        rows.append((name, len(requests), took_s, per_s, round(result.makespan_s / took_s), ttft_s, round(ratio)))
-    headers = ("FLEET", "REQUESTS", "WALL S", "REQUESTS/S", "X REAL TIME", "TTFT P99 S", "X STEP BY STEP")
-    return render_table(headers, rows)
-
-
-def backlogs(trace: Trace) -> str:
-    """What a request costs with a queue at the gateway, relative to the plain replay of the trace."""
-    counts = FLEETS["2 prefill + 4 decode"]
-    squeezed = requests_of(tuple(replace(r, arrival_s=r.arrival_s / OVERLOAD) for r in trace))
-    plain, later_s = requests_of(trace), trace[-1].arrival_s + 1.0
-    twice = requests_of((*trace, *(replace(r, arrival_s=r.arrival_s + later_s) for r in trace)))
-    cases: dict[str, Callable[[], Result]] = {
-        "the trace": lambda: served(counts, plain),
-        "twice the trace": lambda: served(counts, twice),
-        f"x{OVERLOAD:g}, never gives up": lambda: served(counts, squeezed, replica_queue_limit=5),
-        f"x{OVERLOAD:g}, gives up after 30 s": lambda: served(
-            counts, squeezed, replica_queue_limit=5, gateway_patience_s=30.0
-        ),
+def backlogs() -> list[tuple[str, int, int, float]]:
+    """(case, requests, timed out, cost of a request beside the trace alone) with a queue at the gateway."""
+    plain = from_file("azure conv")
+    squeezed = replace(plain, arrival_s=plain.arrival_s / OVERLOAD)
+    cases = {
+        "the trace": (plain, None, None),
+        f"x {OVERLOAD:g}, never gives up": (squeezed, 5, None),
+        f"x {OVERLOAD:g}, gives up after 30 s": (squeezed, 5, 30.0),
     }
-    rows, plain_s = [], 0.0
-    for name, run in cases.items():
-        took_s, result = timed(run)
-        submitted = result.services["s"].submitted
-        plain_s = plain_s or took_s / submitted
-        ttft_s = result.services["s"].ttft_s[0.99]
-        rows.append((name, submitted, len(result.timed_out), ttft_s, took_s / submitted / plain_s))
-    return render_table(("GATEWAY", "REQUESTS", "TIMED OUT", "TTFT P99 S", "COST OF A REQUEST"), rows)
+    rows, alone_s = [], 0.0
+    for name, (workload, limit, patience_s) in cases.items():
+        began_s = time.process_time()
+        outcome = serve(fleet_of((2, 4, 0), queue_limit=limit, patience_s=patience_s), workload)
+        took_s = time.process_time() - began_s
+        alone_s = alone_s or took_s
+        rows.append((name, len(workload), int(outcome.timed_out.sum()), took_s / alone_s))
+    return rows
+
+
+# ---------------------------------------------------------------- telling
+
+
+def ratios(rows: list[Row]) -> dict[int, float]:
+    """CPU time of the plain run over that of the compiled one after it, by the place of the latter.
+
+    Raises
+    ------
+    SystemExit
+        When both do not agree to the byte.
+    """
+    found = {}
+    plain = {(row.case, row.fleet): row for row in rows if row.form == "plain"}
+    for i, row in enumerate(rows):
+        other = plain.get((row.case, row.fleet))
+        if row.form == "plain" or other is None:
+            continue
+        if row.digest != other.digest:
+            raise SystemExit(
+                f"{row.case}, {row.fleet}: plain and compiled disagree; run tests/test_simulate_compiled.py"
+            )
+        found[i] = other.cpu_s / row.cpu_s
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    """Rows for people."""
+    faster = ratios(rows)
+    headers = (
+        "REQUESTS OF", "FLEET", "FORM", "REQUESTS", "CPU S", "WALL S", "REQUESTS/S", "MTOKENS/S", "EVENTS EACH",
+        "CACHED %", "PEAK MB", "X PLAIN",
+    )  # fmt: skip
+    return render_table(
+        headers,
+        [
+            (
+                row.case, row.fleet, row.form, row.requests, round(row.cpu_s, 3), round(row.wall_s, 3),
+                round(row.requests_per_s), round(row.tokens_per_s / 1e6, 1), round(row.events_per_request, 2),
+                round(100 * row.cached_ratio, 1), round(row.peak_megabytes), round(faster.get(i, 1.0), 1),
+            )
+            for i, row in enumerate(rows)
+        ],
+    )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("traces", nargs="*", help="trace files")
-    files = parser.parse_args().traces
-    traces = {file: load_trace(file) for file in files} or {"synthetic hour": synthetic_trace(1, 3600.0)}
-    for file, trace in traces.items():
-        print(f"{file}\n{speeds(trace)}\n\n{backlogs(trace)}\n")
+    parser.add_argument("--growth", type=int, nargs="*", default=[100_000, 1_000_000], metavar="N", help="requests")
+    parser.add_argument("--plain-limit", type=int, default=100_000, metavar="N", help="largest growth to run plain")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    args = parser.parse_args()
+    forms = (False, True) if is_available() else (False,)
+    rows = [*trace_rows(forms), *growth_rows(args.growth, forms, args.plain_limit)]
+    steps, backlog = against_steps(), backlogs()
+    if args.output == "json":
+        ratios(rows)
+        print(json.dumps({"rows": [asdict(row) for row in rows], "xSteps": steps, "backlog": backlog}, indent=2))
+        return
+    print(table(rows))
+    print(f"\n{steps:.0f} times faster than step by step on {STEPS_REQUESTS} requests, plain\n")
+    print(render_table(("GATEWAY", "REQUESTS", "TIMED OUT", "COST OF A REQUEST"), backlog))
 
 
 if __name__ == "__main__":
