@@ -6,7 +6,7 @@ TRACE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-planner bench-simulate bench-tick bench-simcluster bench-operator clean
+.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-planner bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten 
 
 bench-tick: $(VENV)/ready ## Time caps, routing and shedding between plans, up to 12,500 nodes
 	$(BIN)/python -m tests.bench_tick
+
+bench-caps: $(VENV)/ready ## Show what power caps bring where watts are short
+	$(BIN)/python -m tests.bench_caps
 
 bench-simulate: $(VENV)/ready ## Time the request-level simulation, plain and compiled
 	$(BIN)/python -m tests.bench_simulate
