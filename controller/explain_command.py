@@ -13,6 +13,9 @@ from solvers.explain.pricing import explain_priced
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("service", metavar="NAMESPACE/NAME", help="the ServedModel to explain")
+    parser.add_argument(
+        "--losses", action="store_true", help="predict what losing the service, a GPU or a kilowatt of it would cost"
+    )
     add_folder_arguments(parser)
     add_output_argument(parser)
 
@@ -24,6 +27,6 @@ def run(args: argparse.Namespace) -> int:
     if args.service not in known:
         remedy = f"planned are {', '.join(known) or 'none'}"
         raise InvalidInput("service", "", f"names no planned service: {args.service!r}", remedy)
-    explanation = explain_priced(planned.plan, planned.problem, args.service)
+    explanation = explain_priced(planned.plan, planned.problem, args.service, with_losses=args.losses)
     print_output(args.output, explanation.to_dict(), explanation.text)
     return 0

@@ -36,3 +36,15 @@ def test_an_unknown_service_is_named_with_those_that_are_planned(capsys: pytest.
     said = capsys.readouterr().err
     assert "nobody/nothing" in said
     assert name in said
+
+
+def test_losses_are_predicted_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    name = service(capsys)
+    assert main(["explain", name, "-f", FOLDER, "--losses"]) == 0
+    text = capsys.readouterr().out
+    assert f"  without {name}: -" in text
+    assert "  1 kW at rack-1 less: " in text
+    assert main(["explain", name, "-f", FOLDER, "--losses", "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["losses"]
+    assert next(row["change"] for row in rows) == f"without {name}"
+    assert all(row["low_usd_per_hour"] <= row["expected_usd_per_hour"] <= row["high_usd_per_hour"] for row in rows)

@@ -24,7 +24,7 @@ from solvers.explain.reasons import (
     demand_range,
     price_switches,
 )
-from solvers.explain.shadow import ShadowPrice
+from solvers.explain.shadow import Loss, ShadowPrice
 from solvers.explain.ways import Alternative, ChosenPool, Ranked, alternative, chosen_pool, ranked_ways, scarcity
 from solvers.fleet import PoolKey
 from solvers.plan import Binding, Plan, Relief, ServicePlan
@@ -45,6 +45,7 @@ __all__ = [
     "DemandRange",
     "DomainChange",
     "Explanation",
+    "Loss",
     "PlanDifference",
     "PriceSwitch",
     "ShadowPrice",
@@ -69,6 +70,8 @@ class Explanation:
         Scarce things that the service uses or could use; empty where that was not worked out.
     relief : tuple of Relief
         The cheapest that would serve all that the plan leaves unserved, of a service that is short.
+    losses : tuple of Loss
+        What losing the service, its GPUs or its watts would change; empty where nobody asked.
     """
 
     service: str
@@ -86,6 +89,7 @@ class Explanation:
     prices: tuple[ShadowPrice, ...]
     short_because: tuple[str, ...]
     relief: tuple[Relief, ...]
+    losses: tuple[Loss, ...]
     unfit: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,6 +152,7 @@ class Case:
             prices=(),
             short_because=self.row.short_because,
             relief=self.plan.relief if self.row.short_because else (),
+            losses=(),
             unfit=self.desk.options.unfit.get(self.row.service, ()),
         )
 

@@ -73,6 +73,9 @@ class Predictor:
         return self._predicted(replace(desk, options=options), is_loss=True)
 
     def _predicted(self, desk: Desk, *, is_loss: bool) -> Prediction:
+        if not desk.problem.services:  # nothing is asked: there is no model to price
+            gone = desk.repaired({}).objective_usd_per_hour - self.plan.report.objective_usd_per_hour
+            return Prediction(low_usd_per_hour=gone, high_usd_per_hour=gone, expected_usd_per_hour=gone, short=())
         market = Market.of(desk)
         repaired = market.best([desk.repaired(planned_counts(desk.problem, self.plan))])
         now, before = self.plan.report.objective_usd_per_hour, self.market.bound_usd_per_hour

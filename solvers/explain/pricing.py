@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solvers.explain import Case, Explanation
+from solvers.explain.losses import losses
 from solvers.explain.market import Market
 from solvers.explain.predict import Predictor
 from solvers.explain.shadow import ShadowPrice
@@ -49,9 +50,19 @@ class Scarce:
 
 
 def explain_priced(
-    plan: Plan, problem: Problem, service: str, *, capacity_of: CapacityOf = replica_capacity
+    plan: Plan,
+    problem: Problem,
+    service: str,
+    *,
+    with_losses: bool = False,
+    capacity_of: CapacityOf = replica_capacity,
 ) -> Explanation:
     """Explain the plan of one service, with prices and the cost of its alternatives to the whole fleet.
+
+    Parameters
+    ----------
+    with_losses : bool
+        Predict the losses that would touch it too; each takes about as long as all of the rest.
 
     Raises
     ------
@@ -67,7 +78,12 @@ def explain_priced(
     for way, ranked in zip(told.rejected, case.rejected, strict=True):
         cost = predictor.with_only(service, {option.pool for option, _ in ranked.way})
         rejected.append(with_fleet_cost(way, cost.low_usd_per_hour, cost.high_usd_per_hour))
-    return replace(told, rejected=tuple(rejected), prices=shadow_prices(predictor.market, service))
+    return replace(
+        told,
+        rejected=tuple(rejected),
+        prices=shadow_prices(predictor.market, service),
+        losses=losses(predictor, service) if with_losses else (),
+    )
 
 
 def shadow_prices(market: Market, service: str | None = None) -> tuple[ShadowPrice, ...]:

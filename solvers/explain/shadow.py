@@ -1,4 +1,4 @@
-"""What one more or one less of something scarce is worth, as a value."""
+"""What one more or one less of something is worth, as values that need no solver to read."""
 
 from __future__ import annotations
 
@@ -22,3 +22,14 @@ class ShadowPrice:
     more_holds_for: float
     less_usd_per_hour: float
     less_holds_for: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """One loss, and what it is predicted to change, USD per hour; see ``predict.Prediction``."""
+
+    change: str
+    low_usd_per_hour: float
+    expected_usd_per_hour: float
+    high_usd_per_hour: float
+    short: tuple[str, ...]

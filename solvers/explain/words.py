@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from solvers.explain.reasons import CapReason, CountReason, DemandRange, KeptBy, PriceSwitch
-from solvers.explain.shadow import ShadowPrice
+from solvers.explain.shadow import Loss, ShadowPrice
 from solvers.explain.ways import Alternative, ChosenPool
 from solvers.fleet import ANYWHERE
 from solvers.plan import Relief
@@ -36,6 +36,7 @@ def lines(e: Explanation) -> Iterator[str]:
         if (limit.limit, limit.subject) not in told:
             yield f"  {limit.limit}[{limit.subject}] binds: {worth}"
     yield from (f"  {shadow_words(price)}" for price in e.prices)
+    yield from (f"  {_loss(loss)}" for loss in e.losses)
     yield from (f"  short because {reason}" for reason in e.short_because)
     if e.relief:
         yield f"  {relief_words(e.relief)}"
@@ -103,6 +104,13 @@ def switch_words(switch: PriceSwitch) -> str:
     side = "above" if switch.at_usd_per_hour > switch.now_usd_per_hour else "below"
     price = f"{switch.at_usd_per_hour:.2f} USD/h a GPU (now {switch.now_usd_per_hour:.2f})"
     return f"with {switch.gpu_class} {side} {price}, {names} would be cheaper"
+
+
+def _loss(loss: Loss) -> str:
+    cost = usd_range(loss.low_usd_per_hour, loss.high_usd_per_hour)
+    about = f", about {loss.expected_usd_per_hour:+.2f}" if " to " in cost else ""
+    short = f"; {', '.join(loss.short)} would be short" if loss.short else ""
+    return f"{loss.change}: {cost}{about}{short}"
 
 
 def relief_words(rows: Sequence[Relief]) -> str:
