@@ -1,12 +1,11 @@
-"""``penstock replay``: serve a request trace with a plan's replicas in simulation, and judge every SLO."""
+"""``penstock replay``: serve a load with a plan's replicas in simulation, judge every SLO, and compare policies."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,67 +14,140 @@ import yaml
 from controller.output import add_output_argument, print_output
 from controller.plan_bodies import parse_fleet_plan
 from controller.planning import add_folder_arguments, observe_folder, parse_assignment, with_demands
-from controller.tables import Cell, render_table
-from controller.traces import Trace, load_trace
-from controller.traces_made import scale_trace, synthetic_trace
-from solvers.engine import ProfileKey
+from controller.replay_output import compared_data, compared_sections, run_data, run_sections
+from controller.replay_runs import Job, run_jobs
+from controller.traces_spec import TraceSpec, parse_trace_spec
 from solvers.errors import InvalidInput
+from solvers.evaluate import Settings
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.policies import POLICIES
 from solvers.problem import Problem
-from solvers.simulate import Attained, Fleet, Result, ServiceResult, SimRequest, itl_limits, replay
-from solvers.workload import Slo
 
 EXIT_MISSED = 2
-SYNTHETIC_S = 600.0
 LISTS = frozenset({"List", "FleetPlanList"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A replay with what it was asked to keep."""
-
-    problem: Problem
-    plan: Plan
-    result: Result
+SYNTHETIC = "synthetic"
+POLICY_PATIENCE_S = 30.0
+"""What a gateway lets a request wait when policies are compared: a backlog that nobody waits for says nothing."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_folder_arguments(parser)
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="Azure CSV, Mooncake JSONL or plain CSV "
-                        "(default: ten synthetic minutes of the seed)")  # fmt: skip
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="FleetPlan to replay (default: plan the folder now)")
+    parser.add_argument(
+        "--trace", action="append", default=[], metavar="[NAMESPACE/NAME=]TRACE",
+        help="Azure CSV, Mooncake JSONL, plain CSV, a folder of ServeGen clients, or a made load: poisson:rate=5, "
+        "gamma:rate=5,cv=3, closed:clients=32, servegen:path=DIR,start=S,duration=S; with prompt=TOKENS or P50/P99, "
+        "output=…, duration=SECONDS; what is left out is as planned. Several are replayed one after the other; with "
+        "a service's name it is that service's part of each (default: ten synthetic minutes of the seed)",
+    )  # fmt: skip
+    parser.add_argument("--plan", type=Path, action="append", default=[], metavar="FILE",
+                        help="FleetPlan to replay (repeatable; default: plan the folder now)")  # fmt: skip
+    parser.add_argument("--policy", default="fixed", metavar="NAME[,NAME…]",
+                        help=f"who changes the fleet meanwhile: {', '.join(POLICIES)} (default fixed)")  # fmt: skip
     parser.add_argument(
         "--factor", action="append", default=[], metavar="NAMESPACE/NAME=FACTOR",
         help="multiply the trace for a service (repeatable; default: up to the load that is planned for; a trace "
-        "without duration stays as it is)",
+        "without duration and a made load stay as they are)",
     )  # fmt: skip
     parser.add_argument("--until", type=float, default=float("inf"), metavar="SECONDS", help="stop there")
-    parser.add_argument("--seed", type=int, default=1, help="of the synthetic trace and of scaling (default 1)")
+    parser.add_argument("--window", type=float, default=60.0, metavar="SECONDS", help="of what is shown over time")
+    parser.add_argument("--patience", type=float, metavar="SECONDS",
+                        help="the gateway gives a request up after so long (default: never; 30 when policies "
+                        "change the fleet)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=1, help="of made loads and of scaling (default 1)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="replay with N seeds from --seed on")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes for several runs (default 1)")
+    parser.add_argument("--cluster", metavar="dask[=ADDRESS]", help="run on a Dask (or ray[=ADDRESS]) cluster instead")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page with plots too")
     add_output_argument(parser)
-    parser.epilog = "Exit code: 0 every SLO was met; 2 some was missed; 1 bad input."
+    parser.epilog = "Exit code: 0 every SLO was met in every run; 2 some was missed; 1 bad input."
 
 
 def run(args: argparse.Namespace) -> int:
     """Replay and print; exit code 2 when an SLO was missed, or a service or some of its requests were not served."""
-    if not args.until >= 0:
-        raise InvalidInput("--until", "", f"is {args.until}", "give 0 or more seconds")
+    settings, policies = _settings(args), _policies(args.policy)
     observation = observe_folder(args.folder)
     for fault in observation.faults:
         print(f"warning: {fault}", file=sys.stderr)
     problem = with_demands(observation.problem, args.demand)
-    plan = make_plan(problem) if args.plan is None else load_plan(args.plan)
-    trace = load_trace(args.trace) if args.trace else synthetic_trace(args.seed, SYNTHETIC_S)
-    requests = [*_requests(problem, trace, _factors(problem, trace, args.factor), args.seed)]
-    if not requests:
-        raise InvalidInput("requests", "", "are none for any planned service", "give more --demand or --factor")
-    slos = {service.name: service.slos for service in problem.services}
-    result = replay(_fleet(problem, plan, slos), requests, slos=slos, until_s=args.until)
-    judged = Judged(problem=problem, plan=plan, result=result)
-    print_output(args.output, _data(judged), lambda: "\n\n".join(_sections(judged)))
+    jobs = [*_jobs(args, problem, policies, settings)]
+    runs = list(zip(jobs, run_jobs(jobs, args.jobs, args.cluster), strict=True))
+    if args.report is not None:
+        from controller.replay_report import write_report
+
+        write_report(args.report, runs)
+    if len(runs) == 1:
+        summary = runs[0][1]
+        print_output(args.output, run_data(summary), lambda: "\n\n".join(run_sections(summary)))
+    else:
+        print_output(args.output, compared_data(runs), lambda: "\n\n".join(compared_sections(runs)))
     is_whole = not any(fault.subject.startswith("ServedModel/") for fault in observation.faults)
-    return 0 if is_whole and _all_met(result) else EXIT_MISSED
+    return 0 if is_whole and all(summary.is_met for _, summary in runs) else EXIT_MISSED
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    patience_s = args.patience
+    if patience_s is None and args.policy != "fixed":
+        patience_s = POLICY_PATIENCE_S
+    for option, value in (("--until", args.until), ("--patience", patience_s or 0.0), ("--window", args.window)):
+        if not value >= 0 or (option == "--window" and value == 0):
+            raise InvalidInput(option, "", f"is {value}", "give 0 or more seconds")
+    for option, count in (("--seeds", args.seeds), ("--jobs", args.jobs)):
+        if count < 1:
+            raise InvalidInput(option, "", f"is {count}", "give 1 or more")
+    return Settings(window_s=args.window, until_s=args.until, patience_s=patience_s)
+
+
+def _policies(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names or [text]:
+        if name not in POLICIES:
+            raise InvalidInput("--policy", "", f"{name!r} is unknown", f"use some of {', '.join(POLICIES)}")
+    return list(dict.fromkeys(names))
+
+
+def _jobs(args: argparse.Namespace, problem: Problem, policies: list[str], settings: Settings) -> Iterator[Job]:
+    """All combinations of plans, traces, policies and seeds, in that order."""
+    factors = _factors(problem, args.factor)
+    plans = [(path.name, load_plan(path)) for path in args.plan] or [("planned", make_plan(problem))]
+    traces = [*_traces(problem, args.trace)]
+    seeds = range(args.seed, args.seed + args.seeds)
+    for (plan_name, plan), (trace, specs), policy, seed in product(plans, traces, policies, seeds):
+        yield Job(
+            problem=problem,
+            plan=plan,
+            plan_name=plan_name,
+            specs={name: spec for name, spec in specs.items() if _is_asked(problem, name, spec, factors)},
+            trace=trace,
+            factors={name: factor for name, factor in factors.items() if name in specs},
+            policy=policy,
+            seed=seed,
+            settings=settings,
+        )
+
+
+def _is_asked(problem: Problem, service: str, spec: TraceSpec, factors: Mapping[str, float]) -> bool:
+    """False for a service of which nothing is asked: no planned load, no load of its own, or a factor of 0."""
+    if service in factors:
+        return factors[service] > 0
+    return problem.demands[service].requests_per_s > 0 or (not spec.scales_to_demand and spec.kind != "file")
+
+
+def _traces(problem: Problem, texts: list[str]) -> Iterator[tuple[str, dict[str, TraceSpec]]]:
+    """(name, spec by service) of every load to replay."""
+    own: dict[str, TraceSpec] = {}
+    shared: list[str] = []
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        if equals and name in problem.demands:
+            own[name] = parse_trace_spec(rest)
+        else:
+            shared.append(text)
+    for text in shared or [SYNTHETIC]:
+        everyone = TraceSpec(kind=SYNTHETIC) if text == SYNTHETIC else parse_trace_spec(text)
+        specs = dict.fromkeys(sorted(problem.demands), everyone) | own
+        yield Path(text).name if everyone.path and everyone.kind == "file" else text, specs
 
 
 def load_plan(path: Path) -> Plan:
@@ -110,131 +182,12 @@ def _listed(document: Any) -> list[Any]:
     return [] if document is None else [document]
 
 
-def _factors(problem: Problem, trace: Trace, overrides: list[str]) -> dict[str, float]:
-    span_s = trace[-1].arrival_s
-    factors = {
-        name: demand.requests_per_s * span_s / len(trace) if span_s > 0 else float(demand.requests_per_s > 0)
-        for name, demand in sorted(problem.demands.items())
-    }
+def _factors(problem: Problem, overrides: list[str]) -> dict[str, float]:
+    factors = {}
     for override in overrides:
         service, factor = parse_assignment("--factor", override)
-        if service not in factors:
-            known = ", ".join(factors) or "none"
+        if service not in problem.demands:
+            known = ", ".join(sorted(problem.demands)) or "none"
             raise InvalidInput("--factor", "", f"names no planned service: {service!r}", f"planned are {known}")
         factors[service] = factor
-    return {service: factor for service, factor in factors.items() if factor > 0}
-
-
-def _requests(problem: Problem, trace: Trace, factors: Mapping[str, float], seed: int) -> Iterator[SimRequest]:
-    for index, (service, factor) in enumerate(factors.items()):
-        for number, request in enumerate(scale_trace(trace, factor, seed + index)):
-            yield SimRequest(
-                name=f"{service}#{number}",
-                service=service,
-                arrival_s=request.arrival_s,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=request.output_tokens,
-            )
-
-
-def _fleet(problem: Problem, plan: Plan, slos: Mapping[str, tuple[Slo, ...]]) -> Fleet:
-    fleet = Fleet(itl_limits_s=itl_limits(slos))
-    models = {service.name: service.model for service in problem.services}
-    for row in plan.placements:
-        pool = row.pool
-        if pool.service not in models:
-            raise InvalidInput(
-                "plan", "", f"places {pool.service}, which the folder lacks", "replay it with its folder"
-            )
-        key = ProfileKey(model=models[pool.service], gpu_class=pool.gpu_class, config=pool.config)
-        if key not in problem.profiles:
-            raise InvalidInput("plan", "", f"has pool {pool}, for which the folder has no EngineProfile", "add one")
-        for number in range(row.replicas):
-            fleet.add_replica(f"{pool}@{row.location}#{number}", pool.service, pool.role, problem.profiles[key])
-    return fleet
-
-
-def _all_met(result: Result) -> bool:
-    services = result.services.values()
-    kept = all(slo.is_met for service in services for slo in service.attained)
-    return kept and not (result.rejected or result.timed_out or result.unfinished)
-
-
-def _is_met(service: ServiceResult, kept: Attained) -> bool:
-    """Judge as the result does, but a service that served none of its requests met nothing."""
-    return kept.is_met and (service.finished > 0 or not service.submitted)
-
-
-def _milliseconds(seconds: float) -> float | None:
-    """Round to microseconds; NaN, which no output format knows, becomes None."""
-    return None if math.isnan(seconds) else round(1000 * seconds, 3)
-
-
-def _data(judged: Judged) -> dict[str, Any]:
-    result = judged.result
-    return {
-        "services": [_service_data(service) for _, service in sorted(result.services.items())],
-        "unfinishedRequests": result.unfinished,
-        "rejected": [{"request": r.name, "reason": r.reason} for r in result.rejected],
-        "makespanSeconds": round(result.makespan_s, 3),
-        "energyKilowattHours": round(result.energy_joules / 3.6e6, 4),
-        "costUsdPerHour": round(judged.plan.report.cost_usd_per_hour, 4),
-        "extrapolatedSteps": result.extrapolated_steps,
-        "extrapolatedPrompts": result.extrapolated_prompts,
-    }
-
-
-def _service_data(service: ServiceResult) -> dict[str, Any]:
-    def milliseconds(values: Mapping[float, float]) -> dict[str, float | None]:
-        return {f"p{100 * ratio:g}": _milliseconds(value) for ratio, value in values.items()}
-
-    return {
-        "service": service.service,
-        "requests": service.submitted,
-        "finished": service.finished,
-        "rejected": service.rejected,
-        "outputTokens": service.output_tokens,
-        "ttftMilliseconds": milliseconds(service.ttft_s),
-        "itlMilliseconds": milliseconds(service.itl_s),
-        "goodputRequestsPerSecond": round(service.goodput_requests_per_s, 4),
-        "slos": [
-            {
-                "metric": str(kept.slo.metric),
-                "percentile": 100 * kept.slo.percentile_ratio,
-                "limitMilliseconds": _milliseconds(kept.slo.limit_s),
-                "attainedMilliseconds": _milliseconds(kept.value_s),
-                "withinRatio": round(kept.within_ratio, 6) if service.finished else None,
-                "met": _is_met(service, kept),
-            }
-            for kept in service.attained
-        ],
-    }
-
-
-def _sections(judged: Judged) -> Iterator[str]:
-    result = judged.result
-    headers = ("SERVICE", "REQUESTS", "SLO", "LIMIT MS", "ATTAINED MS", "WITHIN %", "MET", "GOODPUT/S")
-    yield render_table(headers, _rows(result))
-    yield (
-        f"{result.makespan_s:.0f} s replayed, {result.energy_joules / 3.6e6:.2f} kWh, "
-        f"{judged.plan.report.cost_usd_per_hour:.2f} USD/h, {result.unfinished} requests unfinished, "
-        f"{len(result.rejected)} rejected"
-    )
-    if result.rejected:
-        yield "\n".join(f"rejected: {row.name}: {row.reason}" for row in result.rejected[:5])
-    if result.extrapolated_steps or result.extrapolated_prompts:
-        steps, prompts = result.extrapolated_steps, result.extrapolated_prompts
-        yield f"note: {steps} decode steps and {prompts} prompts lie beyond the tables of their profiles"
-
-
-def _rows(result: Result) -> Iterator[tuple[Cell, ...]]:
-    for name, service in sorted(result.services.items()):
-        for kept in service.attained:
-            label = f"{kept.slo.metric} p{100 * kept.slo.percentile_ratio:g}"
-            limit, value = 1000 * kept.slo.limit_s, _milliseconds(kept.value_s)
-            met, within = (
-                "yes" if _is_met(service, kept) else "NO",
-                100 * kept.within_ratio if service.finished else "-",
-            )
-            attained = "-" if value is None else value
-            yield name, service.submitted, label, limit, attained, within, met, service.goodput_requests_per_s
+    return factors
