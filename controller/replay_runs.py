@@ -92,7 +92,12 @@ def _dask(address: str, workers: int, stack: ExitStack) -> AbstractContextManage
     distributed = _needed("distributed", "dask")
     if not address:
         local = distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None, host="127.0.0.1"
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address=None,
+            host="127.0.0.1",
+            protocol="tcp",
         )
         address = stack.enter_context(local)
     try:
