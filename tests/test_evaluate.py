@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +166,27 @@ def test_without_any_replica_nothing_is_served_and_the_run_ends() -> None:
     summary = evaluate(stated, replace(plan, placements=()), load, Fixed())
     assert summary.services["default/chat"].unfinished == load.requests
     assert math.isnan(summary.services["default/chat"].latencies_s["ttft"][0.5].value)
+
+
+def test_clients_keep_as_many_requests_in_flight_as_there_are() -> None:
+    stated, plan, _ = case()
+    load = load_of({"default/chat": parse_trace_spec("closed:clients=6,requests=300")}, stated.demands, {}, 3)
+    summary = evaluate(stated, plan, load, Fixed())
+    chat = summary.services["default/chat"]
+    assert (chat.submitted, chat.finished) == (300, 300)
+    in_flight = sum(w.requests for w in summary.windows) / summary.end_s * chat.latencies_s["end_to_end"][0.5].value
+    assert 0.4 * 6 < in_flight < 2.5 * 6  # Little's law with a median for the mean
+
+
+def test_shared_prefixes_are_computed_once(tmp_path: Path) -> None:
+    stated, plan, _ = case()
+    row = '{{"timestamp": {}, "input_length": 4096, "output_length": 4, "hash_ids": {}}}\n'
+    alike, apart = tmp_path / "alike.jsonl", tmp_path / "apart.jsonl"
+    alike.write_text("".join(row.format(1000 * i, list(range(8))) for i in range(30)))
+    apart.write_text("".join(row.format(1000 * i, list(range(8 * i, 8 * i + 8))) for i in range(30)))
+    computed = []
+    for path in (alike, apart):
+        load = load_of({"default/chat": parse_trace_spec(str(path))}, stated.demands, {"default/chat": 1.0}, 3)
+        computed.append(sum(pool.prompt_tokens for pool in evaluate(stated, plan, load, Fixed()).pools))
+    assert computed[1] == 30 * 4096
+    assert computed[0] < 0.5 * computed[1]

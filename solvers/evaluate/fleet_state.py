@@ -90,6 +90,7 @@ class RunningFleet:
         self._free = {node.name: node.gpus_usable for node in problem.nodes}
         self._gone: dict[Place, Meter] = defaultdict(Meter)
         self._models = {service.name: service.model for service in problem.services}
+        self._caps: dict[PoolKey, float] = {}
         self._made = 0
 
     def profile(self, pool: PoolKey) -> EngineProfile:
@@ -111,6 +112,19 @@ class RunningFleet:
             self.asked[place] = count
             for _ in range(count):
                 self._add(place, self._node_for(place) or "", cold=False)
+
+    def cap(self, caps: Mapping[PoolKey, float]) -> None:
+        """Set the power cap of each GPU by pool, now and for replicas to come; at the class's highest there is none."""
+        for pool, watts in sorted(caps.items()):
+            if self._caps.get(pool) != watts:
+                self._caps[pool] = watts
+                for live in self.live.values():
+                    if live.place[0] == pool:
+                        self.fleet.set_cap(live.name, self._cap_of(pool))
+
+    def _cap_of(self, pool: PoolKey) -> float | None:
+        watts = self._caps.get(pool)
+        return None if watts is None or watts >= self.problem.gpu_classes[pool.gpu_class].max_cap_watts else watts
 
     def ask(self, counts: Counts, leaving: Iterable[str] = ()) -> None:
         """Ask for so many replicas at each place; places that are not named keep what they have.
@@ -170,7 +184,8 @@ class RunningFleet:
         name = f"{pool}@{location}#{self._made}"
         self._made += 1
         ready_s = now_s + profile.cold_start_s if cold else now_s
-        self.fleet.add_replica(name, pool.service, pool.role, profile, ready_s if cold else None)
+        cap = self._cap_of(pool)
+        self.fleet.add_replica(name, pool.service, pool.role, profile, ready_s if cold else None, cap_watts=cap)
         gpus = pool.config.gpus
         self.live[name] = Live(name=name, place=place, node=node, gpus=gpus, added_s=now_s, ready_s=ready_s)
         if node:

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.errors import InvalidInput
-from solvers.simulate import Fleet, SimRequest
-from solvers.simulate.arrivals import Clients, Workload
+from solvers.simulate import Clients, Fleet, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,24 +35,8 @@ class Load:
 
 
 def hand_in(fleet: Fleet, load: Load) -> None:
-    """Give a fleet everything that it will be asked.
-
-    Raises
-    ------
-    InvalidInput
-        When clients are asked for and the fleet serves arrivals only.
-    """
-    if load.clients:
-        raise InvalidInput("clients", "", "cannot be simulated", "use an open-loop trace")
-    workload = load.workload
-    names = workload.names or tuple(str(row) for row in range(len(workload)))
-    for row in np.argsort(workload.arrival_s, kind="stable").tolist():
-        fleet.submit(
-            SimRequest(
-                name=names[row],
-                service=workload.services[int(workload.service[row])],
-                arrival_s=float(workload.arrival_s[row]),
-                prompt_tokens=int(workload.prompt_tokens[row]),
-                output_tokens=int(workload.output_tokens[row]),
-            )
-        )
+    """Give a fleet everything that it will be asked, prefix blocks included (see ``Fleet.submit_workload``)."""
+    if len(load.workload):
+        fleet.submit_workload(load.workload)
+    for clients in load.clients:
+        fleet.add_clients(clients)

@@ -17,7 +17,7 @@ import numpy as np
 from solvers.errors import InvalidInput
 from solvers.evaluate.fleet_state import Counts, Meter, Place, RunningFleet
 from solvers.evaluate.load import Load, hand_in
-from solvers.fleet import Snapshot
+from solvers.fleet import PoolKey, Snapshot
 from solvers.forecast import Load as LoadSample
 from solvers.plan import Plan
 from solvers.problem import Problem
@@ -69,10 +69,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """Counts to ask for, and which replicas go first where a count falls; places not named keep what they have."""
+    """Counts to ask for, which replicas go first where a count falls, and power caps; what is not named stays."""
 
     counts: Counts
     leaving: tuple[str, ...] = ()
+    cap_watts: Mapping[PoolKey, float] = field(default_factory=dict)
 
 
 class Policy(Protocol):
@@ -143,6 +144,11 @@ def counts_of(plan: Plan) -> dict[Place, int]:
     return dict(counts)
 
 
+def caps_of(plan: Plan) -> dict[PoolKey, float]:
+    """Power cap of one GPU by pool of a plan, where one is said."""
+    return {pool.pool: pool.cap_watts for pool in plan.pools if pool.cap_watts > 0.0}
+
+
 def run(problem: Problem, plan: Plan, load: Load, policy: Policy, settings: Settings | None = None) -> Record:
     """Serve a load with a fleet that starts as ``plan`` says, all Ready, and changes as ``policy`` decides.
 
@@ -177,6 +183,7 @@ class _Run:
         )
         self.problem, self.load, self.policy, self.settings = problem, load, policy, settings
         self.running = RunningFleet(problem, self.fleet)
+        self.running.cap(caps_of(plan))
         self.running.begin_with(counts_of(plan))
         hand_in(self.fleet, load)
         self.finished: list[FinishedRequest] = []
@@ -264,6 +271,7 @@ class _Run:
         self.running.start_pending()
         before = dict(self.running.asked)
         wish = self.policy.decide(self._seen())
+        self.running.cap(wish.cap_watts)
         self.running.ask(wish.counts, wish.leaving)
         moved = [count - before.get(place, 0) for place, count in self.running.asked.items()]
         self.starts += sum(max(0, change) for change in moved)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.errors import PlanRejected, SolveFailed
-from solvers.evaluate.run import Seen, Wish
+from solvers.evaluate.run import Seen, Wish, caps_of
 from solvers.forecast import expected_demand
 from solvers.plan import Plan
 from solvers.problem import Problem
@@ -56,7 +56,8 @@ class Replanner:
         ranks = {service.name: service.tier_rank for service in seen.problem.services}
         steps = next_step(seen.snapshot, self.plan, seen.problem.policy, tier_ranks=ranks)
         counts = {(step.pool, step.location): step.to_replicas for step in steps}
-        return Wish(counts=counts, leaving=tuple(name for step in steps for name in step.leaving))
+        leaving = tuple(name for step in steps for name in step.leaving)
+        return Wish(counts=counts, leaving=leaving, cap_watts=caps_of(self.plan))
 
 
 def problem_now(seen: Seen) -> Problem:
