@@ -52,8 +52,12 @@ EXPERT_PRECISIONS: Mapping[str, Mapping[str, str]] = {
     "int4": {"moe_quant_mode": "int4_wo"},
 }
 
-ATTENTION_MODES: tuple[Mapping[str, str], ...] = ({}, {"fmha_quant_mode": "bfloat16"})
-"""Attention precisions tried in turn: the model's default, then bf16, which more tables hold."""
+ATTENTION_MODES: tuple[Mapping[str, str], ...] = (
+    {},
+    {"fmha_quant_mode": "bfloat16"},
+    {"fmha_quant_mode": "bfloat16", "kvcache_quant_mode": "bfloat16"},
+)
+"""Attention precisions tried in turn: the model's default, then bf16, which more tables hold, then its cache too."""
 
 MEMORY_FRACTIONS = {"vllm": ("of_total", 0.9), "sglang": ("of_total", 0.86), "trtllm": ("of_free", 0.9)}  # defaults
 

@@ -325,3 +325,22 @@ def test_what_serving_costs_is_added_to_kernel_tables_when_asked_for() -> None:
     assert decode_step_s(served, 8, 4096) == pytest.approx(1.11 * decode_step_s(plain, 8, 4096) + 1e-4, abs=2e-6)
     roofline = ask(source=Source.ROOFLINE, is_as_served=True)
     assert make_profile(roofline).prefill_s == make_profile(ask(source=Source.ROOFLINE)).prefill_s
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu_class", "changes"),
+    [
+        (EIGHT, "a100-sxm", {"variant": "int4", "engine": "trtllm"}),
+        ("meta-llama/Llama-3.1-70B", "h200-sxm", {"variant": "fp8", "tensor_parallel": 2, "pipeline_parallel": 2}),
+        ("Qwen/Qwen3-30B-A3B", "h100-sxm", {"variant": "fp8", "tensor_parallel": 2, "expert_parallel": 2}),
+        ("deepseek-ai/DeepSeek-R1", "h200-sxm", {"engine": "sglang", "data_parallel": 8, "expert_parallel": 8}),
+    ],
+    ids=["dense int4", "pipelined fp8", "experts fp8", "latent attention, attention copies"],
+)
+def test_the_tables_hold_many_kinds_of_servers(model: str, gpu_class: str, changes: dict[str, Any]) -> None:
+    request = ProfileRequest(model=model, gpu_class=gpu_class, config=EngineConfig(**changes), source=Source.SILICON)
+    profile = make_profile(request)
+    assert profile.source is ProfileSource.SILICON
+    assert decode_step_s(profile, 64, 4096) > decode_step_s(profile, 1, 256)
+    if model == "deepseek-ai/DeepSeek-R1":
+        assert profile.kv_bytes_per_token == 61 * (512 + 64) * 2  # one latent vector and one position key a layer
