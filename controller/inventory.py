@@ -316,6 +316,7 @@ class _Stock:
         """The node with all that was charged to it."""
         gpu_class, name = self._class_of[record.name], record.name
         location = record.labels.get(self.policy.location_label, "")
+        spot = next((spot for spot in self.policy.spot if spot.matches(record.labels)), None)
         node = Node(
             name=name,
             gpu_class=gpu_class.name,
@@ -324,6 +325,8 @@ class _Stock:
             gpus_usable=self._usable(record, location),
             held_watts=self._foreign_gpus[name] * extra_watts(gpu_class, EngineConfig()),
             domains=self.graph.of_node[name],
+            reclaims_per_hour=spot.reclaims_per_hour if spot else 0.0,
+            price_ratio=spot.price_ratio if spot else 1.0,
         )
         if location and record.is_ready:
             return node

@@ -63,6 +63,18 @@ class TierSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpotSpec:
+    """Labels of nodes that may be taken away, how often that happens, and their price against the list."""
+
+    node_selector: Mapping[str, str]
+    reclaims_per_hour: float
+    price_ratio: float
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        return all(labels.get(key) == value for key, value in self.node_selector.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetPolicySpec:
     """How the fleet is run.
 
@@ -92,6 +104,7 @@ class FleetPolicySpec:
     telemetry_max_age_s: float
     plan_history_days: int
     plan_history_count: int
+    spot: tuple[SpotSpec, ...] = ()
     generation: int = 0
 
 
@@ -228,6 +241,14 @@ def parse_fleet_policy(body: Json) -> FleetPolicySpec:
         telemetry_max_age_s=float(spec.telemetry.max_age_seconds),
         plan_history_days=spec.plan_history.days,
         plan_history_count=spec.plan_history.count,
+        spot=tuple(
+            SpotSpec(
+                node_selector=dict(sorted(spot.node_selector.items())),
+                reclaims_per_hour=spot.reclaims_per_thousand_hours / 1e3,
+                price_ratio=spot.price_percent / 100,
+            )
+            for spot in spec.spot
+        ),
         generation=_generation(body),
     )
 
@@ -321,6 +342,7 @@ def _served_model(spec: schema.ServedModelSpec, service: str, tier_rank: int) ->
             for pin in spec.pins
         ),
         fair_weight=float(spec.fair_weight),
+        max_spot_ratio=spec.max_spot_percent / 100,
         min_locations=spec.spread.min_locations,
         max_share_per_location_ratio=spec.spread.max_share_per_location_percent / 100,
     )

@@ -156,6 +156,17 @@ class Quota(Resource):
         return self.namespace, self.gpu_class or ""
 
 
+class Spot(Resource):
+    """Nodes that their owner may take back."""
+
+    node_selector: Annotated[Selector, Field(min_length=1)]
+    """Labels of the nodes, as karpenter.sh/capacity-type: spot."""
+    reclaims_per_thousand_hours: Annotated[int, Field(ge=0, le=100_000)] = 20
+    """How often one of them is taken away; each time costs the start of what ran on it."""
+    price_percent: Annotated[int, Field(ge=0, le=1000)] = 100
+    """What their GPUs cost, of the list price of their GpuClass."""
+
+
 class FleetPolicySpec(Resource):
     """How the fleet is run; there is one, named default."""
 
@@ -171,6 +182,8 @@ class FleetPolicySpec(Resource):
     """Tiers, most important first."""
     quotas: Annotated[tuple[Quota, ...], Field(max_length=128)] = ()
     """What namespaces may hold; a namespace without one is bound by the fleet alone."""
+    spot: Annotated[tuple[Spot, ...], Field(max_length=16)] = ()
+    """Nodes that may be taken away; of several that match a node, the first counts."""
     objective: Objective = Field(default_factory=Objective)
     """What the decision weighs."""
     churn: Churn = Field(default_factory=Churn)

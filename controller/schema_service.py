@@ -229,6 +229,8 @@ class ServedModelSpec(Resource):
     """Locations allowed; empty for all."""
     pins: Annotated[tuple[PinSpec, ...], Field(max_length=64)] = ()
     """Replicas that must run at certain locations; they come before everything else that the service needs."""
+    max_spot_percent: Annotated[int, Field(ge=0, le=100)] = 100
+    """Of what is served, the most that may hang on nodes that may be taken away (FleetPolicy spot); 0 refuses them."""
     fair_weight: Annotated[int, Field(ge=1, le=1000)] = 1
     """When its tier is short, a service of twice the weight is short of half as large a part of its demand."""
     spread: SpreadSpec = Field(default_factory=SpreadSpec)
@@ -261,12 +263,13 @@ class ServedModelSpec(Resource):
         ),
         Rule(
             cel="self.placement == 'Location' || (size(self.locations) == 0 && size(self.pins) == 0 && "
-            "self.spread.minLocations == 1 && self.spread.maxSharePerLocationPercent == 100)",
+            "self.spread.minLocations == 1 && self.spread.maxSharePerLocationPercent == 100 && "
+            "self.maxSpotPercent == 100)",
             field="placement",
-            message="locations, pins and spread need placement Location: Class leaves places to the scheduler",
+            message="locations, pins, spread and maxSpotPercent need placement Location: Class leaves places open",
             holds=lambda spec: (
                 spec.placement is PlacementMode.LOCATION
-                or not (spec.locations or spec.pins or spec.spread != SpreadSpec())
+                or not (spec.locations or spec.pins or spec.spread != SpreadSpec() or spec.max_spot_percent < 100)
             ),
         ),
         Rule(

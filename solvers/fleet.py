@@ -59,6 +59,10 @@ class Node:
         Watts above idle that we cannot release: foreign pods at the enforced limit, replicas on a lost node.
     domains : tuple of str
         Power domains that feed the node, ancestors included, sorted.
+    reclaims_per_hour : float
+        How often its owner takes the node away, on average; 0 for one that stays.
+    price_ratio : float
+        What its GPUs cost, against the list price of their class.
     """
 
     name: str
@@ -68,6 +72,8 @@ class Node:
     gpus_usable: int
     held_watts: float = 0.0
     domains: tuple[str, ...] = ()
+    reclaims_per_hour: float = 0.0
+    price_ratio: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

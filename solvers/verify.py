@@ -12,11 +12,11 @@ from typing import Any
 
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import ANYWHERE, PoolKey
-from solvers.plan import Plan, SolveStatus
+from solvers.plan import Placement, Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
-from solvers.verify_rules import locations, losses, pins, quotas, relief
+from solvers.verify_rules import OWNED, locations, losses, on_spot, pins, quotas, relief, terms_by_bay
 from solvers.workload import PlacementMode, ServedModel
 
 RELATIVE = 1e-6
@@ -54,7 +54,15 @@ def verify_service(plan: Plan, problem: Problem) -> tuple[str, ...]:
     """Check demand: rates, shares, capacity, floors, and that whatever is short says why."""
     found = list(_services_match(plan, problem))
     return (
-        tuple(found) if found else (*_shares(plan), *_capacities(plan), *_floors(plan, problem), *losses(plan, problem))
+        tuple(found)
+        if found
+        else (
+            *_shares(plan),
+            *_capacities(plan),
+            *_floors(plan, problem),
+            *losses(plan, problem),
+            *on_spot(plan, problem),
+        )
     )
 
 
@@ -74,6 +82,13 @@ def _totals(plan: Plan) -> dict[PoolKey, int]:
     for row in plan.placements:
         totals[row.pool] = totals.get(row.pool, 0) + row.replicas
     return totals
+
+
+def _rows_of_pool(plan: Plan) -> dict[PoolKey, list[Placement]]:
+    rows: dict[PoolKey, list[Placement]] = {}
+    for row in plan.placements:
+        rows.setdefault(row.pool, []).append(row)
+    return rows
 
 
 def _shape(plan: Plan) -> Iterator[str]:
@@ -243,10 +258,14 @@ def _floors(plan: Plan, problem: Problem) -> Iterator[str]:
 
 
 def _costs(plan: Plan, problem: Problem) -> Iterator[str]:
+    had, rows = terms_by_bay(problem), _rows_of_pool(plan)
     for pool in plan.pools:
         gpu_class, gpus = problem.gpu_classes[pool.pool.gpu_class], pool.replicas * pool.pool.config.gpus
         energy = problem.policy.energy_usd_per_kilowatt_hour * pool.planned_watts / 1000.0
-        cost = gpus * gpu_class.price_usd_per_hour + energy
+        placed = rows.get(pool.pool, [])
+        ratios = [(row.replicas, had.get((row.location, row.pool.gpu_class), OWNED)[1]) for row in placed]
+        paid = sum(count * pool.pool.config.gpus * ratio for count, ratio in ratios)
+        cost = paid * gpu_class.price_usd_per_hour + energy
         if not _close(pool.cost_usd_per_hour, cost, MONEY_USD_PER_HOUR):
             yield f"cost[{pool.pool}]: said {pool.cost_usd_per_hour:.6f} USD/h, is {cost:.6f}"
         if not gpu_class.min_cap_watts <= pool.cap_watts <= gpu_class.max_cap_watts:
@@ -284,10 +303,12 @@ def _churn_usd_per_hour(plan: Plan, problem: Problem) -> float:
     policy, planned = problem.policy, {service.name for service in problem.services}
     wanted = {(row.pool, row.location): row.replicas for row in plan.placements}
     known = {key for key in problem.running if key[0].service in planned and key[0].gpu_class in problem.gpu_classes}
-    total = 0.0
+    total, had = 0.0, terms_by_bay(problem)
     for pool, location in sorted({*wanted, *known}):
         change = wanted.get((pool, location), 0) - problem.running.get((pool, location), 0)
         hours = policy.start_cost_hours * change if change > 0 else -policy.stop_cost_hours * change
+        reclaims = had.get((location, pool.gpu_class), OWNED)[0]  # each costs the start of what was there
+        hours += policy.start_cost_hours * reclaims * wanted.get((pool, location), 0)
         total += hours * pool.config.gpus * problem.gpu_classes[pool.gpu_class].price_usd_per_hour
     return total
 

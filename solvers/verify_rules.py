@@ -37,6 +37,38 @@ def locations(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
                 yield service.name, f"locations[{service.name}]: {fault}"
 
 
+OWNED = (0.0, 1.0)
+"""Reclaims an hour and price ratio of a node that stays, at list price."""
+
+
+def terms_by_bay(problem: Problem) -> dict[tuple[str, str], tuple[float, float]]:
+    """Reclaims an hour and price ratio by (location, GPU class): the worst of the nodes there with GPUs to give."""
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for node in (n for n in problem.nodes if n.gpus_usable > 0):
+        key = (node.location, node.gpu_class)
+        reclaims, ratio = found.get(key, (0.0, 0.0))
+        found[key] = max(reclaims, node.reclaims_per_hour), max(ratio, node.price_ratio)
+    return found
+
+
+def on_spot(plan: Plan, problem: Problem) -> Iterator[str]:
+    """Check that what may be taken away carries no more of a service than it allows."""
+    each = {pool.pool: pool.capacity_requests_per_s / max(1, pool.replicas) for pool in plan.pools}
+    served = {row.service: row.served_requests_per_s for row in plan.services}
+    had = terms_by_bay(problem)
+    for service in (s for s in problem.services if s.max_spot_ratio < 1.0):
+        rows = [row for row in plan.placements if row.pool.service == service.name]
+        stays = [row for row in rows if had.get((row.location, row.pool.gpu_class), OWNED)[0] <= 0.0]
+        if service.max_spot_ratio <= 0.0 and stays != rows:
+            yield f"spot[{service.name}]: replicas on nodes that may be taken away, none allowed"
+        wanted = (1.0 - service.max_spot_ratio) * served.get(service.name, 0.0)
+        for chain in CHAINS:
+            left = sum(each[row.pool] * row.replicas for row in stays if row.pool.role in chain)
+            if left < wanted * (1.0 - SERVED) - SERVED:
+                fault = f"{' + '.join(chain)} carry {left:g} requests/s on nodes that stay, {wanted:g} asked"
+                yield f"spot[{service.name}]: {fault}"
+
+
 def losses(plan: Plan, problem: Problem) -> Iterator[str]:
     """Check that the loss of any location leaves each chain what the service asks for, at the capacity planned."""
     each = {pool.pool: pool.capacity_requests_per_s / max(1, pool.replicas) for pool in plan.pools}

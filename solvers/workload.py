@@ -61,6 +61,8 @@ class ServedModel:
         Locations with replicas in each chain (prompts, output tokens) of a service; as many replicas at least.
     max_share_per_location_ratio : float
         The largest part of what is served that may go with any one location: the replicas elsewhere carry the rest.
+    max_spot_ratio : float
+        The largest part of what is served that may hang on nodes that can be taken away; 0 refuses them.
     fair_weight : float
         When its tier is short, services are short in inverse proportion to this.
     """
@@ -81,6 +83,7 @@ class ServedModel:
     pins: tuple[Pin, ...] = ()
     min_locations: int = 1
     max_share_per_location_ratio: float = 1.0
+    max_spot_ratio: float = 1.0
     fair_weight: float = 1.0
 
     @property
@@ -90,7 +93,12 @@ class ServedModel:
     @property
     def is_spread(self) -> bool:
         """True when it matters how the replicas divide over locations."""
-        return self.min_locations > 1 or self.max_share_per_location_ratio < 1.0
+        return self.min_locations > 1 or self.hangs
+
+    @property
+    def hangs(self) -> bool:
+        """True when it matters how much capacity is lost with a location, or with what may be taken away."""
+        return self.max_share_per_location_ratio < 1.0 or 0.0 < self.max_spot_ratio < 1.0
 
     def allows_location(self, location: str) -> bool:
         return not self.locations or location in self.locations

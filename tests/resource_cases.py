@@ -245,6 +245,8 @@ BAD: Final = (
     _bad("FleetPolicy", "quotas", [{"namespace": "a", "gpuClass": "l40s", "guaranteedPercent": 50}],
          "quotas.0.guaranteedPercent"),
     _bad("ServedModel", "fairWeight", 0),
+    _bad("ServedModel", "maxSpotPercent", 101),
+    _bad("FleetPolicy", "spot", [{"nodeSelector": {}}], "spot.0.nodeSelector"),
     _bad("FleetPolicy", "quotas", [{"namespace": "a", "maxGpus": -1}], "quotas.0.maxGpus"),
     _bad("FleetPolicy", "quotas", [{"namespace": "a", "maxGpus": 1}, {"namespace": "a", "maxWatts": 1}]),
     _bad("FleetPlan", "number", 0),

@@ -48,6 +48,10 @@ class Tiny:
         """What may be served of what the counts could carry."""
         return able_per_s
 
+    def terms_usd_per_hour(self, counts: Placed) -> float:
+        """What the nodes cost beside their list price."""
+        return 0.0
+
     def missing(self, service: ServedModel, counts: Placed) -> int:
         """Replicas that are missing beyond those below the floors."""
         return 0
@@ -228,7 +232,7 @@ def domain_holds(problem: Problem, counts: dict[tuple[PoolKey, str], int], name:
 
 def value(case: Tiny, counts: dict[tuple[PoolKey, str], int], penalties: Penalties) -> float:
     """The objective, from its definition; only the prices of failing are taken as given."""
-    problem, total = case.problem, 0.0
+    problem, total = case.problem, case.terms_usd_per_hour(counts)
     for (pool, where), n in counts.items():
         _, _, watts = case.table[pool.service, pool.role, pool.gpu_class]
         price = problem.gpu_classes[pool.gpu_class].price_usd_per_hour

@@ -32,12 +32,13 @@ NAMES = tuple(make.__name__ for make in limits.LIMITS)
 
 def golden_problem() -> Problem:
     """Two services on four nodes in two racks, one replica running; budgets that bind."""
-    fleet = (*fleets.nodes("h100-sxm", 2, "rack-1"), *fleets.nodes("l40s", 2, "rack-2", usable=3, gpus=4))
+    spot = (replace(node, reclaims_per_hour=0.05, price_ratio=0.4) for node in fleets.nodes("h100-sxm", 2, "rack-1"))
+    fleet = (*spot, *fleets.nodes("l40s", 2, "rack-2", usable=3, gpus=4))
     pins = (Pin(location="rack-2", replicas=1, gpu_class="l40s"),)
     long = fleets.service("long", "long", rank=1, ttft_s=2.0, roles=(Role.PREFILL, Role.DECODE))
     services = (
         (replace(fleets.service("chat", "chat", roles=(Role.MIXED,), min_replicas=1, max_replicas=6), pins=pins), 12.0),
-        (replace(long, min_locations=2, max_share_per_location_ratio=0.6), 2.0),
+        (replace(long, min_locations=2, max_share_per_location_ratio=0.6, max_spot_ratio=0.7), 2.0),
     )
     profiles = [fleets.profile("chat", name, 1, 8.0) for name in ("h100-sxm", "l40s")]
     profiles += [fleets.profile("long", "h100-sxm", tp, 30.0) for tp in (1, 2)]

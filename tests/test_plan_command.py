@@ -127,6 +127,7 @@ def test_demand_beyond_the_fleet_is_infeasible_with_numbers_and_names(ask: Ask) 
     assert "default/chat" in short[0]
     assert "rack-1" in short[0]
     assert " W" in short[0]
+    assert any(line.startswith("relief: ") and "kW more of power[" in line for line in out.splitlines())
 
 
 def test_an_slo_that_nothing_keeps_is_infeasible_and_names_the_field(

@@ -84,6 +84,7 @@ def test_the_policy_maps_onto_the_planners() -> None:
         "solver": {"gapPermille": 20, "timeLimitSeconds": 7},
         "tiers": [{"name": "a", "namespaces": ["x", "b"]}, {"name": "b"}],
         "paused": True,
+        "spot": [{"nodeSelector": {"kind": "spot"}, "reclaimsPerThousandHours": 50, "pricePercent": 40}],
         "quotas": [
             {"namespace": "team-b", "maxGpus": 8, "guaranteedPercent": 40},
             {"namespace": "team-a", "gpuClass": "l40s", "maxWatts": 4000},
@@ -103,6 +104,10 @@ def test_the_policy_maps_onto_the_planners() -> None:
         Quota(namespace="team-b", max_gpus=8, guaranteed_ratio=0.4),
     )
     assert parsed.is_paused
+    (spot,) = parsed.spot
+    assert (spot.reclaims_per_hour, spot.price_ratio) == (0.05, 0.4)
+    assert spot.matches({"kind": "spot", "rack": "a"})
+    assert not spot.matches({"rack": "a"})
     assert parsed.tiers[0].namespaces == ("b", "x")
 
 
@@ -174,6 +179,7 @@ def test_places_allowed_and_pinned_reach_the_planner() -> None:
     assert [pin.replicas for pin in model.pins] == [2, 1]
     spread = _parse(changed(body, ("spec", "spread"), {"minLocations": 2, "maxSharePerLocationPercent": 60})).model
     assert _parse(changed(body, ("spec", "fairWeight"), 3)).model.fair_weight == 3.0
+    assert _parse(changed(body, ("spec", "maxSpotPercent"), 0)).model.max_spot_ratio == 0.0
     assert (spread.min_locations, spread.max_share_per_location_ratio) == (2, 0.6)
     with pytest.raises(InvalidInput, match="pins must be at locations that are allowed"):
         _parse(changed(body, ("spec", "pins"), [{"location": "rack-9"}]))

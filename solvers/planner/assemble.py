@@ -23,6 +23,7 @@ UNITS = {
     "pin": "replica",
     "locations": "location",
     "share": "percent of the demand",
+    "spot": "percent of the demand",
     "ceiling": "replica",
     "quota_gpus": "GPU",
     "quota_power": "kW",
@@ -43,7 +44,7 @@ def read_prices(cells: Cells, arrays: Arrays, duals: Floats) -> Prices:
     by_limit: dict[tuple[str, str], float] = {}
     for (limit, subject), dual in zip(arrays.rows, duals, strict=True):
         key, price = (limit, subject), SIGNS.get(limit, 0.0) * float(dual)
-        if limit == "share":
+        if limit in ("share", "spot"):
             price /= 100.0
         if limit == "power_whole":  # priced by whole replicas of so many watts; said by the kW like the plain limit
             domain, _, watts = subject.removesuffix(" W").rpartition(" by ")

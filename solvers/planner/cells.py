@@ -13,6 +13,7 @@ from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.grouping import Grouping, group_bays
 from solvers.planner.options import Options, PoolOption, Step
 from solvers.planner.penalties import find_penalties
+from solvers.planner.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.problem import Policy, Problem
 from solvers.workload import Pin, ServedModel
 
@@ -107,6 +108,16 @@ class Cells:
     def _price_usd_per_hour(self, pools: Ints) -> Floats:
         return np.array([self.pools[p].price_usd_per_hour for p in pools], dtype=float)
 
+    def terms_usd_per_hour(self) -> Floats:
+        """What one replica of each cell costs beside its pool's price: cheaper nodes, and their expected loss; (C,)."""
+        found = np.zeros(len(self.cell_pool))
+        for c, (p, g) in enumerate(zip(self.cell_pool, self.cell_group, strict=True)):
+            terms, option = self.grouping.groups[g].bays[0].terms, self.pools[p]
+            if terms != OWNED and not option.is_anywhere:
+                found[c] = rent_usd_per_hour(self.problem, option.pool, terms)
+                found[c] += loss_usd_per_hour(self.problem, option.pool, terms)
+        return found
+
     def pool_cells(self) -> tuple[Ints, Ints]:
         return self.cell_pool, np.arange(len(self.cell_pool))
 
@@ -138,6 +149,7 @@ def build_cells(
     grouping = group_bays(problem, sizes, split_running=split_running, one_by_one=one_by_one)
     services = tuple(sorted(problem.services, key=lambda s: s.name))
     by_name = {service.name: service for service in services}
+    reclaims = Reclaims.of(problem)
     pairs = [
         (p, g)
         for p, option in enumerate(pools)
@@ -145,6 +157,7 @@ def build_cells(
         if group.gpu_class == option.pool.gpu_class
         and group.slots(option.gpus) > 0
         and by_name[option.pool.service].allows_location(group.bays[0].location)
+        and not reclaims.refuses(option.pool.service, group.bays[0].location, group.gpu_class)
     ]
     order = {service.name: index for index, service in enumerate(services)}
     steps = [(p, step) for p, option in enumerate(pools) for step in option.steps]

@@ -44,9 +44,12 @@ def check_problem(problem: Problem) -> None:
 def _check_service(service: ServedModel) -> None:
     """Locations and pins speak of places, so the service must be placed by location; pins must be able to hold."""
     subject = f"ServedModel/{service.name}"
-    if (service.pins or service.locations or service.is_spread) and service.placement is PlacementMode.CLASS:
-        remedy = "set placement Location, or drop locations, pins and spread"
+    spreads = service.is_spread or service.max_spot_ratio < 1.0
+    if (service.pins or service.locations or spreads) and service.placement is PlacementMode.CLASS:
+        remedy = "set placement Location, or drop locations, pins, spread and maxSpot"
         raise InvalidInput(subject, "placement", "is Class, which leaves places to the scheduler", remedy)
+    if not 0.0 <= service.max_spot_ratio <= 1.0:
+        raise InvalidInput(subject, "maxSpot", f"is {service.max_spot_ratio!r}", "give a share between 0 and 1")
     if not 0.0 < service.fair_weight < math.inf:
         raise InvalidInput(subject, "fairWeight", f"is {service.fair_weight!r}", "give a finite number above 0")
     if not 0.0 < service.max_share_per_location_ratio <= 1.0:
@@ -113,3 +116,5 @@ def _check_node(problem: Problem, node: Node) -> None:
         counts = f"{node.gpus_usable} usable of {node.gpus_total}"
         raise InvalidInput(subject, "gpus", f"{counts} GPUs", "count usable GPUs between 0 and the total")
     _finite(subject, "heldWatts", node.held_watts, least=0.0)
+    _finite(subject, "reclaimsPerHour", node.reclaims_per_hour, least=0.0)
+    _finite(subject, "priceRatio", node.price_ratio, least=0.0)

@@ -115,7 +115,7 @@ def hung_most(cells: Cells, cell: int) -> float:
     pool = int(cells.cell_pool[cell])
     service = int(cells.pool_service[pool])
     rate = float(cells.demand_per_s[service])
-    if cells.services[service].max_share_per_location_ratio >= 1.0 or rate <= 0.0:
+    if not cells.services[service].hangs or rate <= 0.0:
         return 0.0
     return max(step.capacity_requests_per_s for step in cells.pools[pool].steps) / rate
 

@@ -76,13 +76,15 @@ class Desk:
         """Leave out pools that are no option in that placement mode (any more), and what exceeds a role's ceiling."""
         known = {(option.pool, option.is_anywhere) for option in self.options.pools}
         services = {service.name: service for service in self.problem.services}
+        reclaims = self.sizer.reclaims
         kept: dict[tuple[PoolKey, str], int] = {}
         in_role: dict[tuple[str, str], int] = {}
         for (pool, location), count in sorted(counts.items()):
             if (pool, location == ANYWHERE) not in known or count <= 0:
                 continue
             service, role = services[pool.service], (pool.service, pool.role)
-            if not service.allows_location(location):
+            refused = reclaims.refuses(pool.service, location, pool.gpu_class)
+            if refused or not service.allows_location(location):
                 continue
             kept[pool, location] = min(count, service.max_replicas - in_role.get(role, 0))
             in_role[role] = in_role.get(role, 0) + kept[pool, location]

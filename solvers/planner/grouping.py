@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from solvers.fleet import ANYWHERE, Node
+from solvers.planner.reclaim import OWNED, Reclaims, Terms
 from solvers.power import base_watts, ceiling_watts, charged_domains, nodes_by_domain
 from solvers.problem import Problem
 
@@ -36,6 +37,7 @@ class Bay:
     gpu_class: str
     free: tuple[int, ...]
     charged: tuple[str, ...]
+    terms: Terms = OWNED
 
     @property
     def key(self) -> tuple[str, str]:
@@ -102,6 +104,7 @@ class Grouping:
 def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
     """Split the nodes with free GPUs into bays, sorted by location and class."""
     members: dict[tuple[str, str], list[Node]] = {}
+    reclaims = Reclaims.of(problem)
     for node in sorted(problem.nodes, key=lambda n: n.name):
         members.setdefault((node.location, node.gpu_class), []).append(node)
     return tuple(
@@ -110,6 +113,7 @@ def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
             gpu_class=gpu_class,
             free=tuple(sorted((n.gpus_usable for n in nodes if n.gpus_usable > 0), reverse=True)),
             charged=tuple(sorted({d for n in nodes for d in n.domains if d in limiting})),
+            terms=reclaims.terms.get((location, gpu_class), OWNED),
         )
         for (location, gpu_class), nodes in sorted(members.items())
         if any(n.gpus_usable > 0 for n in nodes)
@@ -154,6 +158,7 @@ def group_bays(
             tuple(bay.slots(q) for q in sorted(sizes[bay.gpu_class])),
             running.get(bay.key, ()),
             marks[bay.location],
+            bay.terms,
         )
         for bay in bays
     ]

@@ -25,7 +25,7 @@ from solvers.planner.columns import (
     sum_steps,
     triplets,
 )
-from solvers.planner.limits_spread import limit_hung, limit_locations, limit_share
+from solvers.planner.limits_spread import limit_hung, limit_locations, limit_share, limit_spot
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.quotas import GPUS, POWER, quota_rows
 
@@ -268,11 +268,12 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_hung,
     limit_share,
     limit_fair,
+    limit_spot,
 )
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(19) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
+    """(20) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],
@@ -282,7 +283,7 @@ def objective(cells: Cells, v: Variables) -> Any:
     start[held_cells(cells)[1]] = 0.0  # counted beyond what runs, below
     return (
         run @ v.sized
-        + start @ v.replicas
+        + (start + cells.terms_usd_per_hour()) @ v.replicas
         + cells.start_usd_per_hour(cells.held_pool) @ v.started
         + cells.stop_usd_per_hour(cells.held_pool) @ v.stopped
         + cells.penalty_usd_per_hour @ (v.unserved + EXCESS_WEIGHT * v.excess)

@@ -68,6 +68,34 @@ def limit_share(cells: Cells, v: Variables) -> Limit:
     return Limit(name="share", equation=17, constraint=rows >= left, subjects=subjects)
 
 
+def limit_spot(cells: Cells, v: Variables) -> Limit:
+    """(19) Without all that may be taken away the rest carries all but ``max_spot_ratio`` of what is served."""
+    bounded = [s for s, service in enumerate(cells.services) if 0.0 < service.max_spot_ratio < 1.0]
+    keys = [(s, chain) for s in bounded for chain in range(len(CHAINS)) if cells.demand_per_s[s] > 0.0]
+    load = np.maximum(cells.demand_per_s, 1e-12)[cells.pool_service[cells.step_pool]]
+    rates = np.array([step.capacity_requests_per_s for step in cells.steps], dtype=float) * (1.0 + SLACK) / load
+    able = [sp.csr_array(sum_pools(cells, roles) @ sum_steps(cells, rates)) for _, roles in CHAINS]
+    lost = [(i, c, 1.0) for i, (s, chain) in enumerate(keys) for c in _spot_cells(cells, s, chain)]
+    left = np.array([1.0 - cells.services[s].max_spot_ratio for s, _ in keys])
+    whole = [able[chain][[s]] for s, chain in keys] or [sp.csr_array((0, len(cells.steps)))]
+    hangs = matrix_of(*triplets(lost), (len(keys), len(cells.cell_pool)))
+    unserved = matrix_of(np.arange(len(keys)), [s for s, _ in keys], left, (len(keys), len(cells.services)))
+    rows = sp.csr_array(sp.vstack(whole)) @ v.sized - hangs @ v.hung + unserved @ v.unserved
+    subjects = tuple(f"{cells.services[s].name} {CHAINS[chain][0]}" for s, chain in keys)
+    return Limit(name="spot", equation=19, constraint=rows >= left, subjects=subjects)
+
+
+def _spot_cells(cells: Cells, service: int, chain: int) -> list[int]:
+    """Cells of a service's chain in bays that may be taken away."""
+    return [
+        c
+        for c, (p, g) in enumerate(zip(cells.cell_pool, cells.cell_group, strict=True))
+        if cells.pool_service[p] == service
+        and cells.pools[p].pool.role in CHAINS[chain][1]
+        and cells.grouping.groups[g].bays[0].terms.reclaims_per_hour > 0.0
+    ]
+
+
 def _site_cells(cells: Cells, service: int, chain: int, site: int) -> list[int]:
     return cells.site_cells(service, CHAINS[chain][1], site)
 

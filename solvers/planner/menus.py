@@ -53,7 +53,7 @@ class Shelf:
         Of the whole pool; ``churn`` only for a pool placed ``Class``, whose starts and stops are counted in sum.
     unit_cell : (U,) int
     unit_usd_per_hour : (U,) float
-        Start price of a new replica, less the stop price for one that runs and is kept.
+        Start price of a new replica, less the stop price for one that runs and is kept, and the terms of its nodes.
     is_forced : (U,) bool
         Units that are taken before all others.
     """
@@ -289,13 +289,14 @@ def build_menus(cells: Cells, sizer: Sizer, least: Least | None = None) -> tuple
     if any(option.most > MOST_SIZE for option in cells.pools):
         return None
     menus: list[Menu] = []
+    terms = cells.terms_usd_per_hour()
     for s, service in enumerate(cells.services):
         rate = float(cells.demand_per_s[s])
         pools = [int(p) for p in np.flatnonzero(cells.pool_service == s)]
         menus.append(
             Menu(
                 service=s,
-                shelves=tuple(_shelf(cells, sizer, p, least or {}) for p in pools),
+                shelves=tuple(_shelf(cells, sizer, p, least or {}, terms) for p in pools),
                 demand_per_s=rate,
                 unserved_usd_per_hour=float(cells.penalty_usd_per_hour[s]),
                 fair_ratio=float(cells.fair_ratio[s]),
@@ -315,7 +316,7 @@ def _stop_usd_per_hour(cells: Cells, pools: Sequence[int]) -> float:
     return float(cells.stop_usd_per_hour(cells.held_pool[mine]) @ cells.held_now[mine])
 
 
-def _shelf(cells: Cells, sizer: Sizer, pool: int, least: Least) -> Shelf:
+def _shelf(cells: Cells, sizer: Sizer, pool: int, least: Least, terms_usd_per_hour: Floats) -> Shelf:
     option = cells.pools[pool]
     mine = np.flatnonzero(cells.cell_pool == pool)
     room = {int(c): min(option.most, cells.grouping.groups[int(cells.cell_group[c])].slots(option.gpus)) for c in mine}
@@ -340,7 +341,9 @@ def _shelf(cells: Cells, sizer: Sizer, pool: int, least: Least) -> Shelf:
         if anywhere
         else 0.0 * run,
         unit_cell=unit_cell,
-        unit_usd_per_hour=np.zeros(len(unit_cell)) if anywhere else np.where(within < kept, -stop, start),
+        unit_usd_per_hour=np.zeros(len(unit_cell))
+        if anywhere
+        else np.where(within < kept, -stop, start) + terms_usd_per_hour[unit_cell],
         is_forced=within < forced,
     )
 

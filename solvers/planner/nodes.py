@@ -39,6 +39,7 @@ class Room:
     gpu_classes: Mapping[str, GpuClass]
     quotas: QuotaLedger
     locations: Mapping[str, tuple[str, ...]]
+    refusing: frozenset[str]
     held: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
     slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
 
@@ -57,6 +58,7 @@ class Room:
             gpu_classes=problem.gpu_classes,
             quotas=QuotaLedger.of(problem),
             locations={service.name: service.locations for service in problem.services if service.locations},
+            refusing=frozenset(s.name for s in problem.services if s.max_spot_ratio <= 0.0),
         )
 
     def copy(self) -> Room:
@@ -126,9 +128,10 @@ class Room:
         return [bay for bay in self.bays.values() if bay.gpu_class == gpu_class]
 
     def bays_of(self, pool: PoolKey) -> list[Bay]:
-        """Bays of the pool's class at the locations that its service may use."""
+        """Bays of the pool's class that its service may use."""
         where = self.locations.get(pool.service)
-        return [bay for bay in self.class_bays(pool.gpu_class) if not where or bay.location in where]
+        able = [bay for bay in self.class_bays(pool.gpu_class) if not where or bay.location in where]
+        return [b for b in able if b.terms.reclaims_per_hour <= 0.0] if pool.service in self.refusing else able
 
     def take_all(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
         """Take in all that fits, larger groups first, located before class-wide; returns what does not fit."""

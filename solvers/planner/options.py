@@ -16,6 +16,7 @@ from solvers.fleet import PoolKey
 from solvers.planner.caps import at_cap, levels_watts, limited_classes, profile_at
 from solvers.planner.floors import least_locations, pinned_most
 from solvers.planner.quotas import QuotaLedger
+from solvers.planner.reclaim import Reclaims
 from solvers.power import pool_extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit
@@ -92,6 +93,7 @@ class Sizer:
     problem: Problem
     capacity_of: CapacityOf
     _known: dict[tuple[PoolKey, int], Capacity | Unfit] = field(default_factory=dict)
+    _reclaims: Reclaims | None = None
     _profiles: dict[PoolKey, EngineProfile | None] = field(default_factory=dict)
 
     def profile(self, pool: PoolKey) -> EngineProfile | None:
@@ -102,6 +104,13 @@ class Sizer:
             known = self.problem.profiles.get(key)
             self._profiles[pool] = known and profile_at(known, pool)
         return self._profiles[pool]
+
+    @property
+    def reclaims(self) -> Reclaims:
+        """On what terms nodes are had; looked up once."""
+        if self._reclaims is None:
+            self._reclaims = Reclaims.of(self.problem)
+        return self._reclaims
 
     def at(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> Capacity | Unfit:
         """Capacity of one replica of the pool at the size; it never falls as the pool grows."""
@@ -137,15 +146,15 @@ def find_options(
     """
     pools: list[PoolOption] = []
     unfit: dict[str, tuple[str, ...]] = {}
-    slots = {where: _slots(problem, where) for where in {service.locations for service in problem.services}}
+    kinds = {(service.locations, service.max_spot_ratio <= 0.0) for service in problem.services}
+    slots = {kind: _slots(problem, *kind) for kind in kinds}
     limited = limited_classes(problem)
     for service in sorted(problem.services, key=lambda s: s.name):
         reasons: list[str] = []
         found: list[PoolOption] = []
         for pool, profile in _candidates(problem, service, sizer, limited):
-            option = _option(
-                problem, service, pool, profile, sizer, slots[service.locations], (refined or {}).get(pool, ())
-            )
+            mine = slots[service.locations, service.max_spot_ratio <= 0.0]
+            option = _option(problem, service, pool, profile, sizer, mine, (refined or {}).get(pool, ()))
             if isinstance(option, PoolOption):
                 found.append(option)
             else:
@@ -170,11 +179,17 @@ def _candidates(
                     yield level, curves
 
 
-def _slots(problem: Problem, locations: tuple[str, ...]) -> Mapping[tuple[str, int], int]:
-    """Replicas that the free nodes of a class hold at the locations (empty for all), by (class, GPUs of a replica)."""
+def _slots(problem: Problem, locations: tuple[str, ...], is_refusing: bool) -> Mapping[tuple[str, int], int]:
+    """Replicas that the free nodes of a class hold at the locations (empty for all), by (class, GPUs of a replica).
+
+    ``is_refusing`` leaves out what may be taken away.
+    """
+    reclaims = Reclaims.of(problem)
     sizes = {key.config.gpus for key in problem.profiles}
     slots: dict[tuple[str, int], int] = {}
     for node in (n for n in problem.nodes if not locations or n.location in locations):
+        if is_refusing and reclaims.is_spot(node.location, node.gpu_class):
+            continue
         for size in sizes:
             slots[node.gpu_class, size] = slots.get((node.gpu_class, size), 0) + max(0, node.gpus_usable) // size
     return slots
@@ -214,7 +229,8 @@ def _option(
 
 def _spread_demand(service: ServedModel, demand: Demand) -> Demand:
     """What the replicas of one pool carry together at most where two locations stand in for each other."""
-    factor = max(1.0, 2.0 * (1.0 - service.max_share_per_location_ratio))
+    keeps = 1.0 - min(service.max_share_per_location_ratio, service.max_spot_ratio)
+    factor = max(1.0, 2.0 * keeps)
     return replace(demand, requests_per_s=factor * demand.requests_per_s)
 
 

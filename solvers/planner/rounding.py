@@ -13,9 +13,10 @@ from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
 from solvers.planner.floors import missing_locations, missing_of_chain, missing_of_pin, places_of
+from solvers.planner.grouping import Bay
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption, Sizer
-from solvers.planner.spread import loses_nothing, spread_evenly, survivable_per_s, worst_loss
+from solvers.planner.spread import loses_nothing, spread_evenly, worst_loss
 from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role, rates_by_place
 from solvers.problem import Problem
 from solvers.workload import ServedModel
@@ -64,10 +65,10 @@ def _add(
     room: Room,
     counts: dict[tuple[PoolKey, str], int],
     service: ServedModel,
-    is_place: Callable[[str], bool] = lambda location: True,
+    is_place: Callable[[Bay], bool] = lambda bay: True,
 ) -> int:
     """Add up to ``count`` replicas where their feeds keep most watts, evenly if asked; returns how many found room."""
-    bays = [bay for bay in room.bays_of(option.pool) if is_place(bay.location)]
+    bays = [bay for bay in room.bays_of(option.pool) if is_place(bay)]
     if service.is_spread:
         added = spread_evenly(room, option.pool, count, bays, places_of(service, counts))
     else:
@@ -82,7 +83,7 @@ def _add_one(
     room: Room,
     counts: dict[tuple[PoolKey, str], int],
     service: ServedModel,
-    is_place: Callable[[str], bool] = lambda location: True,
+    is_place: Callable[[Bay], bool] = lambda bay: True,
 ) -> bool:
     """Add a replica of the first pool that has room for it, under the ceiling of its role."""
     for option in _at_one_cap(options, _totals(counts, service)):
@@ -119,7 +120,7 @@ def _fill_pins(service: ServedModel, options: Options, room: Room, counts: dict[
             if pin.counts(option.pool.role, option.pool.gpu_class, pin.location)
         ]
         while missing_of_pin(pin, places_of(service, counts)):
-            if not _add_one(able, room, counts, service, pin.location.__eq__):
+            if not _add_one(able, room, counts, service, lambda bay, at=pin.location: bay.location == at):  # type: ignore[misc]
                 break
 
 
@@ -128,7 +129,7 @@ def _fill_locations(service: ServedModel, options: Options, room: Room, counts: 
         able = _cheapest_first(options, service, roles)
         while missing_locations(service, places := places_of(service, counts), roles):
             held = {at for pool, at in places if pool.role in roles}
-            if not _add_one(able, room, counts, service, lambda at, held=held: at not in held):  # type: ignore[misc]
+            if not _add_one(able, room, counts, service, lambda bay, held=held: bay.location not in held):  # type: ignore[misc]
                 break
 
 
@@ -142,13 +143,11 @@ def _fill_share(
 ) -> None:
     """Add replicas elsewhere while the loss of a location would leave too little of what could be served."""
     demand = problem.demands[service.name].requests_per_s
-    while service.max_share_per_location_ratio < 1.0:
-        rates = rates_by_place(problem, sizer, places_of(service, counts))
-        worst = worst_loss(rates)
-        if worst is None or survivable_per_s(service, rates) >= demand * (1.0 - ROUNDING):
+    while service.hangs:
+        worst = worst_loss(service, rates_by_place(problem, sizer, places_of(service, counts)))
+        if worst is None or worst.survivable_per_s >= demand * (1.0 - ROUNDING):
             return
-        location, roles, _ = worst
-        if not _add_one(_cheapest_first(options, service, roles), room, counts, service, location.__ne__):
+        if not _add_one(_cheapest_first(options, service, worst.roles), room, counts, service, worst.spares):
             return
 
 

@@ -179,11 +179,7 @@ class Search:
         """Pools that could keep a pin, or spread a load: no way knows of places."""
         services = {service.name: service for service in self.desk.problem.services}
         pools = (option.pool for option in self.desk.options.pools)
-        return {
-            pool
-            for pool in pools
-            if pinned_most(services[pool.service], pool) or services[pool.service].max_share_per_location_ratio < 1.0
-        }
+        return {pool for pool in pools if pinned_most(services[pool.service], pool) or services[pool.service].hangs}
 
     def _gap(self) -> float:
         return SOLVER_GAP * self.desk.problem.policy.relative_gap

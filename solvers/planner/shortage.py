@@ -12,7 +12,8 @@ from solvers.planner.grouping import WATT_TOLERANCE
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption
 from solvers.planner.quotas import GPUS, POWER
-from solvers.planner.spread import place_rates, survivable_per_s, worst_loss
+from solvers.planner.reclaim import Reclaims
+from solvers.planner.spread import place_rates, worst_loss
 from solvers.planner.tally import ROUNDING, Worth
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
@@ -83,22 +84,26 @@ def _reasons(
             found.insert(0, f"pins[{pin}]: {missing} of {pin.replicas} replicas have no place there")
     if missing := sum(missing_locations(service, places, roles) for _, roles in CHAIN_WORDS):
         found.insert(0, f"minLocations: {missing} locations are missing of {service.min_locations}")
-    if lost := _hangs(service, worth, places):
+    if lost := _hangs(problem, service, worth, places):
         found.insert(0, lost)
     if missing := sum(missing_of_chain(service, places, roles) for _, roles in CHAIN_WORDS):
         found.insert(0, f"minReplicas: {missing} replicas have no place")
     return _one_per_limit(found)[:MOST_REASONS] or ("costs: serving the rest costs more than its tier's penalty",)
 
 
-def _hangs(service: ServedModel, worth: Worth, places: Places) -> str:
+def _hangs(problem: Problem, service: ServedModel, worth: Worth, places: Places) -> str:
     """The location that too much hangs on, when that is why less is served than the replicas carry."""
-    each = {w.pool: w.capacity_requests_per_s / w.replicas for w in worth.pools if w.pool.service == service.name}
-    rates = place_rates(places, each)
-    worst, demand = worst_loss(rates), worth.demand_per_s[service.name]
-    if worst is None or survivable_per_s(service, rates) >= demand * (1.0 - ROUNDING):
+    if not service.hangs:
         return ""
-    wanted = (1.0 - service.max_share_per_location_ratio) * demand
-    return f"maxSharePerLocation: without {worst[0]} {worst[2]:.2f} requests/s are left, {wanted:.2f} must be"
+    each = {w.pool: w.capacity_requests_per_s / w.replicas for w in worth.pools if w.pool.service == service.name}
+    worst = worst_loss(service, place_rates(places, each, Reclaims.of(problem)))
+    demand = worth.demand_per_s[service.name]
+    if worst is None or worst.survivable_per_s >= demand * (1.0 - ROUNDING):
+        return ""
+    left = f"{worst.left_per_s:.2f} requests/s are left, {worst.keep_ratio * demand:.2f} must be"
+    if worst.location is None:
+        return f"maxSpot: without the nodes that may be taken away {left}"
+    return f"maxSharePerLocation: without {worst.location or 'any location'} {left}"
 
 
 def _one_per_limit(reasons: Iterable[str]) -> tuple[str, ...]:

@@ -3,49 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
 from solvers.planner.floors import CHAIN_ROLES, Places, missing_replicas
 from solvers.planner.grouping import Bay
 from solvers.planner.nodes import Room
+from solvers.planner.reclaim import Reclaims
 from solvers.workload import ServedModel
 
 SLACK = 1e-7  # relative, as ``tally.ROUNDING``
 
-PlaceRates = Mapping[tuple[Role, str], float]
-"""Requests per second that the replicas of a role carry at a location."""
+PlaceRates = Mapping[tuple[Role, str, bool], float]
+"""Requests per second that the replicas of a role carry at a location, on nodes that may be taken away or not."""
 
 
-def place_rates(places: Places, replica_rates: Mapping[PoolKey, float]) -> dict[tuple[Role, str], float]:
-    """Add up what a service's replicas carry, by role and location."""
-    rates: dict[tuple[Role, str], float] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Something that may be lost at once, and what a chain then carries.
+
+    ``location`` is None for all nodes that may be taken away. ``keep_ratio`` of what is served must be left.
+    """
+
+    location: str | None
+    roles: tuple[Role, ...]
+    left_per_s: float
+    keep_ratio: float
+
+    @property
+    def survivable_per_s(self) -> float:
+        return self.left_per_s / self.keep_ratio
+
+    def spares(self, bay: Bay) -> bool:
+        """Tell whether a bay is still there after it."""
+        return bay.terms.reclaims_per_hour <= 0.0 if self.location is None else bay.location != self.location
+
+
+def place_rates(
+    places: Places, replica_rates: Mapping[PoolKey, float], reclaims: Reclaims
+) -> dict[tuple[Role, str, bool], float]:
+    """Add up what a service's replicas carry, by role and place."""
+    rates: dict[tuple[Role, str, bool], float] = {}
     for (pool, at), count in sorted((key, count) for key, count in places.items() if count):
-        rates[pool.role, at] = rates.get((pool.role, at), 0.0) + count * replica_rates.get(pool, 0.0)
+        key = (pool.role, at, reclaims.is_spot(at, pool.gpu_class))
+        rates[key] = rates.get(key, 0.0) + count * replica_rates.get(pool, 0.0)
     return rates
 
 
-def left_without(rates: PlaceRates, roles: tuple[Role, ...], location: str) -> float:
-    """What a chain carries when a location is lost."""
-    return sum(rate for (role, at), rate in rates.items() if role in roles and at != location)
-
-
 def survivable_per_s(service: ServedModel, rates: PlaceRates) -> float:
-    """The most that may be served, so that the loss of any location leaves what the service asks for."""
-    if service.max_share_per_location_ratio >= 1.0:
-        return float("inf")
-    least = min((left for _, _, left in _losses(rates)), default=0.0)
-    return least / (1.0 - service.max_share_per_location_ratio)
+    """The most that may be served, so that every loss that counts leaves what the service asks for."""
+    worst = worst_loss(service, rates)
+    return float("inf") if worst is None else worst.survivable_per_s
 
 
-def worst_loss(rates: PlaceRates) -> tuple[str, tuple[Role, ...], float] | None:
-    """The location whose loss leaves a chain with least: (location, roles of the chain, requests/s left)."""
-    return min(_losses(rates), key=lambda loss: (loss[2], loss[0]), default=None)
-
-
-def _losses(rates: PlaceRates) -> list[tuple[str, tuple[Role, ...], float]]:
-    locations = sorted({at for _, at in rates})
-    return [(at, roles, left_without(rates, roles, at)) for at in locations for roles in CHAIN_ROLES]
+def worst_loss(service: ServedModel, rates: PlaceRates) -> Loss | None:
+    """The loss that allows least to be served; None when the service counts none."""
+    found: list[Loss] = []
+    for roles in CHAIN_ROLES:
+        mine = [(at, is_spot, rate) for (role, at, is_spot), rate in rates.items() if role in roles]
+        if (keep := 1.0 - service.max_share_per_location_ratio) > 0.0:
+            for lost in sorted({at for _, at, _ in rates}) or [""]:
+                left = sum(rate for at, _, rate in mine if at != lost)
+                found.append(Loss(location=lost, roles=roles, left_per_s=left, keep_ratio=keep))
+        if 0.0 < service.max_spot_ratio < 1.0:
+            left = sum(rate for _, is_spot, rate in mine if not is_spot)
+            found.append(Loss(location=None, roles=roles, left_per_s=left, keep_ratio=1.0 - service.max_spot_ratio))
+    return min(found, key=lambda loss: (loss.survivable_per_s, loss.location or ""), default=None)
 
 
 def spread_evenly(room: Room, pool: PoolKey, count: int, bays: Sequence[Bay], places: Places) -> dict[str, int]:

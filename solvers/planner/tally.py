@@ -12,6 +12,7 @@ from solvers.planner.floors import Places, missing_replicas
 from solvers.planner.nodes import Counts
 from solvers.planner.options import Sizer
 from solvers.planner.penalties import Penalties
+from solvers.planner.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.planner.spread import place_rates, survivable_per_s
 from solvers.power import pool_extra_watts
 from solvers.problem import Problem
@@ -128,7 +129,7 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
         lacking_usd_by_tier=_by_tier(problem, lacking),
         demand_usd_by_tier=_by_tier(problem, whole),
         cost_usd_per_hour=sum(worth.cost_usd_per_hour for worth in pools),
-        churn_usd_per_hour=_churn_usd_per_hour(problem, kept),
+        churn_usd_per_hour=_churn_usd_per_hour(problem, kept) + _losses_usd_per_hour(problem, sizer.reclaims, kept),
         penalty_usd_per_hour=sum(lacking.values()),
     )
 
@@ -146,11 +147,12 @@ def _weigh_service(
     totals: dict[PoolKey, int] = {}
     for (pool, _), count in places.items():
         totals[pool] = totals.get(pool, 0) + count
+    rents = _rents(problem, sizer.reclaims, places)
     sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in sorted(totals.items())}
     carried = {pool: totals[pool] * capacity.requests_per_s for pool, capacity in sized.items()}
     by_role = {role: sum((rate for pool, rate in carried.items() if pool.role is role), 0.0) for role in Role}
     carries, demand = able_per_s(by_role), problem.demands[service.name].requests_per_s
-    able = min(carries, _survivable_per_s(service, places, sized))
+    able = min(carries, _survivable_per_s(sizer.reclaims, service, places, sized))
     served = demand if able >= demand * (1.0 - ROUNDING) else able
     mixed = by_role[Role.MIXED] / carries if carries > 0.0 else 0.0  # in proportion, mixed against the tighter chain
     share = {Role.MIXED: mixed, Role.PREFILL: 1.0 - mixed, Role.DECODE: 1.0 - mixed}
@@ -163,24 +165,46 @@ def _weigh_service(
             share[pool.role] * carried[pool] / by_role[pool.role]
             if carries > 0.0 and by_role[pool.role] > 0.0
             else 0.0,
+            rents.get(pool, 0.0),
         )
         for pool, capacity in sized.items()
     ], served
 
 
-def _survivable_per_s(service: ServedModel, places: Places, sized: Mapping[PoolKey, Capacity]) -> float:
-    if service.max_share_per_location_ratio >= 1.0:
+def _rents(problem: Problem, reclaims: Reclaims, places: Places) -> dict[PoolKey, float]:
+    """What each pool pays beside list prices, USD per hour, by where its replicas are."""
+    rents: dict[PoolKey, float] = {}
+    for (pool, location), count in places.items():
+        if (terms := reclaims.at(pool, location)) != OWNED:
+            rents[pool] = rents.get(pool, 0.0) + count * rent_usd_per_hour(problem, pool, terms)
+    return rents
+
+
+def _losses_usd_per_hour(problem: Problem, reclaims: Reclaims, counts: Counts) -> float:
+    """What nodes that are taken away are expected to cost in starts."""
+    return sum(
+        count * loss_usd_per_hour(problem, pool, reclaims.at(pool, location))
+        for (pool, location), count in sorted(counts.items())
+    )
+
+
+def _survivable_per_s(
+    reclaims: Reclaims, service: ServedModel, places: Places, sized: Mapping[PoolKey, Capacity]
+) -> float:
+    if not service.hangs:
         return float("inf")
-    return survivable_per_s(service, place_rates(places, {p: c.requests_per_s for p, c in sized.items()}))
+    rates = {pool: capacity.requests_per_s for pool, capacity in sized.items()}
+    return survivable_per_s(service, place_rates(places, rates, reclaims))
 
 
-def rates_by_place(problem: Problem, sizer: Sizer, places: Places) -> dict[tuple[Role, str], float]:
-    """Requests per second that a service's replicas carry by role and location, at the sizes of their pools."""
+def rates_by_place(problem: Problem, sizer: Sizer, places: Places) -> dict[tuple[Role, str, bool], float]:
+    """Requests per second that a service's replicas carry by role and place, at the sizes of their pools."""
     totals: dict[PoolKey, int] = {}
     for (pool, _), count in places.items():
         totals[pool] = totals.get(pool, 0) + count
     sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in totals.items() if count}
-    return place_rates(places, {pool: capacity.requests_per_s for pool, capacity in sized.items()})
+    rates = {pool: capacity.requests_per_s for pool, capacity in sized.items()}
+    return place_rates(places, rates, sizer.reclaims)
 
 
 def carried_by_role(problem: Problem, sizer: Sizer, totals: Mapping[PoolKey, int]) -> dict[Role, float]:
@@ -212,7 +236,9 @@ def profile_key(problem: Problem, pool: PoolKey) -> ProfileKey:
     return ProfileKey(model=model, gpu_class=pool.gpu_class, config=pool.config)
 
 
-def _pool_worth(problem: Problem, pool: PoolKey, replicas: int, capacity: Capacity, share: float) -> PoolWorth:
+def _pool_worth(
+    problem: Problem, pool: PoolKey, replicas: int, capacity: Capacity, share: float, rent: float
+) -> PoolWorth:
     gpu_class, gpus = problem.gpu_classes[pool.gpu_class], replicas * pool.config.gpus
     planned = gpus * (capacity.gpu_watts + gpu_class.host_share_watts)
     energy = problem.policy.energy_usd_per_kilowatt_hour * planned / 1000.0
@@ -224,7 +250,7 @@ def _pool_worth(problem: Problem, pool: PoolKey, replicas: int, capacity: Capaci
         reserved_watts=replicas
         * (pool_extra_watts(problem.gpu_classes, pool) + pool.config.gpus * gpu_class.idle_watts),
         planned_watts=planned,
-        cost_usd_per_hour=gpus * gpu_class.price_usd_per_hour + energy,
+        cost_usd_per_hour=gpus * gpu_class.price_usd_per_hour + energy + rent,
     )
 
 
