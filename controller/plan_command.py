@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         return _print_comparison(args.output, planned)
     body = one_object(render_fleet_plan(planned.plan, number=1))
-    print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan)))
+    print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan, args.power_caps)))
     return exit_code(planned)
 
 
@@ -70,9 +70,11 @@ def exit_code(planned: Planned) -> int:
     return EXIT_SHORT if planned.plan.is_short or conditions else EXIT_OK
 
 
-def _sections(plan: Plan) -> Iterator[str]:
+def _sections(plan: Plan, with_caps: bool) -> Iterator[str]:
     yield _headline(plan)
-    yield render_table(("SERVICE", "ROLE", "GPU CLASS", "CONFIG", "REPLICAS", "WHERE", "USD/H"), _pool_rows(plan))
+    caps = ("CAP W",) if with_caps else ()
+    header = ("SERVICE", "ROLE", "GPU CLASS", "CONFIG", "REPLICAS", *caps, "WHERE", "USD/H")
+    yield render_table(header, _pool_rows(plan, with_caps))
     yield render_table(("SERVICE", "TIER", "DEMAND/S", "SERVED/S"), _service_rows(plan))
     yield render_table(("POWER", "BUDGET W", "RESERVED W", "PLANNED W", "USD/H PER KW MORE"), _domain_rows(plan))
     short = [f"short: {s.service}: {reason}" for s in plan.services for reason in s.short_because]
@@ -95,12 +97,13 @@ def _headline(plan: Plan) -> str:
     )
 
 
-def _pool_rows(plan: Plan) -> Iterator[tuple[Cell, ...]]:
+def _pool_rows(plan: Plan, with_caps: bool) -> Iterator[tuple[Cell, ...]]:
     for pool in plan.pools:
         if pool.replicas:
             key = pool.pool
-            cost = pool.cost_usd_per_hour
-            yield key.service, str(key.role), key.gpu_class, key.config.label, pool.replicas, _where(plan, key), cost
+            caps = (round(pool.cap_watts),) if with_caps else ()
+            what = key.service, str(key.role), key.gpu_class, key.config.label, pool.replicas
+            yield *what, *caps, _where(plan, key), pool.cost_usd_per_hour
 
 
 def _where(plan: Plan, pool: PoolKey) -> str:

@@ -45,6 +45,11 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMESPACE/NAME=REQUESTS_PER_S",
         help="plan for this load instead of the declared one (repeatable)",
     )
+    parser.add_argument(
+        "--power-caps",
+        action="store_true",
+        help="let pools run below their highest power cap, as profiles allow (the operator cannot enforce it yet)",
+    )
 
 
 def plan_folder(args: argparse.Namespace, decide: Callable[[Problem], Plan] = make_plan) -> Planned:
@@ -60,7 +65,7 @@ def plan_folder(args: argparse.Namespace, decide: Callable[[Problem], Plan] = ma
     observation = observe_folder(args.folder)
     for fault in observation.faults:
         print(f"{'infeasible' if fault.condition == PLAN_FEASIBLE else 'error'}: {fault}", file=sys.stderr)
-    problem = with_demands(observation.problem, args.demand)
+    problem = with_options(observation.problem, args)
     return Planned(observation=observation, problem=problem, plan=decide(problem))
 
 
@@ -71,6 +76,12 @@ def observe_folder(folder: Path) -> Observation:
     manifests = load_folder(folder)
     records, silence = Records(nodes=manifests.nodes), Readings(taken_at_s=0.0)
     return build_problem(specs_of_manifests(manifests), records, silence, now_s=0.0, is_advice=True)
+
+
+def with_options(problem: Problem, args: argparse.Namespace) -> Problem:
+    """Take in what the options of ``add_folder_arguments`` ask."""
+    policy = replace(problem.policy, power_caps=problem.policy.power_caps or args.power_caps)
+    return with_demands(replace(problem, policy=policy), args.demand)
 
 
 def with_demands(problem: Problem, overrides: list[str]) -> Problem:

@@ -13,7 +13,7 @@ import yaml
 
 from controller.output import add_output_argument, print_output
 from controller.plan_bodies import parse_fleet_plan
-from controller.planning import add_folder_arguments, observe_folder, parse_assignment, with_demands
+from controller.planning import add_folder_arguments, observe_folder, parse_assignment, with_options
 from controller.replay_output import compared_data, compared_sections, run_data, run_sections
 from controller.replay_runs import Job, run_jobs
 from controller.traces_spec import TraceSpec, parse_trace_spec
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     observation = observe_folder(args.folder)
     for fault in observation.faults:
         print(f"warning: {fault}", file=sys.stderr)
-    problem = with_demands(observation.problem, args.demand)
+    problem = with_options(observation.problem, args)
     jobs = [*_jobs(args, problem, policies, settings)]
     runs = list(zip(jobs, run_jobs(jobs, args.jobs, args.cluster), strict=True))
     if args.report is not None:

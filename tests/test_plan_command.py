@@ -67,6 +67,24 @@ def _plan_of(text: str) -> Plan:
     return parse_fleet_plan([yaml.safe_load(text)])
 
 
+def test_with_power_caps_the_table_and_the_plan_say_every_cap(ask: Ask, folder: Callable[[Change], Path]) -> None:
+    def less_power(documents: list[Body]) -> None:
+        for document in documents:
+            if document["kind"] == "PowerDomain":
+                document["spec"]["budgetWatts"] = 1900
+
+    scarce = folder(less_power)
+    code, out, _ = ask(scarce, "--demand", "default/chat=20", "--power-caps")
+    pools = out.split("\n\n")[1].splitlines()
+    assert code in (0, 2)
+    assert pools[0].split()[5:8] == ["REPLICAS", "CAP", "W"]
+    plan = _plan_of(ask(scarce, "--demand", "default/chat=20", "--power-caps", "-o", "yaml").out)
+    assert any(pool.cap_watts < 700.0 for pool in plan.pools)
+    assert {
+        pool.cap_watts for pool in _plan_of(ask(scarce, "--demand", "default/chat=20", "-o", "yaml").out).pools
+    } <= {700.0}
+
+
 def test_the_table_says_what_is_placed_where_for_whom_and_within_which_budget(ask: Ask) -> None:
     code, out, err = ask()
     assert (code, err) == (0, "")
