@@ -17,6 +17,7 @@ from solvers.baselines.compare import Standing, compare
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.problem import Problem
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
 
@@ -27,18 +28,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--baseline", choices=sorted(BASELINES), help="decide as others do, to see what that costs")
     other.add_argument("--compare", action="store_true", help="set the plan beside those of all baselines")
+    other.add_argument(
+        "--replay", action="store_true",
+        help="let a simulation of the planned demand refute the plan, and decide again where it does",
+    )  # fmt: skip
     add_output_argument(parser)
     parser.epilog = "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input (the rest is planned)."
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print what can be planned; the exit code says whether that is all that was asked."""
-    planned = plan_folder(args, BASELINES.get(args.baseline, make_plan))
+    planned = plan_folder(args, _replayed if args.replay else BASELINES.get(args.baseline, make_plan))
     if args.compare:
         return _print_comparison(args.output, planned)
     body = one_object(render_fleet_plan(planned.plan, number=1))
     print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan, args.power_caps)))
     return exit_code(planned)
+
+
+def _replayed(problem: Problem) -> Plan:
+    from solvers.refute import refuted_plan  # the simulation is loaded only when it is asked for
+
+    return refuted_plan(problem).plan
 
 
 def _print_comparison(output: str, planned: Planned) -> int:

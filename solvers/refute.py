@@ -1,0 +1,201 @@
+"""Let the simulation refute a plan: replay its demand, tighten what missed its SLO, and decide again.
+
+Queueing formulas size the pools; they assume less than a fleet does. So the plan's own demand (Poisson at the planned
+mix and the rate that the plan serves) is replayed on the plan's own replicas. Where an SLO is missed by more than the
+run's scatter explains, the roles that the SLO depends on are held to carry less from then on, and the problem is
+solved again, at most ``ROUNDS`` times. The notes of the plan say what was refuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solvers.engine import EngineProfile, Role
+from solvers.evaluate import Load, Settings, Summary, evaluate
+from solvers.evaluate.summary import Kept
+from solvers.plan import Plan
+from solvers.planner import make_plan
+from solvers.policies.fixed import Fixed
+from solvers.problem import Problem
+from solvers.simulate import Workload
+from solvers.sizing import Capacity, Unfit, replica_capacity
+from solvers.workload import Demand, SizeBucket, Slo, SloMetric
+
+ROUNDS = 3
+REQUESTS_EACH = 3000  # of the service that is asked least: its 95th percentile then stands on 150 requests
+SHORTEST_S, LONGEST_S = 120.0, 3600.0
+MOST_REQUESTS = 60_000  # of all services together; a decision waits for this
+WINDOWS = 20
+STEP_AT_MOST, STEP_AT_LEAST = 0.75, 0.97  # what one round takes off a capacity at most, and at least
+LEAST_FACTOR = 0.55  # of the formula's capacity; below, the profile is wrong and no plan helps
+
+ROLES: Mapping[SloMetric, tuple[Role, ...]] = {
+    SloMetric.TTFT: (Role.PREFILL, Role.MIXED),
+    SloMetric.ITL: (Role.DECODE, Role.MIXED),
+}
+"""Roles whose load an SLO depends on."""
+
+Decide = Callable[..., Plan]
+Factors = dict[tuple[str, Role], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refutation:
+    """A plan after its replay. ``rounds`` solves followed the first; ``kept`` is False when an SLO is still missed."""
+
+    plan: Plan
+    summary: Summary | None
+    rounds: int
+    kept: bool
+    factors: Mapping[tuple[str, Role], float]
+
+
+def refuted_plan(
+    problem: Problem, *, previous: Plan | None = None, seed: int = 1, decide: Decide = make_plan
+) -> Refutation:
+    """Decide, replay, tighten and decide again until the replay agrees.
+
+    Parameters
+    ----------
+    previous : Plan, optional
+        The plan in force, handed to ``decide``.
+    seed : int
+        Of the arrivals; the same in every round, so that rounds differ by the plan only.
+    decide : callable
+        ``make_plan`` or one with its signature.
+
+    Returns
+    -------
+    Refutation
+        With the last plan; its notes say what was refuted and by how much capacities were tightened.
+
+    Raises
+    ------
+    InvalidInput, SolveFailed
+        As ``decide``.
+    """
+    factors: Factors = {}
+    said: list[str] = []
+    plan = decide(problem, previous=previous)
+    for number in range(ROUNDS + 1):
+        summary = replayed(problem, plan, seed)
+        missed = _missed(summary) if summary else []
+        if not missed or number == ROUNDS:
+            break
+        changed = [_tighten(factors, service, kept) for service, kept in missed]
+        said += [_told(number + 1, service, kept) for service, kept in missed]
+        if not any(changed):
+            break
+        plan = decide(problem, previous=previous, capacity_of=_tightened(problem, factors))
+    notes = (*plan.report.notes, *said, _verdict(summary, missed, factors))
+    return Refutation(
+        plan=replace(plan, report=replace(plan.report, notes=notes)),
+        summary=summary,
+        rounds=number,
+        kept=not missed,
+        factors=dict(factors),
+    )
+
+
+def replayed(problem: Problem, plan: Plan, seed: int) -> Summary | None:
+    """Replay what a plan serves on its own replicas; None when it serves nothing."""
+    served = {row.service: row.served_requests_per_s for row in plan.services if row.served_requests_per_s > 1e-9}
+    demands = {name: replace(problem.demands[name], requests_per_s=rate) for name, rate in sorted(served.items())}
+    demands = {name: demand for name, demand in demands.items() if demand.mix}
+    if not demands:
+        return None
+    rates = [demand.requests_per_s for demand in demands.values()]
+    duration_s = min(LONGEST_S, max(SHORTEST_S, REQUESTS_EACH / min(rates)), MOST_REQUESTS / sum(rates))
+    load = poisson_load(demands, duration_s, seed)
+    if not load.requests:
+        return None
+    return evaluate(problem, plan, load, Fixed(), Settings(window_s=duration_s / WINDOWS))
+
+
+def poisson_load(demands: Mapping[str, Demand], duration_s: float, seed: int) -> Load:
+    """Draw Poisson arrivals at the rate and the mix of each demand; each service from a seed of its own."""
+    services = tuple(sorted(demands))
+    arrivals, sizes, owners = [], [], []
+    for index, name in enumerate(services):
+        rng = np.random.default_rng([seed, index])
+        demand = demands[name]
+        count = int(rng.poisson(demand.requests_per_s * duration_s))
+        weights = np.array([bucket.weight_ratio for bucket in demand.mix])
+        table = np.array([(bucket.prompt_tokens, bucket.output_tokens) for bucket in demand.mix], dtype=np.int64)
+        arrivals.append(np.sort(rng.uniform(0.0, duration_s, count)))
+        sizes.append(table[rng.choice(len(table), size=count, p=weights / weights.sum())])
+        owners.append(np.full(count, index, dtype=np.int64))
+    together = np.concatenate(sizes)
+    workload = Workload(
+        services=services,
+        arrival_s=np.concatenate(arrivals),
+        service=np.concatenate(owners),
+        prompt_tokens=together[:, 0],
+        output_tokens=together[:, 1],
+    )
+    return Load(workload=workload)
+
+
+def _missed(summary: Summary) -> list[tuple[str, Kept]]:
+    return [(name, kept) for name, service in summary.services.items() for kept in service.slos if kept.is_refuted]
+
+
+def _tighten(factors: Factors, service: str, kept: Kept) -> bool:
+    """Take capacity off the roles behind a missed SLO, the more the more was missed; False at the bound."""
+    allowed = 1.0 - kept.slo.percentile_ratio
+    share = (allowed / max(1.0 - kept.within_ratio.value, 1e-9)) ** 0.5  # misses grow faster than load
+    step = min(STEP_AT_LEAST, max(STEP_AT_MOST, share))
+    changed = False
+    for role in ROLES[kept.slo.metric]:
+        before = factors.get((service, role), 1.0)
+        factors[service, role] = max(LEAST_FACTOR, before * step)
+        changed = changed or factors[service, role] < before
+    return changed
+
+
+def _tightened(problem: Problem, factors: Factors) -> Callable[..., Capacity | Unfit]:
+    """Sizing that carries less where the replay said so; services that ask the same of a model share the factor."""
+    by_asked: dict[tuple[str, tuple[SizeBucket, ...], tuple[Slo, ...], Role], float] = {}
+    for service in problem.services:
+        for role in Role:
+            key = (service.model, tuple(problem.demands[service.name].mix), tuple(service.slos), role)
+            by_asked[key] = min(by_asked.get(key, 1.0), factors.get((service.name, role), 1.0))
+
+    def capacity(
+        profile: EngineProfile,
+        role: Role,
+        mix: tuple[SizeBucket, ...],
+        slos: tuple[Slo, ...],
+        *,
+        pool_replicas: int,
+    ) -> Capacity | Unfit:
+        found = replica_capacity(profile, role, mix, slos, pool_replicas=pool_replicas)
+        factor = by_asked.get((profile.key.model, tuple(mix), tuple(slos), role), 1.0)
+        if isinstance(found, Unfit) or factor >= 1.0:
+            return found
+        return replace(found, requests_per_s=factor * found.requests_per_s)
+
+    return capacity
+
+
+def _told(number: int, service: str, kept: Kept) -> str:
+    slo, within = kept.slo, kept.within_ratio
+    return (
+        f"refuted in round {number}: {service} {slo.metric} p{100 * slo.percentile_ratio:g} holds for "
+        f"{100 * within.value:.1f} % ± {100 * within.half_width:.1f} in the replay"
+    )
+
+
+def _verdict(summary: Summary | None, missed: list[tuple[str, Kept]], factors: Factors) -> str:
+    if summary is None:
+        return "not replayed: nothing is served"
+    asked = sum(service.submitted for service in summary.services.values())
+    held = ", ".join(f"{name} {role} at {factor:.2f}" for (name, role), factor in sorted(factors.items()))
+    tightened = f"; capacities held below the formulas': {held}" if held else ""
+    if missed:
+        names = ", ".join(dict.fromkeys(name for name, _ in missed))
+        return f"the replay of {asked} requests still refutes {names}{tightened}"
+    return f"the replay of {asked} requests refutes nothing{tightened}"
