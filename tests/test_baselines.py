@@ -122,6 +122,18 @@ def test_pins_and_locations_hold_for_baselines_too(name: str) -> None:
         assert sum(there) >= 2
 
 
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_spread_services_are_spread_by_baselines_too(name: str) -> None:
+    served = fleets.service("chat", "m", min_replicas=2)
+    spread = replace(served, min_locations=2, max_share_per_location_ratio=0.7)
+    nodes = [node for rack in ("rack-a", "rack-b", "rack-c") for node in fleets.nodes("h100-sxm", 1, rack)]
+    problem = fleets.problem([(spread, 60.0)], nodes, [fleets.profile("m", "h100-sxm", 1, 8.0)], policy=NO_STARTS)
+    plan = BASELINES[name](problem)
+    assert verify(plan, problem) == ()
+    assert len({row.location for row in plan.placements}) >= 2
+    assert plan.services[0].served_requests_per_s > 0.0
+
+
 def one_service(**changes: object) -> Problem:
     """One service that two classes could serve; the cheaper one has only one node."""
     service = fleets.service("chat", "m", **changes)  # type: ignore[arg-type]

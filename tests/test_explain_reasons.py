@@ -101,6 +101,21 @@ def test_a_service_without_replicas_has_no_range(problem: Problem) -> None:
     assert (told.counts, told.demand_range, told.switches) == ((), None, ())
 
 
+def test_what_a_lost_location_must_leave_is_counted_in(problem: Problem) -> None:
+    spread = replace(problem.services[0], min_locations=2, max_share_per_location_ratio=0.6)
+    problem = replace(problem, services=(spread,))
+    plan = make_plan(problem)
+    told = explain(plan, problem, spread.name)
+    assert told.demand_range is not None
+    desk, counts = Desk.of(problem, replica_capacity, plan), {(r.pool, r.location): r.replicas for r in plan.placements}
+    for reason in told.counts:
+        keys = [key for key in counts if str(key[0]) == reason.pool]
+        best = max(desk.worth({**counts, key: counts[key] - 1}).served_per_s[spread.name] for key in keys)
+        assert reason.one_less_serves_requests_per_s <= best + 1e-9
+    over = with_demand(problem, 1.001 * told.demand_range.most_requests_per_s)
+    assert Desk.of(over, replica_capacity, plan).worth(counts).short
+
+
 def test_a_power_cap_is_told_with_what_it_costs_and_saves() -> None:
     problem = fleets.demo(4.0, budget_ratio=0.5, policy=replace(EXACT, relative_gap=0.01, power_caps=True))
     known = {

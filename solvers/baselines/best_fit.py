@@ -5,7 +5,8 @@ Imitates
 - the HorizontalPodAutoscaler (Kubernetes documentation, "Algorithm details"): replicas rise until each one's load is
   at its target, here the load at which its SLOs hold in a pool of that size;
 - the scheduler with NodeResourcesFit scored by MostAllocated (documentation, "Resource Bin Packing"), pods in order of
-  their PriorityClass: each goes to the node with the fewest free GPUs that holds it.
+  their PriorityClass: each goes to the node with the fewest free GPUs that holds it, and those of a service that
+  must be spread evenly over locations, as topologySpreadConstraints ask.
 
 Differs from them: mixed replicas wherever the service allows them, as engines run by default; and a replica that a
 power domain has no watts for stays pending. Kubernetes knows nothing of watts and would have started it.
@@ -40,7 +41,10 @@ def best_fit(problem: Problem, *, capacity_of: CapacityOf = replica_capacity) ->
     scheduler = _Scheduler.of(problem)
     for deployment in deployments(stage, lambda way: len(way) == 1):
         for option, count in zip(deployment.way, deployment.replicas, strict=True):
-            scheduler.schedule(stage, deployment.service, option, count)
+            if deployment.service.is_spread:
+                stage.place(deployment.service, option, count)
+            else:
+                scheduler.schedule(stage, deployment.service, option, count)
     return stage.write(NAME)
 
 

@@ -17,6 +17,7 @@ from solvers.planner.floors import missing_of_pin, places_of
 from solvers.planner.nodes import Room
 from solvers.planner.options import CapacityOf, PoolOption
 from solvers.planner.shortage import reasons_by_service
+from solvers.planner.spread import spread_evenly
 from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
 from solvers.problem import Problem
 from solvers.verify import verify
@@ -111,10 +112,13 @@ class Stage:
         return service.max_replicas - sum(n for pool, n in self.totals(service).items() if pool.role is role)
 
     def place(self, service: ServedModel, option: PoolOption, count: int) -> int:
-        """Place up to so many replicas where feeds keep most watts; returns how many found room."""
+        """Place up to so many replicas where feeds keep most watts, evenly where the service asks so; say how many."""
         wanted = min(count, self.spare_in_role(service, option.pool.role))
-        bays = self.room.bays_of(option.pool)
-        added = self.room.spread(option.pool, max(0, wanted), bays, ANYWHERE if option.is_anywhere else None)
+        bays, pool = self.room.bays_of(option.pool), option.pool
+        if service.is_spread and not option.is_anywhere:
+            added = spread_evenly(self.room, pool, max(0, wanted), bays, places_of(service, self.counts))
+        else:
+            added = self.room.spread(pool, max(0, wanted), bays, ANYWHERE if option.is_anywhere else None)
         for location, taken in added.items():
             self.add(option.pool, location, taken)
         return sum(added.values())

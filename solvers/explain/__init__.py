@@ -22,6 +22,7 @@ from solvers.explain.reasons import (
     cap_reasons,
     count_reasons,
     demand_range,
+    fewer_by_one,
     price_switches,
 )
 from solvers.explain.shadow import Loss, ShadowPrice
@@ -135,7 +136,7 @@ class Case:
     def explained(self) -> Explanation:
         """All that needs no solver."""
         pools = [pool for pool in self.plan.pools if pool.pool.service == self.row.service]
-        counts = count_reasons(self.desk, self.plan, self.row, pools)
+        fewer = fewer_by_one(self.desk, self.plan, pools)
         return Explanation(
             service=self.row.service,
             tier=self.row.tier,
@@ -143,9 +144,9 @@ class Case:
             served_requests_per_s=self.row.served_requests_per_s,
             usd_per_hour=sum(pool.cost_usd_per_hour for pool in pools),
             chosen=tuple(chosen_pool(self.plan, pool, self.row) for pool in pools),
-            counts=counts,
+            counts=count_reasons(self.row, fewer),
             caps=cap_reasons(self.desk, self.plan, pools, self.scarce),
-            demand_range=demand_range(self.desk, self.plan, self.row, pools, counts),
+            demand_range=demand_range(self.desk, self.plan, self.row, fewer),
             rejected=tuple(alternative(self.plan, self.desk, self.row, ranked) for ranked in self.rejected),
             switches=price_switches(self.desk, pools, self.ways),
             binding=self.plan.bindings,

@@ -6,14 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from solvers.engine import Role
 from solvers.explain.ways import Ranked
 from solvers.fleet import PoolKey
 from solvers.plan import Plan, PoolPlan, ServicePlan
-from solvers.planner.caps import planned_levels
+from solvers.planner.caps import planned_counts, planned_levels
 from solvers.planner.desk import Desk
-from solvers.planner.floors import missing_replicas, places_of
-from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
+from solvers.planner.floors import Places, missing_replicas, places_of
+from solvers.planner.spread import survivable_per_s
+from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role, rates_by_place
 from solvers.power import pool_extra_watts
+from solvers.workload import ServedModel
 
 MOST_SWITCHES = 4
 LEAST_CHANGE = 1e-9  # USD per GPU and hour; nearer is a tie
@@ -80,54 +83,73 @@ class PriceSwitch:
     pools: tuple[tuple[str, int], ...]
 
 
-def count_reasons(desk: Desk, plan: Plan, row: ServicePlan, pools: Sequence[PoolPlan]) -> tuple[CountReason, ...]:
-    """Take one replica of each pool away and see what is still served."""
-    totals, reasons = _totals(desk, plan, pools), []
-    for level, pool in zip(totals, pools, strict=True):
-        less = {**totals, level: pool.replicas - 1}
-        able = able_per_s(carried_by_role(desk.problem, desk.sizer, less))
-        if able < row.served_requests_per_s * (1.0 - ROUNDING):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fewer:
+    """A service with one replica fewer of a pool, taken where that does least harm."""
+
+    pool: PoolPlan
+    carries_requests_per_s: float
+    breaks_floor: bool
+
+
+def fewer_by_one(desk: Desk, plan: Plan, pools: Sequence[PoolPlan]) -> tuple[Fewer, ...]:
+    """Take one replica of each pool of a service away, one pool at a time."""
+    levels, counts = planned_levels(desk.problem, plan), planned_counts(desk.problem, plan)
+    found = []
+    for pool in pools:
+        service = _service(desk, pool.pool.service)
+        places = places_of(service, counts)
+        missing, level = missing_replicas(service, places), levels[pool.pool]
+        where = sorted(location for other, location in places if other == level)
+        tried = []
+        for location in where if service.is_spread or service.pins else where[:1]:
+            less = {**places, (level, location): places[level, location] - 1}
+            tried.append((missing_replicas(service, less) > missing, -_carries(desk, service, less)))
+        breaks, carries = min(tried)
+        found.append(Fewer(pool=pool, carries_requests_per_s=-carries, breaks_floor=breaks))
+    return tuple(found)
+
+
+def _service(desk: Desk, name: str) -> ServedModel:
+    return next(service for service in desk.problem.services if service.name == name)
+
+
+def _carries(desk: Desk, service: ServedModel, places: Places) -> float:
+    """Requests per second that the replicas serve, with what the loss of a location must leave counted in."""
+    rates = rates_by_place(desk.problem, desk.sizer, places)
+    by_role = {role: sum(rate for (other, _), rate in rates.items() if other is role) for role in Role}
+    return min(able_per_s(by_role), survivable_per_s(service, rates))
+
+
+def count_reasons(row: ServicePlan, fewer: Sequence[Fewer]) -> tuple[CountReason, ...]:
+    """Say what keeps each pool from one replica fewer."""
+    reasons = []
+    for less in fewer:
+        serves = min(less.carries_requests_per_s, row.served_requests_per_s)
+        if serves < row.served_requests_per_s * (1.0 - ROUNDING):
             kept_by = KeptBy.DEMAND
         else:
-            kept_by = KeptBy.FLOOR if _breaks_floor(desk, plan, pool.pool) else KeptBy.CHURN
-        serves = min(able, row.served_requests_per_s)
+            kept_by = KeptBy.FLOOR if less.breaks_floor else KeptBy.CHURN
         reasons.append(
             CountReason(
-                pool=str(pool.pool), replicas=pool.replicas, kept_by=kept_by, one_less_serves_requests_per_s=serves
+                pool=str(less.pool.pool),
+                replicas=less.pool.replicas,
+                kept_by=kept_by,
+                one_less_serves_requests_per_s=serves,
             )
         )
     return tuple(reasons)
 
 
-def _totals(desk: Desk, plan: Plan, pools: Sequence[PoolPlan]) -> dict[PoolKey, int]:
-    """Replicas by pool at its cap, in the order of the pools."""
-    levels = planned_levels(desk.problem, plan)
-    return {levels[pool.pool]: pool.replicas for pool in pools}
-
-
-def _breaks_floor(desk: Desk, plan: Plan, pool: PoolKey) -> bool:
-    """True when wherever a replica of the pool is taken away, more is missing than before."""
-    service = next(service for service in desk.problem.services if service.name == pool.service)
-    places = places_of(service, {(row.pool, row.location): row.replicas for row in plan.placements})
-    missing = missing_replicas(service, places)
-    return all(
-        missing_replicas(service, {**places, key: count - 1}) > missing
-        for key, count in places.items()
-        if key[0] == pool
-    )
-
-
-def demand_range(
-    desk: Desk, plan: Plan, row: ServicePlan, pools: Sequence[PoolPlan], reasons: Sequence[CountReason]
-) -> DemandRange | None:
+def demand_range(desk: Desk, plan: Plan, row: ServicePlan, fewer: Sequence[Fewer]) -> DemandRange | None:
     """Demand for which the plan's replicas are neither too few nor, one by one, too many; None without replicas."""
-    if not pools:
+    if not fewer:
         return None
-    able = able_per_s(carried_by_role(desk.problem, desk.sizer, _totals(desk, plan, pools)))
-    may_go = [not _breaks_floor(desk, plan, pool.pool) for pool in pools]
-    spare = [why.one_less_serves_requests_per_s for why, may in zip(reasons, may_go, strict=True) if may]
-    most = max(able, row.served_requests_per_s)
-    return DemandRange(least_requests_per_s=max(spare, default=0.0), most_requests_per_s=most)
+    service = _service(desk, row.service)
+    able = _carries(desk, service, places_of(service, planned_counts(desk.problem, plan)))
+    spare = [less.carries_requests_per_s for less in fewer if not less.breaks_floor]
+    least = min(max(spare, default=0.0), row.served_requests_per_s)
+    return DemandRange(least_requests_per_s=least, most_requests_per_s=max(able, row.served_requests_per_s))
 
 
 def cap_reasons(
