@@ -117,7 +117,7 @@ def _service(desk: Desk, name: str) -> ServedModel:
 def _carries(desk: Desk, service: ServedModel, places: Places) -> float:
     """Requests per second that the replicas serve, with what the loss of a location must leave counted in."""
     rates = rates_by_place(desk.problem, desk.sizer, places)
-    by_role = {role: sum(rate for (other, _), rate in rates.items() if other is role) for role in Role}
+    by_role = {role: sum((rate for key, rate in rates.items() if key[0] is role), 0.0) for role in Role}
     return min(able_per_s(by_role), survivable_per_s(service, rates))
 
 
