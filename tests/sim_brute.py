@@ -214,7 +214,9 @@ class BruteFleet:
         giver, taker = way
         first, second = self.score(giver, sequence), self.score(taker, sequence) if taker is not giver else 0
         ahead = first if self.policy(giver.service) is Routing.WEIGHTED else first + second
-        return ahead, giver is not taker, first, giver.index, second, taker.index
+        is_aware = self.policy(giver.service) is Routing.PREFIX_AWARE
+        given = giver.prompts_given if is_aware else 0
+        return ahead, giver is not taker, first, given, giver.index, second, taker.index
 
     def charge(self, sequence: Sequence, giver: Engine, taker: Engine) -> None:
         policy = self.policy(giver.service)
@@ -228,6 +230,7 @@ class BruteFleet:
         else:
             sequence.prompt_charge = giver.tables.prefill(sequence.asked.prompt_tokens)
         sequence.prompt_at = giver
+        giver.prompts_given += sequence.asked.prompt_tokens
         self.bind(sequence, taker)
 
     def bind(self, sequence: Sequence, taker: Engine) -> None:

@@ -179,9 +179,9 @@ def as_workload(requests: list[SimRequest], ids: list[list[int]] | None = None, 
 THINK_S = 0.05
 
 
-def simulated(case: Case, *, compiled: bool = False, itl_limit_s: float = 0.02) -> Fleet:
+def simulated(case: Case, *, compiled: bool = False, itl_limit_s: float = 0.02, kind: type[Fleet] = Fleet) -> Fleet:
     """Let the simulation do the case to its end."""
-    fleet = Fleet(
+    fleet = kind(
         itl_limits_s={"a": itl_limit_s, "b": itl_limit_s}, record_runs=True, routing=case.routing,
         replica_queue_limit=case.queue_limit, gateway_patience_s=case.patience_s, compiled=compiled,
     )  # fmt: skip

@@ -87,6 +87,7 @@ class Engine:
     stride: int
     blocks: BlockCache
     given: int = 0
+    prompts_given: int = 0
     whole: int = 0
     due: int = NEVER
     is_ready: bool = False

@@ -65,6 +65,11 @@ class FleetBooks(RequestQueue):
         """Events processed so far."""
         return int(self._memory.state.events)
 
+    @property
+    def requests_in_memory(self) -> int:
+        """Requests that the kernel keeps: those under way, and those that ended since the last cleaning."""
+        return self._slots
+
     def settle(self) -> None:
         """Bring every replica's counts up to now; without it they stand at the last change of its batch."""
         self._memory.run(loop.SETTLE)

@@ -34,11 +34,11 @@ def build_tree(workload: Workload) -> PrefixTree:
     The block of a prompt's last token is left out, because something must be computed to yield a first token.
     """
     none = np.zeros(0, np.int64)
-    if not len(workload.block_starts):
+    given = np.diff(workload.block_starts) if len(workload.block_starts) else np.zeros(len(workload), np.int64)
+    depth = np.minimum(given, (workload.prompt_tokens - 1) // max(1, workload.block_tokens))
+    if not depth.any():
         return PrefixTree(parent=none, start=none, length=none, path=np.full(len(workload), -1))
     begin = workload.block_starts[:-1]
-    given = np.diff(workload.block_starts)
-    depth = np.minimum(given, (workload.prompt_tokens - 1) // workload.block_tokens)
     above, level, last = _block_nodes(workload.block_ids, begin, depth)
     return _joined(above, level, last)
 

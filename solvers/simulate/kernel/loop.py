@@ -45,6 +45,7 @@ def run(w: World, what: int, which: int, value: int) -> int:
     now = w.states[0].now
     if what == ADVANCE:
         return advance(w, value)
+    w.states[0].entity = w.states[0].entities  # everything of this tick is over
     if what == READY:
         make_ready(w, which, now)
     elif what == DRAIN:
@@ -71,7 +72,7 @@ def advance(w: World, until: int) -> int:
         at = w.due[entity]
         if at > until or at == NEVER:
             return DONE
-        state.now = at
+        state.now, state.entity = at, entity
         state.events += 1
         if entity >= state.first_gateway:
             give_up_waiting(w, entity - state.first_gateway, at)

@@ -63,7 +63,8 @@ class Replica:
 
     ``kv`` tokens are held by requests, ``spare`` ones by blocks of the prefix cache that nobody uses now. ``row`` is
     where its sequences begin in ``World.leave``, ``cache`` where its blocks do (none: no cache). ``prompt_part`` of a
-    step is for prompts; ``whole`` is what a step stretched by a new cap would take under that alone.
+    step is for prompts; ``whole`` is what a step stretched by a new cap would take under that alone. ``given`` counts
+    the prompt tokens ever sent there.
     """
 
     service: int = 0
@@ -79,6 +80,7 @@ class Replica:
     is_gone: int = 0
     slot: int = NONE
     load: int = 0
+    given: int = 0
     head: int = NONE
     tail: int = NONE
     queued: int = 0
@@ -230,6 +232,7 @@ class State:
     """The whole: clock, offsets of the kinds of entities on it, options, logs in use, and answers of functions."""
 
     now: int = 0
+    entity: int = 0
     next_arrival: int = 0
     arrivals: int = 0
     replicas: int = 0

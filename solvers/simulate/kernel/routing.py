@@ -6,16 +6,19 @@ charged at once. Ways are compared by the loads of their replicas, which the pol
 - least work: ticks of outstanding work, prompts by their curve and sequences by a nominal output;
 - least loaded: requests outstanding;
 - weighted: what each replica was given so far, over its weight;
-- prefix-aware: least work, after the prompt is added as far as the replica's cache does not hold it.
+- prefix-aware: least work, after the prompt is added as far as the replica's cache does not hold it; among equals the
+  replica that was given the fewest prompt tokens, so that caches fill evenly.
+
+Among equals the first one is taken, and a mixed replica before a chain.
 """
 
 from __future__ import annotations
 
 from solvers.simulate.kernel.clock import build_tournament, end_request, schedule, settle_leaf
-from solvers.simulate.kernel.curves import piece_ticks, prompt_ticks
+from solvers.simulate.kernel.curves import piece_ticks, prompt_ticks, steps_until, time_of
 from solvers.simulate.kernel.engine import enqueue, release_kv, wake
 from solvers.simulate.kernel.links import start_transfer
-from solvers.simulate.kernel.prefix import find_hits
+from solvers.simulate.kernel.prefix import evict, find_hits
 from solvers.simulate.kernel.records import (
     DECODE,
     LEAST_LOADED,
@@ -108,9 +111,27 @@ def prompt_cost(w: World, r: int, req: Request) -> int:
     table = w.tables[rep.table]
     hits = 0
     if rep.cache != NONE and req.path != NONE:
+        if rep.spare > 0 and rep.active > 0 and rep.run_steps > 1:
+            evict_until_now(w, r)
         hits, _ = find_hits(w, rep, req.path)
     done = hits * w.states[0].block_tokens
     return piece_ticks(w, table, done, req.prompt - done, 1)
+
+
+def evict_until_now(w: World, r: int) -> None:
+    """Drop the blocks that the steps done so far in a run have pushed out, which it would find only at its end.
+
+    A step that ends now is done if the replica's turn at this tick is over.
+    """
+    rep, state = w.replicas[r], w.states[0]
+    elapsed = state.now - rep.run_start
+    done = steps_until(rep, elapsed)
+    if time_of(rep, done) > elapsed or state.first_replica + r >= state.entity:
+        done -= 1
+    grown = rep.active * min(done, rep.run_steps - 1)
+    rep.kv += grown
+    evict(w, rep, w.tables[rep.table].kv_capacity)
+    rep.kv -= grown
 
 
 def lightest_of(w: World, g: int, req: Request, queue_limit: int) -> int:
@@ -118,17 +139,18 @@ def lightest_of(w: World, g: int, req: Request, queue_limit: int) -> int:
     group = w.groups[g]
     if group.count == 0:
         return NONE
-    if g % 3 == DECODE or w.services[g // 3].policy != PREFIX_AWARE:
+    is_aware = g % 3 != DECODE and w.services[g // 3].policy == PREFIX_AWARE
+    if not is_aware:
         r = w.members[group.first + w.lightest[2 * group.first + 1]]
         if w.replicas[r].queued < queue_limit and fits(w, r, req):
             return r
-    best, least = NONE, NEVER
+    best, least, fewest = NONE, NEVER, 0
     for slot in range(group.count):
         r = w.members[group.first + slot]
         if w.replicas[r].queued < queue_limit and fits(w, r, req):
-            mine = score(w, r, req)
-            if mine < least:
-                best, least = r, mine
+            mine, given = score(w, r, req), w.replicas[r].given if is_aware else 0
+            if mine < least or (mine == least and given < fewest):
+                best, least, fewest = r, mine, given
     return best
 
 
@@ -189,6 +211,7 @@ def charge(w: World, s: int, q: int, giver: int, receiver: int) -> None:
         add_load(w, giver, req.prompt_charge)
     bind(w, s, q, receiver, giver == receiver)
     req.prefill_replica = giver
+    w.replicas[giver].given += req.prompt
 
 
 def bind(w: World, s: int, q: int, receiver: int, is_alone: bool) -> None:
