@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from solvers.engine import EngineProfile
 from solvers.engine.roofline import MEMORY_EFFICIENCY, GpuFacts, ModelFacts, precision_of
 from solvers.engine.variants import (
+    covered_ratio,
     with_chunk,
     with_kv_bits,
     with_offload,
@@ -52,16 +53,21 @@ def _kv(profile: EngineProfile, numbers: list[float], _facts: Callable[[], Facts
     return with_kv_bits(profile, int(numbers[0]), from_bits=8 * precision_of(profile.key.config).kv_bytes)
 
 
+def _pool(profile: EngineProfile, numbers: list[float], _facts: Callable[[], Facts]) -> EngineProfile:
+    hit_ratio, gigabytes, gigabytes_per_s, tokens = numbers
+    if min(gigabytes, tokens) <= 0:
+        problem = f"is {gigabytes:g} GB for {tokens:g} tokens"
+        raise InvalidInput("variant pool", "pool size", problem, "give both above 0")
+    covered = covered_ratio(1e9 * gigabytes, tokens, profile.kv_bytes_per_token)
+    return with_offload(profile, hit_ratio, pool_bytes_per_s=1e9 * gigabytes_per_s, covered_ratio=covered)
+
+
 VARIANTS: Mapping[str, _Variant] = {
     "chunk": _Variant(form="chunk:TOKENS", numbers=1, make=lambda profile, n, _: with_chunk(profile, int(n[0]))),
     "weights": _Variant(form="weights:BITS", numbers=1, make=_weights),
     "kv": _Variant(form="kv:BITS", numbers=1, make=_kv),
     "hit": _Variant(form="hit:RATIO", numbers=1, make=lambda profile, n, _: with_prefix_hits(profile, n[0])),
-    "pool": _Variant(
-        form="pool:RATIO:GIGABYTES_PER_SECOND",
-        numbers=2,
-        make=lambda profile, n, _: with_offload(profile, n[0], pool_bytes_per_s=1e9 * n[1]),
-    ),
+    "pool": _Variant(form="pool:RATIO:GIGABYTES:GIGABYTES_PER_SECOND:PREFIX_TOKENS_IN_USE", numbers=4, make=_pool),
     "spec": _Variant(
         form="spec:DRAFT_TOKENS:ACCEPTANCE:DRAFT_COST",
         numbers=3,

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +71,21 @@ def is_clean(row: MeasuredRow) -> bool:
 def overall(study: Study, found: Sequence[Found]) -> str:
     """One row for each experiment: all rows, and those without DeepSeek."""
     rows: list[tuple[Cell, ...]] = [
-        (each.name, *cells(errors(study, each)), *cells(errors(study, each, is_clean))) for each in found
+        (each.name, *cells(errors(study, each)), *cells(errors(study, each, is_clean)))
+        for each in (*found, *on_rows_of(found[0], found[1:]))
     ]
     return render_table(("EXPERIMENT", *HEADERS, *(f"{h} -DS" for h in HEADERS)), rows)
+
+
+def on_rows_of(first: Found, others: Sequence[Found]) -> list[Found]:
+    """Experiments that predict every row once, on the rows of another alone."""
+    keep = set(first.rows.tolist())
+    return [
+        replace(each, name=f"{each.name} *", rows=each.rows[chosen], predicted_s=each.predicted_s[chosen])
+        for each in others
+        if len(set(each.rows.tolist())) == len(each.rows) > len(keep)
+        for chosen in [np.array([row in keep for row in each.rows])]
+    ]
 
 
 def cells(found: Errors | None) -> tuple[Cell, ...]:
@@ -103,7 +115,12 @@ def _pair(found: Errors | None) -> str:
 
 def to_table(study: Study, found: Sequence[Found]) -> str:
     """Everything for people."""
-    lines = ["Errors in percent, median and p90; -DS: without DeepSeek.", "", overall(study, found), ""]
+    lines = [
+        "Errors in percent, median and p90; -DS: without DeepSeek; *: on the rows of aiconfigurator.",
+        "",
+        overall(study, found),
+        "",
+    ]
     lines += [f"{each.name}: fitted {each.fitted}" for each in found]
     chosen = [each for each in found if not each.name.startswith(("repeats", "system left", "4 rows"))]
     for name, of in SLICES.items():

@@ -17,6 +17,7 @@ from solvers.engine.curves import capped, decode_step_s, prefill_s
 from solvers.engine.prefill import batch_ratio, cached_ratio, prefill_together_s
 from solvers.engine.roofline import precision_of
 from solvers.engine.variants import (
+    covered_ratio,
     expected_tokens,
     with_chunk,
     with_kv_bits,
@@ -164,6 +165,16 @@ def test_a_slow_pool_is_not_asked_and_a_fast_one_is_like_a_hit() -> None:
     assert half.prefill_s == pytest.approx(fast.prefill_s)
 
 
+def test_a_pool_that_holds_half_of_the_prefixes_is_hit_half_as_often() -> None:
+    tokens = 1e9 * 100 / PLAIN.kv_bytes_per_token * 2  # twice what 100 GB hold
+    assert covered_ratio(100e9, tokens, PLAIN.kv_bytes_per_token) == pytest.approx(0.5)
+    assert covered_ratio(100e9, 1.0, PLAIN.kv_bytes_per_token) == 1.0
+    made = make_variant(PLAIN, f"pool:0.8:100:50:{tokens}", facts)
+    expected = with_offload(PLAIN, 0.8, pool_bytes_per_s=50e9, covered_ratio=0.5)
+    assert made.prefill_s == expected.prefill_s
+    assert made.key.config.label == "tp1-pool40"
+
+
 def test_expected_tokens_are_those_of_a_geometric_run() -> None:
     assert expected_tokens(3, 0.0) == 1.0
     assert expected_tokens(3, 1.0) == 4.0
@@ -193,7 +204,8 @@ def test_speculation_pays_at_small_batches_and_cuts_the_table_where_it_ends() ->
         ("kv:32", "kv bits"),
         ("weights:32", "weight bits"),
         ("hit:1", "prefix hit ratio"),
-        ("pool:0.5:0", "pool bandwidth"),
+        ("pool:0.5:100:0:1e6", "pool bandwidth"),
+        ("pool:0.5:0:10:1e6", "pool size"),
         ("spec:0:0.5:0", "draft tokens"),
         ("spec:3:1.5:0", "acceptance ratio"),
         ("spec:3:0.5:-1", "draft cost ratio"),

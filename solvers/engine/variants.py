@@ -105,6 +105,11 @@ def with_offload(
     return _named(profile, _with_prefill(profile, prefill_s), f"pool{100 * hits:.0f}", words)
 
 
+def covered_ratio(pool_bytes: float, working_tokens: float, kv_bytes_per_token: float) -> float:
+    """Share of the prefixes in use that a pool of so many bytes holds; evenly used prefixes are hit in that share."""
+    return min(1.0, pool_bytes / (working_tokens * kv_bytes_per_token))
+
+
 def expected_tokens(draft_tokens: int, acceptance_ratio: float) -> float:
     r"""Tokens that one verification yields: :math:`(1 - a^{k + 1}) / (1 - a)`, each draft accepted independently.
 
