@@ -39,7 +39,6 @@ class Row:
     plan: str
     usd_per_hour: float
     unserved_ratio: tuple[float, ...]
-    penalty_usd_per_hour: float
     capped_gpus_ratio: float
     gap_ratio: float
     cpu_s: float
@@ -103,7 +102,6 @@ def _row(size: str, seed: int, power: float, name: str, plan: Plan, problem: Pro
         plan=name,
         usd_per_hour=round(plan.report.cost_usd_per_hour, 2),
         unserved_ratio=tuple(round(lacking[t] / asked[t], 4) if asked[t] else 0.0 for t in synthetic.TIERS),
-        penalty_usd_per_hour=round(sum(s.penalty_usd_per_hour for s in plan.services), 2),
         capped_gpus_ratio=round(below / gpus, 3) if gpus else 0.0,
         gap_ratio=round(plan.report.gap_ratio, 4),
         cpu_s=round(cpu_s, 1),
@@ -127,7 +125,6 @@ def table(rows: list[Row]) -> str:
         "plan",
         "usd/h",
         *(f"{t} %" for t in synthetic.TIERS),
-        "penalty",
         "capped",
         "gap %",
         "cpu s",
@@ -136,7 +133,7 @@ def table(rows: list[Row]) -> str:
         (
             *(r.size, str(r.seed), f"{r.power:.0%}", r.plan, f"{r.usd_per_hour:.2f}"),
             *(f"{100 * share:.2f}" for share in r.unserved_ratio),
-            *(f"{r.penalty_usd_per_hour:.1f}", f"{r.capped_gpus_ratio:.0%}", f"{100 * r.gap_ratio:.2f}", f"{r.cpu_s}"),
+            *(f"{r.capped_gpus_ratio:.0%}", f"{100 * r.gap_ratio:.2f}", f"{r.cpu_s}"),
         )
         for r in rows
     ]

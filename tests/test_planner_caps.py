@@ -17,9 +17,11 @@ from solvers.fleet import GpuClass, PoolKey
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
 from solvers.planner.caps import one_level
+from solvers.planner.cells import build_cells
 from solvers.planner.desk import Desk
 from solvers.planner.options import find_options
 from solvers.planner.penalties import Penalties
+from solvers.planner.relax import state
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit, replica_capacity
 from solvers.verify import verify
@@ -318,3 +320,26 @@ def test_a_class_may_forbid_low_caps() -> None:
     caps = {(o.pool.gpu_class, o.pool.cap_watts) for o in Desk.of(problem, replica_capacity).options.pools}
     assert all(not cap or cap >= problem.gpu_classes[name].min_cap_watts for name, cap in caps)
     assert any(cap for _, cap in caps)
+
+
+def test_every_cap_is_a_pool_of_the_model_with_its_own_watts_and_one_size_in_all() -> None:
+    problem = knowing_caps(scarce())
+    desk = Desk.of(problem, replica_capacity)
+    cells = build_cells(problem, desk.options)
+    arrays = state(cells)
+    rows = {row: index for index, row in enumerate(arrays.rows)}
+    matrix = arrays.matrix.tocsr()
+    site = next(index for (limit, subject), index in rows.items() if limit == "power" and "rack-1" in subject)
+    watts = {o.pool: o.reserved_watts for o in desk.options.pools if o.pool.gpu_class == "h100-sxm"}
+    for cell, p in enumerate(cells.cell_pool):
+        pool = cells.pools[p].pool
+        if pool in watts:
+            kilowatts = matrix[[site], [arrays.columns["replicas"].start + cell]].item()
+            assert kilowatts == pytest.approx(((pool.cap_watts or 700.0) + 150.0 - 70.0) / 1000.0)
+            assert watts[pool] == pytest.approx(1000.0 * kilowatts)
+    for base in {o.pool.uncapped for o in desk.options.pools}:
+        steps = [t for t, p in enumerate(cells.step_pool) if cells.pools[p].pool.uncapped == base]
+        if len(steps) == 1:
+            continue
+        row = matrix[[rows["step", f"{base} one step"]]]
+        assert sorted(row.indices - arrays.columns["chosen"].start) == steps
