@@ -61,16 +61,19 @@ def _print_comparison(output: str, planned: Planned) -> int:
 
 
 def comparison_table(standings: Sequence[Standing]) -> str:
-    """One row for each plan: cost, its ratio to the first, unserved share of every tier, how the first stands to it."""
-    tiers = list(standings[0].unserved_ratio)
-    headers = ("PLAN", "USD/H", "RATIO", *(f"{tier.upper()} UNSERVED %" for tier in tiers), "OURS IS")
+    """One row for each plan: cost, its ratio to the first, how short every tier is, how the first stands to it.
+
+    Shortage is as the policy weighs it: a request of a large model counts for more than one of a small.
+    """
+    tiers = list(standings[0].shortage_ratio)
+    headers = ("PLAN", "USD/H", "RATIO", *(f"{tier.upper()} SHORT %" for tier in tiers), "OURS IS")
     return render_table(headers, (_standing_row(standing, tiers, standings[0]) for standing in standings))
 
 
 def _standing_row(standing: Standing, tiers: Sequence[str], first: Standing) -> tuple[Cell, ...]:
-    unserved = (100.0 * standing.unserved_ratio[tier] for tier in tiers)
+    short = (100.0 * standing.shortage_ratio[tier] for tier in tiers)
     verdict = MISSING if standing is first else str(standing.verdict)
-    return standing.name, standing.cost_usd_per_hour, standing.cost_ratio, *unserved, verdict
+    return standing.name, standing.cost_usd_per_hour, standing.cost_ratio, *short, verdict
 
 
 def exit_code(planned: Planned) -> int:

@@ -2,8 +2,10 @@
 
 Synthetic fleets (``tests/synthetic.py``) by size and seed, each in four cases: 100, 90 and 80 % of its power budgets,
 and with most nodes of its most used GPU class gone. Starting costs nothing here, so cost is what runs. *Ours* says how
-our plan stands to the row: by unserved demand from the top tier down, then by cost; ``even`` is within the gap that the
-policy leaves open. The exit code is 1 when any row says that ours is worse.
+our plan stands to the row: by what is short from the top tier down, then by cost; ``even`` is within the gap that the
+policy leaves open. Shortage is as the policy weighs it, missing floors included: a request of a large model counts for
+more than one of a small (JSON has the plain share of requests too). The exit code is 1 when any row says that ours is
+worse.
 """
 
 from __future__ import annotations
@@ -84,17 +86,17 @@ def measure(args: argparse.Namespace, size: str, seed: int) -> Iterator[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    tiers = list(dict.fromkeys(tier for row in rows for tier in row.standing.unserved_ratio))
-    headers = ("SIZE", "SEED", "CASE", "PLAN", "USD/H", "RATIO", *(f"{tier} % UNSERVED" for tier in tiers))
+    tiers = list(dict.fromkeys(tier for row in rows for tier in row.standing.shortage_ratio))
+    headers = ("SIZE", "SEED", "CASE", "PLAN", "USD/H", "RATIO", *(f"{tier} % SHORT" for tier in tiers))
     return render_table((*headers, "OURS IS", "GAP %", "CPU S"), (cells(row, tiers) for row in rows))
 
 
 def cells(row: Row, tiers: list[str]) -> tuple[Cell, ...]:
     s = row.standing
-    unserved = (100.0 * s.unserved_ratio.get(tier, 0.0) for tier in tiers)
+    short = (100.0 * s.shortage_ratio.get(tier, 0.0) for tier in tiers)
     is_ours = s.name == "ours"
     verdict, gap = ("-", 100.0 * row.gap_ratio) if is_ours else (str(s.verdict), "-")
-    return row.size, row.seed, row.case, s.name, s.cost_usd_per_hour, s.cost_ratio, *unserved, verdict, gap, row.cpu_s
+    return row.size, row.seed, row.case, s.name, s.cost_usd_per_hour, s.cost_ratio, *short, verdict, gap, row.cpu_s
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:

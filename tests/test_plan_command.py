@@ -286,12 +286,12 @@ def test_all_plans_are_set_side_by_side(ask: Ask) -> None:
     code, out, err = ask(MINIMAL, "--compare", "--demand", "default/chat=200")
     assert (code, err) == (2, "")
     header, ours, *others = out.splitlines()
-    assert header.split() == ["PLAN", "USD/H", "RATIO", "CRITICAL", "UNSERVED", "%", "OURS", "IS"]
+    assert header.split() == ["PLAN", "USD/H", "RATIO", "CRITICAL", "SHORT", "%", "OURS", "IS"]
     assert ours.split()[::4] == ["ours", "-"]
     assert [line.split()[0] for line in others] == ["greedy", "per_service", "watt_clamp", "best_fit"]
     rows = json.loads(ask(MINIMAL, "--compare", "--demand", "default/chat=200", "-o", "json").out)["plans"]
     assert [row["name"] for row in rows] == ["ours", "greedy", "per_service", "watt_clamp", "best_fit"]
-    assert all(row["unserved_ratio"]["critical"] >= rows[0]["unserved_ratio"]["critical"] - 1e-9 for row in rows)
+    assert all(row["shortage_ratio"]["critical"] >= rows[0]["shortage_ratio"]["critical"] - 1e-9 for row in rows)
 
 
 def test_a_comparison_is_of_all_baselines_or_of_one_plan(ask: Ask) -> None:
