@@ -75,7 +75,15 @@ def read_rows(path: Path) -> list[MeasuredRow]:
         for line in csv.DictReader(file):
             row = _row(line)
             # The two spellings of one measurement differ in trailing digits.
-            mark = (row.key.family, row.key.system, *row.shape, round(row.ttft_s, 6), round(row.tpot_s, 7))
+            mark = (
+                row.key.family,
+                row.key.system,
+                row.key.engine,
+                row.load.clients,
+                *row.shape,
+                round(row.ttft_s, 6),
+                round(row.tpot_s, 7),
+            )
             seen.setdefault(mark, row)
     return list(seen.values())
 
