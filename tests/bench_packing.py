@@ -1,10 +1,10 @@
 """Pack bins, class by class, and say how many packings are proved to be the best there are.
 
-Run: ``python -m tests.bench_packing [--seeds 3] [--classes U T V H] [--largest 1000] [-o json]``. Instances are
+Run: ``python -m tests.bench_packing [--seeds 3] [--classes U T V W H] [--largest 1000] [-o json]``. Instances are
 made here, by seed. U and T are the classes of Falkenauer, "A hybrid grouping genetic algorithm for bin packing",
 Journal of Heuristics 2 (1996): U has sizes of 20 to 100 in bins of 150, T has triplets that fill bins of 1000 exactly
 (a first item of 380 to 490, a second of 250 to half of what is left, a third that is the rest). V has sizes drawn for
-each of two resources; H has replicas on hosts of 8 GPUs, 192 cores, 2000 GB and 8 network ports.
+each of two resources, W of four; H has replicas on hosts of 8 GPUs, 192 cores, 2000 GB and 8 network ports.
 
 BINS/L2 is bins over the Martello-Toth bound (or the largest one-resource bound); FFD/BINS is what first fit decreasing
 takes, run in the same process. Times are of the CPU.
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ class Family:
 FAMILIES = {
     "U": Family(make=falkenauer_u, sizes=(120, 250, 500, 1000)),
     "T": Family(make=falkenauer_t, sizes=(60, 120, 249, 501, 999)),
-    "V": Family(make=vectors, sizes=(50, 100)),
+    "V": Family(make=vectors, sizes=(50, 100, 200)),
+    "W": Family(make=partial(vectors, resources=4), sizes=(50, 100)),
     "H": Family(make=hosts, sizes=(200, 1000, 4000)),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from solvers.packing import BinType, Effort, Packing, pack_bins
 from solvers.packing.bounds import WORTH_UNIT, martello_toth_bound, priced_bound, rows_bound
 from solvers.packing.columns import Master
 from solvers.packing.fit import RULES, fit_decreasing, orders
-from solvers.packing.items import read_items
+from solvers.packing.items import Ints, read_items
+from solvers.packing.pricing import ManyResources, OneResource, Pricer
 from tests.bench_packing import FAMILIES, first_fit_decreasing, run
 
 FEW = Effort(dives=2, nodes=200, full_searches=30)
@@ -150,6 +152,35 @@ def test_bounds_stay_below_the_fewest_bins(seed: int) -> None:
     worth = rng.integers(0, WORTH_UNIT, len(kinds.demand))  # any prices bound, good ones or not
     most = Master(kinds, full_searches=1).pricer.best(0, worth, kinds.demand)[1]
     assert priced_bound(worth, kinds, np.array([most])) <= best
+
+
+def every_content(sizes: Ints, limit: Ints, capacity: Ints) -> list[tuple[int, ...]]:
+    """All contents of a bin, by counting up."""
+    counts = product(*(range(int(most) + 1) for most in limit))
+    return [content for content in counts if (np.array(content) @ sizes <= capacity).all()]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_best_content_as_by_counting(seed: int) -> None:
+    """Both ways of pricing, capacities beyond the grid too: best found, bound above it, all of a worth listed."""
+    rng = np.random.default_rng(seed)
+    resources, scale = int(rng.integers(1, 4)), int(rng.choice([1, 700]))
+    items = rng.integers(1, 12, (12, resources)) * scale + rng.integers(0, scale, (12, resources))
+    kinds = read_items(items, [24 * scale] * resources)
+    worth = rng.integers(WORTH_UNIT // 8, WORTH_UNIT // 2, len(kinds.demand))
+    contents = np.array(every_content(kinds.sizes, kinds.demand, kinds.capacity[0]))
+    most = int((contents @ worth).max())
+    pricers: list[Pricer] = [ManyResources(kinds)] + ([OneResource(kinds)] if resources == 1 else [])
+    for pricer in pricers:
+        found, bound = pricer.best(0, worth, kinds.demand)
+        assert all((content @ kinds.sizes <= kinds.capacity[0]).all() for content in found)
+        assert max(int(content @ worth) for content in found) >= most * (1 - 1e-3)
+        assert most <= bound <= most * (1 + 1e-3)
+        parts = pricer.all_from(0, worth / WORTH_UNIT, kinds.demand, 0.8 * most / WORTH_UNIT)
+        listed = {tuple(map(int, part)) for part in parts}
+        room = [(kinds.sizes <= kinds.capacity[0] - c @ kinds.sizes).all(axis=1) & (c < kinds.demand) for c in contents]
+        wanted = [c for c, more in zip(contents, room, strict=True) if not more.any() and c @ worth >= 0.8 * most + 1]
+        assert {tuple(map(int, c)) for c in wanted} <= listed
 
 
 def test_the_martello_toth_bound_as_by_hand() -> None:

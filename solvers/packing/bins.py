@@ -16,7 +16,7 @@ from solvers.packing.items import BinType, Ints, Kinds, PackedBin, Packing, read
 
 BY_ROWS = "volume and the Martello-Toth bound of each resource"
 BY_PRICES_1 = "prices of the relaxation over bin contents, recomputed in whole numbers by dynamic programming"
-BY_PRICES_R = "prices of the relaxation over bin contents; the best content at these prices rests on HiGHS"
+BY_PRICES_R = "prices of the relaxation over bin contents, recomputed in whole numbers by branch and bound"
 SHARES = (0.6, 0.9, 0.35, 0.75)
 """Use of a content from which a dive fixes it, dive by dive."""
 

@@ -19,8 +19,9 @@ import numpy as np
 from solvers.errors import SolveFailed
 from solvers.packing.bounds import WORTH_UNIT, priced_bound
 from solvers.packing.fit import Pattern
+from solvers.packing.highs import quiet_highs
 from solvers.packing.items import Floats, Ints, Kinds
-from solvers.packing.pricing import make_pricer, quiet_highs
+from solvers.packing.pricing import make_pricer
 
 MOST_ROUNDS = 2000
 TOLERANCE = 1e-9

@@ -31,7 +31,7 @@ class Effort:
 
     dives: int = 4
     nodes: int = SOLVE_NODES
-    full_searches: int = 100
+    full_searches: int = 300
 
 
 @dataclass(slots=True, eq=False)

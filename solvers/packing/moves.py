@@ -10,8 +10,8 @@ import highspy
 import numpy as np
 import numpy.typing as npt
 
+from solvers.packing.highs import quiet_highs
 from solvers.packing.items import Floats, Ints
-from solvers.packing.pricing import quiet_highs
 
 NODE_LIMIT = 5000
 WINDOW_HOSTS, MOST_WINDOWS, MOST_ROUNDS = 6, 40, 4

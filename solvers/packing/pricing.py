@@ -1,23 +1,22 @@
-"""The bin content worth most at given prices of items: a dynamic program for one resource, HiGHS for many.
+"""The bin content worth most at given prices of items: a dynamic program for one resource, branch and bound for many.
 
 Counts of a kind in a bin never pass what is asked of it (proper patterns): this tightens the relaxation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import highspy
 import numpy as np
 
-from solvers.errors import SolveFailed
+from solvers.packing.bounds import WORTH_UNIT
+from solvers.packing.branching import Branching
 from solvers.packing.items import Floats, Ints, Kinds
 
 MOST_CELLS = 40_000_000
-"""Kinds × capacity that the dynamic program keeps; beyond, one resource too is left to HiGHS."""
+"""Kinds × capacity that the dynamic program keeps; beyond, one resource too is left to branch and bound."""
 SPARE_PATTERNS = 12
-NODE_LIMIT = 200
 MOST_LISTED = 40_000
 
 
@@ -123,10 +122,9 @@ class OneResource:
 
 @dataclass(slots=True, eq=False)
 class ManyResources:
-    """Greedy contents with exchanges first; a whole-number program of one bin, kept in HiGHS, where those find none."""
+    """Greedy contents with exchanges, and branch and bound from the best of them."""
 
     kinds: Kinds
-    _models: dict[int, Any] = field(default_factory=dict)
 
     def quick(self, bin_type: int, prices: Floats, limit: Ints) -> list[Ints]:
         share = self.kinds.sizes / np.maximum(self.kinds.capacity[bin_type], 1)
@@ -169,51 +167,35 @@ class ManyResources:
         return int(inside[out]), int(into)
 
     def best(self, bin_type: int, worth: Ints, limit: Ints) -> tuple[list[Ints], int]:
-        highs = self._solved(bin_type, worth.astype(float), limit)
-        bound = highs.getInfo().mip_dual_bound
-        if not np.isfinite(bound):
-            raise SolveFailed(f"no bound on the content of bin type {bin_type}")
-        content = np.round(np.array(highs.getSolution().col_value)).astype(np.int64)
-        is_sound = len(content) > 0 and (content @ self.kinds.sizes <= self.kinds.capacity[bin_type]).all()
-        return [content] if is_sound else [], int(np.floor(bound * (1.0 + 1e-9) + 1e-3))
+        """Branch and bound from the best quick content; see ``Branching``."""
+        capacity = self.kinds.capacity[bin_type]
+        able = np.flatnonzero((limit > 0) & (worth > 0) & (self.kinds.sizes <= capacity).all(axis=1))
+        if not len(able):
+            return [], 0
+        start = max(self.quick(bin_type, worth.astype(float), limit), key=lambda content: int(content @ worth))
+        branching = Branching(self.kinds.sizes[able], worth[able], limit[able], capacity)
+        found, most = branching.run(int(start @ worth))
+        content = start
+        if found is not None:
+            content = np.zeros_like(start)
+            content[able] = found
+        return [content], most
 
     def all_from(self, bin_type: int, prices: Floats, limit: Ints, least: float) -> list[Ints]:
-        return []
-
-    def _solved(self, bin_type: int, prices: Floats, limit: Ints) -> Any:
-        if bin_type not in self._models:
-            self._models[bin_type] = self._model(bin_type)
-        highs, kinds = self._models[bin_type], np.arange(len(prices), dtype=np.int32)
-        fits = (self.kinds.sizes <= self.kinds.capacity[bin_type]).all(axis=1)
-        highs.changeColsCost(len(kinds), kinds, np.maximum(prices, 0.0))
-        highs.changeColsBounds(len(kinds), kinds, np.zeros(len(kinds)), np.where(fits, limit, 0).astype(float))
-        if highs.run() == highspy.HighsStatus.kError:
-            raise SolveFailed(f"pricing of bin type {bin_type} failed: {highs.getModelStatus()}")
-        return highs
-
-    def _model(self, bin_type: int) -> Any:
-        sizes, capacity = self.kinds.sizes, self.kinds.capacity[bin_type].astype(float)
-        highs = quiet_highs(mip_rel_gap=0.0, mip_abs_gap=0.99, mip_max_nodes=NODE_LIMIT)
-        resources = np.arange(sizes.shape[1], dtype=np.int32)
-        for room in capacity:
-            highs.addRow(-highspy.kHighsInf, room, 0, np.empty(0, np.int32), np.empty(0))
-        for size in sizes:
-            highs.addCol(0.0, 0.0, 0.0, len(resources), resources, size.astype(float))
-        for kind in range(len(sizes)):
-            highs.changeColIntegrality(kind, highspy.HighsVarType.kInteger)
-        highs.changeObjectiveSense(highspy.ObjSense.kMaximize)
-        return highs
+        capacity = self.kinds.capacity[bin_type]
+        able = np.flatnonzero((limit > 0) & (self.kinds.sizes <= capacity).all(axis=1))
+        if not len(able):
+            return []
+        worth = np.floor(np.maximum(prices[able], 0.0) * WORTH_UNIT).astype(np.int64)
+        found = []
+        for part in Branching(self.kinds.sizes[able], worth, limit[able], capacity).list_from(int(least * WORTH_UNIT)):
+            content = np.zeros_like(limit)
+            content[able] = part
+            found.append(content)
+        return found
 
 
 def _copies(size: Ints, room: Ints, limit: int) -> int:
     """How often an item fits the room, up to a limit."""
     needed = size > 0
     return min(limit, int((room[needed] // size[needed]).min())) if needed.any() else limit
-
-
-def quiet_highs(**options: Any) -> Any:
-    """HiGHS without output, on one thread, with a fixed seed: the same input gives the same answer."""
-    highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
-    for name, value in {"output_flag": False, "threads": 1, "random_seed": 7, **options}.items():
-        highs.setOptionValue(name, value)
-    return highs

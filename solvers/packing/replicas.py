@@ -22,8 +22,8 @@ import highspy
 import numpy as np
 
 from solvers.errors import InvalidInput
+from solvers.packing.highs import quiet_highs
 from solvers.packing.items import Floats, Ints
-from solvers.packing.pricing import quiet_highs
 
 MOST_COLUMNS = 20_000
 NODE_LIMIT = 2000
