@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from solvers.engine import Role
 from solvers.errors import PlanRejected
+from solvers.explain.ways import pool_usd_per_hour
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner.assemble import Prices, assemble
@@ -15,7 +16,7 @@ from solvers.planner.checks import check_problem
 from solvers.planner.desk import Desk
 from solvers.planner.floors import missing_of_pin, places_of
 from solvers.planner.nodes import Room
-from solvers.planner.options import CapacityOf, PoolOption
+from solvers.planner.options import CapacityOf, PoolOption, find_options
 from solvers.planner.shortage import reasons_by_service
 from solvers.planner.spread import spread_evenly
 from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
@@ -49,6 +50,7 @@ class Stage:
         check_problem(problem)
         plain = replace(problem, policy=replace(problem.policy, power_caps=False))  # none of them chooses caps so
         desk = Desk.of(plain, capacity_of)
+        desk = replace(desk, options=find_options(plain, desk.sizer))  # at every size, however large the fleet
         stage = cls(desk=desk, room=desk.empty_room())
         for service in stage.services:
             stage._keep_pins(service)
@@ -68,8 +70,7 @@ class Stage:
         """List price and energy of carrying the whole demand that way, per unit of what it then carries."""
         rate = self.demand_per_s(service)
         sizes = [self.needed(option, rate) for option in way]
-        energy = self.desk.problem.policy.energy_usd_per_kilowatt_hour
-        cost = sum(n * o.step_usd_per_hour(o.steps[-1], energy) for o, n in zip(way, sizes, strict=True))
+        cost = sum(pool_usd_per_hour(self.desk, option, size) for option, size in zip(way, sizes, strict=True))
         able = min(self.carried(o, n) for o, n in zip(way, sizes, strict=True))
         return cost * max(1.0, rate / able) if able > 0.0 else cost
 

@@ -17,6 +17,7 @@ from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
 from solvers.planner.compose import Composer, shared_rows
 from solvers.planner.desk import Desk
+from solvers.planner.options import Options, find_options
 from solvers.planner.places import place
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
 from solvers.planner.tally import Worth, best_of
@@ -24,6 +25,7 @@ from solvers.planner.tally import Worth, best_of
 SPLIT_CELLS = 1500  # beyond so many cells bays are not told apart by what runs there
 MOST_NODES = 200  # of the search for one way for each service
 GAP_SHARE = 0.3  # of the gap that the policy allows, which prices may leave open
+FINE_GPUS = 10_000  # of a fleet; sizing every pool at many sizes is most of the time of a larger one
 PRICINGS = 2  # rounds that add ways when room changes a little
 
 
@@ -48,7 +50,7 @@ class Market:
         SolveFailed
             The relaxation gave no prices.
         """
-        fair_ratio = desk.penalties.fair_ratio
+        desk, fair_ratio = _at_every_size(desk), desk.penalties.fair_ratio
         cells = build_cells(desk.problem, desk.options, fair_ratio=fair_ratio)
         if len(cells.cell_pool) > SPLIT_CELLS:
             cells = build_cells(desk.problem, desk.options, split_running=False, fair_ratio=fair_ratio)
@@ -117,3 +119,13 @@ class Market:
             np.zeros(len(self.cells.cell_pool)),
         )
         return sums
+
+
+def _at_every_size(desk: Desk) -> Desk:
+    """Tell the sizes of pools apart, as long as there are not too many: a bound from the largest alone is weak."""
+    if sum(node.gpus_usable for node in desk.problem.nodes) > FINE_GPUS:
+        return desk
+    known = {option.pool for option in desk.options.pools}
+    fine = find_options(desk.problem, desk.sizer, wanted=desk.wanted)
+    pools = tuple(option for option in fine.pools if option.pool in known)
+    return replace(desk, options=Options(pools=pools, unfit=desk.options.unfit))

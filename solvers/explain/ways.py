@@ -17,6 +17,7 @@ from solvers.planner.nodes import Room
 from solvers.planner.options import PoolOption
 from solvers.planner.quotas import quota_rows
 from solvers.power import pool_extra_watts
+from solvers.sizing import Capacity
 
 SECONDS_PER_HOUR = 3600.0
 THOUSAND = 1000.0
@@ -141,7 +142,7 @@ def ranked_ways(
         if {option.pool.uncapped for option in options} <= mine:
             continue
         way = tuple((option, _count_for_all(option, row.demand_requests_per_s)) for option in options)
-        cost = sum(_usd_per_hour(desk, option, count) for option, count in way)
+        cost = sum(pool_usd_per_hour(desk, option, count) for option, count in way)
         extra = cost + sum(count * scarce.get(option.pool, 0.0) for option, count in way) - paid - worth
         found.append(
             Ranked(way=way, usd_per_hour=cost, extra_usd_per_hour=cost - paid, extra_at_scarcity_usd_per_hour=extra)
@@ -167,9 +168,12 @@ def _count_for_all(option: PoolOption, demand_per_s: float) -> int:
     return max(option.most, needed)
 
 
-def _usd_per_hour(desk: Desk, option: PoolOption, count: int) -> float:
-    """Cost of the pool at a size, energy included."""
-    return count * option.step_usd_per_hour(option.steps[-1], desk.problem.policy.energy_usd_per_kilowatt_hour)
+def pool_usd_per_hour(desk: Desk, option: PoolOption, count: int) -> float:
+    """Price of a pool at a size, with the energy that it draws at its planned load."""
+    sized = desk.sizer.at(option.pool, option.profile, count) if desk.problem.demands[option.pool.service].mix else None
+    watts = sized.gpu_watts if isinstance(sized, Capacity) else option.profile.idle_watts_per_gpu
+    energy = desk.problem.policy.energy_usd_per_kilowatt_hour * option.replica_watts(watts) / THOUSAND
+    return count * (option.price_usd_per_hour + energy)
 
 
 def alternative(plan: Plan, desk: Desk, row: ServicePlan, ranked: Ranked) -> Alternative:
