@@ -89,6 +89,13 @@ bench-openb: $(VENV)/ready ## Fill a fleet with tasks as they come (needs the op
 bench-profiles: $(VENV)/ready ## Compare profiles with measured servers
 	$(BIN)/python -m tests.bench_profiles
 
+.PHONY: bench-formulas bench-claims
+bench-formulas: $(VENV)/ready ## Set queueing formulas beside the simulation over load
+	$(BIN)/python -m tests.bench_formulas
+
+bench-claims: $(VENV)/ready ## Colocated, chunked and disaggregated serving, goodput per GPU
+	$(BIN)/python -m tests.bench_claims
+
 lock: ## Pin the dependencies again (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dask --extra dev --extra fast --extra report --extra silicon pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o deploy/requirements.lock
