@@ -117,7 +117,7 @@ def test_what_a_lost_location_must_leave_is_counted_in(problem: Problem) -> None
 
 
 def test_a_power_cap_is_told_with_what_it_costs_and_saves() -> None:
-    problem = fleets.demo(4.0, budget_ratio=0.5, policy=replace(EXACT, relative_gap=0.01, power_caps=True))
+    problem = fleets.demo(1.5, budget_ratio=0.3, policy=replace(EXACT, relative_gap=0.02, power_caps=True))
     known = {
         key: replace(
             profile, **cap_curves(profile.idle_watts_per_gpu, problem.gpu_classes[key.gpu_class].max_cap_watts)
