@@ -12,11 +12,13 @@ from solvers.planner.checks import check_problem
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Counts
 from solvers.planner.options import CapacityOf
+from solvers.planner.overload import is_far_beyond, said_in_full, within_reach
 from solvers.planner.relief import find_relief
 from solvers.planner.search import SOLVER_FAULTS, Search
 from solvers.planner.tally import Worth, best_of
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
+from solvers.verify import verify
 
 GROWTH_RATIO = 0.05
 """Demand that a plan carries beyond what is asked when what is in force no longer does: noise of load is no surge."""
@@ -54,6 +56,17 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
         No stage led to a plan that passes ``verify``; the message lists what failed.
     """
     check_problem(problem)
+    reachable = within_reach(Desk.of(problem, capacity_of, previous)) if is_far_beyond(problem) else problem
+    if reachable is problem:
+        return _planned(problem, previous, capacity_of)[1]
+    desk, plan = _planned(reachable, previous, capacity_of)
+    plan = said_in_full(desk, plan, problem)
+    if violations := verify(plan, problem, capacity_of=capacity_of):
+        raise SolveFailed("the plan of what is within reach is none of what is asked: " + "; ".join(violations))
+    return plan
+
+
+def _planned(problem: Problem, previous: Plan | None, capacity_of: CapacityOf) -> tuple[Desk, Plan]:
     in_force = _in_force(problem, previous)
     desk = desk_for(problem, capacity_of, previous)
     kept = [desk.worth(counts) for counts in in_force if desk.fits(counts)]
@@ -64,7 +77,7 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
     for worth, note in (*tried, *((worth, STAND_IN) for worth in (*kept, *repaired, desk.repaired({})))):
         plan, violations = search.write(worth, (note,) if note else ())
         if not violations:
-            return _with_relief(desk, plan)
+            return desk, _with_relief(desk, plan)
         faults += violations
     raise SolveFailed("no stage led to a sound plan: " + "; ".join(dict.fromkeys(faults)))
 

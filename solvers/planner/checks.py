@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
+from solvers.engine import check_profile
 from solvers.errors import InvalidInput
 from solvers.fleet import Node
-from solvers.problem import Problem
+from solvers.problem import Policy, Problem
 from solvers.workload import Demand, PlacementMode, ServedModel
+
+MOST_REQUESTS_PER_S = 1e12
 
 
 def check_problem(problem: Problem) -> None:
@@ -37,8 +41,22 @@ def check_problem(problem: Problem) -> None:
         _finite(f"PowerDomain/{domain.name}", "budgetWatts", domain.usable_watts, least=-math.inf)
     _check_quotas(problem)
     for gpu_class in problem.gpu_classes.values():
-        for field in ("idle_watts", "max_cap_watts", "host_share_watts", "price_usd_per_hour"):
+        for field in ("idle_watts", "min_cap_watts", "max_cap_watts", "host_share_watts", "price_usd_per_hour"):
             _finite(f"GpuClass/{gpu_class.name}", field, getattr(gpu_class, field), least=0.0)
+        if gpu_class.min_cap_watts > gpu_class.max_cap_watts:
+            caps = f"{gpu_class.min_cap_watts:g} W is above the highest cap {gpu_class.max_cap_watts:g} W"
+            raise InvalidInput(f"GpuClass/{gpu_class.name}", "min_cap_watts", caps, "swap them")
+    _check_policy(problem.policy)
+    models = {service.model for service in problem.services}
+    for key, profile in sorted(problem.profiles.items()):
+        if key != profile.key:
+            held = f"is kept as {key.model} on {key.gpu_class}/{key.config.label}"
+            raise InvalidInput(f"EngineProfile/{profile.key.model}", "key", held, "use the profile's own key")
+        if key.model in models:  # a model that leaves no room for its cache is no fault: it fits nowhere
+            check_profile(replace(profile, kv_capacity_tokens=profile.kv_capacity_tokens or 1))
+    for (pool, location), count in problem.running.items():
+        if count < 0:
+            raise InvalidInput(f"running/{pool}@{location}", "", f"is {count}", "count replicas from 0")
 
 
 def _check_service(service: ServedModel) -> None:
@@ -48,6 +66,12 @@ def _check_service(service: ServedModel) -> None:
     if (service.pins or service.locations or spreads) and service.placement is PlacementMode.CLASS:
         remedy = "set placement Location, or drop locations, pins, spread and maxSpot"
         raise InvalidInput(subject, "placement", "is Class, which leaves places to the scheduler", remedy)
+    for slo in service.slos:
+        if not (0.0 < slo.limit_s < math.inf and 0.0 < slo.percentile_ratio < 1.0):
+            said = f"{slo.metric} of {slo.limit_s!r} s at {slo.percentile_ratio!r}"
+            raise InvalidInput(subject, "slos", f"{said} is no limit", "give a time above 0 and a share inside 0 and 1")
+    if service.min_replicas < 0:
+        raise InvalidInput(subject, "minReplicas", f"is {service.min_replicas}", "give 0 or more")
     if not 0.0 <= service.max_spot_ratio <= 1.0:
         raise InvalidInput(subject, "maxSpot", f"is {service.max_spot_ratio!r}", "give a share between 0 and 1")
     if not 0.0 < service.fair_weight < math.inf:
@@ -85,12 +109,29 @@ def _finite(subject: str, field: str, value: float, *, least: float) -> None:
 def _check_demand(demand: Demand) -> None:
     subject = f"ServedModel/{demand.service}"
     _finite(subject, "demand.requestsPerSecond", demand.requests_per_s, least=0.0)
+    if demand.requests_per_s > MOST_REQUESTS_PER_S:
+        rate = f"is {demand.requests_per_s:g}, more than all the world asks"
+        raise InvalidInput(subject, "demand.requestsPerSecond", rate, f"give at most {MOST_REQUESTS_PER_S:g}")
     if demand.requests_per_s > 0.0 and not demand.mix:
         raise InvalidInput(subject, "demand.mix", "is empty", "give at least one size of prompt and output")
     for index, bucket in enumerate(demand.mix):
         _finite(subject, f"demand.mix[{index}].weight", bucket.weight_ratio, least=0.0)
+        if min(bucket.prompt_tokens, bucket.output_tokens) < 1:
+            size = f"asks {bucket.prompt_tokens} tokens for {bucket.output_tokens}"
+            raise InvalidInput(subject, f"demand.mix[{index}]", size, "give at least one token of each")
     if demand.mix and sum(bucket.weight_ratio for bucket in demand.mix) <= 0.0:
         raise InvalidInput(subject, "demand.mix", "weighs nothing", "give one bucket a weight above 0")
+
+
+def _check_policy(policy: Policy) -> None:
+    """Prices, shares and limits that every stage multiplies by."""
+    subject = "FleetPolicy/default"
+    for field in ("energy_usd_per_kilowatt_hour", "start_cost_hours", "min_saving_ratio", "relative_gap"):
+        _finite(subject, field, getattr(policy, field), least=0.0)
+    for index, weight in enumerate(policy.tier_penalties):
+        _finite(subject, f"tier_penalties[{index}]", weight, least=0.0)
+    if not 0.0 < policy.time_limit_s < math.inf:
+        raise InvalidInput(subject, "time_limit_s", f"is {policy.time_limit_s!r}", "give a finite time above 0")
 
 
 def _check_quotas(problem: Problem) -> None:
