@@ -240,9 +240,47 @@ def gpu_facts(gpu_class: str) -> GpuFacts:
             f"GPU class {gpu_class}",
             "",
             "has no data sheet here",
-            "use one of " + ", ".join(sorted(GPU_FACTS)) + ", or give measurements with --csv",
+            "use one of " + ", ".join(sorted(GPU_FACTS)) + ", or give its data sheet with --gpu-facts",
         )
     return GPU_FACTS[gpu_class]
+
+
+GPU_FIELDS: Mapping[str, tuple[str, float]] = {
+    # A user's field → ours and the factor to our unit.
+    "memoryGigabytes": ("memory_bytes", 1e9),
+    "memoryGigabytesPerSecond": ("memory_bytes_per_s", 1e9),
+    "bf16Teraflops": ("bf16_flops_per_s", TB),
+    "fp8Teraflops": ("fp8_flops_per_s", TB),
+    "linkGigabytesPerSecond": ("link_bytes_per_s", 1e9),
+    "networkGigabytesPerSecond": ("network_bytes_per_s", 1e9),
+    "idleWatts": ("idle_watts", 1.0),
+    "maxWatts": ("max_watts", 1.0),
+}
+OPTIONAL_GPU_FIELD = "fp8Teraflops"
+
+
+def read_gpu_facts(name: str, given: Mapping[str, Any]) -> GpuFacts:
+    """Read a data sheet of any vendor: dense peaks, links one way, per GPU.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the field that is missing, unknown or not above 0.
+    """
+    subject = f"facts of GPU class {name}"
+    if unknown := sorted(set(given) - set(GPU_FIELDS)):
+        raise InvalidInput(subject, unknown[0], "is not known", "use " + ", ".join(GPU_FIELDS))
+    values: dict[str, Any] = {"name": name, "fp8_flops_per_s": None}
+    for field, (ours, factor) in GPU_FIELDS.items():
+        value = given.get(field)
+        if value is None and field == OPTIONAL_GPU_FIELD:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise InvalidInput(subject, field, f"is {value!r}, not a number above 0", "take it from the data sheet")
+        values[ours] = factor * value
+    if values["idle_watts"] >= values["max_watts"]:
+        raise InvalidInput(subject, "idleWatts", "is not below maxWatts", "take both from the data sheet")
+    return GpuFacts(**values)
 
 
 def model_facts(name: str, config: Mapping[str, Any] | None = None) -> ModelFacts:

@@ -13,12 +13,14 @@ from typing import Any
 import yaml
 
 from controller import profiles_calibrate, profiles_explain
+from controller.facts import GPU_FIELDS, read_gpu_facts
 from controller.profiles import ProfileRequest, Source, make_profile
 from controller.profiles_imports import import_tables
 from controller.profiles_variants import FORMS
 from controller.render import profile_name, render_engine_profile
 from solvers.engine import EngineConfig, EngineProfile
 from solvers.engine.curves import decode_step_s, prefill_s
+from solvers.engine.roofline import GpuFacts
 from solvers.errors import InvalidInput, OutOfRange
 
 ACTIONS = ("make", "calibrate", "import")
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--source", default=Source.AUTO, type=Source, choices=list(Source), help="where the numbers come from (auto)")
     add("--csv", type=Path, metavar="FILE", help="measurements: phase,size,context,seconds")
     add("--model-config", type=Path, metavar="FILE", help="the model's config.json, for a roofline of any model")
+    add("--gpu-facts", type=Path, metavar="FILE", help="data sheet of a GPU class that is not known here, as YAML")
     add("--kv-capacity-tokens", type=int, metavar="N", help="KV room as the engine reports it at start")
     add("--chunk-tokens", type=int, metavar="N", help="prompt tokens per step of a mixed replica")
     add("--cold-start-seconds", default=120.0, type=float, metavar="S", help="pod start to Ready (default 120)")
@@ -130,6 +133,7 @@ def requests(args: argparse.Namespace) -> Iterator[ProfileRequest]:
                 ),
                 source=args.source,
                 csv_path=args.csv,
+                gpu=_read_gpu(args.gpu_facts, gpu_class),
                 model_config=config,
                 chunk_tokens=args.chunk_tokens,
                 kv_capacity_tokens=args.kv_capacity_tokens,
@@ -218,6 +222,18 @@ def _read_config(path: Path | None) -> Mapping[str, Any] | None:
     if not isinstance(config, dict):
         raise InvalidInput(str(path), "", "is not a JSON object", "name the model's config.json")
     return config
+
+
+def _read_gpu(path: Path | None, gpu_class: str) -> GpuFacts | None:
+    if path is None:
+        return None
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidInput(str(path), "", f"cannot be read: {error}", "name a YAML file of the GPU's facts") from error
+    if not isinstance(given, dict):
+        raise InvalidInput(str(path), "", "holds no fields", "write " + ", ".join(GPU_FIELDS))
+    return read_gpu_facts(gpu_class, given)
 
 
 def _words(text: str) -> list[str]:

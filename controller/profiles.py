@@ -19,7 +19,7 @@ from controller import silicon
 from controller.facts import gpu_facts, model_facts
 from controller.profiles_variants import Facts, make_variant
 from solvers.engine import EngineConfig, EngineProfile, ProfileSource, check_profile
-from solvers.engine.roofline import CHUNK_SIZES, chunk_for, draw_watts, roofline_profile
+from solvers.engine.roofline import CHUNK_SIZES, GpuFacts, chunk_for, draw_watts, roofline_profile
 from solvers.engine.served import as_served
 from solvers.errors import InvalidInput
 
@@ -45,6 +45,8 @@ class ProfileRequest:
     ----------
     model_config : mapping, optional
         The model's ``config.json``, for a roofline of a model that is not known here.
+    gpu : GpuFacts, optional
+        Data sheet of the GPU class, in place of one that is known here.
     csv_path : Path, optional
         Measurements; ``AUTO`` prefers them.
     chunk_tokens, kv_capacity_tokens : int, optional
@@ -62,6 +64,7 @@ class ProfileRequest:
     config: EngineConfig
     source: Source = Source.AUTO
     csv_path: Path | None = None
+    gpu: GpuFacts | None = None
     model_config: Mapping[str, Any] | None = None
     chunk_tokens: int | None = None
     kv_capacity_tokens: int | None = None
@@ -98,7 +101,7 @@ def batched_tokens(engine: str) -> int:
 
 def _facts(request: ProfileRequest) -> Facts:
     config = request.model_config or _bundled_config(request.model)
-    return Facts(model=model_facts(request.model, config), gpu=gpu_facts(request.gpu_class))
+    return Facts(model=model_facts(request.model, config), gpu=request.gpu or gpu_facts(request.gpu_class))
 
 
 def _from_silicon(request: ProfileRequest) -> EngineProfile:
@@ -129,7 +132,7 @@ def _instead_of_silicon(request: ProfileRequest, missing: InvalidInput) -> Engin
 def _from_roofline(request: ProfileRequest) -> EngineProfile:
     return roofline_profile(
         model_facts(request.model, request.model_config or _bundled_config(request.model)),
-        gpu_facts(request.gpu_class),
+        request.gpu or gpu_facts(request.gpu_class),
         request.config,
         chunk_tokens=request.chunk_tokens,
         cold_start_s=request.cold_start_s,
@@ -147,10 +150,11 @@ def _bundled_config(model: str) -> Mapping[str, Any] | None:
 def _from_csv(request: ProfileRequest) -> EngineProfile:
     if request.csv_path is None:
         raise InvalidInput("profile", "csv", "no file was given", "name the measurements with --csv FILE")
-    return csv_profile(request.csv_path, _from_roofline(request), chunk_tokens=request.chunk_tokens)
+    gpu = request.gpu or gpu_facts(request.gpu_class)
+    return csv_profile(request.csv_path, _from_roofline(request), gpu, chunk_tokens=request.chunk_tokens)
 
 
-def csv_profile(path: Path, beside: EngineProfile, *, chunk_tokens: int | None = None) -> EngineProfile:
+def csv_profile(path: Path, beside: EngineProfile, gpu: GpuFacts, *, chunk_tokens: int | None = None) -> EngineProfile:
     """Read measured curves; what a stopwatch does not give (KV room, watts, link) comes from ``beside``.
 
     Parameters
@@ -161,6 +165,8 @@ def csv_profile(path: Path, beside: EngineProfile, *, chunk_tokens: int | None =
         point become their median.
     beside : EngineProfile
         Supplies the key and everything that is not a time.
+    gpu : GpuFacts
+        Supplies what a GPU draws.
 
     Raises
     ------
@@ -178,7 +184,7 @@ def csv_profile(path: Path, beside: EngineProfile, *, chunk_tokens: int | None =
     prefill_s = np.array([prefill[tokens] for tokens in prompts])
     decode_s = np.array([[_point(path, decode, b, c) for c in contexts] for b in batches])
     grown = silicon.growing(prefill_s), silicon.growing(decode_s)
-    idle, prefill_watts, decode_watts = draw_watts(gpu_facts(beside.key.gpu_class), batches)
+    idle, prefill_watts, decode_watts = draw_watts(gpu, batches)
     return replace(
         beside,
         source=ProfileSource.MEASURED,

@@ -95,14 +95,14 @@ def _origins(request: ProfileRequest, profile: EngineProfile) -> Iterator[Origin
     rule = f"largest usual chunk that prefills within {1e3 * CHUNK_BUDGET_S:.0f} ms"
     chunk = "given with --chunk-tokens" if given["chunk"] else rule
     yield Origin(field="chunk", value=f"{profile.prefill_chunk_tokens} tokens", origin=chunk)
-    yield from _power_origins(profile)
+    yield from _power_origins(request, profile)
     yield Origin(field="cold start", value=f"{profile.cold_start_s:g} s", origin="--cold-start-seconds; not measured")
     if request.variants:
         yield Origin(field="variant", value=request.variants, origin="formulas of solvers.engine.variants on the above")
 
 
-def _power_origins(profile: EngineProfile) -> Iterator[Origin]:
-    facts = GPU_FACTS.get(profile.key.gpu_class)
+def _power_origins(request: ProfileRequest, profile: EngineProfile) -> Iterator[Origin]:
+    facts = request.gpu or GPU_FACTS.get(profile.key.gpu_class)
     sheet = "the data sheet" if facts else "the tables' own description of the GPU"
     limit = f"{facts.max_watts:g} W" if facts else "its limit"
     yield Origin(

@@ -344,3 +344,46 @@ def test_the_tables_hold_many_kinds_of_servers(model: str, gpu_class: str, chang
     assert decode_step_s(profile, 64, 4096) > decode_step_s(profile, 1, 256)
     if model == "deepseek-ai/DeepSeek-R1":
         assert profile.kv_bytes_per_token == 61 * (512 + 64) * 2  # one latent vector and one position key a layer
+
+
+SHEET = """
+memoryGigabytes: 96
+memoryGigabytesPerSecond: 2400
+bf16Teraflops: 600
+linkGigabytesPerSecond: 200
+networkGigabytesPerSecond: 25
+idleWatts: 90
+maxWatts: 600
+"""
+
+
+def of_another_vendor(folder: Path, text: str) -> list[str]:
+    path = folder / "gpu.yaml"
+    path.write_text(text, encoding="utf-8")
+    return ["profile", "--model", EIGHT, "--gpu-class", "accelerator-1", "--gpu-facts", str(path)]
+
+
+def test_a_gpu_of_any_vendor_enters_by_its_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(of_another_vendor(tmp_path, SHEET)) == 0
+    profile = parse_engine_profile(yaml.safe_load(capsys.readouterr().out))
+    assert (profile.source, profile.key.gpu_class) == (ProfileSource.ROOFLINE, "accelerator-1")
+    weights_s = 8.03e9 * 2 / (0.8 * 2400e9)
+    assert weights_s < decode_step_s(profile, 1, 256) < weights_s + 0.003
+    assert profile.idle_watts_per_gpu == 90
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("idleWatts: 90", "", "idleWatts: is None, not a number above 0"),
+        ("idleWatts: 90", "idleWatts: 700", "idleWatts: is not below maxWatts"),
+        ("bf16Teraflops: 600", "bf16Teraflops: fast", "bf16Teraflops: is 'fast'"),
+        ("bf16Teraflops", "teraflops", "teraflops: is not known"),
+        (SHEET, "- a list", "holds no fields"),
+    ],
+)
+def test_a_data_sheet_that_lacks_something_is_refused_by_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, words: str
+) -> None:
+    assert cli.main(of_another_vendor(tmp_path, SHEET.replace(old, new))) == 1
+    assert words in capsys.readouterr().err
