@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from solvers.engine import EngineProfile, Role
-from solvers.simulate import FinishedRequest, Fleet, SimRequest
+from solvers.simulate import FinishedRequest, Fleet, Served, SimRequest, Workload
+from solvers.simulate import serve as serve_workload
 from solvers.simulate.tables import TICKS_PER_S, compile_profile, to_ticks
 from tests.sim_brute import make_profile
 
@@ -99,6 +100,68 @@ def test_mean_wait_is_pollaczek_khinchines(load: float, squared_variation: float
     done = serve([int(p) for p in prompts], arrivals, one_millisecond_per_ten_tokens())
     expected = load / (1 - load) * (1 + squared_variation) / 2 * service_s
     assert_mean_within_its_half_width(np.array([r.queue_s for r in done]), expected)
+
+
+def erlang_c(servers: int, offered: float) -> float:
+    """Probability of waiting in M/M/c, by Erlang's recursion for the blocking of M/M/c/c."""
+    blocked = 1.0
+    for n in range(1, servers + 1):
+        blocked = offered * blocked / (n + offered * blocked)
+    return blocked / (1.0 - offered / servers * (1.0 - blocked))
+
+
+@pytest.mark.parametrize(("servers", "load"), [(2, 0.6), (3, 0.6)])
+def test_mean_wait_of_several_replicas_behind_one_queue_is_erlangs(servers: int, load: float) -> None:
+    """M/M/c: the gateway holds the queue, and a replica takes the next prompt when the one before is computed."""
+    rng = np.random.default_rng(17)
+    count, service_s = 45_000, 0.05
+    fleet = Fleet(replica_queue_limit=1)
+    for i in range(servers):
+        fleet.add_replica(f"p{i}", "s", Role.PREFILL, one_millisecond_per_ten_tokens())
+    for i in range(8):  # so that a decode queue is never what holds a chain up
+        fleet.add_replica(f"d{i}", "s", Role.DECODE, instant_decode())
+    prompts = np.ceil(rng.exponential(500, count)).astype(np.int64)
+    arrivals = np.cumsum(rng.exponential(service_s / (servers * load), count))
+    rows = rows_of(fleet, arrivals, prompts)
+    expected = erlang_c(servers, servers * load) * service_s / (servers * (1.0 - load))
+    assert_mean_within_its_half_width(rows.queue_s[np.argsort(rows.row)], expected)
+
+
+def instant_decode() -> EngineProfile:
+    """A step of a nanosecond, whatever is in it."""
+    return make_profile(decode_step_s=((1e-9,) * 3,) * 4, kv_capacity_tokens=10_000_000)
+
+
+def rows_of(fleet: Fleet, arrivals: NDArray[np.float64], prompts: NDArray[np.int64]) -> Served:
+    workload = Workload(
+        services=("s",),
+        arrival_s=arrivals,
+        service=np.zeros(len(arrivals), np.int64),
+        prompt_tokens=prompts,
+        output_tokens=np.ones(len(arrivals), np.int64),
+    )
+    return serve_workload(fleet, workload).served
+
+
+@pytest.mark.parametrize("kind", ["exponential", "bursty"])
+def test_mean_time_on_a_shared_link_is_that_of_processor_sharing_whatever_the_sizes(kind: str) -> None:
+    """M/G/1 with equal shares: E[time] = E[size] / (1 - load), insensitive to the distribution of sizes."""
+    rng = np.random.default_rng(23)
+    count, load = 20_000, 0.5
+    sizes = {
+        "exponential": np.ceil(rng.exponential(500, count)),
+        "bursty": np.where(rng.random(count) < 0.1, 2000, 333),
+    }[kind].astype(np.int64)
+    instant = make_profile(
+        prefill_tokens=(1, 1_000_000), prefill_s=(1e-9, 1.1e-9), kv_capacity_tokens=10_000_000, kv_bytes_per_token=100
+    )
+    fleet = Fleet()
+    fleet.add_link("spine", 1e6)  # a tenth of a millisecond a token
+    fleet.add_replica("p", "s", Role.PREFILL, instant, link="spine")
+    fleet.add_replica("d", "s", Role.DECODE, instant_decode())
+    mean_s = float(sizes.mean()) * 1e-4
+    rows = rows_of(fleet, np.cumsum(rng.exponential(mean_s / load, count)), sizes)
+    assert_mean_within_its_half_width(rows.kv_transfer_s[np.argsort(rows.row)], mean_s / (1.0 - load))
 
 
 def test_littles_law_holds_exactly_over_a_whole_run() -> None:
