@@ -172,7 +172,7 @@ class BruteFleet:
 
     def prompt_cost(self, engine: Engine, sequence: Sequence) -> int:
         done = engine.blocks.hits(sequence.path) * engine.blocks.tokens
-        return engine.tables.piece(done, sequence.asked.prompt_tokens - done, is_pass=True)
+        return engine.tables.behind_prefix(done, sequence.asked.prompt_tokens - done)
 
     def score(self, engine: Engine, sequence: Sequence) -> int:
         is_aware = self.policy(engine.service) is Routing.PREFIX_AWARE and engine.role is not Role.DECODE

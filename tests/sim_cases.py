@@ -34,6 +34,8 @@ def random_profile(rng: np.random.Generator) -> EngineProfile:
         kv_bytes_per_token=int(rng.integers(1, 100) * 10_000),
         transfer_bytes_per_s=float(rng.uniform(1e8, 1e10)),
         prefill_chunk_tokens=int(rng.integers(16, 200)),
+        **({"prefill_cached_tokens": (40, 160), "prefill_cached_ratio": ((1.0, 1.1, 1.2), (1.3, 1.3, 1.5))}
+           if rng.random() < 0.5 else {}),
         cap_watts_per_gpu=(200.0, 400.0, 700.0),
         prefill_speed_ratio=(0.3, 0.8, 1.0),
         decode_speed_ratio=(0.7, 0.9, 1.0),

@@ -174,8 +174,8 @@ class Engine:
         prompts = before = 0
         for s, tokens in pieces:
             done = s.reserved - s.left
-            is_pass = before == 0 and done == s.hits * self.blocks.tokens
-            prompts += self.tables.piece(max(before, done), tokens, is_pass=is_pass)
+            cached = 0 if before else s.hits * self.blocks.tokens
+            prompts += self.tables.piece(max(before, done), tokens, cached=cached)
             before += tokens
         decodes = 0
         if self.decoding:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers.engine import EngineProfile, Role
+from solvers.engine.prefill import prefill_together_s
 from solvers.errors import InvalidInput, OutOfRange
 from solvers.simulate import Clients, Fleet, Routing, SimRequest, Workload, replay, serve
 from solvers.simulate.gaps import RUN, count_gaps, count_of, exact_quantiles, late_ratio
@@ -50,9 +51,20 @@ def test_a_cached_prefix_shortens_prefill_to_what_the_curve_says() -> None:
     outcome = serve(one_mixed(), shared([(0.0, [1, 2, 3]), (1.0, [1, 2, 3]), (2.0, [1, 2, 9]), (3.0, [4])]))
     assert outcome.served.cached_tokens.tolist() == [0, 300, 200, 0]
     tables = compile_profile(make_profile())
-    expected = [tables.prefill(301), tables.piece(300, 1, is_pass=True), tables.piece(200, 101, is_pass=True)]
+    expected = [tables.prefill(301), tables.prefill(1), tables.behind_prefix(200, 101)]
     assert (outcome.served.prefill_s[:3] * TICKS_PER_S).round().tolist() == pytest.approx(expected, abs=1)
-    assert tables.pass_ticks > 0
+
+
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_prefill_behind_a_prefix_is_what_the_engine_model_says(is_measured: bool) -> None:
+    changes = {"prefill_cached_tokens": (512, 2048), "prefill_cached_ratio": ((1.2, 1.1, 1.1), (1.6, 1.4, 1.3))}
+    profile = make_profile(**(changes if is_measured else {}))
+    tables = compile_profile(profile)
+    for cached in (0, 100, 512, 1000, 2048):
+        for new in (50, 100, 700, 1500):
+            expected = prefill_together_s(profile, new, cached_tokens=cached)
+            # times between prefixes are linear in both forms; slopes are whole ticks a token
+            assert tables.behind_prefix(cached, new) / TICKS_PER_S == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_block_of_the_last_token_is_computed_again() -> None:

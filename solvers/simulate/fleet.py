@@ -99,7 +99,7 @@ class Fleet(FleetBooks):
         super().__init__(itl_limits_s=itl_limits_s or {}, record_runs=record_runs, compiled=compiled)
         self._routing, self._prefix_caching = dict(routing or {}), prefix_caching
         self._tables: dict[int, tuple[int, EngineTables]] = {}
-        self._used = {"knots": 0, "watts": 0, "rows": 0, "groups": 0, "cached": 0}
+        self._used = {"knots": 0, "watts": 0, "prefixes": 0, "rows": 0, "groups": 0, "cached": 0}
         self._links: dict[str, tuple[int, float]] = {}
         self._link_count = self._client_count = self._source_count = 0
         state = self._memory.state
@@ -373,10 +373,12 @@ class Fleet(FleetBooks):
             self._used["knots"] = memory.extend(name, at, flat[name])
         index, watts = len(self._tables), self._used["watts"]
         self._used["watts"] = memory.extend("watts", watts, tables.decode_milliwatts())
-        count = len(tables.prefill_line.knots)
+        count, prefixes = len(tables.prefill_line.knots), self._used["prefixes"]
+        self._used["prefixes"] = memory.extend("prefixes", prefixes, tables.prefixes)
         memory.add(
             "tables", index, line=at, line_knots=count, last_prompt=tables.prefill_line.knots[-1],
-            pass_ticks=tables.pass_ticks, rows=at + count, row_knots=len(tables.row(1).knots), watts=watts,
+            prefixes=len(tables.prefixes), first_prefix=prefixes, behind=at + count,
+            rows=at + count * (1 + len(tables.prefixes)), row_knots=len(tables.row(1).knots), watts=watts,
             idle_milliwatts=tables.idle_milliwatts, prefill_milliwatts=tables.prefill_milliwatts,
             max_batch=tables.max_batch, kv_capacity=tables.kv_capacity, chunk_tokens=tables.chunk_tokens,
             sequence_work=tables.sequence_work, prefill_speed=tables.prefill_speed, decode_speed=tables.decode_speed,

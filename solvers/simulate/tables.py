@@ -7,7 +7,7 @@ less than 1e-4 of any value of a real profile.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -76,9 +76,8 @@ class EngineTables:
         Largest batch in the decode table; the engine admits no more sequences, so batches are never extrapolated.
     sequence_work : int, ticks
         What one sequence in decode costs the replica, for routing between unlike replicas.
-    pass_ticks : int
-        A pass over the weights, where the curve of prompts begins: what a piece after a cached prefix costs beside its
-        share of the curve.
+    prefixes, behind : tuple of int, of Polygon
+        Cached prefixes that the profile has curves for, and the curves of prompts behind them.
     transfer_ticks : int
         Ticks on the replica's own link for the keys and values of one prompt token.
     prefill_speed, decode_speed : int
@@ -89,16 +88,17 @@ class EngineTables:
         "_decode_milliwatts",
         "_flat",
         "_rows",
+        "behind",
         "chunk_tokens",
         "decode_speed",
         "gpus",
         "idle_milliwatts",
         "kv_capacity",
         "max_batch",
-        "pass_ticks",
         "prefill_line",
         "prefill_milliwatts",
         "prefill_speed",
+        "prefixes",
         "profile",
         "sequence_work",
         "transfer_ticks",
@@ -115,9 +115,11 @@ class EngineTables:
         self.chunk_tokens = profile.prefill_chunk_tokens
         self.max_batch = profile.decode_batches[-1]
         self.prefill_line = Polygon(profile.prefill_tokens, [s * TICKS_PER_S for s in profile.prefill_s])
-        line = self.prefill_line
-        first = 1 if line.knots[0] == 0 and len(line.knots) > 1 and line.slopes[0] == 0 else 0
-        self.pass_ticks = max(0, line.values[first] - line.slopes[first] * line.knots[first])
+        self.prefixes = profile.prefill_cached_tokens
+        self.behind = tuple(
+            Polygon(profile.prefill_tokens, [r * s * TICKS_PER_S for r, s in zip(row, profile.prefill_s, strict=True)])
+            for row in profile.prefill_cached_ratio
+        )
         self.transfer_ticks = round(profile.kv_bytes_per_token * TICKS_PER_S / profile.transfer_bytes_per_s)
         self.idle_milliwatts = round(1000 * self.gpus * profile.idle_watts_per_gpu)
         self.prefill_milliwatts = round(1000 * self.gpus * profile.prefill_watts_per_gpu)
@@ -148,13 +150,13 @@ class EngineTables:
         return Polygon([context * batch for context in profile.decode_contexts], steps)
 
     def flat(self) -> Mapping[str, Sequence[int]]:
-        """Knots, values and slopes of the curve of prompts and of the decode rows of batches 0, 1, 2, ..."""
+        """Knots, values and slopes: curve of prompts, those behind prefixes, decode rows of batches 0, 1, 2, ..."""
         if self._flat is None:
             rows = [self.row(batch) for batch in range(1, self.max_batch + 1)]
-            unused = [0] * len(rows[0].knots)
+            unused, prompts = [0] * len(rows[0].knots), (self.prefill_line, *self.behind)
             lines = {name: [getattr(row, name) for row in rows] for name in ("knots", "values", "slopes")}
             self._flat = {
-                name: [*getattr(self.prefill_line, name), *unused, *chain.from_iterable(some)]
+                name: [*chain.from_iterable(getattr(c, name) for c in prompts), *unused, *chain.from_iterable(some)]
                 for name, some in lines.items()
             }
         return self._flat
@@ -163,15 +165,23 @@ class EngineTables:
         """Ticks to prefill one prompt on its own."""
         return self.prefill_line.at(tokens)
 
-    def piece(self, done: int, tokens: int, *, is_pass: bool = False) -> int:
-        """Ticks to prefill ``tokens`` more of a prompt whose first ``done`` tokens are there.
-
-        ``is_pass`` when those came from the prefix cache: then the piece pays for its own pass over the weights.
-        """
+    def behind_prefix(self, cached: int, tokens: int) -> int:
+        """Ticks to prefill ``tokens`` behind so many cached ones: as ``engine.prefill`` says, in whole ticks."""
         line = self.prefill_line
-        if not done:
-            return line.at(tokens)
-        return line.at(done + tokens) - line.at(done) + (self.pass_ticks if is_pass else 0)
+        if not cached or not self.prefixes:
+            return max(line.at(tokens), line.at(cached + tokens) - line.at(cached)) if cached else line.at(tokens)
+        high = min(bisect_left(self.prefixes, cached), len(self.prefixes) - 1)
+        low_at, low = (self.prefixes[high - 1], self.behind[high - 1]) if high else (0, line)
+        rise = self.behind[high].at(tokens) - low.at(tokens)
+        return low.at(tokens) + rise * (cached - low_at) // (self.prefixes[high] - low_at)
+
+    def piece(self, done: int, tokens: int, *, cached: int = 0) -> int:
+        """Ticks to prefill ``tokens`` more of a prompt whose first ``done`` are there, ``cached`` of them found."""
+        if cached:
+            upto = self.behind_prefix(cached, done - cached + tokens)
+            return upto - self.behind_prefix(cached, done - cached) if done > cached else upto
+        line = self.prefill_line
+        return line.at(done + tokens) - line.at(done) if done else line.at(tokens)
 
     def milliwatts(self, batch: int, *, prefilling: bool) -> int:
         """Draw of the replica: the larger of the two phases when a step does both."""

@@ -35,17 +35,37 @@ def prompt_ticks(w: World, table: Table, tokens: int) -> int:
     return value_at(w, table.line, table.line_knots, tokens)
 
 
-def piece_ticks(w: World, table: Table, done: int, tokens: int, is_pass: int) -> int:
-    """Ticks of ``tokens`` more of a prompt whose first ``done`` are there.
+def behind_ticks(w: World, table: Table, cached: int, tokens: int) -> int:
+    """Ticks to compute ``tokens`` behind a cached prefix.
 
-    ``is_pass`` when ``done`` came from the prefix cache: then the piece also pays for its pass over the weights, which
-    otherwise the start of the curve holds.
+    From the profile's table, linear between its prefixes; without one what their continuation costs, and never less
+    than they do alone.
     """
     line, count = table.line, table.line_knots
-    upto = value_at(w, line, count, done + tokens)
-    if done == 0:
-        return upto
-    return upto - value_at(w, line, count, done) + (table.pass_ticks if is_pass else 0)
+    alone = value_at(w, line, count, tokens)
+    if cached == 0:
+        return alone
+    if table.prefixes == 0:
+        return max(alone, value_at(w, line, count, cached + tokens) - value_at(w, line, count, cached))
+    first = table.first_prefix
+    high = 0
+    while high < table.prefixes - 1 and w.prefixes[first + high] < cached:
+        high += 1
+    low_at, low = 0, alone
+    if high > 0:
+        low_at = w.prefixes[first + high - 1]
+        low = value_at(w, table.behind + (high - 1) * count, count, tokens)
+    rise = value_at(w, table.behind + high * count, count, tokens) - low
+    return low + rise * (cached - low_at) // (w.prefixes[first + high] - low_at)
+
+
+def piece_ticks(w: World, table: Table, cached: int, done: int, tokens: int) -> int:
+    """Ticks of ``tokens`` more of a prompt whose first ``done`` are there, ``cached`` of them from the prefix cache."""
+    if cached > 0:
+        upto = behind_ticks(w, table, cached, done - cached + tokens)
+        return upto - behind_ticks(w, table, cached, done - cached) if done > cached else upto
+    upto = value_at(w, table.line, table.line_knots, done + tokens)
+    return upto - value_at(w, table.line, table.line_knots, done) if done > 0 else upto
 
 
 def alike_pieces(w: World, table: Table, done: int, tokens: int) -> int:

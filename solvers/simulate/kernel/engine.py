@@ -175,10 +175,10 @@ def plan_prompts(w: World, rep: Replica, table: Table, now: int) -> int:
         fill_step(w, rep, table, now, room)
         return 1
     done = head.kv - head.left
-    first = head.hits * w.states[0].block_tokens
+    cached = head.hits * w.states[0].block_tokens
     rep.chunk = room
-    rep.prompt_part = piece_ticks(w, table, done, room, done == first)
-    if done == first:  # the first piece pays for more than its tokens
+    rep.prompt_part = piece_ticks(w, table, cached, done, room)
+    if cached > 0 or done == 0:  # the first piece pays for more than its tokens
         return 1
     return max(1, min(alike_pieces(w, table, done, room), (head.left - 1) // room))
 
@@ -192,8 +192,8 @@ def fill_step(w: World, rep: Replica, table: Table, now: int, room: int) -> None
         if req.left == 0 or not admit(w, rep, table, req, now):
             return
         take, done = min(req.left, room), req.kv - req.left
-        is_pass = rep.chunk == 0 and done == req.hits * block
-        rep.prompt_part += piece_ticks(w, table, max(rep.chunk, done), take, is_pass)
+        cached = req.hits * block if rep.chunk == 0 else 0
+        rep.prompt_part += piece_ticks(w, table, cached, max(rep.chunk, done), take)
         room -= take
         rep.chunk += take
         if take < req.left:

@@ -121,12 +121,17 @@ class Replica:
 
 @dataclass(slots=True)
 class Table:
-    """Where the curves of a profile lie in ``World.knots`` and its companions, and its constants."""
+    """Where the curves of a profile lie in ``World.knots`` and its companions, and its constants.
+
+    ``behind`` is the first curve of prompts behind a cached prefix, one for each of ``prefixes``.
+    """
 
     line: int = 0
     line_knots: int = 0
     last_prompt: int = 0
-    pass_ticks: int = 0
+    prefixes: int = 0
+    first_prefix: int = 0
+    behind: int = 0
     rows: int = 0
     row_knots: int = 0
     watts: int = 0
@@ -273,6 +278,7 @@ class World(NamedTuple):
     values: list[int]
     slopes: list[int]
     watts: list[int]
+    prefixes: list[int]
     due: list[int]
     soonest: list[int]
     load: list[int]

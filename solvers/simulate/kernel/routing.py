@@ -15,7 +15,7 @@ Among equals the first one is taken, and a mixed replica before a chain.
 from __future__ import annotations
 
 from solvers.simulate.kernel.clock import build_tournament, end_request, schedule, settle_leaf
-from solvers.simulate.kernel.curves import piece_ticks, prompt_ticks, steps_until, time_of
+from solvers.simulate.kernel.curves import behind_ticks, prompt_ticks, steps_until, time_of
 from solvers.simulate.kernel.engine import enqueue, release_kv, wake
 from solvers.simulate.kernel.links import start_transfer
 from solvers.simulate.kernel.prefix import evict, find_hits
@@ -115,7 +115,7 @@ def prompt_cost(w: World, r: int, req: Request) -> int:
             evict_until_now(w, r)
         hits, _ = find_hits(w, rep, req.path)
     done = hits * w.states[0].block_tokens
-    return piece_ticks(w, table, done, req.prompt - done, 1)
+    return behind_ticks(w, table, done, req.prompt - done)
 
 
 def evict_until_now(w: World, r: int) -> None:
