@@ -223,6 +223,7 @@ def test_nothing_needs_no_bin_and_items_of_no_size_one() -> None:
         ([1], [BinType(capacity=(1,)), BinType(capacity=(1, 2))], "have \\[1, 2\\] resources"),
         ([1], [BinType(capacity=(1,), count=-1)], "bin type 0 count: is -1"),
         ([1], [BinType(capacity=(1,), cost=0)], "bin type 0 cost: is 0"),
+        ([1], [BinType(capacity=(1,), cost=2**21)], "bin type 0 cost: is 2097152"),
         ([1], float("inf"), "are inf, no bins; give"),
         ([10**13], 10**14, "size: is 1e"),
     ],

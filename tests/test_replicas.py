@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from solvers.errors import InvalidInput
-from solvers.packing import NodeRoom, Placing, ReplicaKind, place_replicas
+from solvers.packing import NodeRoom, Placing, ReplicaKind, node_patterns, place_replicas
+from solvers.packing.rack_ledger import Scene
 
 RESOURCES = ("gpus", "cpu_milli", "memory_mib", "nics")
 
@@ -71,6 +72,14 @@ def is_within(nodes: list[NodeRoom], kinds: list[ReplicaKind], rows: Any, rack_w
     return all(sum(c for k, _, c in rows if k == kind.name) <= kind.count for kind in kinds)
 
 
+def stocks_of(nodes: list[NodeRoom], kinds: list[ReplicaKind], watts: dict[str, float]) -> list[node_patterns.Stock]:
+    """Patterns rack by rack."""
+    scene = Scene(nodes, kinds, watts)
+    stocks = node_patterns.find_stocks(scene, [[rack] for rack in range(len(scene.racks))])
+    assert stocks is not None
+    return stocks
+
+
 def spreads(count: int, places: int) -> Iterator[tuple[int, ...]]:
     """Every way of putting up to so many replicas on nodes."""
     if places == 0:
@@ -126,6 +135,28 @@ def test_larger_fleets_keep_every_limit(seed: int) -> None:
     found = place_replicas(nodes, kinds, rack_watts=watts)
     assert_sound(found, nodes, kinds, watts)
     assert found == place_replicas(nodes[::-1], kinds[::-1], rack_watts=watts)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_racks_alike_may_share_their_patterns(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many patterns rack by rack: what is placed stays within every limit, and the bound below the least left."""
+    rng = np.random.default_rng(seed)
+    _, kinds = made(rng, 1, 6, 10)
+    nodes = [
+        NodeRoom(
+            name=f"n{n}", rack=f"r{n // 2}", gpu_class="h100", gpus=8, cpu_milli=130_000, memory_mib=900_000, nics=8
+        )
+        for n in range(16)
+    ]
+    watts = {f"r{rack}": 9_000.0 for rack in range(8)}
+    exact = place_replicas(nodes, kinds, rack_watts=watts)
+    columns = sum(len(stock.patterns) for stock in stocks_of(nodes, kinds, watts))
+    monkeypatch.setattr(node_patterns, "MOST_COLUMNS", columns // 4)
+    found = place_replicas(nodes, kinds, rack_watts=watts)
+    assert_sound(found, nodes, kinds, watts)
+    assert exact.is_proved
+    assert found.least_left_worth <= exact.left_worth + 1e-6
+    assert exact.left_worth <= found.left_worth + 1e-6
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -8,7 +8,8 @@ from solvers.packing.dive import Effort
 from solvers.packing.fragmentation import Task, UsableByMany, UsableByOne
 from solvers.packing.items import BinType, PackedBin, Packing
 from solvers.packing.online import Host, OnlinePlacer, Spot
-from solvers.packing.replicas import NodeRoom, Placing, ReplicaKind, place_replicas
+from solvers.packing.rack_ledger import NodeRoom, ReplicaKind
+from solvers.packing.replicas import Placing, place_replicas
 
 __all__ = [
     "BinType",

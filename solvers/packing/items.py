@@ -16,6 +16,9 @@ Ints = npt.NDArray[np.int64]
 MOST = 2**40
 """Sizes beyond it would lose whole numbers in sums of doubles."""
 
+MOST_COST = 2**20
+"""Costs times items times the unit of prices stay within whole numbers of 64 bits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinType:
@@ -153,8 +156,10 @@ def _bin_types(bins: int | Sequence[int] | Sequence[BinType]) -> list[BinType]:
             raise InvalidInput(
                 f"bin type {number}", "count", f"is {each.count!r}", "give 0 or more, None for any number"
             )
-        if not (isinstance(each.cost, int | np.integer) and 1 <= each.cost < MOST):
-            raise InvalidInput(f"bin type {number}", "cost", f"is {each.cost!r}", "give a whole number from 1 on")
+        if not (isinstance(each.cost, int | np.integer) and 1 <= each.cost <= MOST_COST):
+            raise InvalidInput(
+                f"bin type {number}", "cost", f"is {each.cost!r}", f"give a whole number of 1 to {MOST_COST}"
+            )
     return types
 
 
