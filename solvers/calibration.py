@@ -51,9 +51,8 @@ class Level:
 
 def to_unit(correction: Floats) -> Floats:
     """Correction as numbers between 0 and 1: ratios by their logarithm, overheads by their root."""
-    return np.asarray(
-        np.where(RATIOS, np.log(correction / FLOOR) / np.log(CEILING / FLOOR), np.sqrt(correction / CEILING))
-    )
+    logs = np.log(np.where(RATIOS, correction, 1.0) / FLOOR)  # an overhead may be 0
+    return np.asarray(np.where(RATIOS, logs / np.log(CEILING / FLOOR), np.sqrt(correction / CEILING)))
 
 
 def from_unit(unit: Floats) -> Floats:

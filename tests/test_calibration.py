@@ -77,6 +77,8 @@ def test_units_lead_there_and_back() -> None:
         unit = rng.random(5)
         assert to_unit(from_unit(unit)) == pytest.approx(unit)
     assert (from_unit(np.full(5, 2.0)) <= CEILING + 1e-12).all()
+    nothing = Correction().as_array()
+    assert from_unit(to_unit(nothing)) == pytest.approx(nothing)
 
 
 def test_groups_keep_the_order_of_appearance() -> None:
