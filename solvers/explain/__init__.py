@@ -6,7 +6,7 @@ can tell: how far a price holds, and what the whole fleet would pay for another 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -118,15 +118,22 @@ class Case:
 
     @classmethod
     def of(cls, plan: Plan, problem: Problem, service: str, capacity_of: CapacityOf) -> Case:
-        row = next((s for s in plan.services if s.service == service), None)
-        if row is None:
-            names = ", ".join(s.service for s in plan.services) or "none"
-            raise InvalidInput(f"ServedModel/{service}", "", "is not in the plan", f"planned are: {names}")
+        return next(cls.each(plan, problem, [service], capacity_of))
+
+    @classmethod
+    def each(cls, plan: Plan, problem: Problem, services: Sequence[str], capacity_of: CapacityOf) -> Iterator[Case]:
+        """Several services; what they share is worked out once."""
+        rows = {row.service: row for row in plan.services}
+        for service in services:
+            if service not in rows:
+                names = ", ".join(rows) or "none"
+                raise InvalidInput(f"ServedModel/{service}", "", "is not in the plan", f"planned are: {names}")
         desk = Desk.of(problem, capacity_of, plan)
-        pools = [pool for pool in plan.pools if pool.pool.service == service]
         scarce = scarcity(plan, build_cells(problem, desk.options))
-        ways = ranked_ways(desk, plan, row, pools, scarce)
-        return cls(plan=plan, desk=desk, row=row, ways=tuple(ways), scarce=scarce)
+        for service in services:
+            pools = [pool for pool in plan.pools if pool.pool.service == service]
+            ways = ranked_ways(desk, plan, rows[service], pools, scarce)
+            yield cls(plan=plan, desk=desk, row=rows[service], ways=tuple(ways), scarce=scarce)
 
     @property
     def rejected(self) -> tuple[Ranked, ...]:

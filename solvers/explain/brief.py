@@ -25,7 +25,7 @@ def with_reasons(plan: Plan, problem: Problem, *, capacity_of: CapacityOf = repl
     names = _told(plan)
     asked = tuple(service for service in problem.services if service.name in names)
     narrow = replace(problem, services=asked) if len(asked) < len(problem.services) else problem
-    whys = (Case.of(plan, narrow, name, capacity_of).explained() for name in sorted(names))
+    whys = (case.explained() for case in Case.each(plan, narrow, sorted(names), capacity_of))
     return replace(plan, whys=tuple(ServiceWhy(service=why.service, lines=tuple(lines(why))) for why in whys))
 
 

@@ -130,6 +130,15 @@ def shadow_words(price: ShadowPrice) -> str:
     """Say what a scarce thing is worth, and for how much of it."""
     more = f"one more {price.unit} is worth {price.more_usd_per_hour:.2f} USD/h"
     if price.more_usd_per_hour > 0.0:
-        more += f", valid for about {price.more_holds_for:.2g}"
-    less = f"one less costs {price.less_usd_per_hour:.2f}, valid for about {price.less_holds_for:.2g}"
+        more += f", valid for about {_about(price.more_holds_for)}"
+    less = f"one less costs {price.less_usd_per_hour:.2f}, valid for about {_about(price.less_holds_for)}"
     return f"{price.limit}[{price.subject}] binds: {more}; {less}"
+
+
+def _about(amount: float) -> str:
+    """Two digits are all that the search for it tells.
+
+    >>> _about(0.7752), _about(163.4)
+    ('0.78', '160')
+    """
+    return f"{float(f'{amount:.2g}'):g}"
