@@ -113,6 +113,11 @@ def _axes(figure: Any, title: str, x: str, y: str) -> Any:
     return axes
 
 
+def _legend(figure: Any) -> None:
+    """Beside the axes, where it hides nothing."""
+    figure.legend(loc="outside right upper", frameon=False)
+
+
 def _over_time(figure: Any, title: str, y: str) -> Any:
     return _axes(figure, title, "time (s)", y)
 
@@ -136,7 +141,9 @@ def _ttft(figure: Any, summary: Summary, service: str, rows: Sequence[WindowSumm
     _limits(axes, summary, service, SloMetric.TTFT)
     if any(row.ttft_p95_s > 10 * max(row.ttft_p50_s, 1e-6) for row in rows):
         axes.set_yscale("log")
-    axes.legend(frameon=False)
+    else:
+        axes.set_ylim(bottom=0)
+    _legend(figure)
 
 
 def _itl(figure: Any, summary: Summary, service: str, rows: Sequence[WindowSummary]) -> None:
@@ -144,7 +151,7 @@ def _itl(figure: Any, summary: Summary, service: str, rows: Sequence[WindowSumma
     _line(axes, rows, [1000 * row.itl_p95_s for row in rows], "p95", 0)
     _limits(axes, summary, service, SloMetric.ITL)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    _legend(figure)
 
 
 def _goodput(figure: Any, rows: Sequence[WindowSummary]) -> None:
@@ -152,7 +159,7 @@ def _goodput(figure: Any, rows: Sequence[WindowSummary]) -> None:
     _line(axes, rows, [row.requests / (row.end_s - row.start_s) for row in rows], "asked", 5)
     _line(axes, rows, [row.goodput_requests_per_s for row in rows], "inside all SLOs", 2)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    _legend(figure)
 
 
 def _parts(figure: Any, summary: Summary, service: str) -> None:
@@ -166,7 +173,7 @@ def _parts(figure: Any, summary: Summary, service: str) -> None:
         axes.barh(places, known, height=0.22, color=COLOURS[colour], label=f"p{100 * ratio:g}")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.legend(frameon=False)
+    _legend(figure)
 
 
 def _power(figure: Any, rows: Sequence[WindowSummary]) -> None:
@@ -178,7 +185,7 @@ def _power(figure: Any, rows: Sequence[WindowSummary]) -> None:
     other.set_ylabel("kW")
     _line(other, rows, [row.watts / 1000 for row in rows], "kW drawn", 1)
     other.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _legend(figure)
 
 
 def _domains(figure: Any, summary: Summary) -> None:
@@ -187,7 +194,7 @@ def _domains(figure: Any, summary: Summary) -> None:
     axes.barh(names, [d.usable_watts / 1000 for d in summary.domains], color="#dfe4ea", label="usable")
     axes.barh(names, [d.peak_watts / 1000 for d in summary.domains], height=0.4, color=COLOURS[1], label="peak")
     axes.invert_yaxis()
-    axes.legend(frameon=False)
+    _legend(figure)
 
 
 def _compared(figure: Any, runs: Sequence[Run]) -> None:
@@ -202,4 +209,4 @@ def _compared(figure: Any, runs: Sequence[Run]) -> None:
             color=COLOURS[index % len(COLOURS)],
             s=30,
         )
-    axes.legend(frameon=False, ncols=2)
+    _legend(figure)

@@ -130,7 +130,7 @@ def test_sizes_of_late_keep_their_mean_work() -> None:
 def surge(name: str) -> Summary:
     """Twice the planned load for six minutes."""
     stated, plan = small_case()
-    load = load_of({"default/chat": parse_trace_spec("poisson:rate=40,duration=360")}, stated.demands, {}, 3)
+    load = load_of({"default/chat": parse_trace_spec("poisson:rate=40,duration=300")}, stated.demands, {}, 3)
     return evaluate(stated, plan, load, make_policy(name, stated, plan), Settings(patience_s=30.0))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controller.cli import main
 from solvers import refute
 from solvers.engine import Role
 from solvers.plan import Plan
@@ -100,3 +102,9 @@ def test_nothing_served_is_nothing_to_replay() -> None:
     stated = problem([(chat, 0.0)], nodes("h100-sxm", 1, "rack-1"), [profile("llama-8b", "h100-sxm", 1, 8.0)])
     stated = replace(stated, demands={chat.name: demand(chat, 0.0)})
     assert refuted_plan(stated).plan.report.notes[-1] == "not replayed: nothing is served"
+
+
+def test_the_command_plans_with_a_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(Path(__file__).parents[1] / "deploy" / "samples" / "minimal")
+    assert main(["plan", "-f", folder, "--replay"]) == 0
+    assert "note: the replay of " in capsys.readouterr().out

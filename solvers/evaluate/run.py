@@ -21,7 +21,7 @@ from solvers.fleet import PoolKey, Snapshot
 from solvers.forecast import Load as LoadSample
 from solvers.plan import Plan
 from solvers.problem import Problem
-from solvers.simulate import FinishedRequest, Fleet, GapHistogram, Rejected, itl_limits
+from solvers.simulate import FinishedRequest, Fleet, GapHistogram, Rejected, is_worth_compiling, itl_limits
 
 GATEWAY_QUEUE_LIMIT = 16
 """Requests in a replica's queue at which a gateway with patience sends it no more."""
@@ -180,6 +180,7 @@ class _Run:
             itl_limits_s=itl_limits(slos),
             gateway_patience_s=settings.patience_s,
             replica_queue_limit=None if settings.patience_s is None else GATEWAY_QUEUE_LIMIT,
+            compiled=is_worth_compiling(load.requests),
         )
         self.problem, self.load, self.policy, self.settings = problem, load, policy, settings
         self.running = RunningFleet(problem, self.fleet)
