@@ -18,7 +18,7 @@ from solvers.plan import Plan
 from solvers.planner.options import CapacityOf
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
-from solvers.tick_cells import Floats, TickCells, build_tick_cells
+from solvers.tick_cells import Floats, TickCells, build_tick_cells, counts_of
 from solvers.tick_model import TickModel
 
 WATTS = 1e-3  # a budget is kept by this much, far above the rounding of sums
@@ -105,7 +105,7 @@ class Ticker:
 
     def __init__(self, problem: Problem, plan: Plan, *, capacity_of: CapacityOf = replica_capacity) -> None:
         self.problem = problem
-        self.cells = build_tick_cells(problem, plan, capacity_of)
+        self.cells = build_tick_cells(problem, counts_of(plan), capacity_of)
         self._feeds = self.cells.charged.tocsc()
         energy = problem.policy.energy_usd_per_kilowatt_hour
         self._model = TickModel(self.cells, energy) if self.cells.places and self.cells.domains else None

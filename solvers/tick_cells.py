@@ -8,7 +8,7 @@ nothing below the first level that serves the mix.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from solvers.engine import ProfileKey, Role
 from solvers.engine.curves import capped
 from solvers.errors import InvalidInput, OutOfRange
-from solvers.fleet import PoolKey
+from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner.options import CapacityOf
 from solvers.planner.penalties import tier_weight
@@ -144,8 +144,31 @@ class TickCells:
         return reserved
 
 
-def build_tick_cells(problem: Problem, plan: Plan, capacity_of: CapacityOf) -> TickCells:
-    """Read the plan's cells and size every pool at every cap that it may have.
+def counts_of(plan: Plan) -> dict[tuple[PoolKey, str], int]:
+    """Replicas of a plan by (pool, location)."""
+    return {(row.pool, row.location): row.replicas for row in plan.placements if row.replicas}
+
+
+def pool_cells(cells: TickCells) -> TickCells:
+    """The same with one cell for each pool, over all its locations: one cap for a pool."""
+    gpus = cells.sum_by_pool(cells.cell_gpus)
+    merge = sp.csr_array((cells.cell_gpus, (np.arange(len(cells.cell_pool)), cells.cell_pool)))
+    first = np.searchsorted(cells.cell_pool, np.arange(len(cells.pools)))  # cells are sorted by pool
+    return replace(
+        cells,
+        places=tuple((pool, ANYWHERE) for pool in cells.pools),
+        cell_pool=np.arange(len(cells.pools)),
+        cell_level_watts=cells.cell_level_watts[first],
+        cell_level_rates=cells.cell_level_rates[first],
+        cell_replicas=cells.sum_by_pool(cells.cell_replicas),
+        cell_gpus=gpus,
+        rise_watts=cells.rise_watts[first],
+        charged=sp.csr_array(cells.charged @ merge @ sp.diags_array(1.0 / gpus)),
+    )
+
+
+def build_tick_cells(problem: Problem, counts: Mapping[tuple[PoolKey, str], int], capacity_of: CapacityOf) -> TickCells:
+    """Size every pool of the counts at every cap that it may have.
 
     Raises
     ------
@@ -153,7 +176,7 @@ def build_tick_cells(problem: Problem, plan: Plan, capacity_of: CapacityOf) -> T
         When the plan has a pool that the problem has no profile, class or service for.
     """
     services = tuple(sorted(service.name for service in problem.services))
-    rows = sorted(((row.pool, row.location), row.replicas) for row in plan.placements if row.replicas)
+    rows = sorted(counts.items())
     pools = tuple(sorted({pool for (pool, _), _ in rows}))
     totals = _totals(rows)
     index, of_service = {pool: p for p, pool in enumerate(pools)}, {name: s for s, name in enumerate(services)}

@@ -72,7 +72,7 @@ class TickModel:
         self.scale = self._scale()
         self.demand = cp.Parameter(len(cells.services))
         self.room = cp.Parameter(len(cells.domains))
-        self.problem, self._used = self._state(energy_usd_per_kilowatt_hour)
+        self.problem, self._used, self._unserved = self._state(energy_usd_per_kilowatt_hour)
         self._highs = self._load()
 
     def _scale(self) -> Floats:
@@ -81,7 +81,7 @@ class TickModel:
         full = cells.rates(np.full(len(cells.cell_pool), 1e6))
         return np.maximum(cells.sum_by_service(full), 1e-9)
 
-    def _state(self, energy: float) -> tuple[cp.Problem, Any]:
+    def _state(self, energy: float) -> tuple[cp.Problem, Any, Any]:
         cells, seg = self.cells, self.segments
         size, services = len(seg.cell), len(cells.services)
         kilowatts = seg.cap_watts * cells.cell_gpus[seg.cell] / 1000.0
@@ -100,7 +100,7 @@ class TickModel:
             + (cells.penalty_usd_per_request * self.scale) @ unserved
             + self._over_usd_per_kilowatt_hour(kilowatts) * (np.ones(len(cells.domains)) @ over)
         )
-        return cp.Problem(cp.Minimize(cost), limits), used
+        return cp.Problem(cp.Minimize(cost), limits), used, unserved
 
     def _over_usd_per_kilowatt_hour(self, kilowatts: Floats) -> float:
         cells, seg = self.cells, self.segments
@@ -152,8 +152,9 @@ class TickModel:
         )
         if highs.passModel(model) == highspy.HighsStatus.kError:
             raise SolveFailed("HiGHS refused the tick's model")
-        start = data["param_prob"].var_id_to_col[self._used.id]
-        self._columns = slice(start, start + self._used.size)
+        starts = data["param_prob"].var_id_to_col
+        self._columns = slice(starts[self._used.id], starts[self._used.id] + self._used.size)
+        self._unserved_columns = np.arange(services, dtype=np.int32) + np.int32(starts[self._unserved.id])
         return highs
 
     def solve(self, demand_per_s: Floats, room_watts: Floats) -> Answer:
@@ -182,6 +183,11 @@ class TickModel:
             value=float(info.objective_function_value),
             iterations=int(info.simplex_iteration_count),
         )
+
+    def hold(self, unserved_per_s: Floats) -> None:
+        """Leave no service with more unserved than this, (S,), in all further solves."""
+        most = np.maximum(0.0, unserved_per_s) / self.scale
+        self._highs.changeColsBounds(len(most), self._unserved_columns, np.zeros(len(most)), most)
 
     def promised(self, used: Floats) -> Floats:
         """Requests/s that one replica of every cell carries by the model, (C,)."""

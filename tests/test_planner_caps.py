@@ -24,6 +24,7 @@ from solvers.planner.penalties import Penalties
 from solvers.planner.relax import state
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit, replica_capacity
+from solvers.tick import Ticker
 from solvers.verify import verify
 from solvers.workload import SizeBucket
 from tests import fleets
@@ -192,12 +193,16 @@ def drawn(first: int, count: int) -> Iterator[tuple[int, Capped]]:
 
 @pytest.mark.parametrize("first", range(0, FLEETS, PER_TEST))
 def test_no_counts_and_caps_are_cheaper_than_the_plan(first: int) -> None:
-    below = protected = 0
+    below = protected = between = 0
     for seed, case in drawn(first, PER_TEST):
         plan = make_plan(case.problem, capacity_of=case.capacity_of)
         assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
         best, found = best_by_trying(case), plan.report.objective_usd_per_hour
         below += any(pool.cap_watts in CAPS for pool in plan.pools)
+        if any(pool.cap_watts not in (*CAPS, 300.0, 400.0) for pool in plan.pools):
+            assert plan.is_short  # caps between the levels, for what they serve more
+            between += 1
+            continue
         assert found >= best * (1.0 - TOLERANCE), seed
         if is_protected(plan, found, best):
             protected += 1
@@ -206,6 +211,7 @@ def test_no_counts_and_caps_are_cheaper_than_the_plan(first: int) -> None:
         assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
     assert below >= PER_TEST // 8
     assert protected <= PER_TEST // 4
+    assert between <= PER_TEST // 2
 
 
 def is_protected(plan: Plan, found: float, best: float) -> bool:
@@ -285,9 +291,14 @@ def test_a_wrong_claim_under_a_cap_is_caught() -> None:
     highest = {name: kind.max_cap_watts for name, kind in problem.gpu_classes.items()}
     index = next(i for i, pool in enumerate(plan.pools) if pool.cap_watts < highest[pool.pool.gpu_class])
     row = plan.pools[index]
-    lower = replace(row, cap_watts=problem.gpu_classes[row.pool.gpu_class].min_cap_watts)
-    wrong = replace(plan, pools=(*plan.pools[:index], lower, *plan.pools[index + 1 :]))
-    assert verify(wrong, problem, capacity_of=replica_capacity)
+    other = replace(row, cap_watts=row.cap_watts + 20.0)
+    wrong = replace(plan, pools=(*plan.pools[:index], other, *plan.pools[index + 1 :]))
+    assert any(fault.startswith("watts[") for fault in verify(wrong, problem, capacity_of=replica_capacity))
+    index = next(i for i, pool in enumerate(plan.pools) if pool.pool.role is Role.PREFILL)
+    row = plan.pools[index]
+    more = replace(row, capacity_requests_per_s=1.01 * row.capacity_requests_per_s)
+    wrong = replace(plan, pools=(*plan.pools[:index], more, *plan.pools[index + 1 :]))
+    assert any(fault.startswith("capacity[") for fault in verify(wrong, problem, capacity_of=replica_capacity))
 
 
 def test_caps_that_bring_nothing_are_no_options() -> None:
@@ -308,6 +319,26 @@ def test_the_lowest_of_several_levels_needs_no_more_watts() -> None:
     pool = plan.placements[0].pool
     low, high = replace(pool, cap_watts=300.0), replace(pool, cap_watts=500.0)
     assert one_level({(high, "a"): 2, (low, "a"): 1, (pool, "b"): 4}) == {(low, "a"): 3, (low, "b"): 4}
+
+
+def test_caps_between_the_levels_serve_what_a_tick_would() -> None:
+    plan, problem = planned(power_caps=True)
+    levels = {w for p in problem.profiles.values() for w in p.cap_watts_per_gpu}
+    assert any(pool.cap_watts not in levels for pool in plan.pools)
+    assert all(pool.cap_watts == round(pool.cap_watts) for pool in plan.pools)
+    tick = Ticker(problem, plan).tick()
+    served = {s.service: s.served_requests_per_s for s in plan.services}
+    for name, rate in zip(tick.services, tick.served_per_s, strict=True):
+        assert served[name] == pytest.approx(rate, rel=0.01)
+        assert rate >= served[name] * (1.0 - 1e-3)
+
+
+def test_a_short_plan_at_such_caps_stays_when_asked_again() -> None:
+    plan, problem = planned(power_caps=True)
+    running = {(row.pool, row.location): row.replicas for row in plan.placements}
+    again = make_plan(replace(problem, running=running), previous=plan)
+    assert again.placements == plan.placements
+    assert again.decision_hash == plan.decision_hash
 
 
 def test_a_class_may_forbid_low_caps() -> None:

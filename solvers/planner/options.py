@@ -148,11 +148,11 @@ def find_options(
     unfit: dict[str, tuple[str, ...]] = {}
     kinds = {(service.locations, service.max_spot_ratio <= 0.0) for service in problem.services}
     slots = {kind: _slots(problem, *kind) for kind in kinds}
-    limited = limited_classes(problem)
+    levels = _levels_of(problem, wanted)
     for service in sorted(problem.services, key=lambda s: s.name):
         reasons: list[str] = []
         found: list[PoolOption] = []
-        for pool, profile in _candidates(problem, service, sizer, limited):
+        for pool, profile in _candidates(problem, service, sizer, levels):
             mine = slots[service.locations, service.max_spot_ratio <= 0.0]
             option = _option(problem, service, pool, profile, sizer, mine, (refined or {}).get(pool, ()))
             if isinstance(option, PoolOption):
@@ -164,8 +164,23 @@ def find_options(
     return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
 
 
+def _levels_of(problem: Problem, wanted: Collection[PoolKey]) -> Callable[[PoolKey, EngineProfile], Iterable[float]]:
+    """Which caps a pool may have: those of its profile where power limits its class, and those that are wanted."""
+    limited = limited_classes(problem)
+    kept: dict[PoolKey, set[float]] = {}
+    for pool in wanted:
+        if pool.cap_watts:
+            kept.setdefault(pool.uncapped, set()).add(pool.cap_watts)
+
+    def levels(pool: PoolKey, profile: EngineProfile) -> Iterable[float]:
+        known = levels_watts(problem, pool.gpu_class, profile) if pool.gpu_class in limited else (0.0,)
+        return sorted({*known, *kept.get(pool, ())})
+
+    return levels
+
+
 def _candidates(
-    problem: Problem, service: ServedModel, sizer: Sizer, limited: Collection[str]
+    problem: Problem, service: ServedModel, sizer: Sizer, levels: Callable[[PoolKey, EngineProfile], Iterable[float]]
 ) -> Iterable[tuple[PoolKey, EngineProfile]]:
     """Every pool that could be asked for, at every cap that it may have."""
     for key, profile in sorted(problem.profiles.items()):
@@ -173,7 +188,7 @@ def _candidates(
             continue
         for role in sorted(service.roles):
             pool = PoolKey(service=service.name, role=role, gpu_class=key.gpu_class, config=key.config)
-            for cap_watts in levels_watts(problem, key.gpu_class, profile) if key.gpu_class in limited else (0.0,):
+            for cap_watts in levels(pool, profile):
                 level = at_cap(pool, cap_watts)
                 if (curves := sizer.profile(level)) is not None:
                     yield level, curves

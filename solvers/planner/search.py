@@ -17,6 +17,7 @@ from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
 from solvers.planner.compose import Composer, Enough
 from solvers.planner.desk import Desk
+from solvers.planner.fine import fine_counts
 from solvers.planner.floors import pinned_most
 from solvers.planner.menus import Least
 from solvers.planner.nodes import Counts, pack
@@ -80,7 +81,20 @@ class Search:
             best = best_of([best, found])
             if self._proved(best) or is_enough(self.bound_usd_per_hour) or not narrower:
                 break
-        return best
+        return self._fine(best)
+
+    def _fine(self, best: Worth) -> Worth:
+        """Set the caps of a short plan between their levels, where that clearly serves more."""
+        if not best.short or not best.counts or not self._is_capped():
+            return best
+        try:
+            fine = self.desk.worth(fine_counts(self.desk, best))
+        except SOLVER_FAULTS as fault:
+            self.faults.append(f"caps between levels: {fault}")
+            return best
+        if self.desk.empty_room().take_all(fine.counts) or not fine.is_clearly_less_short_than(best):
+            return best
+        return fine
 
     def _proved(self, worth: Worth) -> bool:
         gap = worth.objective_usd_per_hour - self.bound_usd_per_hour

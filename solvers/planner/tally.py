@@ -92,6 +92,14 @@ class Worth:
                 return mine < theirs
         return self.objective_usd_per_hour < other.objective_usd_per_hour
 
+    def is_clearly_less_short_than(self, other: Worth) -> bool:
+        """True when the first tier that clearly differs lacks less here."""
+        for rank, mine in sorted(self.lacking_usd_by_tier.items()):
+            theirs = other.lacking_usd_by_tier[rank]
+            if abs(mine - theirs) > CLEAR_SHARE * self.demand_usd_by_tier[rank] + 1e-6:
+                return mine < theirs
+        return False
+
 
 def best_of(worths: Sequence[Worth]) -> Worth:
     """Choose the best, the first among equals."""
