@@ -67,7 +67,7 @@ class Family:
 FAMILIES = {
     "U": Family(make=falkenauer_u, sizes=(120, 250, 500, 1000)),
     "T": Family(make=falkenauer_t, sizes=(60, 120, 249, 501, 999)),
-    "V": Family(make=vectors, sizes=(50, 100, 200)),
+    "V": Family(make=vectors, sizes=(50, 100)),
     "W": Family(make=partial(vectors, resources=4), sizes=(50, 100)),
     "H": Family(make=hosts, sizes=(200, 1000, 4000)),
 }
