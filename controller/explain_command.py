@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from controller.output import add_output_argument, print_output
-from controller.planning import add_folder_arguments, plan_folder
+from controller.planning import add_folder_arguments, add_trace_argument, plan_folder
 from solvers.errors import InvalidInput
 from solvers.explain.pricing import explain_priced
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--losses", action="store_true", help="predict what losing the service, a GPU or a kilowatt of it would cost"
     )
     add_folder_arguments(parser)
+    add_trace_argument(parser)
     add_output_argument(parser)
 
 

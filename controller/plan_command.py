@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from controller.output import add_output_argument, one_object, print_output
 from controller.plan_bodies import render_fleet_plan
-from controller.planning import Planned, add_folder_arguments, plan_folder
+from controller.planning import Planned, add_folder_arguments, add_trace_argument, plan_folder
 from controller.specs import PLAN_FEASIBLE
 from controller.tables import MISSING, Cell, render_table
 from solvers.baselines import BASELINES
@@ -25,6 +25,7 @@ EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_folder_arguments(parser)
+    add_trace_argument(parser)
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--baseline", choices=sorted(BASELINES), help="decide as others do, to see what that costs")
     other.add_argument("--compare", action="store_true", help="set the plan beside those of all baselines")

@@ -13,6 +13,8 @@ from controller.manifests import load_folder
 from controller.observe import Observation, build_problem
 from controller.readings import Readings
 from controller.specs import PLAN_FEASIBLE, specs_of_manifests
+from controller.trace_demand import trace_demand
+from controller.traces import load_trace
 from solvers.errors import InvalidInput
 from solvers.plan import Plan
 from solvers.planner import make_plan
@@ -52,6 +54,18 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trace_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the option that plans for a trace; ``replay`` has its own, which replays one."""
+    parser.add_argument(
+        "--trace",
+        dest="traces",
+        action="append",
+        default=[],
+        metavar="NAMESPACE/NAME=FILE",
+        help="plan for the sizes of a trace, cut into a few buckets, and the rate of its busy minutes (repeatable)",
+    )
+
+
 def plan_folder(args: argparse.Namespace, decide: Callable[[Problem], Plan] = make_plan) -> Planned:
     """Read the folder, report what is left out on standard error, and decide.
 
@@ -65,7 +79,7 @@ def plan_folder(args: argparse.Namespace, decide: Callable[[Problem], Plan] = ma
     observation = observe_folder(args.folder)
     for fault in observation.faults:
         print(f"{'infeasible' if fault.condition == PLAN_FEASIBLE else 'error'}: {fault}", file=sys.stderr)
-    problem = with_options(observation.problem, args)
+    problem = with_options(with_traces(observation.problem, args.traces), args)
     return Planned(observation=observation, problem=problem, plan=decide(problem))
 
 
@@ -93,6 +107,18 @@ def with_demands(problem: Problem, overrides: list[str]) -> Problem:
             known = ", ".join(sorted(demands)) or "none"
             raise InvalidInput("--demand", "", f"names no planned service: {service!r}", f"planned are {known}")
         demands[service] = replace(demands[service], requests_per_s=rate, source="Declared (--demand)")
+    return replace(problem, demands=demands)
+
+
+def with_traces(problem: Problem, overrides: list[str]) -> Problem:
+    """Replace demands by those of ``--trace NAMESPACE/NAME=FILE``."""
+    demands = dict(problem.demands)
+    for override in overrides:
+        service, _, file = override.partition("=")
+        if service not in demands or not file:
+            known = ", ".join(sorted(demands)) or "none"
+            raise InvalidInput("--trace", "", f"cannot read {override!r}", f"write NAME=FILE; planned are {known}")
+        demands[service] = trace_demand(problem, service, load_trace(file), Path(file).name)
     return replace(problem, demands=demands)
 
 

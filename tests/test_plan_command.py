@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from controller import planning
 from controller.cli import main
 from controller.crds import spec_schema, unknown_fields
 from controller.plan_bodies import parse_fleet_plan
@@ -65,6 +67,25 @@ def _of(kind: str, documents: list[Body]) -> Body:
 
 def _plan_of(text: str) -> Plan:
     return parse_fleet_plan([yaml.safe_load(text)])
+
+
+def test_a_trace_gives_sizes_with_a_stated_error_and_the_rate_of_its_busy_minutes(ask: Ask, tmp_path: Path) -> None:
+    """Ten minutes of one request a second, and one minute of two: busy is what 95 % of the minutes stay within."""
+    arrivals = [*range(600), *(n + 0.5 for n in range(60))]
+    lines = [f"{at},{100 + 37 * (int(at) % 90)},{20 + int(at) % 50}" for at in sorted(arrivals)]
+    file = tmp_path / "load.csv"
+    file.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *lines]) + "\n", encoding="utf-8")
+    demand = planning.with_traces(planning.observe_folder(MINIMAL).problem, [f"default/chat={file}"])
+    cut = demand.demands["default/chat"]
+    assert cut.requests_per_s == 2.0
+    assert 4 <= len(cut.mix) <= 8
+    assert re.fullmatch(r"Trace load.csv; \d sizes within \d+\.\d% of \d+", cut.source)
+    answer = ask(MINIMAL, "--trace", f"default/chat={file}")
+    assert "default/chat" in answer.out
+    assert "2.00" in answer.out
+    wrong = ask(MINIMAL, "--trace", "nobody")
+    assert wrong.code == 1
+    assert "write NAME=FILE; planned are default/chat" in wrong.err
 
 
 def test_with_power_caps_the_table_and_the_plan_say_every_cap(ask: Ask, folder: Callable[[Change], Path]) -> None:
