@@ -2,10 +2,10 @@
 
 Synthetic fleets (``tests/synthetic.py``) by size and seed, each in four cases: 100, 90 and 80 % of its power budgets,
 and with most nodes of its most used GPU class gone. Starting costs nothing here, so cost is what runs. *Ours* says how
-our plan stands to the row: by what is short from the top tier down, then by cost; ``even`` is within the gap that the
-policy leaves open. Shortage is as the policy weighs it, missing floors included: a request of a large model counts for
-more than one of a small (JSON has the plain share of requests too). The exit code is 1 when any row says that ours is
-worse.
+our plan stands to the row: by what is short from the top tier down, then by cost. Shortages of a tier within a fifth of
+a percent of its demand are one; costs within the gap that the policy leaves open are ``even``. Shortage is as the
+policy weighs it, missing floors included: a request of a large model counts for more than one of a small (JSON has the
+plain share of requests too). The exit code is 1 when any row says that ours is worse.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from controller.tables import Cell, render_table
 from solvers.baselines import BASELINES
-from solvers.baselines.compare import WORSE, Standing, compare
+from solvers.baselines.compare import WORSE, Standing, Verdict, compare
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.problem import Policy, Problem
@@ -102,13 +102,19 @@ def cells(row: Row, tiers: list[str]) -> tuple[Cell, ...]:
 def summary(rows: list[Row]) -> dict[str, Any]:
     """Count how often ours is worse, and say which cases."""
     others = [row for row in rows if row.standing.name != "ours"]
-    worse = [f"{r.size}/{r.seed}/{r.case}/{r.standing.name}" for r in others if r.standing.verdict in WORSE]
+    worse = [label(r) for r in others if r.standing.verdict in WORSE]
+    hardly = [label(r) for r in others if r.standing.strict_verdict is Verdict.MORE_SHORT and label(r) not in worse]
     return {
         "compared": len(others),
         "worse": worse,
+        "hardly_more_short": hardly,
         "never_worse": not worse,
         "violations": sum(row.standing.violations for row in rows),
     }
+
+
+def label(row: Row) -> str:
+    return f"{row.size}/{row.seed}/{row.case}/{row.standing.name}"
 
 
 def main() -> int:
@@ -128,7 +134,10 @@ def main() -> int:
     else:
         print(table(rows))
         print(f"ours against {told['compared']} plans: {'never worse' if told['never_worse'] else 'worse'}")
-        print("\n".join(f"  worse: {case}" for case in told["worse"]))
+        for case in told["worse"]:
+            print(f"  worse: {case}")
+        for case in told["hardly_more_short"]:
+            print(f"  more short, too little to count: {case}")
     return 0 if told["never_worse"] and not told["violations"] else 1
 
 

@@ -10,7 +10,7 @@ from solvers.plan import Plan
 from solvers.planner import desk_for
 from solvers.planner.caps import planned_counts
 from solvers.planner.options import CapacityOf
-from solvers.planner.tally import Worth
+from solvers.planner.tally import CLEAR_SHARE, Worth
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
@@ -19,8 +19,9 @@ NOTICEABLE = 1e-6  # of a tier's whole demand, or of a cost; below is the roundi
 
 
 class Verdict(StrEnum):
-    """How the first plan stands to another: by unserved demand from the top tier down, then by cost.
+    """How the first plan stands to another: by what is short from the top tier down, then by cost.
 
+    Shortages of a tier that differ by less than ``tally.CLEAR_SHARE`` of its demand are one, as for the planner itself;
     ``EVEN`` costs differ by less than the gap that the decision may leave open.
     """
 
@@ -52,6 +53,8 @@ class Standing:
         Cost over that of the first plan.
     verdict : Verdict
         Of the first plan against this one.
+    strict_verdict : Verdict
+        The same when the least difference of shortage counts.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Standing:
     shortage_ratio: Mapping[str, float]
     cost_ratio: float
     verdict: Verdict
+    strict_verdict: Verdict
     violations: int
 
 
@@ -80,17 +84,18 @@ def compare(
             shortage_ratio={tier: _shortage(worth, rank) for tier, rank in _ranks(problem).items()},
             cost_ratio=worth.cost_usd_per_hour / first.cost_usd_per_hour if first.cost_usd_per_hour > 0.0 else 1.0,
             verdict=judge(first, worth, problem.policy.relative_gap),
+            strict_verdict=judge(first, worth, problem.policy.relative_gap, NOTICEABLE),
             violations=len(verify(plans[name], problem)),
         )
         for name, worth in worths.items()
     )
 
 
-def judge(first: Worth, other: Worth, gap_ratio: float) -> Verdict:
-    """Compare what two plans leave unserved, from the top tier down; where that is the same, what they pay."""
+def judge(first: Worth, other: Worth, gap_ratio: float, clear_ratio: float = CLEAR_SHARE) -> Verdict:
+    """Compare what two plans leave short, from the top tier down; where that is the same, what they pay."""
     for rank in sorted(first.lacking_usd_by_tier):
         difference = _shortage(first, rank) - _shortage(other, rank)
-        if abs(difference) > NOTICEABLE:
+        if abs(difference) > clear_ratio:
             return Verdict.LESS_SHORT if difference < 0.0 else Verdict.MORE_SHORT
     saved = other.paid_usd_per_hour - first.paid_usd_per_hour
     if saved < -max(NOTICEABLE, gap_ratio) * other.paid_usd_per_hour:
