@@ -10,6 +10,7 @@ from solvers.plan import Plan
 from solvers.planner.caps import at_options, at_plan, planned_counts
 from solvers.planner.checks import check_problem
 from solvers.planner.desk import Desk
+from solvers.planner.fairness import MOST_CELLS
 from solvers.planner.nodes import Counts
 from solvers.planner.options import CapacityOf
 from solvers.planner.overload import is_far_beyond, said_in_full, within_reach
@@ -96,6 +97,8 @@ def _with_relief(desk: Desk, plan: Plan) -> Plan:
 def desk_for(problem: Problem, capacity_of: CapacityOf = replica_capacity, previous: Plan | None = None) -> Desk:
     """Work out what a decision weighs; where nothing at hand serves all, fair shares too."""
     desk = Desk.of(problem, capacity_of, previous)
+    if len(desk.options.pools) > MOST_CELLS:  # too many to share fairly: spare the look at what is at hand
+        return desk
     in_force = _in_force(problem, previous)
     held = (desk.worth(counts) for counts in in_force if desk.fits(counts))
     if not problem.services or any(not worth.short for worth in held) or not desk.repaired({}).short:

@@ -54,6 +54,8 @@ def find_relief(desk: Desk) -> tuple[Relief, ...]:
         Sorted; together they are enough as far as the model over groups sees. Empty when nothing helps or the fleet is
         too large to look.
     """
+    if len(desk.options.pools) > MOST_CELLS:
+        return ()
     options = _open_options(desk)
     cells = build_cells(desk.problem, options)
     if not cells.pools or len(cells.cell_pool) > MOST_CELLS:
