@@ -118,6 +118,7 @@ def _pool_data(pool: PoolSummary) -> dict[str, Any]:
         "joules": round(pool.joules, 1),
         "costUsd": round(pool.cost_usd, 4),
         "promptTokens": pool.prompt_tokens,
+        "cachedTokens": pool.cached_tokens,
         "outputTokens": pool.output_tokens,
         "preemptions": pool.preemptions,
         "ttftMilliseconds": _percentiles(pool.ttft_s),

@@ -187,6 +187,8 @@ def test_shared_prefixes_are_computed_once(tmp_path: Path) -> None:
     computed = []
     for path in (alike, apart):
         load = load_of({"default/chat": parse_trace_spec(str(path))}, stated.demands, {"default/chat": 1.0}, 3)
-        computed.append(sum(pool.prompt_tokens for pool in evaluate(stated, plan, load, Fixed()).pools))
+        pools = evaluate(stated, plan, load, Fixed()).pools
+        computed.append(sum(pool.prompt_tokens for pool in pools))
+        assert sum(pool.prompt_tokens + pool.cached_tokens for pool in pools) == 30 * 4096
     assert computed[1] == 30 * 4096
     assert computed[0] < 0.5 * computed[1]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from controller.traces import load_trace
 from controller.traces_made import gamma_arrivals_s, poisson_arrivals_s, renewal_window_s
-from controller.traces_servegen import busiest_start_s, load_client, servegen_arrivals_s
-from controller.traces_spec import load_of, parse_trace_spec, trace_for
+from controller.traces_servegen import busiest_start_s, client_files, load_client, servegen_arrivals_s
+from controller.traces_spec import load_of, parse_trace_spec, trace_for, workload_of
 from solvers.errors import InvalidInput
 from solvers.workload import Demand, SizeBucket
 
@@ -169,3 +171,22 @@ def test_a_spec_without_rate_or_sizes_needs_a_plan() -> None:
         trace_for(parse_trace_spec("poisson:prompt=5,output=5"), None, seed=1)
     with pytest.raises(InvalidInput, match="says no request sizes"):
         trace_for(parse_trace_spec("poisson:rate=5,prompt=5"), None, seed=1)
+
+
+@pytest.mark.data
+def test_the_public_clients_and_blocks_are_read() -> None:
+    """Checked where the data lies beside the checkout; the formats above are checked everywhere."""
+    folder = Path(os.environ.get("PENSTOCK_DATA", Path(__file__).parents[2] / "shared" / "data")) / "traces"
+    if not (folder / "servegen" / "m-small").is_dir() or not (folder / "mooncake_synthetic.jsonl").exists():
+        print("the traces are not here; nothing to compare with")
+        return
+    windows = [window for file in client_files(folder / "servegen" / "m-small") for window in load_client(file)]
+    start_s = busiest_start_s(folder / "servegen" / "m-small", 600.0)
+    expected = sum(600.0 * w.requests_per_s for w in windows if w.start_s == start_s)
+    arrivals = servegen_arrivals_s(folder / "servegen" / "m-small", start_s=start_s, duration_s=600.0, seed=1)
+    assert abs(len(arrivals) - expected) <= len(client_files(folder / "servegen" / "m-small"))
+    trace = load_trace(folder / "mooncake_synthetic.jsonl")
+    assert len(trace) == 3_993
+    assert all(len(r.block_ids) == -(-r.prompt_tokens // 512) for r in trace)
+    workload = workload_of({"a/b": trace})
+    assert int(workload.block_starts[-1]) == len(workload.block_ids) == sum(len(r.block_ids) for r in trace)

@@ -37,6 +37,7 @@ class Meter:
     gpu_s: float = 0.0
     busy_s: float = 0.0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
     gaps: GapHistogram = field(default_factory=GapHistogram)
@@ -47,6 +48,7 @@ class Meter:
         self.gpu_s += gpu_s
         self.busy_s += view.busy_s
         self.prompt_tokens += view.prompt_tokens
+        self.cached_tokens += view.cached_tokens
         self.output_tokens += view.output_tokens
         self.preemptions += view.preemptions
         self.gaps.merge(view.gaps)
@@ -57,6 +59,7 @@ class Meter:
         self.gpu_s += other.gpu_s
         self.busy_s += other.busy_s
         self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
         self.output_tokens += other.output_tokens
         self.preemptions += other.preemptions
         self.gaps.merge(other.gaps)
@@ -68,6 +71,7 @@ class Meter:
             gpu_s=self.gpu_s - earlier.gpu_s,
             busy_s=self.busy_s - earlier.busy_s,
             prompt_tokens=self.prompt_tokens - earlier.prompt_tokens,
+            cached_tokens=self.cached_tokens - earlier.cached_tokens,
             output_tokens=self.output_tokens - earlier.output_tokens,
             preemptions=self.preemptions - earlier.preemptions,
             gaps=self.gaps.minus(earlier.gaps),

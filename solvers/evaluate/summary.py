@@ -78,7 +78,10 @@ class ServiceSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSummary:
-    """One pool over all its places; ``ttft_s`` of requests whose prompt it computed, ``itl_s`` of its own gaps."""
+    """One pool over all its places; ``ttft_s`` of requests whose prompt it computed, ``itl_s`` of its own gaps.
+
+    ``prompt_tokens`` were computed, ``cached_tokens`` found in the prefix cache instead.
+    """
 
     pool: PoolKey
     mean_replicas: float
@@ -87,6 +90,7 @@ class PoolSummary:
     joules: float
     cost_usd: float
     prompt_tokens: int
+    cached_tokens: int
     output_tokens: int
     preemptions: int
     ttft_s: Percentiles
@@ -321,6 +325,7 @@ def _pool(record: Record, pool: PoolKey, meter: Meter, ttft_s: Sequence[float]) 
         joules=meter.joules,
         cost_usd=_cost_usd(record.problem, pool, meter),
         prompt_tokens=meter.prompt_tokens,
+        cached_tokens=meter.cached_tokens,
         output_tokens=meter.output_tokens,
         preemptions=meter.preemptions,
         ttft_s={ratio: quantile(_column(ttft_s), ratio) for ratio in PERCENTILES},
