@@ -207,8 +207,8 @@ class FleetPolicySpec(Resource):
             holds=lambda spec: len({tier.name for tier in spec.tiers}) == len(spec.tiers),
         ),
         Rule(
-            cel="self.quotas.all(a, self.quotas.exists_one(b, a.namespace == b.namespace && "
-            "(has(a.gpuClass) ? a.gpuClass : '') == (has(b.gpuClass) ? b.gpuClass : '')))",
+            cel="self.quotas.all(a, self.quotas.exists_one(b, a.__namespace__ == b.__namespace__ && "
+            "(has(a.gpuClass) && has(b.gpuClass) ? a.gpuClass == b.gpuClass : has(a.gpuClass) == has(b.gpuClass))))",
             field="quotas",
             message="quotas must not repeat a namespace and gpuClass",
             holds=lambda spec: len({quota.counted for quota in spec.quotas}) == len(spec.quotas),
