@@ -6,7 +6,7 @@ TRACE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-planner bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
+.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-planner bench-scale bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-explain: $(VENV)/ready ## Predict what losses cost, and decide anew to com
 
 bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten services
 	$(BIN)/python -m tests.bench_planner
+
+bench-scale: $(VENV)/ready ## Plan synthetic fleets of 100, 1,000 and 12,500 nodes: time, gap, memory
+	$(BIN)/python -m tests.bench_scale
 
 bench-tick: $(VENV)/ready ## Time caps, routing and shedding between plans, up to 12,500 nodes
 	$(BIN)/python -m tests.bench_tick

@@ -62,6 +62,15 @@ def charged_domains(nodes: Iterable[Node], gpu_class: str, location: str) -> tup
     return tuple(sorted({domain for node in candidates for domain in node.domains}))
 
 
+def domains_by_place(nodes: Iterable[Node]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """``charged_domains`` of every (GPU class, location) that has a node, anywhere included."""
+    reach: dict[tuple[str, str], set[str]] = {}
+    for node in nodes:
+        for location in (node.location, ANYWHERE):
+            reach.setdefault((node.gpu_class, location), set()).update(node.domains)
+    return {place: tuple(sorted(domains)) for place, domains in sorted(reach.items())}
+
+
 def reserved_watts(
     nodes: tuple[Node, ...],
     gpu_classes: Mapping[str, GpuClass],
@@ -82,10 +91,10 @@ def reserved_watts(
     dict of domain to float, W
         Fixed draw of the domain itself not included (see ``PowerDomain.usable_watts``).
     """
-    members = nodes_by_domain(nodes)
+    members, reach = nodes_by_domain(nodes), domains_by_place(nodes)
     reserved = {domain: base_watts(inside, gpu_classes) for domain, inside in members.items()}
     for (pool, location), count in sorted(counts.items()):
         extra = pool_extra_watts(gpu_classes, pool, (gpu_watts or {}).get(pool))
-        for domain in charged_domains(nodes, pool.gpu_class, location):
+        for domain in reach.get((pool.gpu_class, location), ()):
             reserved[domain] += count * extra
     return {d: min(watts, ceiling_watts(members[d], gpu_classes)) for d, watts in reserved.items()}

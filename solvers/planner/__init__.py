@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from solvers.errors import SolveFailed
 from solvers.plan import Plan
 from solvers.planner.caps import at_options, at_plan, planned_counts
 from solvers.planner.checks import check_problem
+from solvers.planner.crew import Crew
 from solvers.planner.desk import Desk
 from solvers.planner.fairness import MOST_CELLS
 from solvers.planner.nodes import Counts
@@ -33,7 +35,14 @@ SPARE_RATIO = 0.1
 STAND_IN = "the solver's plan failed the check, a simpler one stands in"
 
 
-def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: CapacityOf = replica_capacity) -> Plan:
+def make_plan(
+    problem: Problem,
+    *,
+    previous: Plan | None = None,
+    capacity_of: CapacityOf = replica_capacity,
+    workers: int = 1,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> Plan:
     """Decide pools, counts and places for the whole fleet.
 
     Parameters
@@ -43,6 +52,10 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
         least ``policy.min_saving_ratio`` of its cost.
     capacity_of : callable
         ``solvers.sizing.replica_capacity`` or a table with its signature.
+    workers : int
+        Processes that share the work on large fleets (joblib's). The plan does not depend on their number.
+    on_plan : callable, optional
+        Told every verified plan that an early stage of a large fleet leaves, before the last one is returned.
 
     Returns
     -------
@@ -59,23 +72,30 @@ def make_plan(problem: Problem, *, previous: Plan | None = None, capacity_of: Ca
     check_problem(problem)
     reachable = within_reach(Desk.of(problem, capacity_of, previous)) if is_far_beyond(problem) else problem
     if reachable is problem:
-        return _planned(problem, previous, capacity_of)[1]
-    desk, plan = _planned(reachable, previous, capacity_of)
+        return _planned(problem, previous, capacity_of, Crew(workers=workers), on_plan)[1]
+    desk, plan = _planned(reachable, previous, capacity_of, Crew(workers=workers))
     plan = said_in_full(desk, plan, problem)
     if violations := verify(plan, problem, capacity_of=capacity_of):
         raise SolveFailed("the plan of what is within reach is none of what is asked: " + "; ".join(violations))
     return plan
 
 
-def _planned(problem: Problem, previous: Plan | None, capacity_of: CapacityOf) -> tuple[Desk, Plan]:
+def _planned(
+    problem: Problem,
+    previous: Plan | None,
+    capacity_of: CapacityOf,
+    crew: Crew,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> tuple[Desk, Plan]:
     in_force = _in_force(problem, previous)
-    desk = desk_for(problem, capacity_of, previous)
+    desk = desk_for(problem, capacity_of, previous, crew)
     kept = [desk.worth(counts) for counts in in_force if desk.fits(counts)]
     repaired = [*(desk.repaired(counts) for counts in in_force), *_without_caps(desk)]
-    search = Search(desk=desk)
+    search = Search(desk=desk, on_plan=on_plan)
     tried = list(_tried(desk, search, in_force, kept, repaired))
     faults = list(search.faults)
-    for worth, note in (*tried, *((worth, STAND_IN) for worth in (*kept, *repaired, desk.repaired({})))):
+    stand_ins = chain(kept, repaired, (desk.repaired({}) for _ in range(1)))
+    for worth, note in chain(tried, ((worth, STAND_IN) for worth in stand_ins)):
         plan, violations = search.write(worth, (note,) if note else ())
         if not violations:
             return desk, _with_relief(desk, plan)
@@ -85,8 +105,8 @@ def _planned(problem: Problem, previous: Plan | None, capacity_of: CapacityOf) -
 
 def _with_relief(desk: Desk, plan: Plan) -> Plan:
     """Say what would help a plan that is short; a solver that fails at it takes nothing from the plan."""
-    if not any(service.short_because for service in plan.services):
-        return plan
+    if desk.is_large or not any(service.short_because for service in plan.services):
+        return plan  # in the largest fleets the search for relief would take as long as the decision
     try:
         return replace(plan, relief=find_relief(desk))
     except SOLVER_FAULTS as fault:
@@ -94,14 +114,21 @@ def _with_relief(desk: Desk, plan: Plan) -> Plan:
         return replace(plan, report=replace(plan.report, notes=notes))
 
 
-def desk_for(problem: Problem, capacity_of: CapacityOf = replica_capacity, previous: Plan | None = None) -> Desk:
+def desk_for(
+    problem: Problem,
+    capacity_of: CapacityOf = replica_capacity,
+    previous: Plan | None = None,
+    crew: Crew | None = None,
+) -> Desk:
     """Work out what a decision weighs; where nothing at hand serves all, fair shares too."""
-    desk = Desk.of(problem, capacity_of, previous)
+    desk = Desk.of(problem, capacity_of, previous, crew)
     if len(desk.options.pools) > MOST_CELLS:  # too many to share fairly: spare the look at what is at hand
         return desk
     in_force = _in_force(problem, previous)
     held = (desk.worth(counts) for counts in in_force if desk.fits(counts))
-    if not problem.services or any(not worth.short for worth in held) or not desk.repaired({}).short:
+    if not problem.services or any(not worth.short for worth in held):
+        return desk
+    if desk.is_large or not (desk.is_wide or desk.repaired({}).short):
         return desk
     try:
         return desk.shared_fairly()

@@ -12,7 +12,7 @@ from solvers.planner.cells import Cells, Floats
 from solvers.planner.nodes import Counts
 from solvers.planner.relax import Arrays
 from solvers.planner.tally import PoolWorth, Worth
-from solvers.power import base_watts, charged_domains, nodes_by_domain, reserved_watts
+from solvers.power import base_watts, domains_by_place, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 
 PRICE_FLOOR = 1e-6  # USD/h per unit; smaller duals are rounding
@@ -143,9 +143,10 @@ def _domain_plans(problem: Problem, worth: Worth, prices: Prices) -> tuple[Domai
 def _planned_watts(problem: Problem, counts: Counts, per_replica: Mapping[PoolKey, float]) -> dict[str, float]:
     """Idle draw of every GPU plus what the replicas are planned to draw above it, by domain."""
     planned = {d: base_watts(nodes, problem.gpu_classes) for d, nodes in nodes_by_domain(problem.nodes).items()}
+    reach = domains_by_place(problem.nodes)
     for (pool, location), count in counts.items():
         idle = pool.config.gpus * problem.gpu_classes[pool.gpu_class].idle_watts
-        for domain in charged_domains(problem.nodes, pool.gpu_class, location):
+        for domain in reach.get((pool.gpu_class, location), ()):
             planned[domain] += count * max(0.0, per_replica[pool] - idle)
     return planned
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner.caps import planned_counts
 from solvers.planner.cells import build_cells
+from solvers.planner.crew import Crew
 from solvers.planner.fairness import fair_ratios
 from solvers.planner.nodes import Counts, Room, pack
 from solvers.planner.options import CapacityOf, Options, Sizer, find_options
@@ -17,7 +18,22 @@ from solvers.planner.rounding import fill
 from solvers.planner.tally import Worth, weigh
 from solvers.problem import Problem
 
+FAIR_POOLS = 1000
+"""Fleets with more pools share what is short by the weights of the tiers alone."""
+
+WIDE_GPUS = 512
+"""Fleets up to so many GPUs are solved with every size of every pool."""
+
 SHARES_OF_TIME = 20.0  # of the time limit, what one solve for fair shares may take
+
+
+def is_wide(problem: Problem) -> bool:
+    """True for large fleets whose services ask nothing that ways of them know nothing of: places, spot, caps."""
+    if problem.policy.power_caps or sum(node.gpus_usable for node in problem.nodes) <= WIDE_GPUS:
+        return False
+    if any(node.price_ratio != 1.0 or node.reclaims_per_hour > 0.0 for node in problem.nodes):
+        return False
+    return not any(service.pins or service.is_spread for service in problem.services)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +45,35 @@ class Desk:
     options: Options
     penalties: Penalties
     wanted: frozenset[PoolKey]
+    crew: Crew = field(default_factory=Crew)
 
     @classmethod
-    def of(cls, problem: Problem, capacity_of: CapacityOf, previous: Plan | None = None) -> Desk:
+    def of(
+        cls, problem: Problem, capacity_of: CapacityOf, previous: Plan | None = None, crew: Crew | None = None
+    ) -> Desk:
         wanted = frozenset(pool for (pool, _), count in problem.running.items() if count)
         if previous is not None:
             wanted |= {pool for pool, _ in planned_counts(problem, previous)}
         sizer = Sizer(problem=problem, capacity_of=capacity_of)
-        options = find_options(problem, sizer, wanted=wanted)
+        options = find_options(problem, sizer, wanted=wanted, is_wide=is_wide(problem), crew=crew)
         return cls(
             problem=problem,
             sizer=sizer,
             options=options,
             penalties=find_penalties(problem, options),
             wanted=wanted,
+            crew=crew or Crew(),
         )
+
+    @property
+    def is_wide(self) -> bool:
+        """True when pools are too large for care over every size of each."""
+        return is_wide(self.problem)
+
+    @property
+    def is_large(self) -> bool:
+        """True when there are more pools than fair shares are looked for with."""
+        return len(self.options.pools) > FAIR_POOLS
 
     def scaled(self, factor: float) -> Desk:
         """The same with so many times the demand."""
@@ -53,7 +83,7 @@ class Desk:
         }
         problem = replace(self.problem, demands=demands)
         sizer = replace(self.sizer, problem=problem)  # capacities of one replica do not depend on the load
-        options = find_options(problem, sizer, wanted=self.wanted)
+        options = find_options(problem, sizer, wanted=self.wanted, is_wide=self.is_wide)
         penalties = find_penalties(problem, options)
         return replace(self, problem=problem, sizer=sizer, options=options, penalties=penalties)
 
@@ -114,4 +144,16 @@ class Desk:
         """
         room = self.empty_room()
         kept = self.fitting(counts, room)
-        return self.worth(fill(self.problem, self.sizer, self.options, room, kept, least))
+        return self.worth(fill(self.problem, self.sizer, self.fill_options(), room, kept, least))
+
+    def fill_options(self) -> Options:
+        """Pools to fill from: in a large fleet the cheapest per request of each role and class, and those wanted."""
+        if not self.is_wide:
+            return self.options
+        best: dict[tuple[str, str, str], tuple[float, PoolKey]] = {}
+        for option in self.options.pools:
+            at = (option.pool.service, option.pool.role, option.pool.gpu_class)
+            price = option.price_usd_per_hour / option.steps[-1].capacity_requests_per_s
+            best[at] = min(best.get(at, (price, option.pool)), (price, option.pool))
+        kept = {pool for _, pool in best.values()} | self.wanted
+        return replace(self.options, pools=tuple(o for o in self.options.pools if o.pool in kept), _by_service={})

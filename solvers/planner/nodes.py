@@ -10,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey
 from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms, find_bays
 from solvers.planner.quotas import QuotaLedger
 from solvers.power import charged_domains, pool_extra_watts
 from solvers.problem import Problem
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 Counts = Mapping[tuple[PoolKey, str], int]
 """Replicas by (pool, location), ``ANYWHERE`` for pools placed ``Class``."""
@@ -30,6 +36,52 @@ class Packing:
 
 
 @dataclass(slots=True, kw_only=True)
+class BayTables:
+    """The bays of a room as arrays, kept along with it: large fleets have thousands.
+
+    Attributes
+    ----------
+    charged : (B, K) int
+        Domains that each bay draws from, as indices into ``watts``; filled up with the last one, which never binds.
+    watts : (D + 1,) float
+        Free watts by domain.
+    spare : mapping of GPUs to (B,) int
+        Replicas of so many GPUs that each bay can still take.
+    """
+
+    row_of: dict[tuple[str, str], int]
+    domain_of: dict[str, int]
+    charged: Ints
+    watts: Floats
+    spare: dict[int, Ints] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, bays: Mapping[tuple[str, str], Bay], free_watts: Mapping[str, float]) -> BayTables:
+        domain_of = {name: index for index, name in enumerate(free_watts)}
+        widest = max((len(bay.charged) for bay in bays.values()), default=0)
+        charged = np.full((len(bays), max(1, widest)), len(domain_of), dtype=np.int64)
+        for row, bay in enumerate(bays.values()):
+            charged[row, : len(bay.charged)] = [domain_of[d] for d in bay.charged]
+        return cls(
+            row_of={key: row for row, key in enumerate(bays)},
+            domain_of=domain_of,
+            charged=charged,
+            watts=np.array([*free_watts.values(), np.inf]),
+        )
+
+    def rows(self, bays: Iterable[Bay]) -> Ints:
+        return np.array([self.row_of[bay.key] for bay in bays], dtype=np.int64)
+
+    def note(self, bay: Bay, spare: Mapping[int, int], free_watts: Mapping[str, float]) -> None:
+        """Follow what was taken at a bay."""
+        row = self.row_of[bay.key]
+        for size, count in spare.items():
+            self.spare[size][row] = count
+        for domain in bay.charged:
+            self.watts[self.domain_of[domain]] = free_watts[domain]
+
+
+@dataclass(slots=True, kw_only=True)
 class Room:
     """What is still free in every bay and every limiting power domain, as replicas are taken in one by one."""
 
@@ -42,6 +94,8 @@ class Room:
     refusing: frozenset[str]
     held: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
     slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
+    by_class: dict[str, list[Bay]] = field(default_factory=dict)
+    tables: BayTables | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Room:
@@ -68,6 +122,7 @@ class Room:
             free_watts=dict(self.free_watts),
             quotas=self.quotas.copy(),
             held={key: dict(sizes) for key, sizes in self.held.items()},
+            tables=None,
         )
 
     def spare_groups(self, bay: Bay, gpus: int) -> int:
@@ -122,10 +177,14 @@ class Room:
             watts = taken * self.extra_watts(pool)
             for domain in self.charged(pool, location):
                 self.free_watts[domain] -= watts
+            if self.tables is not None:
+                self.tables.note(at, {size: self.spare_groups(at, size) for size in self.tables.spare}, self.free_watts)
         return taken
 
     def class_bays(self, gpu_class: str) -> list[Bay]:
-        return [bay for bay in self.bays.values() if bay.gpu_class == gpu_class]
+        if gpu_class not in self.by_class:
+            self.by_class[gpu_class] = [bay for bay in self.bays.values() if bay.gpu_class == gpu_class]
+        return list(self.by_class[gpu_class])
 
     def bays_of(self, pool: PoolKey) -> list[Bay]:
         """Bays of the pool's class that its service may use."""
@@ -163,14 +222,45 @@ class Room:
             ``location`` itself for a pool placed ``Class``.
         """
         added: dict[str, int] = {}
-        left = count
-        while left and (bay := self.best_bay(pool, bays, location)) is not None:
+        left, tables = count, self._tables(pool.config.gpus)
+        order = sorted(bays, key=lambda bay: bay.location)
+        rows = tables.rows(order)
+        while left and (at := self._best_row(pool, rows, location)) is not None:
+            bay = order[at]
             where = location or bay.location
             half = (self.room(pool, where, bay) + 1) // 2  # one at a time would look at every bay for every replica
             taken = self.take(pool, where, min(left, half), bay)
             added[where] = added.get(where, 0) + taken
             left -= taken
         return added
+
+    def _tables(self, gpus: int) -> BayTables:
+        """The bays as arrays, with what each can take of so many GPUs."""
+        if self.tables is None:
+            self.tables = BayTables.of(self.bays, self.free_watts)
+        if gpus not in self.tables.spare:
+            spare = [self.spare_groups(bay, gpus) for bay in self.bays.values()]
+            self.tables.spare[gpus] = np.array(spare, dtype=np.int64)
+        return self.tables
+
+    def _best_row(self, pool: PoolKey, rows: Ints, location: str | None) -> int | None:
+        """Index into ``rows`` of the bay that ``best_bay`` would choose, rows sorted by location."""
+        if len(rows) == 0 or self.quotas.room(pool, 1) == 0:
+            return None
+        tables, extra = self._tables(pool.config.gpus), self.extra_watts(pool)
+        spare = tables.spare[pool.config.gpus][rows]
+        if location is None:
+            watts = tables.watts[tables.charged[rows]].min(axis=1)
+        else:
+            watts = np.full(len(rows), self.watts_left(pool, location))
+        able = spare > 0
+        if extra > 0.0:
+            able &= watts + WATT_TOLERANCE >= extra
+        if not able.any():
+            return None
+        most = np.where(able, watts, -np.inf)
+        first = np.where(able & (most == most.max()), spare, -1)
+        return int(np.argmax(first))
 
     def best_bay(self, pool: PoolKey, bays: Iterable[Bay], location: str | None = None) -> Bay | None:
         """The bay with room whose tightest feed keeps most watts (worst fit), then most spare groups, then by name."""
@@ -220,6 +310,8 @@ def _bind_anywhere(
     problem: Problem, counts: Counts
 ) -> tuple[dict[tuple[PoolKey, str, str], int], dict[tuple[PoolKey, str], int]]:
     """Split every count by the location it is packed in: (pool, location, location inside)."""
+    if not any(location == ANYWHERE for _, location in counts):
+        return {(pool, location, location): count for (pool, location), count in in_packing_order(counts)}, {}
     bays = Room.of(problem)
     bays.free_watts = dict.fromkeys(bays.free_watts, float("inf"))  # places only; watts are charged class-wide anyway
     bays.quotas = replace(bays.quotas, rows=())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
 from solvers.planner.caps import at_cap, levels_watts, limited_classes, profile_at
+from solvers.planner.crew import Crew
 from solvers.planner.floors import least_locations, pinned_most
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.reclaim import Reclaims
@@ -81,9 +82,16 @@ class Options:
 
     pools: tuple[PoolOption, ...]
     unfit: Mapping[str, tuple[str, ...]]
+    _by_service: dict[str, tuple[PoolOption, ...]] = field(default_factory=dict)
 
     def of(self, service: str) -> tuple[PoolOption, ...]:
-        return tuple(option for option in self.pools if option.pool.service == service)
+        """Pools of one service."""
+        if not self._by_service:
+            found: dict[str, list[PoolOption]] = {}
+            for option in self.pools:
+                found.setdefault(option.pool.service, []).append(option)
+            self._by_service.update({name: tuple(options) for name, options in found.items()})
+        return self._by_service.get(service, ())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,7 +100,7 @@ class Sizer:
 
     problem: Problem
     capacity_of: CapacityOf
-    _known: dict[tuple[PoolKey, int], Capacity | Unfit] = field(default_factory=dict)
+    known: dict[tuple[PoolKey, int], Capacity | Unfit] = field(default_factory=dict)
     _reclaims: Reclaims | None = None
     _profiles: dict[PoolKey, EngineProfile | None] = field(default_factory=dict)
 
@@ -116,16 +124,54 @@ class Sizer:
         """Capacity of one replica of the pool at the size; it never falls as the pool grows."""
         size = min(replicas, CURVE_ENDS)
         key = (pool, size)
-        if key not in self._known:
+        if key not in self.known:
             service = next(s for s in self.problem.services if s.name == pool.service)
             mix = self.problem.demands[pool.service].mix
-            self._known[key] = self.capacity_of(profile, pool.role, mix, service.slos, pool_replicas=size)
-        return self._known[key]
+            self.known[key] = self.capacity_of(profile, pool.role, mix, service.slos, pool_replicas=size)
+        return self.known[key]
 
     def carried(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> float:
         """Requests per second of the whole pool, 0 when it cannot serve the mix."""
         capacity = self.at(pool, profile, replicas)
         return 0.0 if isinstance(capacity, Unfit) else replicas * capacity.requests_per_s
+
+
+Ask = tuple[PoolKey, EngineProfile, int, int]
+"""Pool, profile, room and the least that is of use: what its largest useful size is searched with."""
+
+
+def size_pools(
+    problem: Problem, capacity_of: CapacityOf, asks: Sequence[Ask]
+) -> dict[tuple[PoolKey, int], Capacity | Unfit]:
+    """Find the useful size of each pool, and return all capacities looked up on the way.
+
+    Parameters
+    ----------
+    problem : Problem
+        Of which only the services and demands of the pools are read.
+    """
+    sizer = Sizer(problem=problem, capacity_of=capacity_of)
+    services = {service.name: service for service in problem.services}
+    for pool, profile, room, least in asks:
+        demand = _spread_demand(services[pool.service], problem.demands[pool.service])
+        _useful_size(pool, profile, demand, room, least, sizer)
+    return sizer.known
+
+
+def size_at(
+    problem: Problem, capacity_of: CapacityOf, asks: Sequence[tuple[PoolKey, EngineProfile, int]]
+) -> dict[tuple[PoolKey, int], Capacity | Unfit]:
+    """Capacities of pools at sizes."""
+    sizer = Sizer(problem=problem, capacity_of=capacity_of)
+    for pool, profile, size in asks:
+        sizer.at(pool, profile, size)
+    return sizer.known
+
+
+def of_service(problem: Problem, service: ServedModel) -> Problem:
+    """What sizing reads of one service, light enough to send away."""
+    demands = {service.name: problem.demands[service.name]}
+    return replace(problem, services=(service,), demands=demands, nodes=(), domains={}, profiles={}, running={})
 
 
 def find_options(
@@ -134,6 +180,8 @@ def find_options(
     *,
     refined: Mapping[PoolKey, Collection[int]] | None = None,
     wanted: Collection[PoolKey] = (),
+    is_wide: bool = False,
+    crew: Crew | None = None,
 ) -> Options:
     """List the pools that could serve something, with their steps.
 
@@ -143,23 +191,28 @@ def find_options(
         Pools that stay listed although others do the same for less: what runs and what the last plan asks for.
     refined : mapping of pool to collection of int
         Sizes that get a step of their own, besides the usual cuts.
+    is_wide : bool
+        One step for each pool, and none left out: sizing every pool at many sizes is most of the time of a large fleet.
     """
     pools: list[PoolOption] = []
     unfit: dict[str, tuple[str, ...]] = {}
     kinds = {(service.locations, service.max_spot_ratio <= 0.0) for service in problem.services}
     slots = {kind: _slots(problem, *kind) for kind in kinds}
     levels = _levels_of(problem, wanted)
+    if is_wide and crew is not None and crew.workers > 1:
+        _size_ahead(problem, sizer, slots, levels, crew)
     for service in sorted(problem.services, key=lambda s: s.name):
         reasons: list[str] = []
         found: list[PoolOption] = []
         for pool, profile in _candidates(problem, service, sizer, levels):
             mine = slots[service.locations, service.max_spot_ratio <= 0.0]
-            option = _option(problem, service, pool, profile, sizer, mine, (refined or {}).get(pool, ()))
+            sizes = None if is_wide else (refined or {}).get(pool, ())
+            option = _option(problem, service, pool, profile, sizer, mine, sizes)
             if isinstance(option, PoolOption):
                 found.append(option)
             else:
                 reasons.append(f"{pool.role} on {pool.gpu_class}/{pool.config.label}: {option}")
-        pools += _without_dominated(service, found, wanted)
+        pools += found if is_wide else _without_dominated(service, found, wanted)
         unfit[service.name] = tuple(reasons)
     return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
 
@@ -177,6 +230,31 @@ def _levels_of(problem: Problem, wanted: Collection[PoolKey]) -> Callable[[PoolK
         return sorted({*known, *kept.get(pool, ())})
 
     return levels
+
+
+def _size_ahead(
+    problem: Problem,
+    sizer: Sizer,
+    slots: Mapping[tuple[tuple[str, ...], bool], Mapping[tuple[str, int], int]],
+    levels: Callable[[PoolKey, EngineProfile], Iterable[float]],
+    crew: Crew,
+) -> None:
+    """Let the crew size every pool, so that what follows looks it up."""
+    work = []
+    for service in sorted(problem.services, key=lambda s: s.name):
+        asks = []
+        for pool, profile in _candidates(problem, service, sizer, levels):
+            mine = slots[service.locations, service.max_spot_ratio <= 0.0]
+            room = min(service.max_replicas, mine.get((pool.gpu_class, pool.config.gpus), 0))
+            if room > 0:
+                asks.append((pool, profile, room, _least_useful(service, pool)))
+        work.append((of_service(problem, service), sizer.capacity_of, tuple(asks)))
+    for known in crew.each(size_pools, work):
+        sizer.known.update(known)
+
+
+def _least_useful(service: ServedModel, pool: PoolKey) -> int:
+    return max(service.min_replicas, least_locations(service), pinned_most(service, pool))
 
 
 def _candidates(
@@ -217,7 +295,7 @@ def _option(
     profile: EngineProfile,
     sizer: Sizer,
     slots: Mapping[tuple[str, int], int],
-    refined: Collection[int],
+    refined: Collection[int] | None,
 ) -> PoolOption | str:
     """Return the pool, or why it cannot be."""
     gpus, demand = pool.config.gpus, problem.demands[service.name]
@@ -225,7 +303,7 @@ def _option(
     room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
     if room <= 0 or quotas.room(pool, 1) == 0:
         return _no_room(problem, service, pool, quotas)
-    least = max(service.min_replicas, least_locations(service), pinned_most(service, pool))
+    least = _least_useful(service, pool)
     most = _useful_size(pool, profile, _spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
         return most
@@ -238,7 +316,9 @@ def _option(
         price_usd_per_hour=gpus * gpu_class.price_usd_per_hour,
         reserved_watts=pool_extra_watts(problem.gpu_classes, pool),
         host_watts=gpus * gpu_class.host_share_watts,
-        steps=_steps(pool, profile, min(room, most + int(service.is_spread)), refined, sizer),
+        steps=_one_step(pool, profile, most, sizer)
+        if refined is None
+        else _steps(pool, profile, min(room, most + int(service.is_spread)), refined, sizer),
     )
 
 
@@ -302,6 +382,11 @@ def _steps(
             steps.append(step)
         lower, below_watts = upper + 1, own_watts
     return tuple(steps)
+
+
+def _one_step(pool: PoolKey, profile: EngineProfile, most: int, sizer: Sizer) -> tuple[Step, ...]:
+    """Every size with the rate of the largest and the draw of an idle replica: no size does better."""
+    return (replace(_step(pool, profile, 1, most, sizer), gpu_watts=profile.idle_watts_per_gpu),)
 
 
 def _cuts(most: int, refined: Collection[int]) -> list[int]:

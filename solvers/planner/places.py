@@ -60,6 +60,8 @@ def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict
     for bay in _bays(cells, cell):
         key = (option.pool, bay.location)
         running = cells.problem.running.get((option.pool.uncapped, bay.location), 0)
+        if running <= 0 or kept >= wanted:
+            continue
         taken = room.take(*key, min(running, wanted - kept), bay)
         if taken:
             counts[key] = counts.get(key, 0) + taken

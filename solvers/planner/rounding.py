@@ -38,8 +38,9 @@ def fill(
 
     ``room`` is what the counts leave free; it is used up along the way. Nothing of ``least`` is shaved off.
     """
-    grown = dict(counts)
+    by_service = _by_service(problem, counts)
     for service in sorted(problem.services, key=lambda s: (s.tier_rank, s.name)):
+        grown = by_service[service.name]
         _fill_pins(service, options, room, grown)
         _fill_floor(service, options, room, grown)
         _fill_locations(service, options, room, grown)
@@ -48,7 +49,17 @@ def fill(
             if _add(block.option, block.replicas, room, grown, service) < block.replicas:
                 blocked.add((block.option.pool, block.replicas))
         _fill_share(problem, sizer, service, options, room, grown)
-    return _without_waste(problem, sizer, grown, least or {})
+    _shave_waste(problem, sizer, by_service, least or {})
+    kept = [row for grown in by_service.values() for row in grown.items()]
+    return {key: count for key, count in sorted(kept) if count > 0}
+
+
+def _by_service(problem: Problem, counts: Counts) -> dict[str, dict[tuple[PoolKey, str], int]]:
+    """Split the counts by service, those that are not planned for left in a part of their own."""
+    parts: dict[str, dict[tuple[PoolKey, str], int]] = {service.name: {} for service in problem.services}
+    for (pool, location), count in counts.items():
+        parts.setdefault(pool.service, {})[pool, location] = count
+    return parts
 
 
 def _totals(counts: Counts, service: ServedModel) -> dict[PoolKey, int]:
@@ -206,10 +217,12 @@ def _carried(option: PoolOption, sizer: Sizer, replicas: int) -> float:
     return sizer.carried(option.pool, option.profile, replicas) if replicas else 0.0
 
 
-def _without_waste(problem: Problem, sizer: Sizer, counts: Counts, least: Counts) -> dict[tuple[PoolKey, str], int]:
+def _shave_waste(
+    problem: Problem, sizer: Sizer, by_service: Mapping[str, dict[tuple[PoolKey, str], int]], least: Counts
+) -> None:
     """Take away replicas that change neither what is served nor a floor: the dearest first, running ones last."""
-    kept = dict(counts)
     for service in sorted(problem.services, key=lambda s: s.name):
+        kept = by_service[service.name]
         totals = _totals(kept, service)
         for pool in sorted(totals, key=lambda p: (-_price(problem, p), p)):
             free = [loc for key, loc in kept if key == pool for _ in range(kept[key, loc] - least.get((key, loc), 0))]
@@ -221,7 +234,6 @@ def _without_waste(problem: Problem, sizer: Sizer, counts: Counts, least: Counts
                     continue
                 totals[pool] -= 1
                 kept[pool, location] -= 1
-    return {key: count for key, count in sorted(kept.items()) if count > 0}
 
 
 def _spares_place(

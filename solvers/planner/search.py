@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import cvxpy as cp
@@ -29,6 +29,7 @@ from solvers.planner.rounding import fill
 from solvers.planner.shortage import reasons_by_service
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import hold_higher_tiers, lacking_values
+from solvers.planner.wide import Wide
 from solvers.verify import verify
 
 MOST_ROUNDS = 4
@@ -49,6 +50,7 @@ class Search:
 
     desk: Desk
     base: Counts = field(default_factory=dict)
+    on_plan: Callable[[Plan], None] | None = None
     bound_usd_per_hour: float = 0.0
     prices: Prices = field(default_factory=Prices)
     rounds: int = 0
@@ -65,11 +67,15 @@ class Search:
         is_enough : callable
             Told a bound on the objective of every plan; True ends the search, as nothing found would be of use.
         """
+        if self.desk.is_wide and not self.base and self.desk.problem.services:
+            return self._run_wide(starts, is_enough)
         best = best_of([*starts, self.desk.repaired(self.base, self.base)])
         if not self.desk.problem.services:  # nothing is asked, so nothing is placed; there is no model to state
             best = self.desk.repaired({})
             self._raise_bound(best.objective_usd_per_hour)
             return best
+        if self.desk.is_wide:
+            return best  # what is cheapest to add to something is found by filling
         while self.rounds < MOST_ROUNDS:
             try:
                 found, narrower = self._round(best, is_enough)
@@ -95,6 +101,42 @@ class Search:
         if self.desk.empty_room().take_all(fine.counts) or not fine.is_clearly_less_short_than(best):
             return best
         return fine
+
+    def _run_wide(self, starts: Sequence[Worth], is_enough: Enough) -> Worth:
+        """Find ways at prices and take one of each service; what is known so far, or the greedy plan, if that fails."""
+        best = best_of(starts) if starts else None
+        try:
+            cells = self._cells()
+            arrays = state(cells)
+            relaxed = solve_linear(arrays, time_limit_s=self._seconds())
+            duals = _given(relaxed.duals)
+            self.prices = read_prices(cells, arrays, duals)
+            self._raise_bound(dual_bound(arrays, duals))
+            wide = Wide.of(cells, arrays, self.desk.sizer, self.desk.crew, gap=self._gap(), seconds=self._seconds())
+            self._raise_bound(wide.first(duals, arrays))
+            best = best_of([*starts, self._placed(cells, arrays, wide.together())])
+            self._tell(best)
+            self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(best, b)))
+            self.rounds += 1
+            if is_enough(self.bound_usd_per_hour) or self._proved(best):
+                return best
+            return best_of([best, self._placed(cells, arrays, wide.choose())])
+        except SOLVER_FAULTS as fault:
+            self.faults.append(f"ways: {fault}")
+            self.notes.append("solver failed, the best plan so far stands")
+            return best or self.desk.repaired({})
+
+    def _tell(self, worth: Worth) -> None:
+        """Hand an early plan to who asked for it, if it passes the check."""
+        if self.on_plan is not None:
+            plan, violations = self.write(worth, ("an early stage",))
+            if not violations:
+                self.on_plan(plan)
+
+    def _placed(self, cells: Cells, arrays: Arrays, replicas: Floats) -> Worth:
+        x = np.zeros(len(arrays.cost))
+        x[arrays.columns["replicas"]] = replicas
+        return self._settled(cells, x, arrays)
 
     def _proved(self, worth: Worth) -> bool:
         gap = worth.objective_usd_per_hour - self.bound_usd_per_hour
@@ -228,14 +270,14 @@ class Search:
     def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
         """Give every replica its place; what power or groups leave over is solved again bay by bay, then filled."""
         placed = place(cells, x[arrays.columns["replicas"]])
-        if placed.left or self._is_uneven(placed):
+        if not self.desk.is_wide and (placed.left or self._is_uneven(placed)):  # large fleets have too many bays
             placed = self._placed_bay_by_bay(cells, placed)
         counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
         for key, count in pack(self.desk.problem, counts).left.items():
             counts[key] -= count
         desk = self.desk
         as_placed = desk.worth(counts)
-        filled = desk.worth(fill(desk.problem, desk.sizer, desk.options, placed.room, counts, self.base))
+        filled = desk.worth(fill(desk.problem, desk.sizer, desk.fill_options(), placed.room, counts, self.base))
         return self._recapped(best_of([as_placed, filled]))
 
     def _at_exact_sizes(self, worth: Worth) -> list[Worth]:

@@ -1,0 +1,371 @@
+"""The least priced value of one service in a large fleet, and a way that comes near it.
+
+``menus.py`` lists every size of every pool. Where pools have hundreds of replicas that is too much, so here only the
+pools that look cheap at the prices are kept apart: their small sizes one by one, what lies beyond as a line at the
+capacity of the largest. All other pools together carry load at the cheapest rate that any of them could reach. Both
+leave out limits and never add any, so the value stays below that of every way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.ndimage import minimum_filter1d
+
+from solvers.engine import Role
+from solvers.planner.cells import Cells, Floats, Ints
+from solvers.planner.options import PoolOption
+from solvers.planner.penalties import EXCESS_WEIGHT
+
+MOST_PARTS, LEAST_PARTS = 4000, 1000  # of the demand; a load is rounded up to whole parts, finer where services are few
+WORK_PARTS = 100_000  # of all services together
+NEAR = 1e-6  # of a part; far above the rounding of a division
+EVERY = 32  # sizes told apart; half a replica of as many is what the line beyond hides
+KNOWN_SIZES = (1, 2, 4, 8, 16, EVERY)  # sized before they are used; sizes between count as the next larger
+KEPT = 6  # pools of a role told apart
+MOST_APART = 96  # sizes of a role told apart, when its pools are small and there is room for more of them
+FAR = 1.35  # times the cheapest rate of the role; dearer pools never make a way
+ROLES = (Role.PREFILL, Role.DECODE, Role.MIXED)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Curve:
+    """What a pool carries and costs at each size up to ``EVERY``, exact where it was asked for, else hopeful."""
+
+    rate_per_s: dict[int, float] = field(default_factory=dict)  # of the whole pool
+    run_usd_per_hour: dict[int, float] = field(default_factory=dict)
+
+    def sizes(self, most: int) -> tuple[Floats, Floats]:
+        """Load and running cost of 0…most; between known sizes the next larger's rate and the next smaller's draw."""
+        known = np.array(sorted(self.rate_per_s))
+        rate = np.array([self.rate_per_s[n] / n for n in known.tolist()])
+        run = np.array([self.run_usd_per_hour[n] / n for n in known.tolist()])
+        counts = np.arange(most + 1)
+        above = np.minimum(np.searchsorted(known, counts), len(known) - 1)
+        below = np.maximum(np.searchsorted(known, counts, side="right") - 1, 0)
+        return counts * rate[above], counts * np.minimum(run[below], run[above])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stocks:
+    """The pools of one service as parallel arrays. Axes: P pools, C cells of these pools, sorted by pool.
+
+    Attributes
+    ----------
+    first : (P + 1,) int
+        Where each pool's cells begin.
+    room, now : (C,) int
+        Replicas that fit, and that run there.
+    rate_per_s, run_usd_per_hour : (P,) float
+        Of one replica, no pool does better: the rate of the largest size, the draw of an idle GPU.
+    """
+
+    service: int
+    demand_per_s: float
+    parts: int
+    unserved_usd_per_hour: float
+    fair_ratio: float
+    roles: tuple[Role, ...]
+    cells: slice
+    first: Ints
+    room: Ints
+    now: Ints
+    most: Ints
+    rate_per_s: Floats
+    run_usd_per_hour: Floats
+    start_usd_per_hour: Floats
+    stop_usd_per_hour: Floats
+    stop_all_usd_per_hour: float
+
+    def units(self, pool: int, asked: Floats) -> tuple[Floats, Ints, Ints]:
+        """Price of one replica, how many at that price, and their cell, cheapest first; runs before new in a cell."""
+        at = slice(int(self.first[pool]), int(self.first[pool + 1]))
+        now = np.minimum(self.now[at], self.room[at])
+        price = np.concatenate([asked[at] - self.stop_usd_per_hour[pool], asked[at] + self.start_usd_per_hour[pool]])
+        count = np.concatenate([now, self.room[at] - now])
+        cell = np.tile(np.arange(at.start, at.stop), 2)
+        order = np.argsort(price, kind="stable")
+        order = order[count[order] > 0]
+        return price[order], count[order], cell[order]
+
+    def cheapest_usd(self, asked: Floats) -> Floats:
+        """Least price of a replica of each pool, (P,)."""
+        per_cell = asked + np.where(self.now > 0, -np.repeat(self.stop_usd_per_hour, np.diff(self.first)), 0.0)
+        per_cell = per_cell + np.where(self.now > 0, 0.0, np.repeat(self.start_usd_per_hour, np.diff(self.first)))
+        least: Floats = np.minimum.reduceat(per_cell, self.first[:-1])
+        return least + self.run_usd_per_hour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """What the least value is made of: sizes by pool, the share served, and pools to tell apart from now on."""
+
+    value_usd_per_hour: float
+    sizes: Mapping[int, int]
+    served_ratio: float
+    wanted: frozenset[int]
+    asked_sizes: tuple[tuple[int, int], ...]
+    """(pool, size) that the value rests on and that only a hopeful guess stands for so far."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Stage:
+    """A table before and after one pool (or the rest of a role), to find the way back."""
+
+    pool: int  # -1 for the rest of a role, -2 for the pairs of prefill and decode
+    before: Floats
+    loads: Ints
+    costs: Floats
+    lines: tuple[tuple[Floats, Floats, int], ...] = ()  # (table before, slope by part as table, parts)
+    rest: int = -1
+    part_rate: float = 0.0
+
+
+def least_value(stocks: Stocks, curves: Mapping[int, Curve], kept: frozenset[int], asked: Floats) -> Pick:
+    """Find the least priced value of the service at the prices of its cells.
+
+    Parameters
+    ----------
+    curves : mapping of pool to Curve
+        Of the pools in ``kept``, which are told apart.
+    asked : (C,) float
+        What a replica of each cell pays for what services share, USD per hour.
+    """
+    if stocks.demand_per_s <= 0.0:
+        nothing = stocks.stop_all_usd_per_hour
+        return Pick(value_usd_per_hour=nothing, sizes={}, served_ratio=1.0, wanted=frozenset(), asked_sizes=())
+    ratio = stocks.cheapest_usd(asked) / stocks.rate_per_s * stocks.demand_per_s / stocks.parts  # USD per part
+    empty = np.full(stocks.parts + 1, np.inf)
+    empty[0] = 0.0
+    stages: dict[Role, list[_Stage]] = {role: [] for role in ROLES}
+    tables = {}
+    for role in (Role.PREFILL, Role.DECODE):
+        tables[role] = _role_table(stocks, curves, kept, asked, ratio, role, empty, stages[role])
+    pair = tables[Role.PREFILL] + tables[Role.DECODE]
+    table = _role_table(stocks, curves, kept, asked, ratio, Role.MIXED, pair, stages[Role.MIXED])
+    lacking = 1.0 - np.arange(stocks.parts + 1) / stocks.parts
+    paid = table + stocks.unserved_usd_per_hour * (
+        lacking + EXCESS_WEIGHT * np.maximum(0.0, lacking - stocks.fair_ratio)
+    )
+    part = int(np.argmin(paid))
+    sizes, wanted, guessed = _way_back(stocks, curves, stages, part)
+    return Pick(
+        value_usd_per_hour=float(paid[part]) + stocks.stop_all_usd_per_hour,
+        sizes=sizes,
+        served_ratio=part / stocks.parts,
+        wanted=frozenset(wanted),
+        asked_sizes=tuple(guessed),
+    )
+
+
+def choose_kept(stocks: Stocks, asked: Floats, wanted: frozenset[int]) -> frozenset[int]:
+    """Pools to tell apart at the prices: the cheapest per request of each role, and those wanted before."""
+    ratio = stocks.cheapest_usd(asked) / stocks.rate_per_s
+    kept = set(wanted)
+    for role in ROLES:
+        mine = [p for p in np.argsort(ratio, kind="stable").tolist() if stocks.roles[p] is role]
+        sizes = 0
+        for rank, pool in enumerate(mine):
+            sizes += min(EVERY, int(stocks.most[pool]))
+            if ratio[pool] > FAR * ratio[mine[0]] or (rank >= KEPT and sizes > MOST_APART):
+                break
+            kept.add(pool)
+    return frozenset(kept)
+
+
+def _role_table(
+    stocks: Stocks,
+    curves: Mapping[int, Curve],
+    kept: frozenset[int],
+    asked: Floats,
+    ratio: Floats,
+    role: Role,
+    table: Floats,
+    stages: list[_Stage],
+) -> Floats:
+    """Least cost by parts carried at least, once the pools of a role may add to ``table``."""
+    mine = [p for p, r in enumerate(stocks.roles) if r is role]
+    rest = min((p for p in mine if p not in kept), key=lambda p: (ratio[p], p), default=-1)
+    if rest >= 0:
+        slope = ratio[rest] * np.arange(stocks.parts + 1)
+        stages.append(_Stage(pool=-1, before=table, loads=np.zeros(0, int), costs=slope, rest=rest))
+        table = np.minimum.accumulate(table - slope) + slope
+    for pool in sorted((p for p in mine if p in kept), key=lambda p: (ratio[p], p)):
+        table = _with_pool(stocks, curves[pool], pool, asked, table, stages)
+    return table
+
+
+def _with_pool(stocks: Stocks, curve: Curve, pool: int, asked: Floats, table: Floats, stages: list[_Stage]) -> Floats:
+    price, count, _ = stocks.units(pool, asked)
+    most = min(EVERY, int(stocks.most[pool]), int(count.sum()))
+    carried, run = curve.sizes(most)
+    loads = np.ceil(carried / stocks.demand_per_s * stocks.parts - NEAR).astype(np.int64)
+    first = np.repeat(price, np.minimum(count, most))[:most]
+    costs = run + np.concatenate([[0.0], np.cumsum(first)])
+    stage = _Stage(pool=pool, before=table, loads=loads, costs=costs)
+    grown, worst = table.copy(), table[-1]
+    for size in range(1, most + 1):
+        load, cost = int(loads[size]), costs[size]
+        if cost >= worst:
+            break
+        if load >= stocks.parts:
+            np.minimum(grown, table[0] + cost, out=grown)
+            break
+        np.minimum(grown[:load], table[0] + cost, out=grown[:load])
+        np.minimum(grown[load:], table[:-load] + cost if load else table + cost, out=grown[load:])
+        worst = min(worst, grown[-1])
+    if most == EVERY and most < int(stocks.most[pool]) and loads[most] < stocks.parts:
+        grown = _with_line(stocks, pool, price, count, table, grown, stage, float(run[most] / most))
+    stages.append(stage)
+    return grown
+
+
+def _with_line(
+    stocks: Stocks,
+    pool: int,
+    price: Floats,
+    count: Ints,
+    table: Floats,
+    grown: Floats,
+    stage: _Stage,
+    run_usd_per_hour: float,
+) -> Floats:
+    """Sizes beyond ``EVERY``: parts of replicas, the cheapest units that are left first."""
+    per_replica = stocks.rate_per_s[pool] / stocks.demand_per_s * stocks.parts
+    load = int(np.ceil(EVERY * per_replica - NEAR))
+    if load >= stocks.parts or stage.costs[EVERY] >= grown[-1]:
+        return grown
+    line = np.full_like(table, np.inf)
+    line[load:] = table[:-load] + stage.costs[EVERY]
+    line[:load] = table[0] + stage.costs[EVERY]
+    taken, lines, parts = EVERY, [], np.arange(stocks.parts + 1)
+    for unit, number in zip(price.tolist(), count.tolist(), strict=True):
+        left = number - min(taken, number)
+        taken -= number - left
+        if left <= 0:
+            continue
+        slope = max(0.0, unit + run_usd_per_hour) / per_replica * parts
+        width = int(np.ceil(left * per_replica))
+        lines.append((line, slope, width))
+        line = _slide(line - slope, width) + slope
+        if width >= stocks.parts:
+            break
+    stage.lines, stage.part_rate = tuple(lines), per_replica
+    return np.minimum(grown, line)
+
+
+def _slide(values: Floats, width: int) -> Floats:
+    """Least value within so many parts below each part."""
+    if width >= len(values):
+        return np.minimum.accumulate(values)
+    least: Floats = minimum_filter1d(values, width + 1, mode="constant", cval=np.inf, origin=width // 2)
+    return least
+
+
+def _way_back(
+    stocks: Stocks, curves: Mapping[int, Curve], stages: Mapping[Role, list[_Stage]], part: int
+) -> tuple[dict[int, int], set[int], list[tuple[int, int]]]:
+    sizes: dict[int, int] = {}
+    wanted: set[int] = set()
+    part = _role_back(stages[Role.MIXED], part, sizes, wanted)
+    for role in (Role.PREFILL, Role.DECODE):
+        _role_back(stages[role], part, sizes, wanted)
+    guessed = [(p, n) for p, n in sorted(sizes.items()) if p in curves and n <= EVERY and n not in curves[p].rate_per_s]
+    return sizes, wanted, guessed
+
+
+def _role_back(stages: Sequence[_Stage], part: int, sizes: dict[int, int], wanted: set[int]) -> int:
+    """Sizes of the pools of a role that reach the part at its value; returns the part that is left to others."""
+    for stage in reversed(stages):
+        if stage.pool < 0:
+            tried = stage.before[: part + 1] + (stage.costs[part] - stage.costs[: part + 1])
+            left = int(np.argmin(tried))
+            if left < part:
+                wanted.add(stage.rest)
+                sizes[stage.rest] = sizes.get(stage.rest, 0) + 1
+            part = left
+            continue
+        below = np.maximum(0, part - stage.loads)
+        tried = stage.before[below] + stage.costs
+        size = int(np.argmin(tried))
+        left = int(below[size])
+        if stage.lines and (ended := _line_back(stage, part)) is not None and ended[0] < tried[size] - 1e-9:
+            size, left = ended[1], ended[2]
+        if size:
+            sizes[stage.pool] = size
+        part = left
+    return part
+
+
+def _line_back(stage: _Stage, part: int) -> tuple[float, int, int] | None:
+    """Value, size and what is left to others, when the pool is larger than ``EVERY``."""
+    at, value, moved = part, None, 0
+    for before, slope, width in reversed(stage.lines):
+        low = max(0, at - width)
+        tried = before[low : at + 1] - slope[low : at + 1] + slope[at]
+        best = int(np.argmin(tried))
+        value = float(tried[best]) if value is None else value
+        moved += at - (low + best)
+        at = low + best
+    if value is None or not np.isfinite(value):
+        return None
+    load = int(np.ceil(EVERY * stage.part_rate - NEAR))
+    return value, EVERY + int(np.ceil(moved / stage.part_rate - NEAR)), max(0, at - load)
+
+
+def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
+    """Cut the cells by service; pools whose cells are none (no place) are left out by ``build_cells`` already."""
+    made: list[Stocks] = []
+    parts = max(LEAST_PARTS, min(MOST_PARTS, WORK_PARTS // max(1, len(cells.services))))
+    groups = cells.grouping.groups
+    now = {(int(p), int(g)): int(n) for p, g, n in zip(cells.held_pool, cells.held_group, cells.held_now, strict=True)}
+    most = np.array([option.most for option in cells.pools], dtype=np.int64)
+    room = np.array(
+        [
+            min(int(most[p]), groups[g].slots(cells.pools[p].gpus))
+            for p, g in zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)
+        ],
+        dtype=np.int64,
+    )
+    runs = np.array(
+        [now.get((p, g), 0) for p, g in zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)],
+        dtype=np.int64,
+    )
+    energy = cells.policy.energy_usd_per_kilowatt_hour
+    everyone = np.arange(len(cells.pools))
+    starts, stops = cells.start_usd_per_hour(everyone), cells.stop_usd_per_hour(everyone)
+    for s in range(len(cells.services)):
+        pools = np.flatnonzero(cells.pool_service == s)
+        pools = pools[np.isin(pools, cells.cell_pool)]
+        inside = np.flatnonzero(np.isin(cells.cell_pool, pools))
+        at = slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+        options = [cells.pools[p] for p in pools]
+        held = np.isin(cells.held_pool, pools)
+        made.append(
+            Stocks(
+                service=s,
+                demand_per_s=float(cells.demand_per_s[s]) if len(pools) else 0.0,
+                parts=parts,
+                fair_ratio=float(cells.fair_ratio[s]),
+                unserved_usd_per_hour=float(cells.penalty_usd_per_hour[s]),
+                roles=tuple(option.pool.role for option in options),
+                cells=at,
+                first=np.searchsorted(cells.cell_pool[at], np.append(pools, len(cells.pools))),
+                room=room[at],
+                now=runs[at],
+                most=most[pools],
+                rate_per_s=np.array([option.steps[-1].capacity_requests_per_s for option in options]),
+                run_usd_per_hour=np.array([_idle_usd_per_hour(option, energy) for option in options]),
+                start_usd_per_hour=starts[pools],
+                stop_usd_per_hour=stops[pools],
+                stop_all_usd_per_hour=float(stops[cells.held_pool[held]] @ cells.held_now[held]),
+            )
+        )
+    return tuple(made)
+
+
+def _idle_usd_per_hour(option: PoolOption, energy: float) -> float:
+    idle = option.replica_watts(option.profile.idle_watts_per_gpu)
+    return option.price_usd_per_hour + energy * idle / 1000.0

@@ -1,0 +1,285 @@
+"""Large fleets: ways of every service at prices of what they share, and the choice of one way each.
+
+What ``compose.py`` does for small fleets with every size of every pool, this does with the pools that look cheap
+(``stocks.py``). The choice of ways is whole: what the relaxed choice splits is blended into ways of its own, and a
+small integer model takes one way for each service. What is left to do is to place it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sp
+
+from solvers.engine import EngineProfile
+from solvers.errors import SolveFailed
+from solvers.fleet import PoolKey
+from solvers.planner.cells import Cells, Floats
+from solvers.planner.compose import Enough, shared_rows
+from solvers.planner.crew import Crew
+from solvers.planner.options import Sizer, of_service, size_at
+from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
+from solvers.planner.stocks import EVERY, KNOWN_SIZES, Curve, Pick, Stocks, build_stocks, choose_kept, least_value
+from solvers.planner.wide_ways import SparseWay, WayMaker
+from solvers.sizing import Capacity
+
+MOST_PRICINGS, LEAST_PRICINGS = 60, 10
+WORK_PRICINGS = 2000  # least values of one service, over all pricings
+TRUST = 1.0  # times a row's best price, how far the next may lie from it
+USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
+CLOSED = 0.1  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
+SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
+MOST_ALONE = 200  # sizes that are not worth sending to others
+SPLIT = 1e-4  # shares of ways below count as none
+CHOICE_NODES = 400
+CHOICE_GAP = 0.1  # of the gap asked, what the choice of ways may leave open
+
+
+@dataclass(slots=True, kw_only=True)
+class Wide:
+    """Ways found so far, and the rows that they share. ``gap`` is the relative gap asked of the whole decision."""
+
+    cells: Cells
+    sizer: Sizer
+    crew: Crew
+    stocks: Sequence[Stocks]
+    shared: sp.csr_array
+    room: Floats
+    gap: float
+    seconds: float
+    maker: WayMaker
+    curves: list[dict[int, Curve]]
+    kept: list[frozenset[int]]
+    wanted: list[frozenset[int]]
+    floor: Floats
+    ways: list[SparseWay] = field(default_factory=list)
+    known: set[tuple[int, tuple[tuple[int, int], ...]]] = field(default_factory=set)
+    prices: Floats = field(default_factory=lambda: np.zeros(0))
+    best: float = -np.inf
+    trust: float = TRUST
+
+    @classmethod
+    def of(cls, cells: Cells, arrays: Arrays, sizer: Sizer, crew: Crew, *, gap: float, seconds: float) -> Wide:
+        rows = shared_rows(arrays)
+        stocks = build_stocks(cells)
+        shared = sp.csr_array(arrays.matrix.tocsr()[rows][:, arrays.columns["replicas"]])
+        return cls(
+            cells=cells,
+            sizer=sizer,
+            crew=crew,
+            stocks=stocks,
+            shared=shared,
+            floor=USUAL * _usd_per_unit(cells, shared),
+            room=arrays.row_upper[rows],
+            gap=gap,
+            seconds=seconds,
+            maker=WayMaker(cells=cells, sizer=sizer, stocks=stocks),
+            curves=[{} for _ in stocks],
+            kept=[frozenset() for _ in stocks],
+            wanted=[frozenset() for _ in stocks],
+        )
+
+    def first(self, duals: Floats, arrays: Arrays) -> float:
+        """Bound the objective at the prices of the relaxed model's rows, and find a first way of each service."""
+        self.prices = np.maximum(0.0, -duals[shared_rows(arrays)])
+        for way in self.maker.nothing():
+            self._add(way)
+        self.best = self._priced(self.prices)
+        return self.best
+
+    def together(self) -> Floats:
+        """Every service's latest way, higher tiers first, each as far as there is room; (C,) replicas."""
+        latest = {way.service: way for way in self.ways}
+        room, columns = self.room.copy(), self.shared.tocsc()
+        total = np.zeros(len(self.cells.cell_pool))
+        for s in sorted(latest, key=lambda s: (self.cells.services[s].tier_rank, s)):
+            for cell, count in latest[s].replicas:
+                at = slice(columns.indptr[cell], columns.indptr[cell + 1])
+                rows, uses = columns.indices[at], columns.data[at]
+                fits = int(np.floor((room[rows] / uses).min() + 1e-9)) if len(rows) else count
+                taken = max(0, min(count, fits))
+                room[rows] -= taken * uses
+                total[cell] += taken
+        return total
+
+    def bound(self, is_enough: Enough) -> float:
+        """Raise the bound, finding ways as it goes."""
+        for _ in range(max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))):
+            if is_enough(self.best):
+                break
+            relaxed = self._relaxed()
+            if relaxed.value - self.best <= CLOSED * self.gap * abs(relaxed.value):
+                break
+            before = len(self.ways)
+            value = self._priced(self._next(self._choice_prices(relaxed)))
+            self.trust = TRUST if value >= self.best or len(self.ways) > before else self.trust / 2.0
+        return self.best
+
+    def _next(self, newest: Floats) -> Floats:
+        """Prices between the best so far and the newest, which swing while ways are few."""
+        base = self.prices + self.floor
+        low, high = self.prices - self.trust * base, self.prices + self.trust * base
+        held = np.maximum(0.0, np.clip(newest, low, high))
+        return SMOOTHING * self.prices + (1.0 - SMOOTHING) * held
+
+    def _priced(self, prices: Floats) -> float:
+        picks = self._picks(prices)
+        value = sum(pick.value_usd_per_hour for pick in picks) - float(prices @ self.room)
+        self._take(picks, self._asked(prices))
+        if value > self.best:
+            self.best, self.prices = value, prices
+        return value
+
+    def choose(self) -> Floats:
+        """Take one way for each service so that together they fit; (C,) replicas."""
+        for _ in range(2):
+            relaxed = self._relaxed()
+            self._blend(relaxed, self._asked(self._choice_prices(relaxed)))
+        chosen = solve_whole(
+            self._choice(is_whole=True),
+            relative_gap=CHOICE_GAP * self.gap,
+            time_limit_s=self.seconds,
+            node_limit=CHOICE_NODES,
+        )
+        total = np.zeros(len(self.cells.cell_pool))
+        for way, share in zip(self.ways, chosen.x, strict=True):
+            if share > 0.5:
+                for cell, count in way.replicas:
+                    total[cell] += count
+        return total
+
+    def _picks(self, prices: Floats) -> list[Pick]:
+        asked = self._asked(prices)
+        for s, stocks in enumerate(self.stocks):
+            self.kept[s] = (
+                choose_kept(stocks, asked[stocks.cells], self.wanted[s]) if stocks.demand_per_s else frozenset()
+            )
+        self._know()
+        work = [
+            (stocks, {p: self.curves[s][p] for p in self.kept[s]}, self.kept[s], asked[stocks.cells])
+            for s, stocks in enumerate(self.stocks)
+        ]
+        return self.crew.each(least_value, work)
+
+    def _know(self) -> None:
+        """Size the pools that are told apart at a few sizes."""
+        fresh = [(s, p) for s in range(len(self.stocks)) for p in sorted(self.kept[s] - self.curves[s].keys())]
+        asks = [(s, pool, size) for s, pool in fresh for size in _known_sizes(int(self.stocks[s].most[pool]))]
+        if self.crew.workers > 1 and len(asks) > MOST_ALONE:
+            self._size_ahead(asks)
+        for s, pool in fresh:
+            self.curves[s][pool] = Curve()
+        for s, pool, size in asks:
+            self._learn(s, pool, size)
+
+    def _size_ahead(self, asks: Sequence[tuple[int, int, int]]) -> None:
+        """Let the crew size pools, so that what follows looks it up."""
+        by_service: dict[int, list[tuple[PoolKey, EngineProfile, int]]] = {}
+        for s, pool, size in asks:
+            option = self.maker.option(s, pool)
+            if (option.pool, size) not in self.sizer.known:
+                by_service.setdefault(s, []).append((option.pool, option.profile, size))
+        problem = self.cells.problem
+        work = [
+            (of_service(problem, self.cells.services[s]), self.sizer.capacity_of, tuple(pools))
+            for s, pools in sorted(by_service.items())
+        ]
+        for known in self.crew.each(size_at, work):
+            self.sizer.known.update(known)
+
+    def _learn(self, service: int, pool: int, size: int) -> None:
+        option = self.maker.option(service, pool)
+        sized = self.sizer.at(option.pool, option.profile, size)
+        rate, watts = 0.0, option.profile.idle_watts_per_gpu
+        if isinstance(sized, Capacity):
+            rate, watts = sized.requests_per_s, sized.gpu_watts
+        curve, energy = self.curves[service][pool], self.cells.policy.energy_usd_per_kilowatt_hour
+        curve.rate_per_s[size] = size * rate
+        curve.run_usd_per_hour[size] = size * (
+            option.price_usd_per_hour + energy * option.replica_watts(watts) / 1000.0
+        )
+
+    def _take(self, picks: Sequence[Pick], asked: Floats) -> bool:
+        """Remember the ways of the picks, and size what they rest on."""
+        is_new = False
+        for s, pick in enumerate(picks):
+            self.wanted[s] |= pick.wanted
+            for pool, size in pick.asked_sizes:
+                self._learn(s, pool, size)
+                is_new = True
+            is_new = self._add(self.maker.way(s, pick, asked)) or bool(pick.wanted) or is_new
+        return is_new
+
+    def _add(self, way: SparseWay | None) -> bool:
+        if way is None or (way.service, way.replicas) in self.known:
+            return False
+        self.known.add((way.service, way.replicas))
+        self.ways.append(way)
+        return True
+
+    def _asked(self, prices: Floats) -> Floats:
+        asked: Floats = self.shared.T @ prices
+        return asked
+
+    def _relaxed(self) -> Solution:
+        relaxed = solve_linear(self._choice(), time_limit_s=self.seconds)
+        if relaxed.duals is None:
+            raise SolveFailed("the choice of ways gave no prices")
+        return relaxed
+
+    def _choice_prices(self, relaxed: Solution) -> Floats:
+        duals = relaxed.duals if relaxed.duals is not None else np.zeros(0)
+        prices: Floats = np.maximum(0.0, -duals[len(self.stocks) :])
+        return prices
+
+    def _choice(self, *, is_whole: bool = False) -> Arrays:
+        """State the choice: one way for each service, shared rows kept."""
+        count = len(self.ways)
+        one = sp.csr_array(
+            (np.ones(count), (np.array([way.service for way in self.ways]), np.arange(count))),
+            shape=(len(self.stocks), count),
+        )
+        rows = np.array([cell for way in self.ways for cell, _ in way.replicas], dtype=np.int64)
+        columns = np.repeat(np.arange(count), [len(way.replicas) for way in self.ways])
+        numbers = np.array([n for way in self.ways for _, n in way.replicas], dtype=float)
+        used = self.shared @ sp.csc_array((numbers, (rows, columns)), shape=(self.shared.shape[1], count))
+        ones = np.ones(len(self.stocks))
+        return Arrays(
+            cost=np.array([way.cost_usd_per_hour + way.penalty_usd_per_hour for way in self.ways]),
+            matrix=sp.csc_array(sp.vstack([one, used])),
+            row_lower=np.concatenate([ones, np.full(len(self.room), -np.inf)]),
+            row_upper=np.concatenate([ones, self.room]),
+            lower=np.zeros(count),
+            upper=np.ones(count),
+            whole=np.full(count, is_whole),
+            columns={},
+            rows=(),
+        )
+
+    def _blend(self, relaxed: Solution, asked: Floats) -> None:
+        """Turn each split choice into whole ways that use about as much of each place."""
+        shares: dict[int, list[tuple[SparseWay, float]]] = {}
+        for way, share in zip(self.ways, relaxed.x.tolist(), strict=True):
+            if share > SPLIT:
+                shares.setdefault(way.service, []).append((way, share))
+        for service, split in sorted(shares.items()):
+            if len(split) > 1:
+                for blend in self.maker.blends(service, split, asked):
+                    self._add(blend)
+
+
+def _usd_per_unit(cells: Cells, shared: sp.csr_array) -> Floats:
+    """What a unit of each shared row costs in the cheapest replica that uses it, USD per hour."""
+    price = np.array([option.price_usd_per_hour for option in cells.pools])[cells.cell_pool]
+    scaled = sp.csr_array((price[shared.indices] / shared.data, shared.indices, shared.indptr), shape=shared.shape)
+    least = np.zeros(shared.shape[0])
+    for row in range(shared.shape[0]):
+        inside = scaled.data[shared.indptr[row] : shared.indptr[row + 1]]
+        least[row] = inside.min() if len(inside) else 0.0
+    return least
+
+
+def _known_sizes(most: int) -> list[int]:
+    return sorted({*(n for n in KNOWN_SIZES if n < most), min(most, EVERY)})

@@ -1,0 +1,251 @@
+"""Whole ways of a service in a large fleet: sizes completed until they carry what they should, then shaved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.engine import Role
+from solvers.planner.cells import Cells, Floats
+from solvers.planner.options import PoolOption, Sizer
+from solvers.planner.penalties import EXCESS_WEIGHT
+from solvers.planner.stocks import Pick, Stocks
+from solvers.planner.tally import ROUNDING, able_per_s
+from solvers.sizing import Capacity
+
+CHAIN_ROLES = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
+MOST_ADDED = 60  # blocks added to one way; a way that needs more is given up
+MOST_SHAVED = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseWay:
+    """One way to run one service: (cell, replicas), sorted. ``penalty`` is what it leaves undone."""
+
+    service: int
+    replicas: tuple[tuple[int, int], ...]
+    cost_usd_per_hour: float
+    penalty_usd_per_hour: float
+
+
+@dataclass(slots=True, kw_only=True)
+class _Draft:
+    """Counts by cell in the making, sums by pool (index inside the service)."""
+
+    by_cell: dict[int, int]
+    by_pool: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayMaker:
+    """Writes ways down at the exact capacity of their sizes."""
+
+    cells: Cells
+    sizer: Sizer
+    stocks: Sequence[Stocks]
+
+    def option(self, service: int, pool: int) -> PoolOption:
+        """The pool by its index inside the service."""
+        stocks = self.stocks[service]
+        return self.cells.pools[int(self.cells.cell_pool[stocks.cells.start + int(stocks.first[pool])])]
+
+    def nothing(self) -> Iterator[SparseWay]:
+        """For every service, the way without a replica."""
+        for s in range(len(self.stocks)):
+            yield self._written(s, _Draft(by_cell={}, by_pool={}))
+
+    def way(self, service: int, pick: Pick, asked: Floats) -> SparseWay | None:
+        """Make the pick whole: as many replicas as it needs at their exact capacity, in their cheapest cells."""
+        draft = _Draft(by_cell={}, by_pool={})
+        for pool, size in sorted(pick.sizes.items()):
+            self._add(service, draft, pool, size, asked)
+        served = pick.served_ratio
+        if served < 1.0:  # loads were rounded up: what is left unserved anyway need not be carried to the last part
+            served = max(0.0, served - (len(pick.sizes) + 1) / self.stocks[service].parts)
+        return self._finished(service, draft, served, asked, sorted(pick.sizes))
+
+    def blends(
+        self, service: int, split: Sequence[tuple[SparseWay, float]], asked: Floats
+    ) -> Iterator[SparseWay | None]:
+        """Whole ways near a mix of ways: rounded down and completed, and rounded down alone."""
+        mixed: dict[int, float] = {}
+        served = 0.0
+        for way, share in split:
+            for cell, count in way.replicas:
+                mixed[cell] = mixed.get(cell, 0.0) + share * count
+            lacks = way.penalty_usd_per_hour / max(self.stocks[service].unserved_usd_per_hour, 1e-9)
+            served += share * (1.0 - min(1.0, lacks))
+        pools = sorted({self._pool_of(service, cell) for cell in mixed})
+        for lift, ratio in ((1e-6, served), (1e-6, 0.0), (0.5, served)):
+            draft = _Draft(by_cell={}, by_pool={})
+            for cell, amount in sorted(mixed.items()):
+                if (whole := int(amount + lift)) > 0:
+                    self._put(service, draft, self._pool_of(service, cell), cell, whole)
+            yield self._finished(service, draft, ratio, asked, pools)
+
+    def _pool_of(self, service: int, cell: int) -> int:
+        stocks = self.stocks[service]
+        return int(np.searchsorted(stocks.first, cell - stocks.cells.start, side="right")) - 1
+
+    def _put(self, service: int, draft: _Draft, pool: int, cell: int, count: int) -> None:
+        draft.by_cell[cell] = draft.by_cell.get(cell, 0) + count
+        draft.by_pool[pool] = draft.by_pool.get(pool, 0) + count
+
+    def _add(self, service: int, draft: _Draft, pool: int, count: int, asked: Floats) -> int:
+        """Put replicas into their cheapest cells; returns how many found room."""
+        stocks, left = (
+            self.stocks[service],
+            min(count, int(self.stocks[service].most[pool]) - draft.by_pool.get(pool, 0)),
+        )
+        _, numbers, cells = stocks.units(pool, asked[stocks.cells])
+        free: dict[int, int] = {}
+        for number, cell in zip(numbers.tolist(), cells.tolist(), strict=True):
+            free[cell] = free.get(cell, 0) + number
+        added = 0
+        for inside, most in free.items():
+            cell = stocks.cells.start + inside
+            taken = min(left - added, most - draft.by_cell.get(cell, 0))
+            if taken > 0:
+                self._put(service, draft, pool, cell, taken)
+                added += taken
+            if added >= left:
+                break
+        return added
+
+    def _carried(self, service: int, pool: int, size: int) -> float:
+        option = self.option(service, pool)
+        return self.sizer.carried(option.pool, option.profile, size) if size > 0 else 0.0
+
+    def _by_role(self, service: int, by_pool: dict[int, int]) -> dict[Role, float]:
+        carried = dict.fromkeys(Role, 0.0)
+        for pool, size in sorted(by_pool.items()):
+            carried[self.stocks[service].roles[pool]] += self._carried(service, pool, size)
+        return carried
+
+    def _finished(
+        self, service: int, draft: _Draft, served_ratio: float, asked: Floats, pools: Sequence[int]
+    ) -> SparseWay | None:
+        target = served_ratio * self.stocks[service].demand_per_s
+        if not self._completed(service, draft, target, asked, pools):
+            return None
+        self._floors_kept(service, draft, asked, pools)
+        self._shaved(service, draft, target, asked)
+        counts = dict.fromkeys(Role, 0)
+        for pool, size in draft.by_pool.items():
+            counts[self.stocks[service].roles[pool]] += size
+        if max(counts.values()) > self.cells.services[service].max_replicas:
+            return None
+        return self._written(service, draft)
+
+    def _completed(self, service: int, draft: _Draft, target: float, asked: Floats, pools: Sequence[int]) -> bool:
+        """Add the cheapest blocks until the way carries the target."""
+        stocks = self.stocks[service]
+        least = stocks.cheapest_usd(asked[stocks.cells])
+        blocked: set[tuple[int, int]] = set()
+        for _ in range(MOST_ADDED):
+            by_role = self._by_role(service, draft.by_pool)
+            lacks = {
+                Role.PREFILL: target - by_role[Role.PREFILL] - by_role[Role.MIXED],
+                Role.DECODE: target - by_role[Role.DECODE] - by_role[Role.MIXED],
+            }
+            if max(lacks.values()) <= ROUNDING * target:
+                return True
+            best: tuple[float, int, int] | None = None
+            for pool in pools:
+                wanted = [max(0.0, lacks[r]) for r in lacks if stocks.roles[pool] in (r, Role.MIXED)]
+                now = draft.by_pool.get(pool, 0)
+                base, rate = self._carried(service, pool, now), float(stocks.rate_per_s[pool])
+                for block in sorted({1, max(1, math.ceil(max(wanted) / rate - 1e-9))}):
+                    if (pool, block) in blocked or now + block > stocks.most[pool]:
+                        continue
+                    gain = self._carried(service, pool, now + block) - base
+                    useful = sum(min(gain, want) for want in wanted)
+                    if useful > 0.0:
+                        tried = (block * float(least[pool]) / useful, pool, block)
+                        best = tried if best is None or tried < best else best
+            if best is None:
+                return False
+            if self._add(service, draft, best[1], best[2], asked) < best[2]:
+                blocked.add((best[1], best[2]))
+        return False
+
+    def _floors_kept(self, service: int, draft: _Draft, asked: Floats, pools: Sequence[int]) -> None:
+        """Add the cheapest replicas that a floor lacks, where the way has a pool for them."""
+        stocks = self.stocks[service]
+        least = stocks.cheapest_usd(asked[stocks.cells])
+        for roles in CHAIN_ROLES:
+            able = sorted(
+                (p for p in range(len(stocks.roles)) if stocks.roles[p] in roles), key=lambda p: (least[p], p)
+            )
+            able = sorted((p for p in able if p in pools), key=lambda p: (least[p], p)) or able
+            count = sum(n for pool, n in draft.by_pool.items() if stocks.roles[pool] in roles)
+            for pool in able:
+                if count >= self.cells.services[service].min_replicas:
+                    break
+                count += self._add(service, draft, pool, self.cells.services[service].min_replicas - count, asked)
+
+    def _shaved(self, service: int, draft: _Draft, target: float, asked: Floats) -> None:
+        """Take away what the way can do without, the dearest first."""
+        stocks, least = self.stocks[service], self.cells.services[service].min_replicas
+        price = stocks.cheapest_usd(asked[stocks.cells])
+        for pool in sorted(draft.by_pool, key=lambda p: (-price[p], p)):
+            for _ in range(MOST_SHAVED):
+                fewer = {**draft.by_pool, pool: draft.by_pool[pool] - 1}
+                if draft.by_pool[pool] <= 0 or not self._suffices(service, fewer, draft.by_pool, target, least):
+                    break
+                mine = [c for c in draft.by_cell if draft.by_cell[c] > 0 and self._pool_of(service, c) == pool]
+                dearest = max(mine, key=lambda c: (asked[c], c))
+                draft.by_cell[dearest] -= 1
+                draft.by_pool[pool] -= 1
+
+    def _suffices(self, service: int, fewer: dict[int, int], now: dict[int, int], target: float, least: int) -> bool:
+        roles = self.stocks[service].roles
+        for chain in CHAIN_ROLES:
+            left, had = (sum(n for p, n in sizes.items() if roles[p] in chain) for sizes in (fewer, now))
+            if left < min(least, had):
+                return False
+        able = able_per_s(self._by_role(service, fewer))
+        wanted = target if target > 0.0 else able_per_s(self._by_role(service, now))
+        return able >= min(wanted, self.stocks[service].demand_per_s) * (1.0 - ROUNDING)
+
+    def _written(self, service: int, draft: _Draft) -> SparseWay:
+        """Price the way: GPUs and energy at its sizes, starts and stops, and what it leaves undone."""
+        stocks, energy = self.stocks[service], self.cells.policy.energy_usd_per_kilowatt_hour
+        cost = stocks.stop_all_usd_per_hour
+        for pool, size in sorted(draft.by_pool.items()):
+            option = self.option(service, pool)
+            if size <= 0:
+                continue
+            sized = self.sizer.at(option.pool, option.profile, size)
+            watts = sized.gpu_watts if isinstance(sized, Capacity) else option.profile.idle_watts_per_gpu
+            cost += size * (option.price_usd_per_hour + energy * option.replica_watts(watts) / 1000.0)
+        replicas = tuple(sorted((cell, count) for cell, count in draft.by_cell.items() if count > 0))
+        for cell, count in replicas:
+            pool, inside = self._pool_of(service, cell), cell - stocks.cells.start
+            kept = min(count, int(stocks.now[inside]))
+            cost += (
+                float(stocks.start_usd_per_hour[pool]) * (count - kept) - float(stocks.stop_usd_per_hour[pool]) * kept
+            )
+        return SparseWay(
+            service=service,
+            replicas=replicas,
+            cost_usd_per_hour=cost,
+            penalty_usd_per_hour=self._penalty(service, draft.by_pool),
+        )
+
+    def _penalty(self, service: int, by_pool: dict[int, int]) -> float:
+        stocks, roles = self.stocks[service], self.stocks[service].roles
+        least = self.cells.services[service].min_replicas
+        missing = sum(
+            max(0, least - sum(n for pool, n in by_pool.items() if roles[pool] in chain)) for chain in CHAIN_ROLES
+        )
+        lacking = 0.0
+        if stocks.demand_per_s > 0.0:
+            able = able_per_s(self._by_role(service, by_pool))
+            lacking = max(0.0, 1.0 - able * (1.0 + ROUNDING) / stocks.demand_per_s)
+        beyond = max(0.0, lacking - float(self.cells.fair_ratio[service]))
+        unserved = stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)
+        return unserved + float(self.cells.floor_usd_per_hour[service]) * missing

@@ -1,0 +1,134 @@
+"""Large fleets: sound plans, true bounds, the same bytes for any number of workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from solvers.engine import Role
+from solvers.plan import Plan
+from solvers.planner import make_plan
+from solvers.planner.crew import Crew
+from solvers.planner.desk import Desk
+from solvers.planner.search import Search
+from solvers.planner.stocks import Curve, Stocks, choose_kept, least_value
+from solvers.problem import Policy, Problem
+from solvers.sizing import replica_capacity
+from solvers.verify import verify
+from tests import synthetic
+
+SMALL = synthetic.Size(nodes=72, services=4, rows=4, designs=4)  # 576 GPUs: as small as a wide fleet can be
+POLICY = Policy(min_saving_ratio=0.0)
+
+
+def drawn(seed: int = 1, load: float = 0.4) -> Problem:
+    return synthetic.make_problem(SMALL, seed, load=load, policy=POLICY)
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[Problem, Plan]:
+    problem = drawn()
+    return problem, make_plan(problem)
+
+
+def test_a_wide_plan_is_sound_and_proved_near_the_best(planned: tuple[Problem, Plan]) -> None:
+    problem, plan = planned
+    assert Desk.of(problem, replica_capacity).is_wide
+    assert verify(plan, problem) == ()
+    assert 0.0 <= plan.report.gap_ratio < 0.05
+
+
+def test_the_bound_of_a_wide_fleet_lies_below_any_plan(planned: tuple[Problem, Plan]) -> None:
+    problem, plan = planned
+    greedy = Desk.of(problem, replica_capacity).repaired({})
+    assert plan.report.bound_usd_per_hour <= plan.report.objective_usd_per_hour <= greedy.objective_usd_per_hour
+
+
+def test_the_same_bytes_for_any_number_of_workers(planned: tuple[Problem, Plan]) -> None:
+    problem, plan = planned
+    assert repr(make_plan(problem)) == repr(plan)
+    assert repr(make_plan(problem, workers=2)) == repr(plan)
+
+
+def test_an_early_plan_is_told_and_sound() -> None:
+    problem = drawn(seed=2)
+    told: list[Plan] = []
+    last = make_plan(problem, on_plan=told.append)
+    assert [verify(plan, problem) for plan in told] == [()] * len(told)
+    assert told
+    assert last.report.objective_usd_per_hour <= told[0].report.objective_usd_per_hour * (1.0 + 1e-9)
+
+
+def test_an_overloaded_wide_fleet_gives_a_sound_short_plan() -> None:
+    problem = drawn(load=1.2)
+    plan = make_plan(problem)
+    assert verify(plan, problem) == ()
+    assert plan.is_short
+
+
+def test_what_runs_is_counted_in_the_bound(planned: tuple[Problem, Plan]) -> None:
+    problem, plan = planned
+    moved = synthetic.shifted(problem, plan, 0.1, seed=3)
+    again = make_plan(moved, previous=plan)
+    assert verify(again, moved) == ()
+    assert again.report.gap_ratio < 0.08
+
+
+def stocks(demand: float, rates: list[float], prices: list[float], most: int) -> Stocks:
+    """Mixed pools of one cell each."""
+    count = len(rates)
+    return Stocks(
+        service=0,
+        demand_per_s=demand,
+        parts=1000,
+        unserved_usd_per_hour=1e6,
+        fair_ratio=1.0,
+        roles=(Role.MIXED,) * count,
+        cells=slice(0, count),
+        first=np.arange(count + 1),
+        room=np.full(count, most),
+        now=np.zeros(count, dtype=np.int64),
+        most=np.full(count, most),
+        rate_per_s=np.array(rates),
+        run_usd_per_hour=np.array(prices),
+        start_usd_per_hour=np.zeros(count),
+        stop_usd_per_hour=np.zeros(count),
+        stop_all_usd_per_hour=0.0,
+    )
+
+
+def line(rate: float, price: float, most: int) -> Curve:
+    sizes = range(1, min(most, 32) + 1)
+    return Curve(rate_per_s={n: n * rate for n in sizes}, run_usd_per_hour={n: n * price for n in sizes})
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_least_value_never_lies_above_the_cheapest_whole_way(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rates, prices = rng.uniform(0.5, 4.0, 2).round(2), rng.uniform(1.0, 5.0, 2).round(2)
+    demand, most = float(rng.uniform(1.0, 150.0)), 400
+    made = stocks(demand, rates.tolist(), prices.tolist(), most)
+    asked = rng.uniform(0.0, 1.0, 2)
+    unit = prices + asked
+    best = min(
+        a * unit[0] + max(0, int(np.ceil((demand - a * rates[0]) / rates[1] - 1e-9))) * unit[1] for a in range(most)
+    )
+    for kept in (frozenset({0, 1}), frozenset({0}), choose_kept(made, asked, frozenset())):
+        curves = {p: line(float(rates[p]), float(prices[p]), most) for p in kept}
+        pick = least_value(made, curves, kept, asked)
+        assert pick.value_usd_per_hour <= best * (1.0 + 1e-9)
+        assert pick.value_usd_per_hour >= demand * float((unit / rates).min()) * (1.0 - 1e-2)
+
+
+def test_a_failed_search_leaves_the_greedy_plan() -> None:
+    desk = Desk.of(replace(drawn(), policy=replace(POLICY, time_limit_s=0.0)), replica_capacity)
+    search = Search(desk=desk)
+    worth = search.run([])
+    assert worth.objective_usd_per_hour > 0.0
+
+
+def test_pieces_come_back_in_order() -> None:
+    work = [(n, 2) for n in range(40)]
+    assert Crew(workers=2).each(pow, work) == Crew().each(pow, work) == [n**2 for n in range(40)]
