@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
+
+from solvers.problem import Problem
+from solvers.workload import ServedModel
 
 T = TypeVar("T")
 
@@ -34,3 +37,9 @@ class Crew:
 
 def _each(do: Callable[..., T], work: Sequence[tuple[Any, ...]]) -> list[T]:
     return [do(*piece) for piece in work]
+
+
+def of_service(problem: Problem, service: ServedModel) -> Problem:
+    """What sizing reads of one service, light enough to send away."""
+    demands = {service.name: problem.demands[service.name]}
+    return replace(problem, services=(service,), demands=demands, nodes=(), domains={}, profiles={}, running={})

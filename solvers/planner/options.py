@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
 from solvers.planner.caps import at_cap, levels_watts, limited_classes, profile_at
-from solvers.planner.crew import Crew
+from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import least_locations, pinned_most
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.reclaim import Reclaims
@@ -156,22 +156,6 @@ def size_pools(
         demand = _spread_demand(services[pool.service], problem.demands[pool.service])
         _useful_size(pool, profile, demand, room, least, sizer)
     return sizer.known
-
-
-def size_at(
-    problem: Problem, capacity_of: CapacityOf, asks: Sequence[tuple[PoolKey, EngineProfile, int]]
-) -> dict[tuple[PoolKey, int], Capacity | Unfit]:
-    """Capacities of pools at sizes."""
-    sizer = Sizer(problem=problem, capacity_of=capacity_of)
-    for pool, profile, size in asks:
-        sizer.at(pool, profile, size)
-    return sizer.known
-
-
-def of_service(problem: Problem, service: ServedModel) -> Problem:
-    """What sizing reads of one service, light enough to send away."""
-    demands = {service.name: problem.demands[service.name]}
-    return replace(problem, services=(service,), demands=demands, nodes=(), domains={}, profiles={}, running={})
 
 
 def find_options(

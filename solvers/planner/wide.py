@@ -18,12 +18,13 @@ from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.compose import Enough, shared_rows
-from solvers.planner.crew import Crew
-from solvers.planner.options import Sizer, of_service, size_at
+from solvers.planner.crew import Crew, of_service
+from solvers.planner.options import CapacityOf, Sizer
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
 from solvers.planner.stocks import EVERY, KNOWN_SIZES, Curve, Pick, Stocks, build_stocks, choose_kept, least_value
 from solvers.planner.wide_ways import SparseWay, WayMaker
-from solvers.sizing import Capacity
+from solvers.problem import Problem
+from solvers.sizing import Capacity, Unfit
 
 MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
@@ -283,3 +284,13 @@ def _usd_per_unit(cells: Cells, shared: sp.csr_array) -> Floats:
 
 def _known_sizes(most: int) -> list[int]:
     return sorted({*(n for n in KNOWN_SIZES if n < most), min(most, EVERY)})
+
+
+def size_at(
+    problem: Problem, capacity_of: CapacityOf, asks: Sequence[tuple[PoolKey, EngineProfile, int]]
+) -> dict[tuple[PoolKey, int], Capacity | Unfit]:
+    """Capacities of pools at sizes."""
+    sizer = Sizer(problem=problem, capacity_of=capacity_of)
+    for pool, profile, size in asks:
+        sizer.at(pool, profile, size)
+    return sizer.known
