@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 
+from controller.clusters import on_cluster
 from controller.output import add_output_argument, one_object, print_output
 from controller.plan_bodies import render_fleet_plan
 from controller.planning import Planned, add_folder_arguments, add_trace_argument, plan_folder
@@ -33,18 +37,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay", action="store_true",
         help="let a simulation of the planned demand refute the plan, and decide again where it does",
     )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+        help="processes that share the work on fleets of more than 512 GPUs; the plan is the same (default: the cores)",
+    )  # fmt: skip
+    parser.add_argument("--cluster", metavar="dask[=ADDRESS]", help="share it on a Dask (or ray[=ADDRESS]) cluster")
     add_output_argument(parser)
     parser.epilog = "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input (the rest is planned)."
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print what can be planned; the exit code says whether that is all that was asked."""
-    planned = plan_folder(args, _replayed if args.replay else BASELINES.get(args.baseline, make_plan))
+    with on_cluster(args.cluster, args.workers) if args.cluster else nullcontext():
+        planned = plan_folder(args, _decider(args))
     if args.compare:
         return _print_comparison(args.output, planned)
     body = one_object(render_fleet_plan(planned.plan, number=1))
     print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan, args.power_caps)))
     return exit_code(planned)
+
+
+def _decider(args: argparse.Namespace) -> Callable[[Problem], Plan]:
+    """Who decides: the planner, one that a simulation may refute, or a baseline."""
+    if args.replay:
+        return _replayed
+    return BASELINES.get(args.baseline, partial(make_plan, workers=args.workers))
+
+
+def positive(text: str) -> int:
+    """Read a count of at least 1."""
+    count = int(text) if text.isdigit() else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count of at least 1")
+    return count
 
 
 def _replayed(problem: Problem) -> Plan:

@@ -6,17 +6,15 @@ it runs.
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import joblib
 
+from controller.clusters import on_cluster
 from controller.traces_spec import TraceSpec, load_of
-from solvers.errors import InvalidInput
 from solvers.evaluate import Settings, Summary, evaluate
 from solvers.plan import Plan
 from solvers.policies import make_policy
@@ -62,9 +60,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, cluster: str | None = None) -> l
     """
     if len(jobs) == 1 and cluster is None:
         return [run_job(jobs[0])]
-    with ExitStack() as stack:
-        if cluster is not None:
-            stack.enter_context(_cluster(cluster, workers, stack))
+    with on_cluster(cluster, workers) if cluster is not None else nullcontext():
         parallel = joblib.Parallel(n_jobs=-1 if cluster else workers, return_as="generator", pre_dispatch="all")
         return list(_shown(jobs, parallel(joblib.delayed(run_job)(job) for job in jobs)))
 
@@ -74,56 +70,3 @@ def _shown(jobs: Sequence[Job], summaries: Iterator[Summary]) -> Iterator[Summar
         words = f"{job.policy}, {job.trace}, seed {job.seed}: {100 * summary.in_slo_ratio:.1f} % inside their SLOs"
         print(f"[{number}/{len(jobs)}] {words}", file=sys.stderr)
         yield summary
-
-
-# ---------------------------------------------------------------- clusters
-
-
-def _cluster(text: str, workers: int, stack: ExitStack) -> AbstractContextManager[Any]:
-    name, _, address = text.partition("=")
-    if name not in CLUSTERS:
-        remedy = f"write {' or '.join(f'{known}=ADDRESS' for known in CLUSTERS)}"
-        raise InvalidInput("--cluster", "", f"{text!r} is unknown", remedy)
-    return CLUSTERS[name](address, workers, stack)
-
-
-def _dask(address: str, workers: int, stack: ExitStack) -> AbstractContextManager[Any]:
-    """Joblib over a Dask client; without an address a cluster of threads in this process, on loopback only."""
-    distributed = _needed("distributed", "dask")
-    if not address:
-        local = distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=False,
-            dashboard_address=None,
-            host="127.0.0.1",
-            protocol="tcp",
-        )
-        address = stack.enter_context(local)
-    try:
-        stack.enter_context(distributed.Client(address))
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise InvalidInput("--cluster", "", f"cannot reach {address}: {said}", "give dask=tcp://HOST:PORT") from error
-    config: AbstractContextManager[Any] = joblib.parallel_config(backend="dask")
-    return config
-
-
-def _ray(address: str, workers: int, stack: ExitStack) -> AbstractContextManager[Any]:
-    ray = _needed("ray", "ray")
-    _needed("ray.util.joblib", "ray").register_ray()
-    ray.init(address=address or None, num_cpus=None if address else workers)
-    stack.callback(ray.shutdown)
-    config: AbstractContextManager[Any] = joblib.parallel_config(backend="ray")
-    return config
-
-
-def _needed(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        remedy = f"pip install 'penstock[{package}]'" if package == "dask" else f"pip install {package}"
-        raise InvalidInput("--cluster", "", f"needs {module}, which is not installed", remedy) from error
-
-
-CLUSTERS: Mapping[str, Callable[[str, int, ExitStack], AbstractContextManager[Any]]] = {"dask": _dask, "ray": _ray}

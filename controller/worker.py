@@ -14,6 +14,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -36,8 +37,9 @@ def plan_solver(problem: Problem, previous: Plan | None) -> Plan:
     plan = make_plan(problem, previous=previous)
     try:
         return with_reasons(plan, problem)
-    except Exception:  # noqa: BLE001 - a decision is not lost for want of words about it
-        return plan
+    except Exception as fault:  # noqa: BLE001 - a decision is not lost for want of words about it
+        notes = (*plan.report.notes, f"its reasons could not be worked out: {type(fault).__name__}: {fault}")
+        return replace(plan, report=replace(plan.report, notes=notes))
 
 
 class SolverWorker:

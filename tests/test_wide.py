@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -132,3 +134,19 @@ def test_a_failed_search_leaves_the_greedy_plan() -> None:
 def test_pieces_come_back_in_order() -> None:
     work = [(n, 2) for n in range(40)]
     assert Crew(workers=2).each(pow, work) == Crew().each(pow, work) == [n**2 for n in range(40)]
+
+
+def doubled(parent: int, number: int) -> int:
+    """Kill the worker that gets 7; the parent, given the same piece, answers."""
+    if number == 7 and os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+def test_a_worker_that_dies_costs_its_work_and_is_counted() -> None:
+    crew = Crew(workers=2)
+    assert crew.each(doubled, [(os.getpid(), number) for number in range(40)]) == [2 * n for n in range(40)]
+    assert crew.lost > 0
+    sound = Crew(workers=2)
+    assert sound.each(doubled, [(os.getpid(), number) for number in (1, 2, 3)]) == [2, 4, 6]
+    assert sound.lost == 0

@@ -98,9 +98,17 @@ def _planned(
     for worth, note in chain(tried, ((worth, STAND_IN) for worth in stand_ins)):
         plan, violations = search.write(worth, (note,) if note else ())
         if not violations:
-            return desk, _with_relief(desk, plan)
+            return desk, _with_losses(crew, _with_relief(desk, plan))
         faults += violations
     raise SolveFailed("no stage led to a sound plan: " + "; ".join(dict.fromkeys(faults)))
+
+
+def _with_losses(crew: Crew, plan: Plan) -> Plan:
+    """Say how much work the workers lost."""
+    if not crew.lost:
+        return plan
+    notes = (*plan.report.notes, f"{crew.lost} pieces of work were done again here: a worker died or hung")
+    return replace(plan, report=replace(plan.report, notes=notes))
 
 
 def _with_relief(desk: Desk, plan: Plan) -> Plan:
