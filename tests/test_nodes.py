@@ -161,3 +161,15 @@ def test_domains_that_full_nodes_cannot_fill_limit_nothing() -> None:
     grouping = group_bays(problem_on(nodes, {"rack-1": 8 * 850.0, "rack-2": 1e6}), {"h100-sxm": {1}})
     assert grouping.domain_groups == ()
     assert len(grouping.groups) == 1
+
+
+def test_what_a_class_wide_replica_draws_is_missing_from_every_feed_it_could_land_on() -> None:
+    racks = {rack: fleet_of(8, 8, location=rack) for rack in ("rack-1", "rack-2")}
+    problem = problem_on((*racks["rack-1"], *racks["rack-2"]), budgets={"rack-1": 9_000.0, "rack-2": 9_000.0})
+    room = Room.of(problem)
+    bays = room.bays_of(pool(1))
+    assert sum(room.spread(pool(1), 1, bays).values()) == 1  # from here on the bays are kept as arrays too
+    assert room.spread(pool(1, "default/free"), 2, bays, ANYWHERE) == {ANYWHERE: 2}
+    tables = room.tables
+    assert tables is not None
+    assert {name: tables.watts[row] for name, row in tables.domain_of.items()} == room.free_watts

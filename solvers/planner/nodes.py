@@ -73,12 +73,12 @@ class BayTables:
         return np.array([self.row_of[bay.key] for bay in bays], dtype=np.int64)
 
     def note(self, bay: Bay, spare: Mapping[int, int], free_watts: Mapping[str, float]) -> None:
-        """Follow what was taken at a bay."""
+        """Follow what was taken at a bay, with the watts that are left of what it was charged to."""
         row = self.row_of[bay.key]
         for size, count in spare.items():
             self.spare[size][row] = count
-        for domain in bay.charged:
-            self.watts[self.domain_of[domain]] = free_watts[domain]
+        for domain, watts in free_watts.items():
+            self.watts[self.domain_of[domain]] = watts
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,10 +175,12 @@ class Room:
             held[pool.config.gpus] = held.get(pool.config.gpus, 0) + taken
             self.quotas.take(pool, taken)
             watts = taken * self.extra_watts(pool)
-            for domain in self.charged(pool, location):
+            charged = self.charged(pool, location)
+            for domain in charged:
                 self.free_watts[domain] -= watts
             if self.tables is not None:
-                self.tables.note(at, {size: self.spare_groups(at, size) for size in self.tables.spare}, self.free_watts)
+                spare = {size: self.spare_groups(at, size) for size in self.tables.spare}
+                self.tables.note(at, spare, {domain: self.free_watts[domain] for domain in charged})
         return taken
 
     def class_bays(self, gpu_class: str) -> list[Bay]:
