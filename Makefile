@@ -6,7 +6,7 @@ TRACE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-planner bench-scale bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
+.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench-baselines: $(VENV)/ready ## Set our plans beside those of four baselines
 
 bench-explain: $(VENV)/ready ## Predict what losses cost, and decide anew to compare
 	$(BIN)/python -m tests.bench_explain
+
+bench-brute-force: $(VENV)/ready ## Hold plans against every count of 2,000 tiny fleets
+	$(BIN)/python -m tests.bench_brute_force
 
 bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten services
 	$(BIN)/python -m tests.bench_planner
