@@ -10,16 +10,17 @@ from collections import Counter
 
 from controller.tables import render_table
 from solvers.plan import Plan
-from solvers.planner import make_plan
+from solvers.planner import desk_for, make_plan
 from solvers.planner.tally import SAME_SHORTAGE
 from solvers.verify import verify
-from tests.test_against_brute_force import TOLERANCE, Tiny, best_by_trying, drawn
+from tests.test_against_brute_force import TOLERANCE, Tiny, best_counts, drawn
 
 PROGRESS = 100  # fleets between two lines of progress
 
 
-def judge(case: Tiny, plan: Plan, best: float) -> str:
+def judge(case: Tiny, plan: Plan) -> str:
     """Say how a plan stands to the best of all counts."""
+    best, counts = best_counts(case)
     found, notes = plan.report.objective_usd_per_hour, plan.report.notes
     if verify(plan, case.problem):
         return "fails the check"
@@ -31,6 +32,10 @@ def judge(case: Tiny, plan: Plan, best: float) -> str:
         return "dearer by its weights, to keep tiers in order"
     if best < found <= best * (1.0 + 2.0 * SAME_SHORTAGE) and plan.is_short:
         return "as short as the best, kept what ran"
+    desk = desk_for(case.problem, case.capacity_of)
+    planned = {(row.pool, row.location): row.replicas for row in plan.placements}
+    if desk.worth(planned).is_clearly_less_short_than(desk.worth(counts)):
+        return "dearer by its weights, to serve what they would shed"
     return "another cost"
 
 
@@ -47,7 +52,7 @@ def main() -> None:
         began_s = time.process_time()
         plan = make_plan(case.problem, capacity_of=case.capacity_of)
         planned_s = time.process_time()
-        verdict = judge(case, plan, best_by_trying(case))
+        verdict = judge(case, plan)
         seconds["planning"] += planned_s - began_s
         seconds["trying everything"] += time.process_time() - planned_s
         verdicts[verdict] += 1

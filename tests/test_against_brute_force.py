@@ -267,13 +267,18 @@ def capacity(case: Tiny, pool: PoolKey, n: int) -> float:
 
 
 def best_by_trying(case: Tiny) -> float:
+    return best_counts(case)[0]
+
+
+def best_counts(case: Tiny) -> tuple[float, Placed]:
+    """The least objective of all counts, and the first counts that have it."""
     penalties = desk_for(case.problem, case.capacity_of).penalties
     places = [s for s in spots(case.problem) if case.table[s[0].service, s[0].role, s[0].gpu_class][0] > 0.0]
-    best = math.inf
+    best: tuple[float, Placed] = (math.inf, {})
     for numbers in itertools.product(*(range(most + 1) for _, _, most in places)):
         counts = {(pool, at): n for (pool, at, _), n in zip(places, numbers, strict=True) if n}
         if case.allows(counts) and room_for(case.problem, counts):
-            best = min(best, value(case, counts, penalties))
+            best = min(best, (value(case, counts, penalties), counts), key=lambda found: found[0])
     return best
 
 
