@@ -11,7 +11,7 @@ import pytest
 
 from solvers.engine import Role
 from solvers.plan import Plan
-from solvers.planner import make_plan
+from solvers.planner import desk_for, make_plan
 from solvers.planner.crew import Crew
 from solvers.planner.desk import Desk
 from solvers.planner.search import Search
@@ -68,6 +68,9 @@ def test_an_overloaded_wide_fleet_gives_a_sound_short_plan() -> None:
     plan = make_plan(problem)
     assert verify(plan, problem) == ()
     assert plan.is_short
+    desk = desk_for(problem)
+    worth = desk.worth({(row.pool, row.location): row.replicas for row in plan.placements})
+    assert not desk.repaired({}).is_better_than(worth)
 
 
 def test_what_runs_is_counted_in_the_bound(planned: tuple[Problem, Plan]) -> None:

@@ -120,7 +120,9 @@ class Search:
             self.rounds += 1
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
-            return best_of([best, self._placed(cells, arrays, wide.choose())])
+            chosen = best_of([best, self._placed(cells, arrays, wide.choose())])
+            # Prices know little of who should be short: filling tier by tier, slow where nothing is, may serve more.
+            return best_of([chosen, self.desk.repaired({})]) if chosen.short else chosen
         except SOLVER_FAULTS as fault:
             self.faults.append(f"ways: {fault}")
             self.notes.append("solver failed, the best plan so far stands")
