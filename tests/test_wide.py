@@ -68,7 +68,12 @@ def test_an_overloaded_wide_fleet_gives_a_sound_short_plan() -> None:
     plan = make_plan(problem)
     assert verify(plan, problem) == ()
     assert plan.is_short
-    desk = desk_for(problem)
+
+
+@pytest.mark.parametrize("load", [0.4, 0.6, 0.8, 1.2])
+def test_no_wide_plan_is_worse_than_filling_tier_by_tier(load: float) -> None:
+    problem = drawn(load=load)
+    desk, plan = desk_for(problem), make_plan(problem)
     worth = desk.worth({(row.pool, row.location): row.replicas for row in plan.placements})
     assert not desk.repaired({}).is_better_than(worth)
 

@@ -103,7 +103,13 @@ class Search:
         return fine
 
     def _run_wide(self, starts: Sequence[Worth], is_enough: Enough) -> Worth:
-        """Find ways at prices and take one of each service; what is known so far, or the greedy plan, if that fails."""
+        """Find ways at prices and take one of each service; what is known so far, or the greedy plan, if that fails.
+
+        Filling tier by tier is a start too, but in the largest fleets, where it takes seconds, only when something is
+        short: prices know little of who should be.
+        """
+        if not self.desk.is_large:
+            starts = [*starts, self.desk.repaired({})]
         best = best_of(starts) if starts else None
         try:
             cells = self._cells()
@@ -121,8 +127,7 @@ class Search:
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
             chosen = best_of([best, self._placed(cells, arrays, wide.choose())])
-            # Prices know little of who should be short: filling tier by tier, slow where nothing is, may serve more.
-            return best_of([chosen, self.desk.repaired({})]) if chosen.short else chosen
+            return best_of([chosen, self.desk.repaired({})]) if chosen.short and self.desk.is_large else chosen
         except SOLVER_FAULTS as fault:
             self.faults.append(f"ways: {fault}")
             self.notes.append("solver failed, the best plan so far stands")
