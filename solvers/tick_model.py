@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 from solvers.engine import Role
 from solvers.errors import SolveFailed
+from solvers.highs import pass_model, quiet_highs
 from solvers.tick_cells import Floats, Ints, TickCells
 
 OVER_TIMES = 10.0  # what a kW above a budget costs, over the most that one could serve: budgets go before demand
@@ -135,23 +136,14 @@ class TickModel:
         self._demand_rows = np.arange(services, dtype=np.int32)  # cvxpy lists equations first
         self._room_rows = np.arange(len(self._right) - domains, len(self._right), dtype=np.int32)
         lower = np.where(np.arange(len(self._right)) < services, self._right, -highspy.kHighsInf)
-        highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
-        for name, value in {"output_flag": False, "threads": 1, "parallel": "off", "random_seed": 7}.items():
-            highs.setOptionValue(name, value)
-        highs.setOptionValue("solver", "simplex")
-        model = highspy.HighsLp()
-        model.num_row_, model.num_col_ = matrix.shape
-        model.col_cost_ = np.asarray(data["c"], dtype=float)
-        model.col_lower_, model.col_upper_ = _finite(data["lower_bounds"]), _finite(data["upper_bounds"])
-        model.row_lower_, model.row_upper_ = lower, self._right.copy()
-        model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-        model.a_matrix_.start_, model.a_matrix_.index_, model.a_matrix_.value_ = (
-            matrix.indptr,
-            matrix.indices,
-            matrix.data,
+        highs = quiet_highs(solver="simplex")
+        pass_model(
+            highs,
+            matrix=matrix,
+            cost=np.asarray(data["c"], dtype=float),
+            columns=(np.asarray(data["lower_bounds"], dtype=float), np.asarray(data["upper_bounds"], dtype=float)),
+            rows=(lower, self._right),
         )
-        if highs.passModel(model) == highspy.HighsStatus.kError:
-            raise SolveFailed("HiGHS refused the tick's model")
         starts = data["param_prob"].var_id_to_col
         self._columns = slice(starts[self._used.id], starts[self._used.id] + self._used.size)
         self._unserved_columns = np.arange(services, dtype=np.int32) + np.int32(starts[self._unserved.id])
@@ -206,8 +198,3 @@ class TickModel:
 
 def _from_zero(size: int) -> Any:
     return cp.Variable(size, bounds=[np.zeros(size), np.full(size, np.inf)])
-
-
-def _finite(values: Any) -> Floats:
-    clipped: Floats = np.clip(np.asarray(values, dtype=float), -highspy.kHighsInf, highspy.kHighsInf)
-    return clipped

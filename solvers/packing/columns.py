@@ -17,9 +17,9 @@ import highspy
 import numpy as np
 
 from solvers.errors import SolveFailed
+from solvers.highs import quiet_highs
 from solvers.packing.bounds import WORTH_UNIT, priced_bound
 from solvers.packing.fit import Pattern
-from solvers.packing.highs import quiet_highs
 from solvers.packing.items import Floats, Ints, Kinds
 from solvers.packing.pricing import make_pricer
 

@@ -10,7 +10,7 @@ import highspy
 import numpy as np
 import numpy.typing as npt
 
-from solvers.packing.highs import quiet_highs
+from solvers.highs import quiet_highs
 from solvers.packing.items import Floats, Ints
 
 NODE_LIMIT = 5000

@@ -21,7 +21,7 @@ import highspy
 import numpy as np
 import numpy.typing as npt
 
-from solvers.packing.highs import quiet_highs
+from solvers.highs import quiet_highs
 from solvers.packing.items import Ints
 from solvers.packing.rack_ledger import WATT_TOLERANCE, Scene, with_groups
 

@@ -17,13 +17,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from solvers.errors import SolveFailed
+from solvers.highs import pass_model, quiet_highs
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.columns import Limit, make_variables
 from solvers.planner.limits import LIMITS, objective
 
-SEED = 7
 WHOLE_TOLERANCE = 1e-6
-NO_PARALLEL = {"output_flag": False, "threads": 1, "parallel": "off", "random_seed": SEED}
 
 
 class Word(StrEnum):
@@ -151,27 +150,16 @@ def solve_whole(
 
 
 def _load(arrays: Arrays, *, whole: bool, options: Mapping[str, Any]) -> Any:
-    highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
-    for name, value in {**NO_PARALLEL, **options}.items():
-        highs.setOptionValue(name, value)
-    model = highspy.HighsLp()
-    model.num_row_, model.num_col_ = arrays.matrix.shape
-    model.col_cost_, model.col_lower_, model.col_upper_ = arrays.cost, _finite(arrays.lower), _finite(arrays.upper)
-    model.row_lower_, model.row_upper_ = _finite(arrays.row_lower), _finite(arrays.row_upper)
-    model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    model.a_matrix_.start_ = arrays.matrix.indptr
-    model.a_matrix_.index_ = arrays.matrix.indices
-    model.a_matrix_.value_ = arrays.matrix.data
-    if whole:
-        kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
-        model.integrality_ = [kinds[int(is_whole)] for is_whole in arrays.whole]
-    if highs.passModel(model) == highspy.HighsStatus.kError:
-        raise SolveFailed("HiGHS refused the model")
+    highs = quiet_highs(**options)
+    pass_model(
+        highs,
+        matrix=arrays.matrix,
+        cost=arrays.cost,
+        columns=(arrays.lower, arrays.upper),
+        rows=(arrays.row_lower, arrays.row_upper),
+        whole=arrays.whole if whole else None,
+    )
     return highs
-
-
-def _finite(values: Floats) -> Floats:
-    return np.clip(values, -highspy.kHighsInf, highspy.kHighsInf)
 
 
 def _run(highs: Any, arrays: Arrays, *, is_whole: bool) -> Solution:
