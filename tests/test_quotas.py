@@ -17,7 +17,14 @@ from solvers.problem import Policy, Problem, Quota
 from solvers.verify import verify, verify_places
 from solvers.workload import PlacementMode
 from tests import fleets
-from tests.test_against_brute_force import POLICY, TOLERANCE, Placed, Tiny, best_by_trying, drawn
+from tests.test_against_brute_force import (
+    POLICY,
+    Placed,
+    Tiny,
+    drawn,
+    hold_to_best,
+    is_bound,
+)
 
 WATTS_OF_ONE = 850.0  # an H100 at its highest cap with its host's share
 
@@ -133,13 +140,5 @@ def test_no_counts_within_the_quotas_are_cheaper_than_the_plan(first: int) -> No
         )
         problem = replace(drawn_case.problem, policy=replace(POLICY, quotas=quotas))
         case = Allowed(problem=problem, table=drawn_case.table)
-        plan = make_plan(problem, capacity_of=case.capacity_of)
-        assert verify(plan, problem, capacity_of=case.capacity_of) == ()
-        best = best_by_trying(case)
-        bound += best > best_by_trying(Tiny(problem=problem, table=case.table)) * (1.0 + TOLERANCE)
-        if any("lower tier gave way" in note for note in plan.report.notes):
-            assert plan.report.objective_usd_per_hour >= best * (1.0 - TOLERANCE), seed
-            continue
-        assert plan.report.objective_usd_per_hour == pytest.approx(best, rel=TOLERANCE), seed
-        assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
+        bound += is_bound(case, hold_to_best(case, seed))
     assert bound >= 5

@@ -16,7 +16,14 @@ from solvers.problem import Problem
 from solvers.verify import verify, verify_service
 from solvers.workload import PlacementMode, ServedModel
 from tests import fleets
-from tests.test_against_brute_force import POLICY, TOLERANCE, Placed, Tiny, best_by_trying, capacity, drawn
+from tests.test_against_brute_force import (
+    POLICY,
+    Placed,
+    Tiny,
+    capacity,
+    drawn,
+    hold_to_best,
+)
 
 CHAINS = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
 
@@ -156,12 +163,4 @@ def test_no_counts_on_such_nodes_are_cheaper_than_the_plan(first: int) -> None:
         )
         problem = replace(drawn_case.problem, nodes=nodes, services=services)
         case = Spot(problem=problem, table=drawn_case.table)
-        plan = make_plan(problem, capacity_of=case.capacity_of)
-        assert verify(plan, problem, capacity_of=case.capacity_of) == ()
-        best, found = best_by_trying(case), plan.report.objective_usd_per_hour
-        assert found >= best * (1.0 - TOLERANCE), seed
-        if any("lower tier gave way" in note for note in plan.report.notes):
-            continue
-        assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
-        if not any(note.startswith("kept") for note in plan.report.notes):
-            assert found == pytest.approx(best, rel=TOLERANCE), seed
+        hold_to_best(case, seed)
