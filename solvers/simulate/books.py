@@ -11,11 +11,11 @@ from solvers.engine import EngineProfile, Role
 from solvers.errors import InvalidInput
 from solvers.simulate.gaps import RUN, count_gaps
 from solvers.simulate.kernel import loop
-from solvers.simulate.kernel.records import FINISHED, METER_TICKS, NONE, REJECTED, TIMED_OUT, Replica
+from solvers.simulate.kernel.records import FINISHED, LEAST_WORK, METER_TICKS, NONE, REJECTED, TIMED_OUT, Replica
 from solvers.simulate.requests import RequestQueue
 from solvers.simulate.results import FinishedRequest, FirstToken, GapHistogram, Rejected, ReplicaView
 from solvers.simulate.served import SERVED, finished_requests, refused_requests
-from solvers.simulate.tables import TICKS_PER_S, EngineTables
+from solvers.simulate.tables import TICKS_PER_S, EngineTables, to_ticks_or_never
 
 JOULES = 1e9  # nanojoules: what milliwatts times microseconds are
 LOG_ROWS = 1 << 16
@@ -28,9 +28,11 @@ FIRSTS = ("service", "replica", "waited", "in_engine")
 class FleetBooks(RequestQueue):
     """State of a fleet and everything that can be asked of it; ``Fleet`` moves it on."""
 
-    def __init__(self, *, itl_limits_s: Mapping[str, float], record_runs: bool, compiled: bool) -> None:
+    def __init__(
+        self, *, itl_limits_s: Mapping[str, float], policies: Mapping[str, int], record_runs: bool, compiled: bool
+    ) -> None:
         super().__init__(compiled=compiled)
-        self.itl_limits_s = dict(itl_limits_s)
+        self.itl_limits_s, self._policies = dict(itl_limits_s), dict(policies)
         self._services: dict[str, int] = {}
         self._asked: list[int] = []  # by service
         self._members: list[int] = []  # replicas that are not gone, by group
@@ -227,7 +229,19 @@ class FleetBooks(RequestQueue):
     # ------------------------------------------------------------------ entries
 
     def _service(self, name: str) -> int:
-        raise NotImplementedError
+        """Index of a service; it comes into being when it is first named."""
+        if name in self._services:
+            return self._services[name]
+        s = self._services[name] = len(self._services)
+        self._asked.append(0)
+        policy = self._policies.get(name, LEAST_WORK)
+        late_limit = to_ticks_or_never(self.itl_limits_s.get(name))
+        self._memory.add("services", s, policy=policy, late_limit=late_limit)
+        self._memory.entity("gateway", s)
+        for g in range(3 * s, 3 * s + 3):
+            self._memory.add("groups", g)
+            self._members.append(0)
+        return s
 
     def _find(self, replica_id: str) -> int:
         if replica_id not in self._alive:

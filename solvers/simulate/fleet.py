@@ -96,8 +96,9 @@ class Fleet(FleetBooks):
     ) -> None:
         if gateway_patience_s is not None and not gateway_patience_s >= 0:
             raise InvalidInput("gateway", "gateway_patience_s", f"is {gateway_patience_s}", "give 0 or more seconds")
-        super().__init__(itl_limits_s=itl_limits_s or {}, record_runs=record_runs, compiled=compiled)
-        self._routing, self._prefix_caching = dict(routing or {}), prefix_caching
+        policies = {service: POLICIES[how] for service, how in (routing or {}).items()}
+        super().__init__(itl_limits_s=itl_limits_s or {}, policies=policies, record_runs=record_runs, compiled=compiled)
+        self._prefix_caching = prefix_caching
         self._tables: dict[int, tuple[int, EngineTables]] = {}
         self._used = {"knots": 0, "watts": 0, "prefixes": 0, "rows": 0, "groups": 0, "cached": 0}
         self._links: dict[str, tuple[int, float]] = {}
@@ -385,21 +386,6 @@ class Fleet(FleetBooks):
         )  # fmt: skip
         self._tables[id(tables)] = (index, tables)  # kept alive, so that no other one gets its id
         return index
-
-    def _service(self, name: str) -> int:
-        """Index of a service; it comes into being when it is first named."""
-        if name in self._services:
-            return self._services[name]
-        s = self._services[name] = len(self._services)
-        self._asked.append(0)
-        policy = POLICIES[self._routing.get(name, Routing.LEAST_WORK)]
-        late_limit = to_ticks_or_never(self.itl_limits_s.get(name))
-        self._memory.add("services", s, policy=policy, late_limit=late_limit)
-        self._memory.entity("gateway", s)
-        for g in range(3 * s, 3 * s + 3):
-            self._memory.add("groups", g)
-            self._members.append(0)
-        return s
 
     def _widen_group(self, g: int) -> None:
         """Make room for one more replica in a group, at a new place when the old one is full."""
