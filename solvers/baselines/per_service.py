@@ -20,15 +20,14 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from solvers.baselines.stage import Stage
-from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner.cells import CHAINS
 from solvers.planner.options import CapacityOf, PoolOption
 from solvers.planner.penalties import FLOOR_WEIGHT
+from solvers.planner.relax import Arrays, solve_whole
 from solvers.problem import Problem
 from solvers.sizing import Capacity, replica_capacity
 from solvers.workload import ServedModel
@@ -36,6 +35,7 @@ from solvers.workload import ServedModel
 NAME = "per_service"
 RELATIVE_GAP = 1e-4  # of one service's cost; far below a replica of most
 MOST_NODES = 20_000  # of the search; bounds its work without a clock
+LONGEST_S = 600.0  # a safety net only
 UNSERVED_WEIGHT = 60.0  # times the dearest way: within one service, serving always comes first
 Floats = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ def _largest_first(options: Sequence[PoolOption]) -> list[PoolOption]:
 
 
 def _solve(
-    stage: Stage, service: ServedModel, options: Sequence[PoolOption], most: dict[PoolKey, int]
+    stage: Stage, service: ServedModel, options: Sequence[PoolOption], limits: dict[PoolKey, int]
 ) -> dict[PoolKey, int]:
     """Replicas by pool, at least cost for as much of the demand as the GPUs left allow.
 
@@ -88,7 +88,7 @@ def _solve(
     steps = [(p, step) for p, option in enumerate(options) for step in option.steps]
     count, pools = len(steps), np.array([p for p, _ in steps])
     lower, upper = (np.array([getattr(step, end) for _, step in steps], dtype=float) for end in ("lower", "upper"))
-    upper = np.minimum(upper, [most[options[p].pool] for p in pools])
+    upper = np.minimum(upper, [limits[options[p].pool] for p in pools])
     energy = stage.desk.problem.policy.energy_usd_per_kilowatt_hour
     price = np.array([options[p].step_usd_per_hour(step, energy) for p, step in steps])
     carried = np.array([_capacity_per_s(stage, options[p], step.lower) for p, step in steps])
@@ -99,20 +99,21 @@ def _solve(
         *_chain_rows(stage, service, options, pools, carried),
         *_group_rows(stage, options, pools),
     ]
-    matrix = sp.csr_array(np.array([row for row, _, _ in rows]))
-    result = milp(
-        c=np.concatenate([price, np.zeros(count), [unserved], np.full(2, FLOOR_WEIGHT * unserved)]),
-        integrality=np.concatenate([np.ones(2 * count), np.zeros(3)]),
-        bounds=Bounds(
-            np.zeros(2 * count + 3),
-            np.concatenate([np.maximum(0.0, upper), (upper >= lower).astype(float), [1.0], np.full(2, np.inf)]),
-        ),
-        constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows]),
-        options={"mip_rel_gap": RELATIVE_GAP, "node_limit": MOST_NODES},
+    cost = np.concatenate([price, np.zeros(count), [unserved], np.full(2, FLOOR_WEIGHT * unserved)])
+    most = np.concatenate([np.maximum(0.0, upper), (upper >= lower).astype(float), [1.0], np.full(2, np.inf)])
+    programme = Arrays(
+        cost=cost,
+        matrix=sp.csc_array(np.array([row for row, _, _ in rows])),
+        row_lower=np.array([low for _, low, _ in rows]),
+        row_upper=np.array([high for _, _, high in rows]),
+        lower=np.zeros(len(cost)),
+        upper=most,
+        whole=np.arange(len(cost)) < 2 * count,
+        columns={},
+        rows=(),
     )
-    if result.x is None:
-        raise SolveFailed(f"per_service: no answer for {service.name}: {result.message}")
-    totals = np.bincount(pools, weights=np.round(result.x[:count]), minlength=len(options))
+    found = solve_whole(programme, relative_gap=RELATIVE_GAP, time_limit_s=LONGEST_S, node_limit=MOST_NODES)
+    totals = np.bincount(pools, weights=np.round(found.x[:count]), minlength=len(options))
     return {option.pool: int(n) for option, n in zip(options, totals, strict=True)}
 
 
