@@ -14,7 +14,14 @@ ANYWHERE = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuClass:
-    """A kind of accelerator, with its price, memory and power envelope (all per GPU)."""
+    """A kind of accelerator, with its price, memory and power envelope (all per GPU).
+
+    Attributes
+    ----------
+    link_island_gpus : int
+        GPUs that one scale-up link joins. More than a node has (NVLink racks): the nodes of a location are one island,
+        as long as the location has no more GPUs of the class than that.
+    """
 
     name: str
     resource_name: str
@@ -63,6 +70,9 @@ class Node:
         How often its owner takes the node away, on average; 0 for one that stays.
     price_ratio : float
         What its GPUs cost, against the list price of their class.
+    island : str
+        The fast fabric that the node hangs on; nodes of one location that name the same one can hold a replica
+        together. Empty for what the class's link says.
     """
 
     name: str
@@ -74,6 +84,7 @@ class Node:
     domains: tuple[str, ...] = ()
     reclaims_per_hour: float = 0.0
     price_ratio: float = 1.0
+    island: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -40,6 +40,8 @@ class PoolPlan:
         Cap of one GPU; the class maximum while power caps are off.
     reserved_watts, planned_watts : float
         Of the whole pool: worst case at the cap, and mean at the planned load; host share and idle included.
+    nodes_per_replica : int
+        Whole nodes of one island that each replica stands on, 1 where it is a part of a node.
     """
 
     pool: PoolKey
@@ -50,6 +52,7 @@ class PoolPlan:
     reserved_watts: float
     planned_watts: float
     cost_usd_per_hour: float
+    nodes_per_replica: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from solvers.plan import Placement, Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
+from solvers.verify_nodes import groups
 from solvers.verify_rules import OWNED, locations, losses, on_spot, pins, quotas, relief, terms_by_bay
 from solvers.workload import PlacementMode, ServedModel
 
@@ -43,7 +44,7 @@ def verify_places(plan: Plan, problem: Problem) -> tuple[str, ...]:
         return shape  # sums over malformed rows would only repeat the fault
     unknown = tuple(_allowed(plan, problem))
     return unknown or (
-        *_groups(plan, problem),
+        *groups(plan, problem),
         *_power(plan, problem),
         *_ceilings(plan, problem),
         *quotas(plan, problem),
@@ -142,47 +143,6 @@ def _forbidden(pool: PoolKey, location: str, service: ServedModel, problem: Prob
         (bool(here), "no node of the class there"),
     )
     return next((fault for holds, fault in checks if not holds), "")
-
-
-def _groups(plan: Plan, problem: Problem) -> Iterator[str]:
-    """Put every replica on a node: larger groups first, fullest node that still fits."""
-    free: dict[str, dict[str, list[int]]] = {}
-    for node in sorted(problem.nodes, key=lambda n: n.name):
-        free.setdefault(node.gpu_class, {}).setdefault(node.location, []).append(node.gpus_usable)
-    for gpu_class in sorted({row.pool.gpu_class for row in plan.placements}):
-        yield from _groups_of_class(plan, gpu_class, free.get(gpu_class, {}))
-
-
-def _groups_of_class(plan: Plan, gpu_class: str, free: dict[str, list[int]]) -> Iterator[str]:
-    rows = [row for row in plan.placements if row.pool.gpu_class == gpu_class]
-    inside: dict[str, list[int]] = {
-        where: [r.pool.config.gpus for r in rows if r.location == where for _ in range(r.replicas)] for where in free
-    }
-    roaming = [r.pool.config.gpus for r in rows if r.location == ANYWHERE for _ in range(r.replicas)]
-    for size in sorted(roaming, reverse=True):  # where most groups of its size stay free beside what must be there
-        spare = {where: _spare_groups(free[where], inside[where], size) for where in sorted(free)}
-        best = max(spare, key=lambda where: (spare[where], where), default=None)
-        if best is None or spare[best] <= 0:
-            yield f"gpus[{gpu_class}]: no node has room for a replica of {size} GPUs placed anywhere"
-            return
-        inside[best].append(size)
-    for where, sizes in sorted(inside.items()):
-        nodes = list(free[where])
-        for size in sorted(sizes, reverse=True):
-            able = [index for index, left in enumerate(nodes) if left >= size]
-            if not able:
-                yield (
-                    f"gpus[{gpu_class}@{where}]: {sum(sizes)} GPUs in groups of {sorted(set(sizes), reverse=True)} "
-                    f"do not fit on nodes with {free[where]} free"
-                )
-                break
-            nodes[min(able, key=lambda index: nodes[index])] -= size
-
-
-def _spare_groups(free: list[int], held: list[int], gpus: int) -> int:
-    """Groups of so many GPUs still possible, by whole-group counts at every size up to it."""
-    sizes = {gpus, *(size for size in held if size < gpus)}
-    return min((sum(f // size for f in free) - sum(h // size for h in held)) // (gpus // size) for size in sizes)
 
 
 def _power(plan: Plan, problem: Problem) -> Iterator[str]:

@@ -10,8 +10,9 @@ from solvers.engine import EngineConfig, Role
 from solvers.fleet import ANYWHERE, Node, PoolKey
 from solvers.planner.cells import build_cells
 from solvers.planner.grouping import group_bays
-from solvers.planner.nodes import Packing, Room, pack
+from solvers.planner.nodes import Room
 from solvers.planner.options import Sizer, find_options
+from solvers.planner.pack_nodes import Packing, pack
 from solvers.planner.places import place
 from solvers.power import reserved_watts
 from solvers.problem import Problem

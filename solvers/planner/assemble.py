@@ -14,6 +14,7 @@ from solvers.planner.relax import Arrays
 from solvers.planner.tally import PoolWorth, Worth
 from solvers.power import base_watts, domains_by_place, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
+from solvers.spans import node_sizes, nodes_taken
 
 PRICE_FLOOR = 1e-6  # USD/h per unit; smaller duals are rounding
 UNITS = {
@@ -73,7 +74,8 @@ def assemble(
     reasons: Mapping[str, tuple[str, ...]],
 ) -> Plan:
     """Write the decision down."""
-    pools = tuple(sorted((_pool_plan(problem, pool) for pool in worth.pools), key=lambda row: row.pool))
+    sizes = node_sizes(problem.nodes)
+    pools = tuple(sorted((_pool_plan(problem, pool, sizes) for pool in worth.pools), key=lambda row: row.pool))
     return Plan(
         placements=tuple(
             sorted(Placement(pool=pool, location=loc, replicas=n) for (pool, loc), n in by_pool(worth.counts).items())
@@ -112,7 +114,7 @@ def _report(problem: Problem, worth: Worth, bound: float, rounds: int, notes: tu
     )
 
 
-def _pool_plan(problem: Problem, worth: PoolWorth) -> PoolPlan:
+def _pool_plan(problem: Problem, worth: PoolWorth, node_gpus: Mapping[str, int]) -> PoolPlan:
     return PoolPlan(
         pool=worth.pool.uncapped,
         replicas=worth.replicas,
@@ -122,6 +124,7 @@ def _pool_plan(problem: Problem, worth: PoolWorth) -> PoolPlan:
         reserved_watts=worth.reserved_watts,
         planned_watts=worth.planned_watts,
         cost_usd_per_hour=worth.cost_usd_per_hour,
+        nodes_per_replica=nodes_taken(worth.pool.config.gpus, node_gpus.get(worth.pool.gpu_class, 0)),
     )
 
 

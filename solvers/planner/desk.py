@@ -10,8 +10,9 @@ from solvers.planner.caps import planned_counts
 from solvers.planner.cells import build_cells
 from solvers.planner.crew import Crew
 from solvers.planner.fairness import fair_ratios
-from solvers.planner.nodes import Counts, Room, pack
+from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import CapacityOf, Options, Sizer, find_options
+from solvers.planner.pack_nodes import pack
 from solvers.planner.penalties import Penalties, find_penalties
 from solvers.planner.relax import state
 from solvers.planner.rounding import fill

@@ -16,6 +16,7 @@ from solvers.fleet import ANYWHERE, Node
 from solvers.planner.reclaim import OWNED, Reclaims, Terms
 from solvers.power import base_watts, ceiling_watts, charged_domains, nodes_by_domain
 from solvers.problem import Problem
+from solvers.spans import node_sizes, nodes_taken, whole_nodes
 
 LOCATION = "location "  # of no power domain's name, so that both can be vertices of one graph
 WATT_TOLERANCE = 1e-3  # far below the draw of one GPU; sums of a million watts round at 1e-9
@@ -31,12 +32,18 @@ class Bay:
         GPUs that our replicas may hold on each node, descending, zeros left out.
     charged : tuple of str
         Limiting power domains that any node of the bay draws from.
+    node_gpus : int
+        GPUs of a whole node of the class.
+    islands : tuple of int
+        Whole nodes on each island of two or more, descending: what replicas larger than a node stand on.
     """
 
     location: str
     gpu_class: str
     free: tuple[int, ...]
     charged: tuple[str, ...]
+    node_gpus: int
+    islands: tuple[int, ...] = ()
     terms: Terms = OWNED
 
     @property
@@ -45,6 +52,9 @@ class Bay:
 
     def slots(self, gpus: int) -> int:
         """Replicas of so many GPUs that fit when nothing else is there."""
+        if gpus > self.node_gpus:
+            span = nodes_taken(gpus, self.node_gpus)
+            return sum(whole // span for whole in self.islands)
         return sum(free // gpus for free in self.free)
 
 
@@ -104,7 +114,7 @@ class Grouping:
 def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
     """Split the nodes with free GPUs into bays, sorted by location and class."""
     members: dict[tuple[str, str], list[Node]] = {}
-    reclaims = Reclaims.of(problem)
+    reclaims, sizes = Reclaims.of(problem), node_sizes(problem.nodes)
     for node in sorted(problem.nodes, key=lambda n: n.name):
         members.setdefault((node.location, node.gpu_class), []).append(node)
     return tuple(
@@ -113,6 +123,8 @@ def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
             gpu_class=gpu_class,
             free=tuple(sorted((n.gpus_usable for n in nodes if n.gpus_usable > 0), reverse=True)),
             charged=tuple(sorted({d for n in nodes for d in n.domains if d in limiting})),
+            node_gpus=sizes[gpu_class],
+            islands=whole_nodes(nodes, problem.gpu_classes[gpu_class], sizes[gpu_class]),
             terms=reclaims.terms.get((location, gpu_class), OWNED),
         )
         for (location, gpu_class), nodes in sorted(members.items())

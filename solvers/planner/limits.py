@@ -28,6 +28,7 @@ from solvers.planner.columns import (
 from solvers.planner.limits_spread import limit_hung, limit_locations, limit_share, limit_spot
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.quotas import GPUS, POWER, quota_rows
+from solvers.spans import groups_taken
 
 CAPACITY_SLACK = 1e-7  # relative; keeps a plan that meets a limit exactly from failing it by rounding
 
@@ -99,14 +100,15 @@ def limit_step(cells: Cells, v: Variables) -> Limit:
 
 
 def limit_gpus(cells: Cells, v: Variables) -> Limit:
-    """(6) Whole groups inside nodes: at each group size q, larger groups count as ⌊gpus/q⌋ and nodes as ⌊free/q⌋."""
+    """(6) Whole groups inside nodes and islands: at each size q, what could stand there instead, and what is there."""
     rows: list[tuple[int, int, float]] = []
     slots: list[int] = []
     subjects: list[str] = []
     for g, group in enumerate(cells.grouping.groups):
         inside = [(int(c), cells.pools[cells.cell_pool[c]].gpus) for c in np.flatnonzero(cells.cell_group == g)]
         for size in sorted({gpus for _, gpus in inside}):
-            rows += [(len(slots), c, float(gpus // size)) for c, gpus in inside if gpus >= size]
+            node_gpus = group.bays[0].node_gpus
+            rows += [(len(slots), c, float(groups_taken(n, size, node_gpus))) for c, n in inside if n >= size]
             slots.append(group.slots(size))
             subjects.append(f"{group.label} x{size}")
     held = matrix_of(*triplets(rows), (len(slots), len(cells.cell_pool)))

@@ -1,8 +1,9 @@
-"""Replicas onto bays and nodes: what fits is kept in a ledger of whole GPU groups and free watts.
+"""Replicas onto bays: what fits is kept in a ledger of whole GPU groups and free watts.
 
 For group sizes that divide one another the group test is exact, degraded nodes included: at each size q, the replicas
 of q GPUs or more, counted as ⌊gpus/q⌋ each, must not pass Σ ⌊free/q⌋ over the nodes; best fit by decreasing size then
-always succeeds. For other sizes the test is necessary and the packing itself decides.
+always succeeds. The same holds one level up, for replicas of several nodes and islands of whole nodes. For other sizes
+the test is necessary and the packing itself (``pack_nodes``) decides.
 """
 
 from __future__ import annotations
@@ -13,26 +14,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey
+from solvers.fleet import ANYWHERE, GpuClass, PoolKey
 from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms, find_bays
 from solvers.planner.quotas import QuotaLedger
 from solvers.power import charged_domains, pool_extra_watts
 from solvers.problem import Problem
+from solvers.spans import groups_taken
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 Counts = Mapping[tuple[PoolKey, str], int]
 """Replicas by (pool, location), ``ANYWHERE`` for pools placed ``Class``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
-    """Which nodes the replicas go to. ``left`` counts what found no node; rows are sorted."""
-
-    on_node: tuple[tuple[PoolKey, str, str, int], ...]
-    """(pool, location, node, replicas)"""
-    left: Mapping[tuple[PoolKey, str], int]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,8 +123,8 @@ class Room:
         held = self.held.get(bay.key, {})
         spare = []
         for size in {gpus, *(q for q in held if q < gpus)}:
-            used = sum(count * (taken // size) for taken, count in held.items() if taken >= size)
-            spare.append((self._slots(bay, size) - used) // (gpus // size))
+            used = sum(n * groups_taken(taken, size, bay.node_gpus) for taken, n in held.items() if taken >= size)
+            spare.append((self._slots(bay, size) - used) // groups_taken(gpus, size, bay.node_gpus))
         return max(0, min(spare))
 
     def _slots(self, bay: Bay, size: int) -> int:
@@ -278,58 +271,3 @@ def in_packing_order(counts: Counts) -> list[tuple[tuple[PoolKey, str], int]]:
     """Sort by what leaves least choice: located first, then larger groups, then name."""
     rows = [(key, count) for key, count in counts.items() if count > 0]
     return sorted(rows, key=lambda row: (row[0][1] == ANYWHERE, -row[0][0].config.gpus, row[0]))
-
-
-def pack(problem: Problem, counts: Counts) -> Packing:
-    """Put every replica on a node of its class (and location), best fit by decreasing group size.
-
-    Replicas placed ``Class`` are first given a bay in which every located replica still fits.
-    """
-    bound, left = _bind_anywhere(problem, counts)
-    free = {n.name: n.gpus_usable for n in problem.nodes}
-    nodes: dict[tuple[str, str], list[Node]] = {}
-    for node in sorted(problem.nodes, key=lambda n: n.name):
-        nodes.setdefault((node.location, node.gpu_class), []).append(node)
-    rows: dict[tuple[PoolKey, str, str], int] = {}
-    order = sorted(bound.items(), key=lambda row: (-row[0][0].config.gpus, row[0]))
-    for (pool, location, inside), count in order:
-        for _ in range(count):
-            name = _best_fit(nodes.get((inside, pool.gpu_class), ()), free, pool.config.gpus)
-            if name is None:
-                left[pool, location] = left.get((pool, location), 0) + 1
-                continue
-            free[name] -= pool.config.gpus
-            rows[pool, location, name] = rows.get((pool, location, name), 0) + 1
-    return Packing(on_node=tuple((*key, count) for key, count in sorted(rows.items())), left=left)
-
-
-def _best_fit(nodes: Iterable[Node], free: Mapping[str, int], gpus: int) -> str | None:
-    able = [node.name for node in nodes if free[node.name] >= gpus]
-    return min(able, key=lambda name: (free[name], name), default=None)
-
-
-def _bind_anywhere(
-    problem: Problem, counts: Counts
-) -> tuple[dict[tuple[PoolKey, str, str], int], dict[tuple[PoolKey, str], int]]:
-    """Split every count by the location it is packed in: (pool, location, location inside)."""
-    if not any(location == ANYWHERE for _, location in counts):
-        return {(pool, location, location): count for (pool, location), count in in_packing_order(counts)}, {}
-    bays = Room.of(problem)
-    bays.free_watts = dict.fromkeys(bays.free_watts, float("inf"))  # places only; watts are charged class-wide anyway
-    bays.quotas = replace(bays.quotas, rows=())
-    bound: dict[tuple[PoolKey, str, str], int] = {}
-    left: dict[tuple[PoolKey, str], int] = {}
-    for (pool, location), count in in_packing_order(counts):
-        if location != ANYWHERE:
-            bays.take(pool, location, count)
-            bound[pool, location, location] = count
-            continue
-        for _ in range(count):
-            bay = bays.anywhere_bay(pool)
-            if bay is None:
-                left[pool, location] = left.get((pool, location), 0) + 1
-                continue
-            bays.take(pool, ANYWHERE, 1, bay)
-            key = (pool, location, bay.location)
-            bound[key] = bound.get(key, 0) + 1
-    return bound, left

@@ -18,9 +18,11 @@ from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import least_locations, pinned_most
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.reclaim import Reclaims
+from solvers.planner.slots import find_slots, no_room
 from solvers.power import pool_extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit
+from solvers.spans import groups_taken, node_sizes
 from solvers.workload import Demand, PlacementMode, ServedModel
 
 CapacityOf = Callable[..., Capacity | Unfit]
@@ -181,8 +183,8 @@ def find_options(
     pools: list[PoolOption] = []
     unfit: dict[str, tuple[str, ...]] = {}
     kinds = {(service.locations, service.max_spot_ratio <= 0.0) for service in problem.services}
-    slots = {kind: _slots(problem, *kind) for kind in kinds}
-    levels = _levels_of(problem, wanted)
+    slots = {kind: find_slots(problem, *kind) for kind in kinds}
+    levels, sizes_of_nodes = _levels_of(problem, wanted), node_sizes(problem.nodes)
     if is_wide and crew is not None and crew.workers > 1:
         _size_ahead(problem, sizer, slots, levels, crew)
     for service in sorted(problem.services, key=lambda s: s.name):
@@ -196,7 +198,7 @@ def find_options(
                 found.append(option)
             else:
                 reasons.append(f"{pool.role} on {pool.gpu_class}/{pool.config.label}: {option}")
-        pools += found if is_wide else _without_dominated(service, found, wanted)
+        pools += found if is_wide else _without_dominated(service, found, wanted, sizes_of_nodes)
         unfit[service.name] = tuple(reasons)
     return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
 
@@ -256,22 +258,6 @@ def _candidates(
                     yield level, curves
 
 
-def _slots(problem: Problem, locations: tuple[str, ...], is_refusing: bool) -> Mapping[tuple[str, int], int]:
-    """Replicas that the free nodes of a class hold at the locations (empty for all), by (class, GPUs of a replica).
-
-    ``is_refusing`` leaves out what may be taken away.
-    """
-    reclaims = Reclaims.of(problem)
-    sizes = {key.config.gpus for key in problem.profiles}
-    slots: dict[tuple[str, int], int] = {}
-    for node in (n for n in problem.nodes if not locations or n.location in locations):
-        if is_refusing and reclaims.is_spot(node.location, node.gpu_class):
-            continue
-        for size in sizes:
-            slots[node.gpu_class, size] = slots.get((node.gpu_class, size), 0) + max(0, node.gpus_usable) // size
-    return slots
-
-
 def _option(
     problem: Problem,
     service: ServedModel,
@@ -286,7 +272,7 @@ def _option(
     quotas = QuotaLedger.of(problem)
     room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
     if room <= 0 or quotas.room(pool, 1) == 0:
-        return _no_room(problem, service, pool, quotas)
+        return no_room(problem, service, pool, quotas)
     least = _least_useful(service, pool)
     most = _useful_size(pool, profile, _spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
@@ -311,17 +297,6 @@ def _spread_demand(service: ServedModel, demand: Demand) -> Demand:
     keeps = 1.0 - min(service.max_share_per_location_ratio, service.max_spot_ratio)
     factor = max(1.0, 2.0 * keeps)
     return replace(demand, requests_per_s=factor * demand.requests_per_s)
-
-
-def _no_room(problem: Problem, service: ServedModel, pool: PoolKey, quotas: QuotaLedger) -> str:
-    if service.max_replicas <= 0:
-        return "maxReplicas is 0"
-    for row, _ in quotas.tight(pool):
-        return f"one replica takes {row.use(pool, problem.gpu_classes):g}, {row.limit}[{row.subject}] is {row.most:g}"
-    nodes = [n for n in problem.nodes if n.gpu_class == pool.gpu_class and service.allows_location(n.location)]
-    largest = max((n.gpus_usable for n in nodes), default=0)
-    where = f" at {', '.join(service.locations)}" if service.locations else ""
-    return f"one replica takes {pool.config.gpus} GPUs, the roomiest of {len(nodes)} nodes{where} has {largest} free"
 
 
 def _useful_size(
@@ -400,7 +375,7 @@ def _alike(one: Step, other: Step) -> bool:
 
 
 def _without_dominated(
-    service: ServedModel, found: Sequence[PoolOption], wanted: Collection[PoolKey]
+    service: ServedModel, found: Sequence[PoolOption], wanted: Collection[PoolKey], node_gpus: Mapping[str, int]
 ) -> list[PoolOption]:
     """Leave out what others of the same class replace at no loss, size for size; wanted pools stay.
 
@@ -410,7 +385,17 @@ def _without_dominated(
     kept = [o for o in found if o.pool in wanted or not any(_is_lower_level(p, o) and _replaces(p, o) for p in found)]
     if service.max_replicas < CEILING_SLACK * max((option.most for option in found), default=0):
         return kept
-    return [o for o in kept if o.pool.uncapped in wanted or not any(p.gpus < o.gpus and _replaces(p, o) for p in kept)]
+
+    def is_replaced(large: PoolOption) -> bool:
+        whole = node_gpus.get(large.pool.gpu_class, 0)
+        return any(p.gpus < large.gpus and _has_room(p, large, whole) and _replaces(p, large) for p in kept)
+
+    return [o for o in kept if o.pool.uncapped in wanted or not is_replaced(o)]
+
+
+def _has_room(small: PoolOption, large: PoolOption, node_gpus: int) -> bool:
+    """True when as many GPUs in replicas of ``small`` fit where one of ``large`` stands."""
+    return groups_taken(large.gpus, small.gpus, node_gpus) * small.gpus >= large.gpus
 
 
 def _is_lower_level(one: PoolOption, other: PoolOption) -> bool:

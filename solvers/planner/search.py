@@ -20,8 +20,9 @@ from solvers.planner.desk import Desk
 from solvers.planner.fine import fine_counts
 from solvers.planner.floors import pinned_most
 from solvers.planner.menus import Least
-from solvers.planner.nodes import Counts, pack
+from solvers.planner.nodes import Counts
 from solvers.planner.options import find_options, step_at
+from solvers.planner.pack_nodes import pack
 from solvers.planner.places import Placed, cell_counts, place, start_columns
 from solvers.planner.recap import recapped
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state

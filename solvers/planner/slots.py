@@ -1,0 +1,66 @@
+"""How many replicas of each size the free nodes hold, before anything is decided, and why none at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from solvers.fleet import Node, PoolKey
+from solvers.planner.quotas import QuotaLedger
+from solvers.planner.reclaim import Reclaims
+from solvers.problem import Problem
+from solvers.spans import node_sizes, nodes_taken, whole_nodes
+from solvers.workload import ServedModel
+
+
+def find_slots(problem: Problem, locations: tuple[str, ...], is_refusing: bool) -> Mapping[tuple[str, int], int]:
+    """Replicas that the free nodes of a class hold at the locations (empty for all), by (class, GPUs of a replica).
+
+    ``is_refusing`` leaves out what may be taken away.
+    """
+    reclaims = Reclaims.of(problem)
+    sizes = {(key.gpu_class, key.config.gpus) for key in problem.profiles}
+    members: dict[str, list[Node]] = {}
+    for node in (n for n in problem.nodes if not locations or n.location in locations):
+        if not (is_refusing and reclaims.is_spot(node.location, node.gpu_class)):
+            members.setdefault(node.gpu_class, []).append(node)
+    node_gpus = node_sizes(problem.nodes)
+    slots: dict[tuple[str, int], int] = {}
+    for gpu_class, nodes in sorted(members.items()):
+        whole = _whole(problem, nodes, node_gpus[gpu_class])
+        for size in sorted(gpus for name, gpus in sizes if name == gpu_class):
+            span = nodes_taken(size, node_gpus[gpu_class])
+            on_islands = (count // span for count in whole)
+            on_nodes = (max(0, node.gpus_usable) // size for node in nodes)
+            slots[gpu_class, size] = sum(on_islands if span > 1 else on_nodes)
+    return slots
+
+
+def _whole(problem: Problem, nodes: Iterable[Node], node_gpus: int) -> list[int]:
+    """Whole nodes of a class on each island of each location."""
+    by_location: dict[str, list[Node]] = {}
+    for node in nodes:
+        by_location.setdefault(node.location, []).append(node)
+    return [
+        count
+        for here in by_location.values()
+        for count in whole_nodes(here, problem.gpu_classes[here[0].gpu_class], node_gpus)
+    ]
+
+
+def no_room(problem: Problem, service: ServedModel, pool: PoolKey, quotas: QuotaLedger) -> str:
+    """Say why not one replica of the pool has a place."""
+    if service.max_replicas <= 0:
+        return "maxReplicas is 0"
+    for row, _ in quotas.tight(pool):
+        return f"one replica takes {row.use(pool, problem.gpu_classes):g}, {row.limit}[{row.subject}] is {row.most:g}"
+    nodes = [n for n in problem.nodes if n.gpu_class == pool.gpu_class and service.allows_location(n.location)]
+    where = f" at {', '.join(service.locations)}" if service.locations else ""
+    node_gpus = node_sizes(problem.nodes).get(pool.gpu_class, 0)
+    if (span := nodes_taken(pool.config.gpus, node_gpus)) > 1:
+        most = max(_whole(problem, nodes, node_gpus), default=0)
+        asked = f"one replica takes {pool.config.gpus} GPUs, {span} whole nodes of {node_gpus} on one island"
+        if not most:
+            return f"{asked}, no two of {len(nodes)} nodes{where} are whole and share one"
+        return f"{asked}, the roomiest of {len(nodes)} nodes{where} has {most}"
+    largest = max((n.gpus_usable for n in nodes), default=0)
+    return f"one replica takes {pool.config.gpus} GPUs, the roomiest of {len(nodes)} nodes{where} has {largest} free"
