@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import yaml
 from controller.output import add_output_argument, print_output
 from controller.plan_bodies import parse_fleet_plan
 from controller.planning import add_folder_arguments, observe_folder, parse_assignment, with_options
+from controller.replay_incidents import load_incidents
 from controller.replay_output import compared_data, compared_sections, run_data, run_sections
 from controller.replay_runs import Job, run_jobs
 from controller.traces_spec import TraceSpec, parse_trace_spec
 from solvers.errors import InvalidInput
 from solvers.evaluate import Settings
+from solvers.evaluate.incidents import Failures
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.policies import POLICIES
@@ -55,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patience", type=float, metavar="SECONDS",
                         help="the gateway gives a request up after so long (default: never; 30 when policies "
                         "change the fleet)")  # fmt: skip
+    parser.add_argument("--events", type=Path, metavar="FILE",
+                        help="failures, drains, cold starts and caps to inject: CSV or a YAML list of at_s, what "
+                        "(fail, drain, start, cap), pool, location, node, replica, value (replicas or all; watts of a "
+                        "GPU, none lifts), repair_s")  # fmt: skip
+    parser.add_argument("--mtbf-hours", type=float, metavar="HOURS",
+                        help="break GPUs at random, each after so many hours on average, by the seed")  # fmt: skip
+    parser.add_argument("--repair-s", type=float, default=1800.0, metavar="SECONDS",
+                        help="how long such a GPU is out of use (default 1800)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=1, help="of made loads and of scaling (default 1)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="replay with N seeds from --seed on")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes for several runs (default 1)")
@@ -71,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     for fault in observation.faults:
         print(f"warning: {fault}", file=sys.stderr)
     problem = with_options(observation.problem, args)
+    if args.events is not None:
+        settings = replace(settings, incidents=load_incidents(args.events, problem))
     jobs = [*_jobs(args, problem, policies, settings)]
     runs = list(zip(jobs, run_jobs(jobs, args.jobs, args.cluster), strict=True))
     if args.report is not None:
@@ -93,10 +106,16 @@ def _settings(args: argparse.Namespace) -> Settings:
     for option, value in (("--until", args.until), ("--patience", patience_s or 0.0), ("--window", args.window)):
         if not value >= 0 or (option == "--window" and value == 0):
             raise InvalidInput(option, "", f"is {value}", "give 0 or more seconds")
+    failures = None
+    if args.mtbf_hours is not None:
+        for option, number in (("--mtbf-hours", args.mtbf_hours), ("--repair-s", args.repair_s)):
+            if not 0 < number < float("inf"):
+                raise InvalidInput(option, "", f"is {number}", "give a number above 0")
+        failures = Failures(gpu_mtbf_hours=args.mtbf_hours, repair_s=args.repair_s, seed=args.seed)
     for option, count in (("--seeds", args.seeds), ("--jobs", args.jobs)):
         if count < 1:
             raise InvalidInput(option, "", f"is {count}", "give 1 or more")
-    return Settings(window_s=args.window, until_s=args.until, patience_s=patience_s)
+    return Settings(window_s=args.window, until_s=args.until, patience_s=patience_s, failures=failures)
 
 
 def _policies(text: str) -> list[str]:

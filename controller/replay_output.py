@@ -11,6 +11,7 @@ from controller.replay_runs import Job
 from controller.tables import MISSING, Cell, render_table
 from solvers.evaluate import Summary
 from solvers.evaluate.confidence import METHOD, Estimate
+from solvers.evaluate.incidents import Happened, Incident, What
 from solvers.evaluate.summary import Kept, PoolSummary, ServiceSummary, WindowSummary
 
 Run = tuple[Job, Summary]
@@ -60,9 +61,24 @@ def run_data(summary: Summary, windows: bool = True) -> dict[str, Any]:
         "replicaStops": summary.stops,
         "extrapolatedSteps": summary.extrapolated_steps,
         "extrapolatedPrompts": summary.extrapolated_prompts,
+        "events": [_incident_data(each) for each in summary.incidents],
+        "eventsAfterTheEnd": summary.incidents_not_reached,
         "confidence": METHOD,
     }
     return data | ({"windows": [_window_data(window) for window in summary.windows]} if windows else {})
+
+
+def _incident_data(happened: Happened) -> dict[str, Any]:
+    incident = happened.incident
+    return {
+        "atSeconds": round(incident.at_s, 3),
+        "what": str(incident.what),
+        "target": incident.target,
+        "capWattsPerGpu": incident.cap_watts,
+        "repairSeconds": incident.repair_s,
+        "replicas": list(happened.replicas),
+        "requestsBegunAgain": happened.begun_again,
+    }
 
 
 def _percentiles(values: Mapping[float, Estimate]) -> dict[str, float | None]:
@@ -194,6 +210,10 @@ def run_sections(summary: Summary) -> Iterator[str]:
     )
     if summary.domains:
         yield render_table(("POWER", "PEAK W", "USABLE W"), _domain_rows(summary))
+    if summary.incidents:
+        yield render_table(("AT S", "EVENT", "TARGET", "REPLICAS HIT", "BEGUN AGAIN"), _incident_rows(summary))
+    if summary.incidents_not_reached:
+        yield f"note: {summary.incidents_not_reached} events lie after the end of the run"
     yield f"±: {METHOD}; peak: mean of the highest window"
     yield (
         f"{summary.end_s:.0f} s replayed, {summary.energy_joules / 3.6e6:.2f} kWh, "
@@ -242,12 +262,29 @@ def _domain_rows(summary: Summary) -> Iterator[tuple[Cell, ...]]:
         yield domain.domain, round(domain.peak_watts), round(domain.usable_watts)
 
 
+def _incident_rows(summary: Summary) -> Iterator[tuple[Cell, ...]]:
+    for happened in summary.incidents:
+        incident = happened.incident
+        yield incident.at_s, event_words(incident), incident.target, len(happened.replicas), happened.begun_again
+
+
+def event_words(incident: Incident) -> str:
+    """What happens, with its watts."""
+    if incident.what is not What.CAP:
+        return str(incident.what)
+    return "cap lifted" if incident.cap_watts is None else f"cap {incident.cap_watts:g} W"
+
+
 def compared_sections(runs: Sequence[Run]) -> Iterator[str]:
     """Several runs for people: a row for each policy, trace and plan, means over the seeds."""
     headers = (
         "POLICY", "TRACE", "PLAN", "SEEDS", "USD/H", "IN SLO %", "± %", "UNSERVED", "MJ", "PEAK W / USABLE %", "STARTS",
     )  # fmt: skip
     yield render_table(headers, (_compared_row(group) for group in groups(runs)))
+    if any(summary.incidents for _, summary in runs):
+        yield render_table(
+            ("POLICY", "TRACE", "PLAN", "EVENTS", "REPLICAS HIT", "BEGUN AGAIN"), map(_struck_row, groups(runs))
+        )
     yield "means over the seeds; ±: 95 % half-width over the seeds; peak: of the worst power domain and window"
 
 
@@ -268,6 +305,13 @@ def _compared_row(group: Sequence[Run]) -> tuple[Cell, ...]:
         MISSING if math.isnan(peak) else 100 * peak,
         fmean(s.starts for s in summaries),
     )
+
+
+def _struck_row(group: Sequence[Run]) -> tuple[Cell, ...]:
+    job, all_incidents = group[0][0], [summary.incidents for _, summary in group]
+    hit = fmean(sum(len(each.replicas) for each in incidents) for incidents in all_incidents)
+    again = fmean(sum(each.begun_again for each in incidents) for incidents in all_incidents)
+    return job.policy, job.trace, job.plan_name, fmean(len(each) for each in all_incidents), hit, again
 
 
 def _spread(values: Sequence[float]) -> Cell:

@@ -14,9 +14,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from controller.replay_output import WORDS, Run, compared_sections, run_sections
+from controller.replay_output import WORDS, Run, compared_sections, event_words, run_sections
 from solvers.errors import InvalidInput
 from solvers.evaluate import Summary
+from solvers.evaluate.incidents import Happened, What
 from solvers.evaluate.summary import TTFT_PARTS, WindowSummary
 from solvers.workload import SloMetric
 
@@ -27,6 +28,7 @@ figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: 14px; }
 svg { max-width: 100%; height: auto; }
 """
 COLOURS = ("#1f5f99", "#c2571a", "#3a7d44", "#7a4a9e", "#a8841a", "#5b6770", "#b03a5b")
+EVENT_COLOURS = {What.FAIL: "#c00000", What.DRAIN: "#a8841a", What.START: "#3a7d44", What.CAP: "#7a4a9e"}
 LIMIT = {"color": "#c00000", "linestyle": "--", "linewidth": 1.2}
 
 
@@ -64,11 +66,15 @@ def _run(summary: Summary) -> Iterator[str]:
     for service, windows in groupby(summary.windows, key=lambda w: w.service):
         rows = list(windows)
         yield f"<h3>{html.escape(service)}</h3>"
-        yield _figure("Time to first token by window of arrival, with its SLO.", _ttft, summary, service, rows)
-        yield _figure("Gaps between tokens by window, with their SLO.", _itl, summary, service, rows)
-        yield _figure("Requests asked, and those served inside all SLOs.", _goodput, rows)
+        events = " Dotted: events." if _struck(summary, service) else ""
+        ttft = "Time to first token by window of arrival, with its SLO."
+        yield _figure(ttft + events, _ttft, summary, service, rows)
+        yield _figure("Gaps between tokens by window, with their SLO." + events, _itl, summary, service, rows)
+        served = "Requests asked, and those served inside all SLOs."
+        yield _figure(served + events, _goodput, summary, service, rows)
         yield _figure("What time to first token is made of.", _parts, summary, service)
-        yield _figure("GPUs held and watts drawn by the service's replicas.", _power, rows)
+        held = "GPUs held and watts drawn by the service's replicas."
+        yield _figure(held + events, _power, summary, service, rows)
     if summary.domains:
         yield _figure("Highest mean watts of a window in each power domain, and what was usable.", _domains, summary)
 
@@ -134,11 +140,33 @@ def _limits(axes: Any, summary: Summary, service: str, metric: SloMetric) -> Non
             axes.axhline(1000 * kept.slo.limit_s, label=label, **LIMIT)
 
 
+def _struck(summary: Summary, service: str) -> list[Happened]:
+    """Events that hit replicas of a service, or found none to hit."""
+    return [
+        each
+        for each in summary.incidents
+        if not each.replicas or any(name.startswith(service + "/") for name in each.replicas)
+    ]
+
+
+def _marks(axes: Any, summary: Summary, service: str) -> None:
+    """Draw a dotted line at each event; equal ones share a word in the legend."""
+    said: dict[str, str] = {}
+    for each in _struck(summary, service):
+        words = event_words(each.incident)
+        colour = EVENT_COLOURS[each.incident.what]
+        axes.axvline(
+            each.incident.at_s, color=colour, linestyle=":", linewidth=1.3, label=said.setdefault(words, words)
+        )
+        said[words] = "_"
+
+
 def _ttft(figure: Any, summary: Summary, service: str, rows: Sequence[WindowSummary]) -> None:
     axes = _over_time(figure, f"Time to first token, {service}", "TTFT (ms)")
     _line(axes, rows, [1000 * row.ttft_p95_s for row in rows], "p95", 0)
     _line(axes, rows, [1000 * row.ttft_p50_s for row in rows], "median", 2)
     _limits(axes, summary, service, SloMetric.TTFT)
+    _marks(axes, summary, service)
     if any(row.ttft_p95_s > 10 * max(row.ttft_p50_s, 1e-6) for row in rows):
         axes.set_yscale("log")
     else:
@@ -150,14 +178,16 @@ def _itl(figure: Any, summary: Summary, service: str, rows: Sequence[WindowSumma
     axes = _over_time(figure, f"Inter-token latency, {service}", "ITL (ms)")
     _line(axes, rows, [1000 * row.itl_p95_s for row in rows], "p95", 0)
     _limits(axes, summary, service, SloMetric.ITL)
+    _marks(axes, summary, service)
     axes.set_ylim(bottom=0)
     _legend(figure)
 
 
-def _goodput(figure: Any, rows: Sequence[WindowSummary]) -> None:
+def _goodput(figure: Any, summary: Summary, service: str, rows: Sequence[WindowSummary]) -> None:
     axes = _over_time(figure, "Load and goodput", "requests per second")
     _line(axes, rows, [row.requests / (row.end_s - row.start_s) for row in rows], "asked", 5)
     _line(axes, rows, [row.goodput_requests_per_s for row in rows], "inside all SLOs", 2)
+    _marks(axes, summary, service)
     axes.set_ylim(bottom=0)
     _legend(figure)
 
@@ -176,10 +206,11 @@ def _parts(figure: Any, summary: Summary, service: str) -> None:
     _legend(figure)
 
 
-def _power(figure: Any, rows: Sequence[WindowSummary]) -> None:
+def _power(figure: Any, summary: Summary, service: str, rows: Sequence[WindowSummary]) -> None:
     axes = _over_time(figure, "GPUs and power", "GPUs")
     _line(axes, rows, [row.gpus for row in rows], "GPUs held", 0)
     axes.set_ylim(bottom=0)
+    _marks(axes, summary, service)
     other = axes.twinx()
     other.spines["top"].set_visible(False)
     other.set_ylabel("kW")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import joblib
 
@@ -37,10 +37,13 @@ class Job:
 
 
 def run_job(job: Job) -> Summary:
-    """Make the load and the policy anew and evaluate."""
+    """Make the load and the policy anew and evaluate; random failures are of the job's seed too."""
     load = load_of(job.specs, job.problem.demands, job.factors, job.seed)
     policy = make_policy(job.policy, job.problem, job.plan)
-    return evaluate(job.problem, job.plan, load, policy, job.settings)
+    settings, failures = job.settings, job.settings.failures
+    if failures is not None:
+        settings = replace(settings, failures=replace(failures, seed=job.seed))
+    return evaluate(job.problem, job.plan, load, policy, settings)
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, cluster: str | None = None) -> list[Summary]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def case() -> tuple[Problem, Plan, Load]:
     return stated, plan, load
 
 
-def evaluated(**settings: float) -> Summary:
+def evaluated(**settings: Any) -> Summary:
     return evaluate(*case(), Fixed(), Settings(**settings))
 
 

@@ -326,3 +326,35 @@ def test_a_plan_of_another_fleet_is_refused_by_what_the_folder_lacks(replay: Pen
     assert (said.code, said.out) == (1, "")
     assert "a100-sxm" in said.err
     assert "for which the folder has no EngineProfile" in said.err
+
+
+def test_events_hit_the_replay_and_are_told_in_every_form(replay: Penstock, tmp_path: Path) -> None:
+    events, page = tmp_path / "events.csv", tmp_path / "page.html"
+    events.write_text(f"at_s,what,pool,value\n3,fail,{SERVICE},1\n9999,drain,{SERVICE},1\n")
+    said = replay("--events", events, "--report", page)
+    assert re.search(r"3\.00 +fail +default/chat +1 ", said.out)
+    assert "1 events lie after the end" in said.out
+    assert page.read_text().count("stroke-dasharray") > 0
+    assert "Dotted: events." in page.read_text()
+    [event] = replay("--events", events, "-o", "json").data["events"]
+    assert (event["atSeconds"], event["what"], len(event["replicas"])) == (3.0, "fail", 1)
+
+
+def test_gpus_break_by_seed_when_asked(replay: Penstock) -> None:
+    one, two = (replay("--mtbf-hours", "0.02", "--repair-s", "5", "--seed", "4", "-o", "json").data for _ in range(2))
+    assert one["events"]
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mtbf-hours", "0"), "--mtbf-hours: is 0.0"),
+        (("--mtbf-hours", "1", "--repair-s", "0"), "--repair-s: is 0.0"),
+        (("--events", "none.csv"), "none.csv: cannot be read"),
+    ],
+)
+def test_events_that_make_no_sense_are_refused(replay: Penstock, options: tuple[str, ...], message: str) -> None:
+    said = replay(*options)
+    assert said.code == 1
+    assert message in said.err

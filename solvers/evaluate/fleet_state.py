@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
+from types import MappingProxyType
 
-from solvers.engine import EngineProfile, ProfileKey
-from solvers.errors import InvalidInput
+from solvers.engine import EngineProfile, ProfileKey, Role
+from solvers.engine.curves import prefill_speed_ratio
+from solvers.errors import InvalidInput, OutOfRange
+from solvers.evaluate.incidents import Happened, Incident, What
 from solvers.fleet import ANYWHERE, PoolKey, Replica, ReplicaState, Snapshot
 from solvers.problem import Problem
 from solvers.simulate import Fleet, GapHistogram, ReplicaView
@@ -78,6 +82,18 @@ class Meter:
         )
 
 
+def known_pools(problem: Problem) -> dict[str, PoolKey]:
+    """Pools that could be started, by how they are written: every role of a service on every profile of its model."""
+    pools = (
+        PoolKey(service=service.name, role=role, gpu_class=key.gpu_class, config=key.config)
+        for service in problem.services
+        for role in Role
+        for key in problem.profiles
+        if key.model == service.model
+    )
+    return {str(pool): pool for pool in pools}
+
+
 class RunningFleet:
     """A simulated fleet with the nodes under it. Counts are asked for; what has no node waits for one.
 
@@ -95,6 +111,8 @@ class RunningFleet:
         self._gone: dict[Place, Meter] = defaultdict(Meter)
         self._models = {service.name: service.model for service in problem.services}
         self._caps: dict[PoolKey, float] = {}
+        self._limits: dict[tuple[str, ...], Incident] = {}
+        self._broken: list[tuple[float, str, int]] = []
         self._made = 0
 
     def profile(self, pool: PoolKey) -> EngineProfile:
@@ -122,13 +140,35 @@ class RunningFleet:
         for pool, watts in sorted(caps.items()):
             if self._caps.get(pool) != watts:
                 self._caps[pool] = watts
-                for live in self.live.values():
-                    if live.place[0] == pool:
-                        self.fleet.set_cap(live.name, self._cap_of(pool))
+                self._set_caps(live for live in self.live.values() if live.place[0] == pool)
 
-    def _cap_of(self, pool: PoolKey) -> float | None:
-        watts = self._caps.get(pool)
-        return None if watts is None or watts >= self.problem.gpu_classes[pool.gpu_class].max_cap_watts else watts
+    def _set_caps(self, replicas: Iterable[Live]) -> None:
+        for live in replicas:
+            self.fleet.set_cap(live.name, self._cap_of(live.place, live.node, live.name))
+
+    def _cap_of(self, place: Place, node: str, name: str) -> float | None:
+        """Cap of each GPU of a replica: the lowest of its pool's and of incidents; None at the class's highest.
+
+        Raises
+        ------
+        InvalidInput
+            When an incident sets a cap so low that the profile does not know it.
+        """
+        pool = place[0]
+        limits = [each for each in self._limits.values() if each.matches(pool, place[1], node, name)]
+        caps = [(each.cap_watts or inf, each.where) for each in limits] + [(self._caps.get(pool, inf), "")]
+        watts, where = min(caps)
+        if watts >= self.problem.gpu_classes[pool.gpu_class].max_cap_watts:
+            return None
+        if where:
+            self._check_cap(pool, watts, where)
+        return watts
+
+    def _check_cap(self, pool: PoolKey, watts: float, where: str) -> None:
+        try:
+            prefill_speed_ratio(self.profile(pool), watts)
+        except OutOfRange as error:
+            raise InvalidInput(where, "value", f"is a cap of {watts:g} W: {error}", "") from error
 
     def ask(self, counts: Counts, leaving: Iterable[str] = ()) -> None:
         """Ask for so many replicas at each place; places that are not named keep what they have.
@@ -164,6 +204,100 @@ class RunningFleet:
                     break
                 self._add(place, node, cold=True)
 
+    # ------------------------------------------------------------------ from outside
+
+    @property
+    def next_repair_s(self) -> float:
+        """Second at which the next broken GPU is of use again."""
+        return min((at_s for at_s, _, _ in self._broken), default=inf)
+
+    def mend(self, now_s: float) -> None:
+        """Give back the GPUs that are repaired by then, and start what waits for them."""
+        for at_s, node, gpus in [each for each in self._broken if each[0] <= now_s]:
+            self._broken.remove((at_s, node, gpus))
+            self._free[node] += gpus
+        self.start_pending()
+
+    def suffer(self, incident: Incident) -> Happened:
+        """Let an incident happen now.
+
+        Raises
+        ------
+        InvalidInput
+            When it starts a pool, or sets a cap, that the profiles do not know.
+        """
+        hit, again = ACTS[incident.what](self, incident)
+        return Happened(incident=incident, replicas=tuple(hit), begun_again=again)
+
+    def _meant(self, incident: Incident) -> list[Live]:
+        """Replicas that an incident hits, the oldest first; what is leaving already counts for failures and caps."""
+        if incident.slot is not None:
+            return self._holder(incident.node, incident.slot)
+        return [
+            live
+            for live in self.live.values()
+            if incident.matches(*live.place, live.node, live.name)
+            and not (live.is_leaving and incident.what is What.DRAIN)
+        ][: incident.count]
+
+    def _holder(self, node: str, slot: int) -> list[Live]:
+        """The replica that holds a GPU of a node; none when it is idle."""
+        for live in self.live.values():
+            if live.node == node:
+                slot -= live.gpus
+                if slot < 0:
+                    return [live]
+        return []
+
+    def _fail(self, incident: Incident) -> tuple[list[str], int]:
+        hit = self._meant(incident)
+        back_s = self.now_s + incident.repair_s
+        if not hit and incident.slot is not None and self._free[incident.node] > 0:
+            self._break(incident.node, 1, back_s)
+        again = 0
+        for live in hit:
+            again += self._remove(live)
+            if live.node and incident.repair_s > 0:
+                self._break(live.node, live.gpus, back_s)
+        if incident.is_of_hosts and incident.repair_s > 0:
+            for node in self.problem.nodes:
+                if incident.node in ("", node.name) and incident.location in ("", node.location):
+                    self._break(node.name, self._free[node.name], back_s)
+        return [live.name for live in hit], again
+
+    def _break(self, node: str, gpus: int, back_s: float) -> None:
+        self._free[node] -= gpus
+        self._broken.append((back_s, node, gpus))
+
+    def _drain_some(self, incident: Incident) -> tuple[list[str], int]:
+        hit = self._meant(incident)
+        for live in hit:
+            self.asked[live.place] -= 1
+            self._drain(live)
+        return [live.name for live in hit], 0
+
+    def _start_some(self, incident: Incident) -> tuple[list[str], int]:
+        known = known_pools(self.problem)
+        if incident.pool not in known:
+            problem, remedy = f"{incident.pool!r} is no pool of a service with a profile", "write one as plans show it"
+            raise InvalidInput(incident.where, "pool", problem, remedy)
+        place = known[incident.pool], incident.location
+        self.asked[place] = self.asked.get(place, 0) + (incident.count or 1)
+        before = set(self.live)
+        self.start_pending()
+        return [name for name, live in self.live.items() if name not in before and live.place == place], 0
+
+    def _limit(self, incident: Incident) -> tuple[list[str], int]:
+        if incident.cap_watts is None:
+            self._limits.pop(incident.names, None)
+        else:
+            self._limits[incident.names] = incident
+        hit = self._meant(incident)
+        self._set_caps(hit)
+        return [live.name for live in hit], 0
+
+    # ------------------------------------------------------------------ nodes
+
     def reap(self) -> None:
         """Free the GPUs of replicas that were to leave and hold nothing any more."""
         for live in [r for r in self.live.values() if r.is_leaving and not self._held(r)]:
@@ -188,7 +322,7 @@ class RunningFleet:
         name = f"{pool}@{location}#{self._made}"
         self._made += 1
         ready_s = now_s + profile.cold_start_s if cold else now_s
-        cap = self._cap_of(pool)
+        cap = self._cap_of(place, node, name)
         self.fleet.add_replica(name, pool.service, pool.role, profile, ready_s if cold else None, cap_watts=cap)
         gpus = pool.config.gpus
         self.live[name] = Live(name=name, place=place, node=node, gpus=gpus, added_s=now_s, ready_s=ready_s)
@@ -199,12 +333,13 @@ class RunningFleet:
         live.is_leaving = True
         self.fleet.drain_replica(live.name)
 
-    def _remove(self, live: Live) -> None:
+    def _remove(self, live: Live) -> int:
         self._gone[live.place].add(self.fleet.replica(live.name), live.gpus * (self.now_s - live.added_s))
-        self.fleet.remove_replica(live.name)
+        lost = self.fleet.remove_replica(live.name)
         del self.live[live.name]
         if live.node:
             self._free[live.node] += live.gpus
+        return lost
 
     def _held(self, live: Live) -> int:
         return self.fleet.outstanding(live.name)
@@ -266,3 +401,11 @@ class RunningFleet:
             age_s=self.now_s - live.added_s,
             outstanding_requests=float(self._held(live)),
         )
+
+
+ACTS: Mapping[What, Callable[[RunningFleet, Incident], tuple[list[str], int]]] = MappingProxyType({
+    What.FAIL: RunningFleet._fail,
+    What.DRAIN: RunningFleet._drain_some,
+    What.START: RunningFleet._start_some,
+    What.CAP: RunningFleet._limit,
+})  # fmt: skip

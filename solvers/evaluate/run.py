@@ -16,6 +16,7 @@ import numpy as np
 
 from solvers.errors import InvalidInput
 from solvers.evaluate.fleet_state import Counts, Meter, Place, RunningFleet
+from solvers.evaluate.incidents import Failures, Happened, Incident, Timeline
 from solvers.evaluate.load import Load, hand_in
 from solvers.fleet import PoolKey, Snapshot
 from solvers.forecast import Load as LoadSample
@@ -99,11 +100,17 @@ class Settings:
         Virtual second to stop at.
     patience_s : float or None
         How long a request waits at the gateway; None: for ever, and replicas queue without limit.
+    incidents : tuple of Incident
+        What happens to the fleet from outside, after repairs and before the policy's decision of the same moment.
+    failures : Failures or None
+        Random failures beside them.
     """
 
     window_s: float = 60.0
     until_s: float = inf
     patience_s: float | None = None
+    incidents: tuple[Incident, ...] = ()
+    failures: Failures | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +141,8 @@ class Record:
     extrapolated: tuple[int, int]
     starts: int
     stops: int
+    happened: tuple[Happened, ...] = ()
+    not_reached: int = 0
 
 
 def counts_of(plan: Plan) -> dict[Place, int]:
@@ -192,6 +201,8 @@ class _Run:
         self.timed_out: list[Rejected] = []
         self.windows: list[Window] = []
         self.totals = _Totals()
+        self.timeline = Timeline(settings.incidents, settings.failures, problem.nodes)
+        self.happened: list[Happened] = []
         self.starts = self.stops = 0
         self._arrivals = {
             name: np.sort(load.workload.arrival_s[load.workload.service == i])
@@ -203,7 +214,7 @@ class _Run:
         window_end, decision, until_s = self.settings.window_s, self.policy.period_s, self.settings.until_s
         last_progress_s = 0.0
         while not self._is_over(last_progress_s):
-            at_s = min(window_end, decision, until_s)
+            at_s = min(window_end, decision, until_s, self._next_change_s())
             if self._may_run_free(at_s):
                 at_s = until_s
             done = len(self.finished)
@@ -216,6 +227,7 @@ class _Run:
             if at_s >= window_end:
                 self._close_window()
                 window_end += self.settings.window_s
+            self._let_happen(at_s)
             if at_s >= decision:
                 self._decide()
                 decision += self.policy.period_s
@@ -233,7 +245,8 @@ class _Run:
 
     def _may_run_free(self, at_s: float) -> bool:
         """True in the last stretch of a fleet that nobody changes: then it ends at its very last event."""
-        return at_s >= self.load.span_s and not isfinite(self.policy.period_s) and not self.load.clients
+        never_changes = not isfinite(self.policy.period_s) and not isfinite(self._next_change_s())
+        return at_s >= self.load.span_s and never_changes and not self.load.clients
 
     def _outstanding(self, service: str) -> int:
         counts = self.fleet.counts(service)
@@ -264,6 +277,20 @@ class _Run:
             )
         )
         self.totals = _Totals(at_s=now_s, meters=meters, gaps=gaps)
+
+    # ------------------------------------------------------------------ incidents
+
+    def _next_change_s(self) -> float:
+        return min(self.timeline.next_s, self.running.next_repair_s)
+
+    def _let_happen(self, now_s: float) -> None:
+        """Repair what is due, then let incidents happen; drained replicas of a fleet that nobody tends go here too."""
+        if self.running.next_repair_s <= now_s:
+            self.running.mend(now_s)
+        self.happened += [self.running.suffer(incident) for incident in self.timeline.due(now_s)]
+        if self.happened:
+            self.running.reap()
+            self.running.start_pending()
 
     # ------------------------------------------------------------------ decisions
 
@@ -336,4 +363,6 @@ class _Run:
             extrapolated=self.fleet.extrapolated(),
             starts=self.starts,
             stops=self.stops,
+            happened=tuple(self.happened),
+            not_reached=self.timeline.left,
         )

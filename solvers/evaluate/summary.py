@@ -14,6 +14,7 @@ import numpy as np
 
 from solvers.evaluate.confidence import NOTHING, Estimate, Floats, half_width, mean, quantile
 from solvers.evaluate.fleet_state import Meter, Place
+from solvers.evaluate.incidents import Happened
 from solvers.evaluate.run import Record, Window
 from solvers.fleet import PoolKey
 from solvers.power import base_watts, charged_domains, nodes_by_domain
@@ -126,7 +127,8 @@ class DomainSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A whole run. ``energy_joules`` is what replicas drew; ``domains`` count idle GPUs and hosts too."""
+    """A whole run. ``energy_joules`` is what replicas drew; ``domains`` count idle GPUs and hosts too;
+    ``incidents`` are those that happened, in order."""
 
     policy: str
     services: Mapping[str, ServiceSummary]
@@ -142,6 +144,8 @@ class Summary:
     rejections: tuple[tuple[str, str], ...]
     extrapolated_steps: int
     extrapolated_prompts: int
+    incidents: tuple[Happened, ...] = ()
+    incidents_not_reached: int = 0
 
     @property
     def unserved(self) -> int:
@@ -188,6 +192,8 @@ def summarise(record: Record) -> Summary:
         rejections=tuple((row.name, row.reason) for row in record.rejected),
         extrapolated_steps=record.extrapolated[0],
         extrapolated_prompts=record.extrapolated[1],
+        incidents=record.happened,
+        incidents_not_reached=record.not_reached,
     )
 
 
