@@ -99,6 +99,10 @@ bench-profiles: $(VENV)/ready ## Compare profiles with measured servers
 bench-formulas: $(VENV)/ready ## Set queueing formulas beside the simulation over load
 	$(BIN)/python -m tests.bench_formulas
 
+.PHONY: bench-policies
+bench-policies: $(VENV)/ready ## Serve the Azure traces under seven policies: cost, joules, SLOs
+	$(BIN)/python -m tests.bench_policies
+
 bench-claims: $(VENV)/ready ## Colocated, chunked and disaggregated serving, goodput per GPU
 	$(BIN)/python -m tests.bench_claims
 

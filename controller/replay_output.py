@@ -176,7 +176,7 @@ def compared_data(runs: Sequence[Run]) -> dict[str, Any]:
                 "inSloRatio": round(fmean(s.in_slo_ratio for _, s in group), 6),
                 "unservedRequests": round(fmean(s.unserved for _, s in group), 2),
                 "megajoules": round(fmean(s.energy_joules for _, s in group) / 1e6, 4),
-                "peakOfBudgetRatio": rounded(max(_peak_ratio(s) for _, s in group)),
+                "peakOfBudgetRatio": rounded(max(peak_ratio(s) for _, s in group)),
                 "replicaStarts": round(fmean(s.starts for _, s in group), 2),
             }
             for group in groups(runs)
@@ -192,7 +192,8 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
     return list(found.values())
 
 
-def _peak_ratio(summary: Summary) -> float:
+def peak_ratio(summary: Summary) -> float:
+    """Peak watts over usable ones of the worst power domain; NaN without domains."""
     ratios = [d.peak_watts / d.usable_watts for d in summary.domains if d.usable_watts > 0]
     return max(ratios, default=math.nan)
 
@@ -291,7 +292,7 @@ def compared_sections(runs: Sequence[Run]) -> Iterator[str]:
 def _compared_row(group: Sequence[Run]) -> tuple[Cell, ...]:
     job, summaries = group[0][0], [summary for _, summary in group]
     ratios = [100 * s.in_slo_ratio for s in summaries]
-    peak = max(_peak_ratio(s) for s in summaries)
+    peak = max(peak_ratio(s) for s in summaries)
     return (
         job.policy,
         job.trace,
