@@ -19,9 +19,11 @@ from dataclasses import dataclass, field, replace
 from controller.power_graph import PowerGraph
 from controller.readings import Readings
 from controller.records import (
+    CLIQUE_LABEL,
     CONFIG_LABEL,
     ENGINE_LABEL,
     GPU_CLASS_LABEL,
+    ISLAND_LABEL,
     LOCATION_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
@@ -327,6 +329,7 @@ class _Stock:
             domains=self.graph.of_node[name],
             reclaims_per_hour=spot.reclaims_per_hour if spot else 0.0,
             price_ratio=spot.price_ratio if spot else 1.0,
+            island=island_of(record.labels),
         )
         if location and record.is_ready:
             return node
@@ -352,3 +355,14 @@ class _Stock:
             if place is not None:
                 desired[place] += record.replicas
         return dict(sorted(desired.items()))
+
+
+def island_of(labels: Mapping[str, str]) -> str:
+    """The fast fabric that a node says it hangs on; empty when it says none.
+
+    >>> island_of({"nvidia.com/gpu.clique": "00000000-0000-0000-0000-000000000000.0"})
+    ''
+    """
+    clique = labels.get(CLIQUE_LABEL, "")
+    is_joined = any(digit not in "0-" for digit in clique.partition(".")[0])  # zeros: links that end at the node
+    return labels.get(ISLAND_LABEL) or (clique if is_joined else "")

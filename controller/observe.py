@@ -257,9 +257,9 @@ def _problem(
     graph: PowerGraph,
     stock: Inventory,
 ) -> Problem:
-    models = (spec.model for spec in specs.served_models if spec.model.name in services)
+    planned = sorted((s for s in specs.served_models if s.model.name in services), key=lambda spec: spec.model.name)
     return Problem(
-        services=tuple(_known_classes_only(model, classes) for model in sorted(models, key=lambda model: model.name)),
+        services=tuple(_as_planned(spec, classes) for spec in planned),
         demands={name: demand for name in services if (demand := demands[name].demand) is not None},
         gpu_classes=dict(sorted(classes.items())),
         nodes=stock.nodes,
@@ -270,8 +270,11 @@ def _problem(
     )
 
 
-def _known_classes_only(model: ServedModel, classes: Mapping[str, GpuClass]) -> ServedModel:
-    return replace(model, gpu_classes=tuple(name for name in model.gpu_classes if name in classes))
+def _as_planned(spec: ServedModelSpec, classes: Mapping[str, GpuClass]) -> ServedModel:
+    """The service with the classes that exist; what we make ourselves is a Deployment, one pod a replica."""
+    is_made = spec.management is Management.GENERATE and spec.modes.replicas is Mode.ACT
+    known = tuple(name for name in spec.model.gpu_classes if name in classes)
+    return replace(spec.model, gpu_classes=known, is_one_pod=is_made)
 
 
 def _running(stock: Inventory) -> dict[Place, int]:

@@ -118,7 +118,10 @@ def _render_key(pool: PoolKey) -> Row:
 
 
 def _render_pool(pool: PoolPlan) -> Row:
-    return _render_key(pool.pool) | {
+    several = {"nodesPerReplica": pool.nodes_per_replica} if pool.nodes_per_replica > 1 else {}
+    return {
+        **_render_key(pool.pool),
+        **several,
         "replicas": pool.replicas,
         "demandPartsPerMillion": round(pool.demand_ratio * 1e6),
         "capacityMilliRequestsPerSecond": round(pool.capacity_requests_per_s * 1e3),
@@ -253,6 +256,7 @@ def _parse_pools(specs: Sequence[FleetPlanSpec]) -> Iterator[PoolPlan]:
             reserved_watts=float(row.reserved_watts),
             planned_watts=float(row.planned_watts),
             cost_usd_per_hour=row.cost_milli_usd_per_hour / 1e3,
+            nodes_per_replica=row.nodes_per_replica,
         )
 
 

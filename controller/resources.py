@@ -148,7 +148,7 @@ def parse_gpu_class(body: Json) -> GpuClass:
         resource_name=spec.resource_name,
         node_selector=dict(sorted(spec.node_selector.items())),
         memory_bytes=spec.memory_mebibytes * BYTES_PER_MEBIBYTE,
-        link_island_gpus=spec.link_island_gpus,
+        link_island_gpus=spec.link_island_gpus or 0,
         idle_watts=float(spec.power.idle_watts),
         min_cap_watts=float(spec.power.min_cap_watts),
         max_cap_watts=float(spec.power.max_cap_watts),

@@ -69,8 +69,9 @@ class GpuClassSpec(Resource):
     """Labels of the nodes that hold this class; no node may match two classes."""
     memory_mebibytes: Annotated[int, Field(ge=1, le=10_000_000)]
     """Memory of one GPU."""
-    link_island_gpus: Annotated[int, Field(ge=1, le=576)] = 8
-    """GPUs that a tensor-parallel group may span at full link speed."""
+    link_island_gpus: Annotated[int, Field(ge=1, le=576)] | None = None
+    """GPUs that one scale-up link joins; those of a node if not given. More than a node has (NVLink racks): the nodes
+    of a location can hold a replica together, if it has no more GPUs than this."""
     power: PowerEnvelope
     """Power envelope of one GPU."""
     price_milli_usd_per_hour: Amount

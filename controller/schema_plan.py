@@ -63,6 +63,8 @@ class PlanPool(PlanPoolKey):
     """Mean draw of the whole pool at the planned load."""
     cost_milli_usd_per_hour: Amount
     """Price of the pool's GPUs."""
+    nodes_per_replica: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Whole nodes of one island that each replica stands on."""
 
 
 class PlanLocation(Resource):

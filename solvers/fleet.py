@@ -130,7 +130,10 @@ class ReplicaState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """One pod (or group) of a pool. ``location`` is the one it was generated for, ``ANYWHERE`` under Class."""
+    """One pod (or group) of a pool. ``location`` is the one it was generated for, ``ANYWHERE`` under Class.
+
+    ``node`` is the first pod's, ``more_nodes`` are those of the others of its group, as far as they have one.
+    """
 
     name: str
     pool: PoolKey
@@ -139,6 +142,12 @@ class Replica:
     state: ReplicaState
     age_s: float = 0.0
     outstanding_requests: float = 0.0
+    more_nodes: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Every node that it is known to stand on."""
+        return self.more_nodes if self.node is None else (self.node, *self.more_nodes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from solvers.fleet import ANYWHERE, Node, PoolKey, Replica, ReplicaState, Snapshot
 from solvers.plan import Plan
 from solvers.power import base_watts, ceiling_watts, extra_watts, nodes_by_domain
+from solvers.spans import node_sizes, nodes_taken
 
 SLACK_WATTS = 1e-3  # rounding of sums of floats; far below what any replica draws
 
@@ -56,13 +57,17 @@ class WattBook:
         self._ceiling = {domain: ceiling_watts(inside, self._classes) for domain, inside in members.items()}
         self._charged = {domain: base_watts(inside, self._classes) for domain, inside in members.items()}
         self._of_node = {node.name: node.domains for node in nodes}
+        self._sizes = node_sizes(nodes)
         self._of_place = _domains_by_place(nodes)
 
     def domains_of(self, replica: Replica) -> tuple[str, ...]:
         """Domains that the replica draws from, or could when it has no known node yet; sorted."""
-        if replica.node in self._of_node:
-            return self._of_node[replica.node]
-        return self.domains_at(replica.pool, replica.location)
+        known = [name for name in replica.nodes if name in self._of_node]
+        of_nodes = (self._of_node[name] for name in known)
+        if len(known) == nodes_taken(replica.pool.config.gpus, self._sizes.get(replica.pool.gpu_class, 0)):
+            return next(of_nodes) if len(known) == 1 else tuple(sorted({d for domains in of_nodes for d in domains}))
+        somewhere = self.domains_at(replica.pool, replica.location)
+        return tuple(sorted({d for domains in (*of_nodes, somewhere) for d in domains})) if known else somewhere
 
     def domains_at(self, pool: PoolKey, location: str) -> tuple[str, ...]:
         """Domains of any node where a new replica could land, sorted."""
@@ -96,8 +101,9 @@ def _with_lost_replicas(snapshot: Snapshot) -> Iterator[Node]:
     """Nodes whose held watts cover at least the replicas lost on them, whoever built the snapshot."""
     lost: dict[str, float] = defaultdict(float)
     for replica in snapshot.replicas:
-        if replica.state is ReplicaState.LOST and replica.node is not None:
-            lost[replica.node] += extra_watts(snapshot.gpu_classes[replica.pool.gpu_class], replica.pool.config)
+        if replica.state is ReplicaState.LOST:
+            for name in replica.nodes:
+                lost[name] += extra_watts(snapshot.gpu_classes[replica.pool.gpu_class], replica.pool.config)
     for node in snapshot.nodes:
         held_watts = max(node.held_watts, lost[node.name])
         yield node if held_watts == node.held_watts else replace(node, held_watts=held_watts)

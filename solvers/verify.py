@@ -132,7 +132,8 @@ def _allowed(plan: Plan, problem: Problem) -> Iterator[str]:
 def _forbidden(pool: PoolKey, location: str, service: ServedModel, problem: Problem) -> str:
     is_anywhere = location == ANYWHERE
     key = ProfileKey(model=service.model, gpu_class=pool.gpu_class, config=pool.config)
-    here = [n for n in problem.nodes if n.gpu_class == pool.gpu_class and (is_anywhere or n.location == location)]
+    of_class = [n for n in problem.nodes if n.gpu_class == pool.gpu_class]
+    here = [n for n in of_class if is_anywhere or n.location == location]
     checks = (
         (pool.gpu_class in problem.gpu_classes, "no such GPU class"),
         (pool.role in service.roles, f"role is not among {', '.join(service.roles)}"),
@@ -141,6 +142,10 @@ def _forbidden(pool: PoolKey, location: str, service: ServedModel, problem: Prob
         (is_anywhere == (service.placement is PlacementMode.CLASS), f"placement mode is {service.placement}"),
         (key in problem.profiles, "no profile for this model, class and configuration"),
         (bool(here), "no node of the class there"),
+        (
+            not service.is_one_pod or pool.config.gpus <= max((n.gpus_total for n in of_class), default=0),
+            "one pod cannot stand on several nodes",
+        ),
     )
     return next((fault for holds, fault in checks if not holds), "")
 

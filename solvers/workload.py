@@ -65,6 +65,8 @@ class ServedModel:
         The largest part of what is served that may hang on nodes that can be taken away; 0 refuses them.
     fair_weight : float
         When its tier is short, services are short in inverse proportion to this.
+    is_one_pod : bool
+        Each of its replicas is made as one pod, so none can stand on several nodes.
     """
 
     name: str
@@ -85,6 +87,7 @@ class ServedModel:
     max_share_per_location_ratio: float = 1.0
     max_spot_ratio: float = 1.0
     fair_weight: float = 1.0
+    is_one_pod: bool = False
 
     @property
     def namespace(self) -> str:

@@ -156,3 +156,12 @@ def test_deployments_of_one_place_add_up() -> None:
     labels = our_labels()
     del labels[LOCATION_LABEL]
     assert [location for _, location in observe(deployments=[deployment(1, labels)]).snapshot.desired] == [ANYWHERE]
+
+
+def test_a_node_says_which_fabric_it_hangs_on() -> None:
+    said = {"nvidia.com/gpu.clique": "7b968a6d-c8aa-45e1-9e07-e1e51be99c31.0"}
+    alone = {"nvidia.com/gpu.clique": "00000000-0000-0000-0000-000000000000.0"}
+    given = {"n1": said, "n2": alone, "n3": {"topology.penstock.dev/island": "leaf-4"} | said}
+    nodes = [node(name, labels=dict(node(name).labels) | more) for name, more in given.items()]
+    seen = {one.name: one.island for one in observe(nodes=nodes).problem.nodes}
+    assert seen == {"n1": said["nvidia.com/gpu.clique"], "n2": "", "n3": "leaf-4"}

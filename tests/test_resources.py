@@ -328,6 +328,15 @@ def test_a_plan_with_a_number_that_is_none_is_refused() -> None:
         render_fleet_plan(broken, 1)
 
 
+def test_nodes_of_a_replica_are_said_where_there_are_several() -> None:
+    plan = small_plan()
+    (alone,) = render_fleet_plan(plan, 1)
+    assert "nodesPerReplica" not in alone["spec"]["pools"][0]
+    (joined,) = render_fleet_plan(replace(plan, pools=(replace(plan.pools[0], nodes_per_replica=18),)), 1)
+    assert joined["spec"]["pools"][0]["nodesPerReplica"] == 18
+    assert [parse_fleet_plan([body]).pools[0].nodes_per_replica for body in (alone, joined)] == [1, 18]
+
+
 def test_an_empty_plan_has_one_part() -> None:
     empty = replace(small_plan(), placements=(), pools=(), services=(), domains=(), bindings=())
     (body,) = render_fleet_plan(empty, 1)

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 from solvers.engine import EngineConfig, Role
-from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
+from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain, Replica, ReplicaState, Snapshot
+from solvers.ledger import reserved_now_watts
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
 from solvers.planner.nodes import Room
 from solvers.planner.pack_nodes import pack
 from solvers.planner.relax import state
 from solvers.problem import Problem
+from solvers.rollout.room import Room as RolloutRoom
 from solvers.verify import verify, verify_places
 from solvers.workload import Demand, PlacementMode
 from tests import fleets
@@ -29,7 +31,7 @@ from tests.test_against_brute_force import MIX, POLICY, TOLERANCE, Placed, Tiny,
 from tests.test_limits import cells_of, rows_text
 
 GOLDEN = Path(__file__).parent / "golden" / "spans_gpus.txt"
-FLEETS, PER_TEST, MOST_TRIES = 120, 40, 1500
+FLEETS, PER_TEST, MOST_TRIES = 90, 30, 800
 
 
 def stands(nodes: Sequence[Node], link_gpus: int, groups: Sequence[int]) -> bool:
@@ -73,7 +75,7 @@ def tiny(rng: np.random.Generator) -> Tiny:
         max_replicas=int(rng.choice([1, 2, 10])),
         min_replicas=int(rng.choice([0, 1])),
     )
-    degrees = {g: ((4,), (1, 4), (2, 4), (2, 3, 4), (4, 6))[int(rng.integers(0, 5))] for g in classes}
+    degrees = {g: ((4,), (4,), (1, 4), (2, 3, 4), (4, 6))[int(rng.integers(0, 5))] for g in classes}
     table = {
         (service.name, role, g): (round(float(rng.uniform(0.5, 3.0)), 2), 0.0, float(rng.uniform(100, 300)))
         for role in Role
@@ -119,7 +121,7 @@ def _node(number: int, rng: np.random.Generator) -> Node:
         gpus_total=2,
         gpus_usable=int(rng.choice([1, 2, 2, 2])),
         domains=tuple(sorted(("site", f"feed-{number % 2}"))),
-        island=str(rng.choice(["", "x", "x", "x"])),
+        island=str(rng.choice(["", "x", "x", "x", "x"])),
     )
 
 
@@ -269,6 +271,63 @@ def test_every_feed_of_the_nodes_pays() -> None:
     tight = dict(problem.domains) | {"feed-1": replace(problem.domains["feed-1"], budget_watts=4000.0)}
     assert reserved["feed-1"] > 4000.0
     assert planned(replace(problem, domains=tight)).pools == ()
+
+
+def test_a_service_of_single_pods_has_no_replica_of_two_nodes_and_says_the_remedy() -> None:
+    problem = problem_on(rack((8, 8), ("a", "a")), (16,))
+    single = replace(problem, services=(replace(problem.services[0], is_one_pod=True),))
+    plan = make_plan(single, capacity_of=fleets.plain_capacity)
+    assert plan.pools == ()
+    assert "run groups of pods under management Observe" in str(plan.services[0].short_because)
+    faults = verify_places(planned(problem), single)
+    assert any("one pod cannot stand on several nodes" in fault for fault in faults)
+
+
+# ---------------------------------------------------------------- groups that run
+
+
+def world(*replicas: Replica) -> Snapshot:
+    """Three nodes of eight GPUs with a feed each, all on one fabric."""
+    joined = rack((8, 8, 8), ("a", "a", "a"))
+    nodes = tuple(replace(node, domains=(f"feed-{i}", "site")) for i, node in enumerate(joined))
+    problem = problem_on(nodes, (4, 16))
+    return Snapshot(
+        gpu_classes=problem.gpu_classes, nodes=nodes, domains=problem.domains, replicas=replicas, desired={}
+    )
+
+
+def group(*names: str, state: ReplicaState = ReplicaState.READY) -> Replica:
+    first = names[0] if names else None
+    return Replica(name="g", pool=pool(16), location="rack-1", node=first, more_nodes=names[1:], state=state)
+
+
+def test_a_running_group_holds_all_of_its_nodes_and_charges_every_feed() -> None:
+    names = [node.name for node in world().nodes]
+    snapshot, idle = world(group(names[0], names[2])), 8 * 70.0
+    reserved = reserved_now_watts(snapshot)
+    assert reserved["feed-1"] == idle
+    assert reserved["feed-0"] == reserved["feed-2"] > idle
+    room = RolloutRoom(snapshot, snapshot.replicas)
+    blocker = room.blocker(pool(16), "rack-1")
+    assert blocker is not None
+    assert blocker.text == "8 h100-sxm GPUs are free there and 16 are asked for"
+    assert room.blocker(pool(4), "rack-1") is None
+    room.release(snapshot.replicas[0])
+    assert room.blocker(pool(16), "rack-1") is None
+
+
+def test_a_group_that_waits_for_nodes_keeps_room_on_an_island() -> None:
+    waiting = group(state=ReplicaState.PENDING)
+    room = RolloutRoom(world(), (waiting,))
+    assert room.blocker(pool(4), "rack-1") is None
+    assert room.blocker(pool(16), "rack-1") is not None
+    half = group(world().nodes[0].name, state=ReplicaState.STARTING)
+    assert all(watts > 8 * 70.0 for watts in reserved_now_watts(world(half)).values())
+    room = RolloutRoom(world(), (half,))
+    assert room.blocker(pool(4), "rack-1") is None, "one node is left beside the second half"
+    for _ in range(2):
+        room.hold(replace(half, pool=pool(4), node=None))
+    assert room.blocker(pool(4), "rack-1") is not None
 
 
 # ---------------------------------------------------------------- the check, and the rows

@@ -18,7 +18,7 @@ from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import least_locations, pinned_most
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.reclaim import Reclaims
-from solvers.planner.slots import find_slots, no_room
+from solvers.planner.slots import SlotsKind, find_slots, kind_of, no_room
 from solvers.power import pool_extra_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit
@@ -182,8 +182,7 @@ def find_options(
     """
     pools: list[PoolOption] = []
     unfit: dict[str, tuple[str, ...]] = {}
-    kinds = {(service.locations, service.max_spot_ratio <= 0.0) for service in problem.services}
-    slots = {kind: find_slots(problem, *kind) for kind in kinds}
+    slots = {kind: find_slots(problem, kind) for kind in {kind_of(service) for service in problem.services}}
     levels, sizes_of_nodes = _levels_of(problem, wanted), node_sizes(problem.nodes)
     if is_wide and crew is not None and crew.workers > 1:
         _size_ahead(problem, sizer, slots, levels, crew)
@@ -191,7 +190,7 @@ def find_options(
         reasons: list[str] = []
         found: list[PoolOption] = []
         for pool, profile in _candidates(problem, service, sizer, levels):
-            mine = slots[service.locations, service.max_spot_ratio <= 0.0]
+            mine = slots[kind_of(service)]
             sizes = None if is_wide else (refined or {}).get(pool, ())
             option = _option(problem, service, pool, profile, sizer, mine, sizes)
             if isinstance(option, PoolOption):
@@ -221,7 +220,7 @@ def _levels_of(problem: Problem, wanted: Collection[PoolKey]) -> Callable[[PoolK
 def _size_ahead(
     problem: Problem,
     sizer: Sizer,
-    slots: Mapping[tuple[tuple[str, ...], bool], Mapping[tuple[str, int], int]],
+    slots: Mapping[SlotsKind, Mapping[tuple[str, int], int]],
     levels: Callable[[PoolKey, EngineProfile], Iterable[float]],
     crew: Crew,
 ) -> None:
@@ -230,7 +229,7 @@ def _size_ahead(
     for service in sorted(problem.services, key=lambda s: s.name):
         asks = []
         for pool, profile in _candidates(problem, service, sizer, levels):
-            mine = slots[service.locations, service.max_spot_ratio <= 0.0]
+            mine = slots[kind_of(service)]
             room = min(service.max_replicas, mine.get((pool.gpu_class, pool.config.gpus), 0))
             if room > 0:
                 asks.append((pool, profile, room, _least_useful(service, pool)))

@@ -11,12 +11,18 @@ from solvers.problem import Problem
 from solvers.spans import node_sizes, nodes_taken, whole_nodes
 from solvers.workload import ServedModel
 
+SlotsKind = tuple[tuple[str, ...], bool, bool]
+"""Locations (empty for all), whether what may be taken away is refused, whether a replica is one pod."""
 
-def find_slots(problem: Problem, locations: tuple[str, ...], is_refusing: bool) -> Mapping[tuple[str, int], int]:
-    """Replicas that the free nodes of a class hold at the locations (empty for all), by (class, GPUs of a replica).
 
-    ``is_refusing`` leaves out what may be taken away.
-    """
+def kind_of(service: ServedModel) -> SlotsKind:
+    """What of a service decides which nodes count for it."""
+    return service.locations, service.max_spot_ratio <= 0.0, service.is_one_pod
+
+
+def find_slots(problem: Problem, kind: SlotsKind) -> Mapping[tuple[str, int], int]:
+    """Replicas that the free nodes of a class hold for a kind of services, by (class, GPUs of a replica)."""
+    locations, is_refusing, is_one_pod = kind
     reclaims = Reclaims.of(problem)
     sizes = {(key.gpu_class, key.config.gpus) for key in problem.profiles}
     members: dict[str, list[Node]] = {}
@@ -31,7 +37,7 @@ def find_slots(problem: Problem, locations: tuple[str, ...], is_refusing: bool) 
             span = nodes_taken(size, node_gpus[gpu_class])
             on_islands = (count // span for count in whole)
             on_nodes = (max(0, node.gpus_usable) // size for node in nodes)
-            slots[gpu_class, size] = sum(on_islands if span > 1 else on_nodes)
+            slots[gpu_class, size] = sum(on_nodes) if span == 1 else 0 if is_one_pod else sum(on_islands)
     return slots
 
 
@@ -53,10 +59,14 @@ def no_room(problem: Problem, service: ServedModel, pool: PoolKey, quotas: Quota
         return "maxReplicas is 0"
     for row, _ in quotas.tight(pool):
         return f"one replica takes {row.use(pool, problem.gpu_classes):g}, {row.limit}[{row.subject}] is {row.most:g}"
+    node_gpus = node_sizes(problem.nodes).get(pool.gpu_class, 0)
+    span = nodes_taken(pool.config.gpus, node_gpus)
+    if service.is_one_pod and span > 1:
+        remedy = "add a profile that fits a node, or run groups of pods under management Observe"
+        return f"one replica takes {span} nodes, and Deployments are made of one pod each; {remedy}"
     nodes = [n for n in problem.nodes if n.gpu_class == pool.gpu_class and service.allows_location(n.location)]
     where = f" at {', '.join(service.locations)}" if service.locations else ""
-    node_gpus = node_sizes(problem.nodes).get(pool.gpu_class, 0)
-    if (span := nodes_taken(pool.config.gpus, node_gpus)) > 1:
+    if span > 1:
         most = max(_whole(problem, nodes, node_gpus), default=0)
         asked = f"one replica takes {pool.config.gpus} GPUs, {span} whole nodes of {node_gpus} on one island"
         if not most:
