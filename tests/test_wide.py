@@ -98,6 +98,8 @@ def stocks(demand: float, rates: list[float], prices: list[float], most: int) ->
         roles=(Role.MIXED,) * count,
         cells=slice(0, count),
         first=np.arange(count + 1),
+        base=np.arange(count),
+        terms_usd_per_hour=np.zeros(count),
         room=np.full(count, most),
         now=np.zeros(count, dtype=np.int64),
         most=np.full(count, most),

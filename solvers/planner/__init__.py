@@ -169,7 +169,7 @@ def _without_caps(desk: Desk) -> list[Worth]:
     if all(option.pool.cap_watts == 0.0 for option in desk.options.pools):
         return []
     plain = replace(problem, policy=replace(problem.policy, power_caps=False))
-    found = Search(desk=Desk.of(plain, desk.sizer.capacity_of)).run([])
+    found = Search(desk=Desk.of(plain, desk.sizer.capacity_of, crew=desk.crew)).run([])
     return [desk.worth(at_options(found.counts, (option.pool for option in desk.options.pools)))]
 
 

@@ -29,12 +29,8 @@ SHARES_OF_TIME = 20.0  # of the time limit, what one solve for fair shares may t
 
 
 def is_wide(problem: Problem) -> bool:
-    """True for large fleets whose services ask nothing that ways of them know nothing of: places, spot, caps."""
-    if problem.policy.power_caps or sum(node.gpus_usable for node in problem.nodes) <= WIDE_GPUS:
-        return False
-    if any(node.price_ratio != 1.0 or node.reclaims_per_hour > 0.0 for node in problem.nodes):
-        return False
-    return not any(service.pins or service.is_spread for service in problem.services)
+    """True for large fleets."""
+    return sum(node.gpus_usable for node in problem.nodes) > WIDE_GPUS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

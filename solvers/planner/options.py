@@ -276,6 +276,7 @@ def _option(
     most = _useful_size(pool, profile, _spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
         return most
+    most = min(room, most + int(service.is_spread))
     gpu_class = problem.gpu_classes[pool.gpu_class]
     return PoolOption(
         pool=pool,
@@ -285,9 +286,7 @@ def _option(
         price_usd_per_hour=gpus * gpu_class.price_usd_per_hour,
         reserved_watts=pool_extra_watts(problem.gpu_classes, pool),
         host_watts=gpus * gpu_class.host_share_watts,
-        steps=_one_step(pool, profile, most, sizer)
-        if refined is None
-        else _steps(pool, profile, min(room, most + int(service.is_spread)), refined, sizer),
+        steps=_one_step(pool, profile, most, sizer) if refined is None else _steps(pool, profile, most, refined, sizer),
     )
 
 

@@ -128,7 +128,8 @@ class Search:
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
             chosen = best_of([best, self._placed(cells, arrays, wide.choose())])
-            return best_of([chosen, self.desk.repaired({})]) if chosen.short and self.desk.is_large else chosen
+            chosen = best_of([chosen, self.desk.repaired({})]) if chosen.short and self.desk.is_large else chosen
+            return self._fine(chosen)
         except SOLVER_FAULTS as fault:
             self.faults.append(f"ways: {fault}")
             self.notes.append("solver failed, the best plan so far stands")

@@ -58,6 +58,10 @@ class Stocks:
         Where each pool's cells begin.
     room, now : (C,) int
         Replicas that fit, and that run there.
+    base : (P,) int
+        The first of the pools that are this one at another power cap; itself when there is no other.
+    terms_usd_per_hour : (C,) float
+        What a replica there costs beside list prices, see ``Cells.terms_usd_per_hour``.
     rate_per_s, run_usd_per_hour : (P,) float
         Of one replica, no pool does better: the rate of the largest size, the draw of an idle GPU.
     """
@@ -70,6 +74,8 @@ class Stocks:
     roles: tuple[Role, ...]
     cells: slice
     first: Ints
+    base: Ints
+    terms_usd_per_hour: Floats
     room: Ints
     now: Ints
     most: Ints
@@ -82,8 +88,8 @@ class Stocks:
     def units(self, pool: int, asked: Floats) -> tuple[Floats, Ints, Ints]:
         """Price of one replica, how many at that price, and their cell, cheapest first; runs before new in a cell."""
         at = slice(int(self.first[pool]), int(self.first[pool + 1]))
-        now = np.minimum(self.now[at], self.room[at])
-        price = np.concatenate([asked[at] - self.stop_usd_per_hour[pool], asked[at] + self.start_usd_per_hour[pool]])
+        now, here = np.minimum(self.now[at], self.room[at]), asked[at] + self.terms_usd_per_hour[at]
+        price = np.concatenate([here - self.stop_usd_per_hour[pool], here + self.start_usd_per_hour[pool]])
         count = np.concatenate([now, self.room[at] - now])
         cell = np.tile(np.arange(at.start, at.stop), 2)
         order = np.argsort(price, kind="stable")
@@ -92,7 +98,8 @@ class Stocks:
 
     def cheapest_usd(self, asked: Floats) -> Floats:
         """Least price of a replica of each pool, (P,)."""
-        per_cell = asked + np.where(self.now > 0, -np.repeat(self.stop_usd_per_hour, np.diff(self.first)), 0.0)
+        per_cell = asked + self.terms_usd_per_hour
+        per_cell = per_cell + np.where(self.now > 0, -np.repeat(self.stop_usd_per_hour, np.diff(self.first)), 0.0)
         per_cell = per_cell + np.where(self.now > 0, 0.0, np.repeat(self.start_usd_per_hour, np.diff(self.first)))
         least: Floats = np.minimum.reduceat(per_cell, self.first[:-1])
         return least + self.run_usd_per_hour
@@ -329,12 +336,16 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
         ],
         dtype=np.int64,
     )
+    base = cells.pool_base[cells.cell_pool]  # what runs stays whatever its cap
     runs = np.array(
-        [now.get((p, g), 0) for p, g in zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)],
+        [
+            now.get((p, g), now.get((p, -1), 0))  # what runs anywhere may stay in any group
+            for p, g in zip(base.tolist(), cells.cell_group.tolist(), strict=True)
+        ],
         dtype=np.int64,
     )
     energy = cells.policy.energy_usd_per_kilowatt_hour
-    everyone = np.arange(len(cells.pools))
+    everyone, terms = np.arange(len(cells.pools)), cells.terms_usd_per_hour()
     starts, stops = cells.start_usd_per_hour(everyone), cells.stop_usd_per_hour(everyone)
     for s in range(len(cells.services)):
         pools = np.flatnonzero(cells.pool_service == s)
@@ -353,6 +364,8 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
                 roles=tuple(option.pool.role for option in options),
                 cells=at,
                 first=np.searchsorted(cells.cell_pool[at], np.append(pools, len(cells.pools))),
+                base=np.searchsorted(pools, cells.pool_base[pools]),
+                terms_usd_per_hour=terms[at],
                 room=room[at],
                 now=runs[at],
                 most=most[pools],

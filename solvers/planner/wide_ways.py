@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from solvers.engine import Role
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.options import PoolOption, Sizer
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.stocks import Pick, Stocks
 from solvers.planner.tally import ROUNDING, able_per_s
+from solvers.planner.wide_rules import amounts_at_one_cap, at_one_cap, least_replicas, other_caps, pin_cells, pool_of
 from solvers.sizing import Capacity
 
 CHAIN_ROLES = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
@@ -59,13 +58,14 @@ class WayMaker:
 
     def way(self, service: int, pick: Pick, asked: Floats) -> SparseWay | None:
         """Make the pick whole: as many replicas as it needs at their exact capacity, in their cheapest cells."""
-        draft = _Draft(by_cell={}, by_pool={})
-        for pool, size in sorted(pick.sizes.items()):
-            self._add(service, draft, pool, size, asked)
+        draft, sizes = _Draft(by_cell={}, by_pool={}), at_one_cap(self.stocks[service], pick.sizes)
+        self._pins_kept(service, draft, asked, sorted(sizes))
+        for pool, size in sorted(sizes.items()):
+            self._add(service, draft, pool, size - draft.by_pool.get(pool, 0), asked)
         served = pick.served_ratio
         if served < 1.0:  # loads were rounded up: what is left unserved anyway need not be carried to the last part
             served = max(0.0, served - (len(pick.sizes) + 1) / self.stocks[service].parts)
-        return self._finished(service, draft, served, asked, sorted(pick.sizes))
+        return self._finished(service, draft, served, asked, sorted(sizes))
 
     def blends(
         self, service: int, split: Sequence[tuple[SparseWay, float]], asked: Floats
@@ -78,17 +78,18 @@ class WayMaker:
                 mixed[cell] = mixed.get(cell, 0.0) + share * count
             lacks = way.penalty_usd_per_hour / max(self.stocks[service].unserved_usd_per_hour, 1e-9)
             served += share * (1.0 - min(1.0, lacks))
+        mixed = amounts_at_one_cap(self.stocks[service], mixed)
         pools = sorted({self._pool_of(service, cell) for cell in mixed})
         for lift, ratio in ((1e-6, served), (1e-6, 0.0), (0.5, served)):
             draft = _Draft(by_cell={}, by_pool={})
             for cell, amount in sorted(mixed.items()):
                 if (whole := int(amount + lift)) > 0:
                     self._put(service, draft, self._pool_of(service, cell), cell, whole)
+            self._pins_kept(service, draft, asked, pools)
             yield self._finished(service, draft, ratio, asked, pools)
 
     def _pool_of(self, service: int, cell: int) -> int:
-        stocks = self.stocks[service]
-        return int(np.searchsorted(stocks.first, cell - stocks.cells.start, side="right")) - 1
+        return pool_of(self.stocks[service], cell)
 
     def _put(self, service: int, draft: _Draft, pool: int, cell: int, count: int) -> None:
         draft.by_cell[cell] = draft.by_cell.get(cell, 0) + count
@@ -140,6 +141,20 @@ class WayMaker:
             return None
         return self._written(service, draft)
 
+    def _pins_kept(self, service: int, draft: _Draft, asked: Floats, pools: Sequence[int]) -> None:
+        """Put what pins ask for where they ask for it, in the way's own pools where one will do."""
+        stocks = self.stocks[service]
+        for pin in self.cells.services[service].pins:
+            cells = pin_cells(self.cells, stocks, pin)
+            missing = pin.replicas - sum(draft.by_cell.get(cell, 0) for cell in cells)
+            able = ((self._pool_of(service, c) not in pools, asked[c], c) for c in cells)
+            for _, _, cell in sorted(able):
+                pool, room = self._pool_of(service, cell), int(stocks.room[cell - stocks.cells.start])
+                taken = min(missing, room - draft.by_cell.get(cell, 0))
+                if taken > 0 and pool not in other_caps(stocks, draft.by_pool):
+                    self._put(service, draft, pool, cell, taken)
+                    missing -= taken
+
     def _completed(self, service: int, draft: _Draft, target: float, asked: Floats, pools: Sequence[int]) -> bool:
         """Add the cheapest blocks until the way carries the target."""
         stocks = self.stocks[service]
@@ -154,7 +169,8 @@ class WayMaker:
             if max(lacks.values()) <= ROUNDING * target:
                 return True
             best: tuple[float, int, int] | None = None
-            for pool in pools:
+            others = other_caps(self.stocks[service], draft.by_pool)
+            for pool in (p for p in pools if p not in others):
                 wanted = [max(0.0, lacks[r]) for r in lacks if stocks.roles[pool] in (r, Role.MIXED)]
                 now = draft.by_pool.get(pool, 0)
                 base, rate = self._carried(service, pool, now), float(stocks.rate_per_s[pool])
@@ -180,26 +196,41 @@ class WayMaker:
             able = sorted(
                 (p for p in range(len(stocks.roles)) if stocks.roles[p] in roles), key=lambda p: (least[p], p)
             )
-            able = sorted((p for p in able if p in pools), key=lambda p: (least[p], p)) or able
+            others = other_caps(self.stocks[service], draft.by_pool)
+            able = [p for p in able if p in pools and p not in others] or [p for p in able if p not in others]
+            floor = least_replicas(self.cells.services[service])
             count = sum(n for pool, n in draft.by_pool.items() if stocks.roles[pool] in roles)
             for pool in able:
-                if count >= self.cells.services[service].min_replicas:
+                if count >= floor:
                     break
-                count += self._add(service, draft, pool, self.cells.services[service].min_replicas - count, asked)
+                count += self._add(service, draft, pool, floor - count, asked)
 
     def _shaved(self, service: int, draft: _Draft, target: float, asked: Floats) -> None:
         """Take away what the way can do without, the dearest first."""
-        stocks, least = self.stocks[service], self.cells.services[service].min_replicas
+        stocks, least = self.stocks[service], least_replicas(self.cells.services[service])
         price = stocks.cheapest_usd(asked[stocks.cells])
         for pool in sorted(draft.by_pool, key=lambda p: (-price[p], p)):
             for _ in range(MOST_SHAVED):
                 fewer = {**draft.by_pool, pool: draft.by_pool[pool] - 1}
                 if draft.by_pool[pool] <= 0 or not self._suffices(service, fewer, draft.by_pool, target, least):
                     break
-                mine = [c for c in draft.by_cell if draft.by_cell[c] > 0 and self._pool_of(service, c) == pool]
-                dearest = max(mine, key=lambda c: (asked[c], c))
+                pinned = self._pinned_cells(service, draft)
+                held = (c for c in draft.by_cell if draft.by_cell[c] > 0 and c not in pinned)
+                mine = [c for c in held if self._pool_of(service, c) == pool]
+                if not mine:
+                    break
+                dearest = max(mine, key=lambda c: (asked[c] + stocks.terms_usd_per_hour[c - stocks.cells.start], c))
                 draft.by_cell[dearest] -= 1
                 draft.by_pool[pool] -= 1
+
+    def _pinned_cells(self, service: int, draft: _Draft) -> set[int]:
+        """Cells that can spare no replica for a pin's sake."""
+        found = set[int]()
+        for pin in self.cells.services[service].pins:
+            cells = pin_cells(self.cells, self.stocks[service], pin)
+            if sum(draft.by_cell.get(cell, 0) for cell in cells) <= pin.replicas:
+                found.update(cells)
+        return found
 
     def _suffices(self, service: int, fewer: dict[int, int], now: dict[int, int], target: float, least: int) -> bool:
         roles = self.stocks[service].roles
@@ -223,9 +254,13 @@ class WayMaker:
             watts = sized.gpu_watts if isinstance(sized, Capacity) else option.profile.idle_watts_per_gpu
             cost += size * (option.price_usd_per_hour + energy * option.replica_watts(watts) / 1000.0)
         replicas = tuple(sorted((cell, count) for cell, count in draft.by_cell.items() if count > 0))
+        kept_anywhere: dict[int, int] = {}
         for cell, count in replicas:
             pool, inside = self._pool_of(service, cell), cell - stocks.cells.start
-            kept = min(count, int(stocks.now[inside]))
+            kept = min(count, int(stocks.now[inside]) - kept_anywhere.get(pool, 0))
+            if self.option(service, pool).is_anywhere:
+                kept_anywhere[pool] = kept_anywhere.get(pool, 0) + kept
+            cost += float(stocks.terms_usd_per_hour[inside]) * count
             cost += (
                 float(stocks.start_usd_per_hour[pool]) * (count - kept) - float(stocks.stop_usd_per_hour[pool]) * kept
             )
@@ -233,15 +268,19 @@ class WayMaker:
             service=service,
             replicas=replicas,
             cost_usd_per_hour=cost,
-            penalty_usd_per_hour=self._penalty(service, draft.by_pool),
+            penalty_usd_per_hour=self._penalty(service, draft),
         )
 
-    def _penalty(self, service: int, by_pool: dict[int, int]) -> float:
+    def _penalty(self, service: int, draft: _Draft) -> float:
+        by_pool = draft.by_pool
         stocks, roles = self.stocks[service], self.stocks[service].roles
         least = self.cells.services[service].min_replicas
         missing = sum(
             max(0, least - sum(n for pool, n in by_pool.items() if roles[pool] in chain)) for chain in CHAIN_ROLES
         )
+        for pin in self.cells.services[service].pins:
+            there = sum(draft.by_cell.get(cell, 0) for cell in pin_cells(self.cells, stocks, pin))
+            missing += max(0, pin.replicas - there)
         lacking = 0.0
         if stocks.demand_per_s > 0.0:
             able = able_per_s(self._by_role(service, by_pool))

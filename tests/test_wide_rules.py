@@ -1,0 +1,103 @@
+"""Large fleets under rules: pins, spread, spot nodes and caps, on the road that prices whole services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from solvers.planner import desk, make_plan
+from solvers.problem import Problem
+from solvers.verify import verify
+from solvers.workload import Pin
+from tests.test_against_brute_force import TOLERANCE, best_by_trying, drawn
+from tests.test_planner_caps import best_by_trying as best_with_caps
+from tests.test_planner_caps import drawn as capped_fleets
+from tests.test_rules_together import Together, with_rules
+from tests.test_wide import drawn as drawn_wide
+
+WORST_GAP = 0.05  # of the smallest wide fleet, where a replica is some percent of the cost
+
+
+@pytest.fixture
+def every_fleet_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "WIDE_GPUS", 0)
+
+
+@pytest.mark.usefixtures("every_fleet_is_wide")
+@pytest.mark.parametrize("first", [9000, 9020])
+def test_the_bound_lies_below_the_best_of_all_counts_under_all_rules(first: int) -> None:
+    """Tiny fleets; the plan itself is equal to the best in most of them, and sound in all."""
+    equal = []
+    for seed, drawn_case in drawn(first, 20):
+        case = Together(problem=with_rules(drawn_case.problem, np.random.default_rng(seed)), table=drawn_case.table)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
+        best, found = best_by_trying(case), plan.report.objective_usd_per_hour
+        assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
+        assert found >= best * (1.0 - TOLERANCE), seed
+        equal.append(found <= best * (1.0 + TOLERANCE))
+    assert sum(equal) > 0.6 * len(equal)
+
+
+def pinned(problem: Problem) -> Problem:
+    first, *others = problem.services
+    return replace(problem, services=(replace(first, pins=(Pin(location=somewhere(problem), replicas=2),)), *others))
+
+
+def somewhere(problem: Problem) -> str:
+    return min(node.location for node in problem.nodes)
+
+
+def spread(problem: Problem) -> Problem:
+    first, second, *others = problem.services
+    shared = replace(second, max_share_per_location_ratio=0.5)
+    return replace(problem, services=(replace(first, min_locations=3), shared, *others))
+
+
+def spot(problem: Problem) -> Problem:
+    there = sorted({node.location for node in problem.nodes})[::4]
+    cheap = tuple(
+        replace(node, price_ratio=0.4, reclaims_per_hour=0.05) if node.location in there else node
+        for node in problem.nodes
+    )
+    half, *others = problem.services
+    return replace(problem, nodes=cheap, services=(replace(half, max_spot_ratio=0.5), *others))
+
+
+def capped(problem: Problem) -> Problem:
+    return replace(problem, policy=replace(problem.policy, power_caps=True))
+
+
+@pytest.mark.parametrize("rule", [pinned, spread, spot, capped])
+def test_a_wide_fleet_under_a_rule_is_sound_and_proved_near_the_best(rule: Callable[[Problem], Problem]) -> None:
+    problem = rule(drawn_wide())
+    plan = make_plan(problem)
+    assert verify(plan, problem) == ()
+    assert not plan.is_short
+    assert 0.0 <= plan.report.gap_ratio < WORST_GAP
+
+
+def test_pinned_replicas_carry_load_too() -> None:
+    """A pin costs a plan little where the service would need as many replicas anyway."""
+    problem = drawn_wide()
+    free, held = make_plan(problem), make_plan(pinned(problem))
+    there = [row.replicas for row in held.placements if row.location == somewhere(problem)]
+    assert sum(there) >= 2
+    assert held.report.cost_usd_per_hour < 1.05 * free.report.cost_usd_per_hour
+
+
+def test_each_pool_of_a_capped_wide_plan_has_one_cap() -> None:
+    plan = make_plan(capped(drawn_wide()))
+    assert len({row.pool for row in plan.pools}) == len(plan.pools)
+    assert all(row.pool.cap_watts == 0.0 for row in plan.pools)
+
+
+@pytest.mark.usefixtures("every_fleet_is_wide")
+def test_the_bound_lies_below_the_best_of_all_counts_and_caps() -> None:
+    for seed, case in capped_fleets(500, 12):
+        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
+        assert plan.report.bound_usd_per_hour <= best_with_caps(case) * (1.0 + TOLERANCE), seed
