@@ -89,13 +89,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class PoolKey:
-    """Replicas alike in service, role, GPU class and engine configuration.
+    """Replicas alike in service, role, GPU class, engine configuration and the sizes of requests they serve.
 
     Attributes
     ----------
     cap_watts : float
         Power cap of one GPU while the planner weighs caps against one another, 0 for the class's highest. Outside the
         planner it is 0: a cap can change while replicas run, so a plan says it in ``PoolPlan.cap_watts``.
+    sizes : str
+        Which requests of the service it serves, as ``solvers.sizes`` says (``p0-2047``); empty for all of them.
     """
 
     service: str
@@ -103,6 +105,7 @@ class PoolKey:
     gpu_class: str
     config: EngineConfig
     cap_watts: float = 0.0
+    sizes: str = ""
 
     @property
     def uncapped(self) -> PoolKey:
@@ -115,7 +118,8 @@ class PoolKey:
 
     def __str__(self) -> str:
         cap = f"/{self.cap_watts:.0f}W" if self.cap_watts else ""
-        return f"{self.service}/{self.role}/{self.gpu_class}/{self.config.label}{cap}"
+        sizes = f"/{self.sizes}" if self.sizes else ""
+        return f"{self.service}/{self.role}/{self.gpu_class}/{self.config.label}{sizes}{cap}"
 
 
 class ReplicaState(StrEnum):

@@ -118,6 +118,32 @@ class Relief:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartPlan:
+    """What one part of a service that is split by size gets; its pools carry the same ``sizes``.
+
+    The parts of a service hold every prompt length once.
+    """
+
+    service: str
+    sizes: str
+    demand_requests_per_s: float
+    served_requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPrice:
+    """What a service would cost more without its split, USD per hour; ``sizes`` are the parts, none where one mix does.
+
+    ``is_estimate``: found for the service alone, at the prices of the fleet, not by a decision of the whole fleet.
+    """
+
+    service: str
+    sizes: tuple[str, ...]
+    usd_per_hour: float
+    is_estimate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SolveReport:
     """Evidence of a solve. ``gap_ratio`` = (objective − bound) / max(|objective|, 1e-9)."""
 
@@ -135,7 +161,8 @@ class Plan:
     """A verified decision for the whole fleet; every tuple is sorted, so equal decisions are equal values.
 
     ``routing`` states the routing that the sizing assumed, ``whys`` says in words what led to it where somebody asked,
-    ``relief`` is the cheapest way to serve what is unserved.
+    ``relief`` is the cheapest way to serve what is unserved, ``parts`` says which requests go where in services that
+    are split by size, and ``splits`` the price of not splitting.
     """
 
     placements: tuple[Placement, ...]
@@ -147,6 +174,8 @@ class Plan:
     whys: tuple[ServiceWhy, ...] = ()
     routing: str = "least outstanding work, one mix per role, in proportion to capacity"
     relief: tuple[Relief, ...] = ()
+    parts: tuple[PartPlan, ...] = ()
+    splits: tuple[SplitPrice, ...] = ()
 
     @property
     def is_short(self) -> bool:

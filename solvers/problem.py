@@ -71,6 +71,8 @@ class Problem:
     """What exists, what is asked and what runs. Every mapping is iterated in sorted order.
 
     ``running`` counts the replicas that serve or will (pending and starting ones too) by (pool, location).
+    ``serving_usd_per_request`` (USD an hour for one request/s) weighs shortage where a service's own pools do not say
+    it: parts of a service that is split by size share what the whole weighs.
     """
 
     services: tuple[ServedModel, ...]
@@ -81,3 +83,4 @@ class Problem:
     profiles: Mapping[ProfileKey, EngineProfile]
     running: Mapping[tuple[PoolKey, str], int] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+    serving_usd_per_request: Mapping[str, float] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
 from solvers.verify_nodes import groups
+from solvers.verify_parts import part_sizes, parts
 from solvers.verify_rules import OWNED, locations, losses, on_spot, pins, quotas, relief, terms_by_bay
 from solvers.workload import PlacementMode, ServedModel
 
@@ -42,7 +43,7 @@ def verify_places(plan: Plan, problem: Problem) -> tuple[str, ...]:
     shape = tuple(_shape(plan))
     if shape:
         return shape  # sums over malformed rows would only repeat the fault
-    unknown = tuple(_allowed(plan, problem))
+    unknown = (*_allowed(plan, problem), *part_sizes(plan, problem))
     return unknown or (
         *groups(plan, problem),
         *_power(plan, problem),
@@ -63,6 +64,7 @@ def verify_service(plan: Plan, problem: Problem) -> tuple[str, ...]:
             *_floors(plan, problem),
             *losses(plan, problem),
             *on_spot(plan, problem),
+            *(() if tuple(part_sizes(plan, problem)) else parts(plan, problem)),
         )
     )
 
@@ -138,6 +140,7 @@ def _forbidden(pool: PoolKey, location: str, service: ServedModel, problem: Prob
         (pool.gpu_class in problem.gpu_classes, "no such GPU class"),
         (pool.role in service.roles, f"role is not among {', '.join(service.roles)}"),
         (not service.gpu_classes or pool.gpu_class in service.gpu_classes, "class is not allowed by the service"),
+        (not pool.sizes or service.splits_by_size, "the service does not split by size"),
         (service.allows_location(location), "location is not allowed by the service"),
         (is_anywhere == (service.placement is PlacementMode.CLASS), f"placement mode is {service.placement}"),
         (key in problem.profiles, "no profile for this model, class and configuration"),

@@ -11,6 +11,7 @@ from solvers.errors import OutOfRange
 from solvers.fleet import GpuClass
 from solvers.plan import Plan, PoolPlan
 from solvers.problem import Problem
+from solvers.verify_parts import mix_of
 
 CapacityOf = Callable[..., Any]
 """Signature of ``solvers.sizing.replica_capacity``; an answer without ``requests_per_s`` means that nothing is carried.
@@ -32,7 +33,7 @@ def claims(plan: Plan, problem: Problem, capacity_of: CapacityOf) -> Iterator[st
     for pool in plan.pools:
         service = services[pool.pool.service]
         key = ProfileKey(model=service.model, gpu_class=pool.pool.gpu_class, config=pool.pool.config)
-        mix = problem.demands[service.name].mix
+        mix = mix_of(problem, pool.pool)
         is_capped = pool.cap_watts < problem.gpu_classes[key.gpu_class].max_cap_watts
         try:
             curves = capped(problem.profiles[key], pool.cap_watts if is_capped else None)

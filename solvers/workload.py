@@ -67,6 +67,8 @@ class ServedModel:
         When its tier is short, services are short in inverse proportion to this.
     is_one_pod : bool
         Each of its replicas is made as one pod, so none can stand on several nodes.
+    splits_by_size : bool
+        Its router can send requests to pools by the length of their prompts; else every pool of a role gets one mix.
     """
 
     name: str
@@ -88,6 +90,7 @@ class ServedModel:
     max_spot_ratio: float = 1.0
     fair_weight: float = 1.0
     is_one_pod: bool = False
+    splits_by_size: bool = False
 
     @property
     def namespace(self) -> str:

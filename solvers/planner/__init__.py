@@ -16,6 +16,7 @@ from solvers.planner.fairness import MOST_CELLS
 from solvers.planner.nodes import Counts
 from solvers.planner.options import CapacityOf
 from solvers.planner.overload import is_far_beyond, said_in_full, within_reach
+from solvers.planner.parted import concerns, plan_parts
 from solvers.planner.relief import find_relief
 from solvers.planner.search import SOLVER_FAULTS, Search
 from solvers.planner.tally import Worth, best_of
@@ -70,6 +71,23 @@ def make_plan(
         No stage led to a plan that passes ``verify``; the message lists what failed.
     """
     check_problem(problem)
+    if concerns(problem, previous):
+
+        def decide(parted: Problem, before: Plan | None) -> Plan:
+            return _decided(parted, before, capacity_of, workers)
+
+        return plan_parts(problem, previous, decide, capacity_of)
+    return _decided(problem, previous, capacity_of, workers, on_plan)
+
+
+def _decided(
+    problem: Problem,
+    previous: Plan | None,
+    capacity_of: CapacityOf,
+    workers: int,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> Plan:
+    """Decide a fleet whose services are all plain."""
     reachable = within_reach(Desk.of(problem, capacity_of, previous)) if is_far_beyond(problem) else problem
     if reachable is problem:
         return _planned(problem, previous, capacity_of, Crew(workers=workers), on_plan)[1]

@@ -7,6 +7,7 @@ fewer reserved watts. A plan holds at most one level of each pool, and a change 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from solvers.engine import EngineProfile
 from solvers.engine.curves import capped
@@ -93,6 +94,4 @@ def planned_levels(problem: Problem, plan: Plan) -> dict[PoolKey, PoolKey]:
 
 def at_cap(pool: PoolKey, cap_watts: float) -> PoolKey:
     """The pool at another level."""
-    return PoolKey(
-        service=pool.service, role=pool.role, gpu_class=pool.gpu_class, config=pool.config, cap_watts=cap_watts
-    )
+    return replace(pool, cap_watts=cap_watts)

@@ -70,6 +70,9 @@ def _check_service(service: ServedModel) -> None:
         if not (0.0 < slo.limit_s < math.inf and 0.0 < slo.percentile_ratio < 1.0):
             said = f"{slo.metric} of {slo.limit_s!r} s at {slo.percentile_ratio!r}"
             raise InvalidInput(subject, "slos", f"{said} is no limit", "give a time above 0 and a share inside 0 and 1")
+    if service.splits_by_size and service.pins:
+        remedy = "drop the pins, or splitsBySize: a pin does not say which sizes it holds"
+        raise InvalidInput(subject, "pins", "are asked for a service that splits by size", remedy)
     if service.min_replicas < 0:
         raise InvalidInput(subject, "minReplicas", f"is {service.min_replicas}", "give 0 or more")
     if not 0.0 <= service.max_spot_ratio <= 1.0:

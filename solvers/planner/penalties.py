@@ -37,7 +37,8 @@ class Penalties:
 
 def find_penalties(problem: Problem, options: Options, fair_ratio: Mapping[str, float] | None = None) -> Penalties:
     """Weigh every service by its tier and the dearest way to serve it (GPU price of the pools that could)."""
-    costs = {service.name: _dearest_usd_per_hour(options.of(service.name)) for service in problem.services}
+    costs = {service.name: dearest_usd_per_request(options.of(service.name)) for service in problem.services}
+    costs |= {name: cost for name, cost in problem.serving_usd_per_request.items() if name in costs}
     # a service that nothing can serve still shows in the objective, at the dearest rate of the others
     fallback = max((cost for cost in costs.values() if cost > 0.0), default=1.0)
     dearest = max((option.price_usd_per_hour for option in options.pools), default=1.0)
@@ -64,7 +65,7 @@ def tier_weight(policy: Policy, rank: int) -> float:
     return weights[min(max(rank, 0), len(weights) - 1)]
 
 
-def _dearest_usd_per_hour(pools: tuple[PoolOption, ...]) -> float:
+def dearest_usd_per_request(pools: tuple[PoolOption, ...]) -> float:
     """Hourly cost of carrying one request per second by the dearest pair of pools, or the dearest mixed pool.
 
     Every pool counts at its fastest cap: a plan that may cap weighs shortage like one that may not.

@@ -1,0 +1,272 @@
+"""Deciding a fleet in which some services may be split by size: a few cuts are decided in full, and the best is taken.
+
+Leaving every service whole is always among them when a fleet is decided for the first time, so a split never costs more
+than none. A cut in force is held like everything in force: another must serve more, or save enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from solvers.errors import SolveFailed
+from solvers.plan import Plan, SplitPrice
+from solvers.planner.cuts import Book, open_book, stops_usd_per_hour
+from solvers.planner.options import CapacityOf
+from solvers.planner.splitting import (
+    Cuts,
+    cuts_of,
+    cuts_running,
+    dropped,
+    joined,
+    split,
+    split_plan,
+    spoken,
+    with_evidence,
+)
+from solvers.problem import Problem
+from solvers.sizes import SizeRange, tiles
+from solvers.verify import verify
+
+FEW = 4
+"""So many cuts of the whole fleet are all decided."""
+
+CLEAR = 2e-3  # of a service's demand; smaller differences of what is short decide nothing
+
+ROUTED = "; by prompt length where a service is split"
+
+Decide = Callable[[Problem, Plan | None], Plan]
+"""Plans a problem of plain services, given the plan in force."""
+
+
+def concerns(problem: Problem, previous: Plan | None) -> bool:
+    """True when something is or was split, or may be."""
+    if any(service.splits_by_size for service in problem.services) or (previous is not None and previous.parts):
+        return True
+    return any(pool.sizes for (pool, _), count in problem.running.items() if count)
+
+
+def plan_parts(problem: Problem, previous: Plan | None, decide: Decide, capacity_of: CapacityOf) -> Plan:
+    """Decide the fleet with the cuts that are worth it.
+
+    Raises
+    ------
+    SolveFailed
+        When no cut, nor none at all, led to a plan that passes ``verify``.
+    """
+    splitting = [service.name for service in problem.services if service.splits_by_size]
+    held = _in_force(problem, previous, splitting)
+    book = open_book(problem, capacity_of, held, splitting)
+    bench = _Bench(problem=problem, previous=previous, decide=decide, capacity_of=capacity_of, held=held, book=book)
+    for cuts in _family(book, held, problem):
+        bench.try_cuts(cuts)
+    return bench.answer()
+
+
+def _in_force(problem: Problem, previous: Plan | None, splitting: Sequence[str]) -> Cuts:
+    """Cuts that are planned, or else run, of services that still declare that they split."""
+    found = cuts_of(previous) if previous is not None and previous.services else cuts_running(problem)
+    return {name: ranges for name, ranges in found.items() if name in splitting and tiles(ranges)}
+
+
+def _family(book: Book, held: Cuts, problem: Problem) -> list[Cuts]:
+    """The cuts that are decided in full, what is in force first."""
+    best = book.best()
+    if held or any(problem.running.values()):
+        return _different([held, best]) if _is_worth_trying(book, held, best, problem) else [held]
+    return _different([{}, *(book.every() if book.offered <= FEW else [best])])
+
+
+def _different(cuts: Sequence[Cuts]) -> list[Cuts]:
+    return [one for index, one in enumerate(cuts) if one not in cuts[:index]]
+
+
+def _is_worth_trying(book: Book, held: Cuts, best: Cuts, problem: Problem) -> bool:
+    """True when the best cuts promise to save what a change must save at least, or what is held cannot be weighed."""
+    total = saving = 0.0
+    for service in book.starts:
+        try:
+            now = book.value_usd_per_hour(service, held.get(service, ()))
+        except KeyError:  # held at places that no longer lie between sizes
+            return True
+        total += now
+        saving += now - book.value_usd_per_hour(service, best.get(service, ()))
+    return saving > max(problem.policy.min_saving_ratio, 1e-6) * abs(total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tried:
+    cuts: Cuts
+    plan: Plan
+
+    @property
+    def paid_usd_per_hour(self) -> float:
+        """Objective less penalties."""
+        return self.plan.report.objective_usd_per_hour - sum(row.penalty_usd_per_hour for row in self.plan.services)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Bench:
+    """Plans of the cuts that were tried."""
+
+    problem: Problem
+    previous: Plan | None
+    decide: Decide
+    capacity_of: CapacityOf
+    held: Cuts
+    book: Book
+    tried: list[_Tried]
+    faults: list[str]
+
+    def __init__(
+        self,
+        *,
+        problem: Problem,
+        previous: Plan | None,
+        decide: Decide,
+        capacity_of: CapacityOf,
+        held: Cuts,
+        book: Book,
+    ) -> None:
+        self.problem, self.previous, self.decide, self.capacity_of = problem, previous, decide, capacity_of
+        self.held, self.book = held, book
+        self.tried, self.faults = [], []
+
+    def try_cuts(self, cuts: Cuts) -> None:
+        """Decide the fleet with the cuts; a plan that fails the check is told and left."""
+        parted = split(replace(self.problem, serving_usd_per_request=self.book.serving_usd_per_request), cuts)
+        is_held = cuts == self.held
+        if not is_held:  # what is in force is another cut: nothing of it is kept for its own sake
+            parted = replace(parted, policy=replace(parted.policy, min_saving_ratio=0.0))
+        before = split_plan(self.previous, cuts) if self.previous is not None and is_held else None
+        try:
+            plan = self.decide(parted, before)
+        except SolveFailed as fault:
+            self.faults.append(f"{_said(cuts)}: {fault}")
+            return
+        stops = stops_usd_per_hour(self.problem, dropped(self.problem, cuts))
+        plan = joined(plan, self.problem, cuts)
+        bound = plan.report.bound_usd_per_hour + stops
+        gap = self.problem.policy.relative_gap
+        plan = with_evidence(plan, stops_usd_per_hour=stops, bound_usd_per_hour=bound, gap_ratio=gap)
+        if faults := verify(plan, self.problem, capacity_of=self.capacity_of):
+            self.faults += [f"{_said(cuts)}: {fault}" for fault in faults]
+            return
+        self.tried.append(_Tried(cuts=cuts, plan=plan))
+
+    def answer(self) -> Plan:
+        if not self.tried:
+            self.try_cuts({})
+        if not self.tried:
+            raise SolveFailed("no cut led to a sound plan: " + "; ".join(dict.fromkeys(self.faults)))
+        best = self._best()
+        bound, is_whole_family = self._bound()
+        plan = with_evidence(
+            best.plan,
+            stops_usd_per_hour=0.0,
+            bound_usd_per_hour=bound,
+            gap_ratio=self.problem.policy.relative_gap,
+        )
+        notes = (*(spoken(note, best.cuts) for note in plan.report.notes), *self._notes(best, is_whole_family))
+        return replace(
+            plan,
+            report=replace(plan.report, notes=notes),
+            splits=self._prices(best),
+            routing=plan.routing + (ROUTED if best.cuts else ""),
+        )
+
+    def _bound(self) -> tuple[float, bool]:
+        """Bound of the plans in question, and whether these are those of every cut on offer."""
+        offered = [tried for tried in self.tried if self.book.offers(tried.cuts)]
+        decided = min(tried.plan.report.bound_usd_per_hour for tried in self.tried)
+        if len(offered) == self.book.offered:
+            return decided, True
+        if self.book.bound_usd_per_hour is None:
+            return decided, False
+        others = [tried.plan.report.bound_usd_per_hour for tried in self.tried if tried not in offered]
+        return min([self.book.bound_usd_per_hour, *others]), True
+
+    def _best(self) -> _Tried:
+        """The best plan; what is in force stays unless another serves more or saves enough."""
+        best = self.tried[0]
+        is_running = any(self.problem.running.values())
+        for other in self.tried[1:]:
+            least = 0.0
+            if best.cuts == self.held and is_running:
+                least = self.problem.policy.min_saving_ratio * best.plan.report.cost_usd_per_hour
+            if _is_better(self.problem, other, best, least):
+                best = other
+        return best
+
+    def _prices(self, best: _Tried) -> tuple[SplitPrice, ...]:
+        """What each service that may be split would cost more whole."""
+        whole = next((tried for tried in self.tried if not tried.cuts), None)
+        rows = []
+        for service in self.book.starts:
+            ranges = best.cuts.get(service, ())
+            exact = whole is not None and list(best.cuts) in ([], [service])
+            rows.append(
+                SplitPrice(
+                    service=service,
+                    sizes=tuple(sizes.label for sizes in ranges),
+                    usd_per_hour=_difference(whole, best) if exact and whole else self._saving(service, ranges),
+                    is_estimate=not exact,
+                )
+            )
+        return tuple(rows)
+
+    def _saving(self, service: str, ranges: tuple[SizeRange, ...]) -> float:
+        try:
+            return max(0.0, self.book.saving_usd_per_hour(service, ranges))
+        except KeyError:  # in force at places that are no longer weighed
+            return 0.0
+
+    def _notes(self, best: _Tried, is_whole_family: bool) -> list[str]:
+        whole = next((tried for tried in self.tried if not tried.cuts), None)
+        notes = [f"a plan was left because it failed the check: {fault}" for fault in dict.fromkeys(self.faults)]
+        if best.cuts and whole is not None:
+            more = _difference(whole, best)
+            notes.append(f"split by size: {_said(best.cuts)}; not splitting would cost {more:.2f} USD/h more")
+        elif best.cuts:
+            notes.append(f"split by size: {_said(best.cuts)}")
+        places = [f"{name} at {', '.join(map(str, starts))}" for name, starts in self.book.starts.items()]
+        if is_whole_family and places:
+            notes.append(f"the bound covers plans that cut {'; '.join(places)} prompt tokens, at any of these or none")
+        elif places:
+            covered = " or ".join(_said(tried.cuts) for tried in self.tried)
+            notes.append(f"the bound covers plans cut as decided ({covered}), no other cuts")
+        return notes
+
+
+def _difference(whole: _Tried, best: _Tried) -> float:
+    """What the plan without splits is worth more: money and what is short, at its price."""
+    return max(0.0, whole.plan.report.objective_usd_per_hour - best.plan.report.objective_usd_per_hour)
+
+
+def _said(cuts: Cuts) -> str:
+    said = (f"{service} into {', '.join(sizes.label for sizes in ranges)}" for service, ranges in cuts.items())
+    return "; ".join(said) or "no split"
+
+
+def _is_better(problem: Problem, one: _Tried, other: _Tried, least_usd_per_hour: float) -> bool:
+    """True when the first tier that clearly differs lacks less, or none does and it is cheaper by enough.
+
+    What is short is counted in parts of demand: penalties of services that nothing serves whole are no measure of it.
+    """
+    mine, theirs = _short_by_tier(problem, one.plan), _short_by_tier(problem, other.plan)
+    for rank in sorted(mine):
+        if abs(mine[rank] - theirs[rank]) > CLEAR:
+            return mine[rank] < theirs[rank]
+    saving = other.paid_usd_per_hour - one.paid_usd_per_hour
+    if least_usd_per_hour > 0.0:
+        return saving > least_usd_per_hour
+    return one.plan.report.objective_usd_per_hour < other.plan.report.objective_usd_per_hour
+
+
+def _short_by_tier(problem: Problem, plan: Plan) -> dict[int, float]:
+    """Unserved parts of demand, summed over the services of each tier."""
+    ranks = {service.name: service.tier_rank for service in problem.services}
+    sums = dict.fromkeys(ranks.values(), 0.0)
+    for row in plan.services:
+        sums[ranks[row.service]] += row.unserved_requests_per_s / max(row.demand_requests_per_s, 1e-12)
+    return sums
