@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRACE ?=
 PYTEST_ARGS ?=
+ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
@@ -97,7 +98,7 @@ bench-profiles: $(VENV)/ready ## Compare profiles with measured servers
 
 .PHONY: bench-formulas bench-claims
 bench-formulas: $(VENV)/ready ## Set queueing formulas beside the simulation over load
-	$(BIN)/python -m tests.bench_formulas
+	$(BIN)/python -m tests.bench_formulas $(ARGS)
 
 .PHONY: bench-policies
 bench-policies: $(VENV)/ready ## Serve the Azure traces under seven policies: cost, joules, SLOs

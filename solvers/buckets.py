@@ -47,6 +47,7 @@ def cut_sizes(
     coefficients: Coefficients,
     *,
     weights: Sequence[float] | None = None,
+    cached_tokens: Sequence[int] | None = None,
     tolerance_ratio: float = TOLERANCE_RATIO,
 ) -> Cut:
     """Cut joint sizes into 4 to 8 buckets, as few as keep the coefficients within the tolerance, else the closest.
@@ -59,6 +60,8 @@ def cut_sizes(
         Told a mix; its numbers are compared with those of the finest cut of up to 256 buckets.
     weights : (N,) float, optional
         Requests of each cell; one of each without.
+    cached_tokens : (N,) int, optional
+        Of each prompt, found in a prefix cache; what is left to compute decides which prompts are alike.
 
     Returns
     -------
@@ -70,7 +73,7 @@ def cut_sizes(
     InvalidInput
         No sizes, sizes below one token, or weights that are no weights.
     """
-    sizes, weight = _checked(prompt_tokens, output_tokens, weights)
+    sizes, weight = _checked(prompt_tokens, output_tokens, cached_tokens, weights)
     finest = _mix(_parts(sizes, weight, FINEST_BUCKETS, MEASURES[0])[-1], sizes, weight)
     if len(finest) <= LEAST_BUCKETS:
         return Cut(mix=finest, error_ratio=0.0, finest=len(finest))
@@ -88,22 +91,29 @@ def cut_sizes(
 
 
 def _checked(
-    prompt_tokens: Sequence[int], output_tokens: Sequence[int], weights: Sequence[float] | None
+    prompt_tokens: Sequence[int],
+    output_tokens: Sequence[int],
+    cached_tokens: Sequence[int] | None,
+    weights: Sequence[float] | None,
 ) -> tuple[Floats, Floats]:
+    """Sizes as (prompt, output, cached) tokens, (N, 3), and weights, (N,)."""
+    cached = np.zeros(len(prompt_tokens)) if cached_tokens is None else np.array(cached_tokens, dtype=float)
     sizes = np.array([prompt_tokens, output_tokens], dtype=float).T.reshape(-1, 2)
+    if cached.shape != (len(sizes),) or not np.all((cached >= 0.0) & (cached < sizes[:, 0])):
+        raise InvalidInput("request sizes", "cached_tokens", "must be one for each prompt, 0 or more and below it")
     weight = np.ones(len(sizes)) if weights is None else np.array(weights, dtype=float)
     if len(sizes) == 0 or not np.all(sizes >= 1.0):
         raise InvalidInput("request sizes", "", f"{len(sizes)} of them, the least {sizes.min(initial=1):g}", "give ≥ 1")
     if weight.shape != (len(sizes),) or not np.all(weight >= 0.0) or not 0.0 < weight.sum() < np.inf:
         raise InvalidInput("request sizes", "weights", "must be one for each size, none negative, some above 0")
     kept = weight > 0.0
-    return sizes[kept], weight[kept]
+    return np.column_stack([sizes, cached])[kept], weight[kept]
 
 
 def _parts(sizes: Floats, weight: Floats, most: int, measure: tuple[float, float]) -> list[list[NDArray[np.int64]]]:
     """Cuts of 1, 2, … parts, each a refinement of the one before, until nothing is left to tell apart."""
     power, output_share = measure
-    told = np.stack([sizes[:, 0] ** power, sizes[:, 1]], axis=1)
+    told = np.stack([(sizes[:, 0] - sizes[:, 2]) ** power, sizes[:, 1]], axis=1)
     middle = np.average(told, axis=0, weights=weight)
     spread = np.sqrt(np.average((told - middle) ** 2, axis=0, weights=weight))
     scaled = told / np.maximum(spread, 1e-9) * np.array([1.0, output_share])
@@ -148,9 +158,10 @@ def _mix(parts: Sequence[NDArray[np.int64]], sizes: Floats, weight: Floats) -> M
     buckets = []
     for part in parts:
         means = np.average(sizes[part], axis=0, weights=weight[part])
-        prompt, output = (max(1, round(float(mean))) for mean in means)
+        prompt, output = (max(1, round(float(mean))) for mean in means[:2])
+        cached = min(prompt - 1, int(means[2]))
         share = float(weight[part].sum()) / total
-        buckets.append(SizeBucket(prompt_tokens=prompt, output_tokens=output, weight_ratio=share))
+        buckets.append(SizeBucket(prompt_tokens=prompt, output_tokens=output, weight_ratio=share, cached_tokens=cached))
     return tuple(sorted(buckets))
 
 

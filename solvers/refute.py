@@ -21,12 +21,15 @@ from solvers.planner import make_plan
 from solvers.policies.fixed import Fixed
 from solvers.problem import Problem
 from solvers.simulate import Workload
+from solvers.simulate.arrivals import Ints
 from solvers.sizing import Capacity, Unfit, replica_capacity
 from solvers.workload import Demand, SizeBucket, Slo, SloMetric
 
 ROUNDS = 3
 REQUESTS_EACH = 3000  # of the service that is asked least: its 95th percentile then stands on 150 requests
 SHORTEST_S, LONGEST_S = 120.0, 3600.0
+BLOCK_TOKENS = 64  # of prefixes that prompts of one size share
+MOST_SIZES, MOST_BLOCKS = 1 << 16, 1 << 24  # of a service, and of a prompt: ids of blocks are made of these
 MOST_REQUESTS = 60_000  # of all services together; a decision waits for this
 WINDOWS = 20
 STEP_AT_MOST, STEP_AT_LEAST = 0.75, 0.97  # what one round takes off a capacity at most, and at least
@@ -116,7 +119,10 @@ def replayed(problem: Problem, plan: Plan, seed: int) -> Summary | None:
 
 
 def poisson_load(demands: Mapping[str, Demand], duration_s: float, seed: int) -> Load:
-    """Draw Poisson arrivals at the rate and the mix of each demand; each service from a seed of its own."""
+    """Draw Poisson arrivals at the rate and the mix of each demand; each service from a seed of its own.
+
+    Prompts of one size of one service share a prefix of its cached tokens, in whole blocks of ``BLOCK_TOKENS``.
+    """
     services = tuple(sorted(demands))
     arrivals, sizes, owners = [], [], []
     for index, name in enumerate(services):
@@ -124,19 +130,30 @@ def poisson_load(demands: Mapping[str, Demand], duration_s: float, seed: int) ->
         demand = demands[name]
         count = int(rng.poisson(demand.requests_per_s * duration_s))
         weights = np.array([bucket.weight_ratio for bucket in demand.mix])
-        table = np.array([(bucket.prompt_tokens, bucket.output_tokens) for bucket in demand.mix], dtype=np.int64)
+        table = np.array([(b.prompt_tokens, b.output_tokens, b.cached_tokens) for b in demand.mix], dtype=np.int64)
         arrivals.append(np.sort(rng.uniform(0.0, duration_s, count)))
-        sizes.append(table[rng.choice(len(table), size=count, p=weights / weights.sum())])
+        chosen = rng.choice(len(table), size=count, p=weights / weights.sum())
+        sizes.append(np.column_stack([table[chosen], chosen]))
         owners.append(np.full(count, index, dtype=np.int64))
-    together = np.concatenate(sizes)
+    together, owner = np.concatenate(sizes), np.concatenate(owners)
     workload = Workload(
         services=services,
         arrival_s=np.concatenate(arrivals),
-        service=np.concatenate(owners),
+        service=owner,
         prompt_tokens=together[:, 0],
         output_tokens=together[:, 1],
     )
-    return Load(workload=workload)
+    return Load(workload=_with_prefixes(workload, together[:, 2] // BLOCK_TOKENS, owner * MOST_SIZES + together[:, 3]))
+
+
+def _with_prefixes(workload: Workload, blocks: Ints, kind: Ints) -> Workload:
+    """Let requests of a kind, (N,), share their first ``blocks``, (N,)."""
+    if not blocks.any():
+        return workload
+    starts = np.concatenate([[0], np.cumsum(blocks)]).astype(np.int64)
+    within = np.arange(starts[-1]) - np.repeat(starts[:-1], blocks)
+    ids = np.repeat(kind, blocks) * MOST_BLOCKS + within
+    return replace(workload, block_tokens=BLOCK_TOKENS, block_starts=starts, block_ids=ids)
 
 
 def _missed(summary: Summary) -> list[tuple[str, Kept]]:

@@ -118,11 +118,15 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class SizeBucket:
-    """Requests of about one size; ``weight_ratio`` is their share of the service's requests."""
+    """Requests of about one size; ``weight_ratio`` is their share of the service's requests.
+
+    ``cached_tokens`` of each prompt are found in a replica's prefix cache and not computed again.
+    """
 
     prompt_tokens: int
     output_tokens: int
     weight_ratio: float
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

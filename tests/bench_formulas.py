@@ -4,7 +4,9 @@ For each role, GPU class and utilisation from 0.3 to 0.95 of saturation, one poo
 the mix, and its 95th percentile is set beside what the formulas predict there. The prefill pool is followed, and the
 decode pool preceded, by so many replicas that those never queue; a decode pool shows in ITL, and when it is full in
 TTFT. *SIM LOAD* is the load at which the simulation just holds every SLO over the load at which the formulas say so,
-found by bisection: above 1 the formulas are safe, below 1 they are hopeful.
+found by bisection: above 1 the formulas are safe, below 1 they are hopeful. With ``--cached RATIO`` prompts of one size
+share a prefix of so much of them, by the profile's own table of prefixes, and *IGNORED / SIM* is what the formulas say
+when they are not told. Saturation is then that of prompts with their prefix.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 from controller.tables import Cell, render_table
@@ -24,10 +26,10 @@ from solvers.fleet import PoolKey
 from solvers.plan import Placement, Plan, SolveReport, SolveStatus
 from solvers.policies.fixed import Fixed
 from solvers.problem import Problem
-from solvers.refute import poisson_load
+from solvers.refute import BLOCK_TOKENS, poisson_load
 from solvers.sizing import Capacity, pools, replica_capacity
 from solvers.sizing.queueing import MAX_LOAD_RATIO
-from solvers.workload import SloMetric
+from solvers.workload import SizeBucket, SloMetric
 from tests.fleets import CHAT, demand, nodes, problem, profile, service
 
 LOADS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -52,6 +54,7 @@ class Row:
     simulated_s: float
     half_width_s: float
     missed_ratio: float
+    ignored_s: float
 
     @property
     def formula_ratio(self) -> float:
@@ -77,6 +80,7 @@ class Pool:
     profile: EngineProfile
     replicas: int
     capacity: Capacity
+    mix: tuple[SizeBucket, ...]
 
     @property
     def gpu_class(self) -> str:
@@ -93,7 +97,7 @@ class Pool:
 
 
 def _prefill_s(pool: Pool, ratio: float) -> dict[SloMetric, float]:
-    curves, mix, rate = pool.profile, pools.Mix.of(CHAT), ratio * pool.saturation_per_s
+    curves, mix, rate = pool.profile, pools.Mix.of(pool.mix), ratio * pool.saturation_per_s
     transfer_s = mix.prompt_tokens * curves.kv_bytes_per_token / curves.transfer_bytes_per_s
     link = min(0.99, rate * float(mix.weight @ transfer_s))
     step_s = float(curves.decode_step_s[0][0])  # the decode side is all but idle here
@@ -106,14 +110,14 @@ def _prefill_s(pool: Pool, ratio: float) -> dict[SloMetric, float]:
 
 
 def _decode_s(pool: Pool, ratio: float) -> dict[SloMetric, float]:
-    mix = pools.Mix.of(CHAT)
+    mix = pools.Mix.of(pool.mix)
     chain = pools.decoding_pool(pool.profile, mix, pools.chained_replicas(pool.profile, mix, pool.replicas))
     return {SloMetric.ITL: chain.itl_s(chain.chain.probabilities(ratio * chain.chain.saturation_per_s), P95)}
 
 
 def _mixed_s(pool: Pool, ratio: float) -> dict[SloMetric, float]:
-    together = pools.chained_replicas(pool.profile, pools.Mix.of(CHAT), pool.replicas)
-    sized = sizing._mixed_sizing(pool.profile, tuple(CHAT), service("x", "llama-8b").slos, together)
+    together = pools.chained_replicas(pool.profile, pools.Mix.of(pool.mix), pool.replicas)
+    sized = sizing._mixed_sizing(pool.profile, pool.mix, service("x", "llama-8b").slos, together)
     said = sized.at(ratio)
     tail = said.prompts.tail(said.rate_per_s * pool.replicas, pool.replicas)
     return {SloMetric.TTFT: said.prompts.quantile_s(P95, tail), SloMetric.ITL: said.itl_s}
@@ -122,15 +126,44 @@ def _mixed_s(pool: Pool, ratio: float) -> dict[SloMetric, float]:
 PREDICTED = {Role.PREFILL: _prefill_s, Role.DECODE: _decode_s, Role.MIXED: _mixed_s}
 
 
-def pools_to_try(replicas: Sequence[int]) -> Iterator[Pool]:
+def pools_to_try(replicas: Sequence[int], cached_ratio: float) -> Iterator[Pool]:
     """Pools that can serve the mix within the SLOs."""
-    for role in Role:
+    mix = cached_mix(cached_ratio)
+    for role in (role for role in Role if role is not Role.DECODE or not cached_ratio):
         for name in CLASSES:
             curves = profile("llama-8b", name, 1, 8.0)
+            if cached_ratio:
+                curves = with_prefixes(curves)
             for count in replicas:
-                found = replica_capacity(curves, role, CHAT, service("x", "llama-8b").slos, pool_replicas=count)
+                found = replica_capacity(curves, role, mix, service("x", "llama-8b").slos, pool_replicas=count)
                 if isinstance(found, Capacity):
-                    yield Pool(role=role, profile=curves, replicas=count, capacity=found)
+                    yield Pool(role=role, profile=curves, replicas=count, capacity=found, mix=mix)
+
+
+def cached_mix(ratio: float) -> tuple[SizeBucket, ...]:
+    """The mix with so much of every prompt cached, in whole blocks."""
+    return tuple(
+        replace(size, cached_tokens=BLOCK_TOKENS * int(ratio * size.prompt_tokens / BLOCK_TOKENS)) for size in CHAT
+    )
+
+
+def with_prefixes(curves: EngineProfile) -> EngineProfile:
+    """Give a profile a table of prefixes: attention to 1,024 and 4,096 cached tokens costs 6 and 25 % more."""
+    rows = tuple((ratio,) * len(curves.prefill_tokens) for ratio in (1.06, 1.25))
+    return replace(curves, prefill_cached_tokens=(1024, 4096), prefill_cached_ratio=rows)
+
+
+def ignored_s(pool: Pool, metric: SloMetric, ratio: float) -> float:
+    """What the formulas say of the same requests when they are not told of the prefixes."""
+    if not any(size.cached_tokens for size in pool.mix):
+        return pool.predicted_s(metric, ratio)
+    slos = service("x", "llama-8b").slos
+    found = replica_capacity(pool.profile, pool.role, CHAT, slos, pool_replicas=pool.replicas)
+    if not isinstance(found, Capacity):
+        return float("inf")
+    unaware = replace(pool, mix=CHAT, capacity=found)
+    own_ratio = ratio * pool.saturation_per_s / unaware.saturation_per_s
+    return unaware.predicted_s(metric, own_ratio) if own_ratio < 1.0 else float("inf")
 
 
 def world(pool: Pool) -> tuple[Problem, Plan]:
@@ -166,7 +199,7 @@ def load_of(pool: Pool, ratio: float, requests: int, seed: int) -> Load:
     """Poisson arrivals at a share of what saturates the pool."""
     rate = ratio * pool.replicas * pool.saturation_per_s
     chat = service("chat", "llama-8b")
-    return poisson_load({chat.name: demand(chat, rate)}, requests / rate, seed)
+    return poisson_load({chat.name: replace(demand(chat, rate), mix=pool.mix)}, requests / rate, seed)
 
 
 def simulated(pool: Pool, ratio: float, requests: int, seed: int) -> Summary:
@@ -192,6 +225,7 @@ def rows_of(pool: Pool, requests: int, seed: int) -> Iterator[Row]:
                     simulated_s=kept.value_s.value,
                     half_width_s=kept.value_s.half_width,
                     missed_ratio=1.0 - kept.within_ratio.value,
+                    ignored_s=ignored_s(pool, kept.slo.metric, ratio),
                 )
 
 
@@ -217,6 +251,7 @@ def tables(rows: Sequence[Row], edges: Sequence[Edge]) -> Iterator[str]:
         "SIM MS",
         "± MS",
         "FORMULA / SIM",
+        "IGNORED / SIM",
         "MISSED %",
     )
     yield render_table(headers, (_cells(row) for row in rows))
@@ -249,19 +284,21 @@ def _cells(row: Row) -> tuple[Cell, ...]:
     times = (1000 * row.simulated_s, 1000 * row.half_width_s)
     place = (row.role, row.gpu_class, row.replicas, row.metric, row.load_ratio)
     said: Cell = 1000 * row.formula_s if row.formula_ratio < UNBOUNDED else "unbounded"
-    return *place, said, *times, _ratio(row.formula_ratio), 100 * row.missed_ratio
+    ignored = _ratio(row.ignored_s / row.simulated_s)
+    return *place, said, *times, _ratio(row.formula_ratio), ignored, 100 * row.missed_ratio
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=4000, help="of each replay")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--cached", type=float, default=0.0, metavar="RATIO", help="of each prompt that is cached (0)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     options = parser.parse_args()
     rows: list[Row] = []
     edges: list[Edge] = []
-    for pool in pools_to_try(options.replicas):
+    for pool in pools_to_try(options.replicas, options.cached):
         print(f"{pool.role} on {pool.replicas} {pool.gpu_class}", file=sys.stderr)
         rows += rows_of(pool, options.requests, options.seed)
         edges.append(edge_of(pool, options.requests, options.seed))

@@ -66,7 +66,7 @@ def test_the_winner_is_named_only_when_it_is_clear() -> None:
 
 
 def test_formulas_predict_more_the_fuller_a_pool_is() -> None:
-    for pool in pools_to_try([2]):
+    for pool in pools_to_try([2], 0.0):
         predicted = [[pool.predicted_s(metric, load) for load in (0.3, 0.6, 0.8)] for metric in _metrics(pool.role)]
         assert all(values == sorted(values) for values in predicted)
         rate = load_of(pool, 0.5, 500, 1).requests / load_of(pool, 0.5, 500, 1).span_s

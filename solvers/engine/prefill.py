@@ -14,8 +14,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from solvers.engine import EngineProfile
-from solvers.engine.curves import prefill_s
+from solvers.engine.curves import chunks_s, prefill_s
 from solvers.errors import OutOfRange
+
+HIT_LABELS = ("hit", "pool")
+"""How variants begin whose prefill times count prefix hits already."""
 
 Rows = Sequence[Sequence[float]]
 
@@ -51,6 +54,41 @@ def cached_ratio(profile: EngineProfile, new_tokens: float, cached_tokens: float
     alone = prefill_s(profile, new_tokens)
     continued = prefill_s(profile, cached_tokens + new_tokens) - prefill_s(profile, cached_tokens)
     return max(1.0, continued / alone)
+
+
+def prompt_s(profile: EngineProfile, prompt_tokens: float, cached_tokens: float = 0.0) -> float:
+    """Time of a prompt of which the first ``cached_tokens`` are found; of more than was measured, as many count.
+
+    Raises
+    ------
+    OutOfRange
+        When what is left to compute is beyond what was measured.
+    """
+    cached = _believed(profile, prompt_tokens, cached_tokens)
+    return prefill_together_s(profile, prompt_tokens - cached, cached_tokens=cached)
+
+
+def prompt_chunks_s(profile: EngineProfile, prompt_tokens: int, cached_tokens: int = 0) -> tuple[float, ...]:
+    """Times that the chunks of such a prompt add to the steps of a mixed replica; they sum to ``prompt_s``."""
+    if not cached_tokens:
+        return chunks_s(profile, prompt_tokens)
+    cached = _believed(profile, prompt_tokens, cached_tokens)
+    new = prompt_tokens - int(cached)
+    ends = [*range(profile.prefill_chunk_tokens, new, profile.prefill_chunk_tokens), new]
+    upto = [prefill_together_s(profile, end, cached_tokens=cached) for end in ends]
+    return tuple(b - a for a, b in itertools.pairwise([0.0, *upto]))
+
+
+def _believed(profile: EngineProfile, prompt_tokens: float, cached_tokens: float) -> float:
+    """How many cached tokens count: not those beyond the table, none twice, and a token is always computed.
+
+    A profile that was made for prefix hits (``variants.with_prefix_hits``, ``with_offload``) has them in its times.
+    """
+    labels = profile.key.config.variant.split("-")
+    if any(label.startswith(HIT_LABELS) for label in labels):
+        return 0.0
+    most = profile.prefill_cached_tokens[-1] if profile.prefill_cached_tokens else prompt_tokens
+    return max(0.0, min(cached_tokens, most, prompt_tokens - 1))
 
 
 def batch_ratio(profile: EngineProfile, new_tokens: float, batch: float) -> float:

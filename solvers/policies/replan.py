@@ -82,11 +82,12 @@ def mix_of(requests: Sequence[FinishedRequest]) -> tuple[SizeBucket, ...]:
 
     Means keep the load that the requests are; the largest bucket keeps the longest prompts apart.
     """
-    sizes = np.array(sorted((r.prompt_tokens, r.output_tokens) for r in requests), dtype=np.float64)
-    buckets = []
+    rows = sorted((r.prompt_tokens, r.output_tokens, r.cached_tokens) for r in requests)
+    sizes, buckets = np.array(rows, dtype=np.float64), []
     for part in np.array_split(sizes, min(MIX_BUCKETS // 2, len(sizes))):
         by_output = part[np.argsort(part[:, 1], kind="stable")]
         for half in np.array_split(by_output, min(2, len(by_output))):
-            prompt, output = (max(1, round(float(mean))) for mean in half.mean(axis=0))
-            buckets.append(SizeBucket(prompt_tokens=prompt, output_tokens=output, weight_ratio=len(half) / len(sizes)))
+            prompt, output, cached = (round(float(mean)) for mean in half.mean(axis=0))
+            size = {"prompt_tokens": max(1, prompt), "output_tokens": max(1, output), "cached_tokens": cached}
+            buckets.append(SizeBucket(**size, weight_ratio=len(half) / len(sizes)))
     return tuple(sorted(buckets))

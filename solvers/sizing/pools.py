@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from solvers.engine import EngineProfile
-from solvers.engine.curves import Floats, chunks_s, decode_steps_s, decode_watts, prefill_s
+from solvers.engine.curves import Floats, decode_steps_s, decode_watts
+from solvers.engine.prefill import prompt_chunks_s, prompt_s
 from solvers.sizing import queueing
 from solvers.sizing.queueing import BatchChain
 from solvers.workload import SizeBucket, Slo
@@ -38,6 +39,7 @@ class Mix:
     weight: Floats
     prompt_tokens: Floats
     output_tokens: Floats
+    cached_tokens: Floats
 
     @classmethod
     def of(cls, buckets: tuple[SizeBucket, ...]) -> Mix:
@@ -46,6 +48,7 @@ class Mix:
             weight=weight / weight.sum(),
             prompt_tokens=np.array([b.prompt_tokens for b in buckets], dtype=float),
             output_tokens=np.array([max(1, b.output_tokens) for b in buckets], dtype=float),
+            cached_tokens=np.array([b.cached_tokens for b in buckets], dtype=float),
         )
 
     @property
@@ -119,7 +122,8 @@ def prefill_times_s(profile: EngineProfile, mix: Mix) -> Floats:
             f"a prompt of {longest:,.0f} tokens does not fit the {profile.kv_capacity_tokens:,} tokens of KV cache on "
             f"{replica_name(profile)}"
         )
-    return np.array([prefill_s(profile, tokens) for tokens in mix.prompt_tokens.tolist()])
+    prompts = zip(mix.prompt_tokens.tolist(), mix.cached_tokens.tolist(), strict=True)
+    return np.array([prompt_s(profile, tokens, cached) for tokens, cached in prompts])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -234,7 +238,8 @@ class Mixed:
 
 def mixed_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Mixed:
     prefill = prefill_times_s(profile, mix)
-    by_bucket = [chunks_s(profile, int(tokens)) for tokens in mix.prompt_tokens.tolist()]
+    prompts = zip(mix.prompt_tokens.tolist(), mix.cached_tokens.tolist(), strict=True)
+    by_bucket = [prompt_chunks_s(profile, int(tokens), int(cached)) for tokens, cached in prompts]
     chunk = np.array([c for chunks in by_bucket for c in chunks])
     share = np.repeat(mix.weight, [len(chunks) for chunks in by_bucket])
     order = np.argsort(chunk, kind="stable")
