@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRACE ?=
 PYTEST_ARGS ?=
-ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
@@ -98,7 +97,7 @@ bench-profiles: $(VENV)/ready ## Compare profiles with measured servers
 
 .PHONY: bench-formulas bench-claims
 bench-formulas: $(VENV)/ready ## Set queueing formulas beside the simulation over load
-	$(BIN)/python -m tests.bench_formulas $(ARGS)
+	$(BIN)/python -m tests.bench_formulas
 
 .PHONY: bench-policies
 bench-policies: $(VENV)/ready ## Serve the Azure traces under seven policies: cost, joules, SLOs

@@ -292,20 +292,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=4000, help="of each replay")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--cached", type=float, default=0.0, metavar="RATIO", help="of each prompt that is cached (0)")
+    parser.add_argument("--cached", type=float, nargs="+", default=[0.0, 0.5], metavar="RATIO",
+                        help="of each prompt that is cached (0 0.5)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     options = parser.parse_args()
+    found = [measured(ratio, options) for ratio in options.cached]
+    if options.output == "json":
+        data = [
+            {"cachedRatio": ratio, "loads": [asdict(r) for r in rows], "edges": [asdict(e) for e in edges]}
+            for ratio, (rows, edges) in zip(options.cached, found, strict=True)
+        ]
+        print(json.dumps(data, indent=2))
+        return
+    for ratio, (rows, edges) in zip(options.cached, found, strict=True):
+        print(f"{ratio:.0%} of each prompt cached\n")
+        print("\n\n".join(tables(rows, edges)) + "\n")
+
+
+def measured(cached_ratio: float, options: argparse.Namespace) -> tuple[list[Row], list[Edge]]:
+    """All pools at all loads."""
     rows: list[Row] = []
     edges: list[Edge] = []
-    for pool in pools_to_try(options.replicas, options.cached):
-        print(f"{pool.role} on {pool.replicas} {pool.gpu_class}", file=sys.stderr)
+    for pool in pools_to_try(options.replicas, cached_ratio):
+        print(f"{pool.role} on {pool.replicas} {pool.gpu_class}, {cached_ratio:.0%} cached", file=sys.stderr)
         rows += rows_of(pool, options.requests, options.seed)
         edges.append(edge_of(pool, options.requests, options.seed))
-    if options.output == "json":
-        print(json.dumps({"loads": [asdict(r) for r in rows], "edges": [asdict(e) for e in edges]}, indent=2))
-    else:
-        print("\n\n".join(tables(rows, edges)))
+    return rows, edges
 
 
 if __name__ == "__main__":
