@@ -137,6 +137,31 @@ class NodeReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReading:
+    """Means of one engine (one pod) over the window; None is what nobody told.
+
+    Rates are per second of the served world. ``ttft_s`` counts from the engine's own queue, ``prefill_s`` without it,
+    ``gpu_watts`` is the mean of the pod's GPUs.
+    """
+
+    pod: str
+    running: float
+    waiting: float
+    prompts_per_s: float
+    prompt_tokens_per_s: float
+    output_tokens_per_s: float
+    ttft_s: float | None = None
+    prefill_s: float | None = None
+    itl_s: float | None = None
+    gpu_watts: float | None = None
+    as_of_s: float
+
+    def is_fresh(self, now_s: float, max_age_s: float = MAX_AGE_S) -> bool:
+        """Say whether the reading is young enough to learn from."""
+        return now_s - self.as_of_s <= max_age_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
     """Everything telemetry said at ``taken_at_s`` (seconds since the epoch).
 
@@ -148,6 +173,10 @@ class Readings:
         Only nodes whose power somebody exported.
     outstanding_requests : mapping of ``namespace/pod`` to float
         Requests running or waiting on an engine.
+    engines : mapping of ``namespace/pod`` to EngineReading
+        What engines tell of their own speed; asked for once a window, and only where somebody learns from it.
+    engine_fault : str
+        Why engines could not be asked. No decision waits for that, so it is none of the ``faults``.
     faults : tuple of str
         What could not be read, for a user's eyes.
     """
@@ -156,4 +185,6 @@ class Readings:
     services: Mapping[str, ServiceReading] = field(default_factory=dict)
     nodes: Mapping[str, NodeReading] = field(default_factory=dict)
     outstanding_requests: Mapping[str, float] = field(default_factory=dict)
+    engines: Mapping[str, EngineReading] = field(default_factory=dict)
+    engine_fault: str = ""
     faults: tuple[str, ...] = ()

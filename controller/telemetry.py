@@ -2,7 +2,8 @@
 
 ``QUERIES`` is the one place where vendors' names live: our name → PromQL. Gateway series have two names, those of
 the Gateway API inference extension and the newer ones of the llm-d endpoint picker that replace them. A file of the
-user's may replace any entry.
+user's may replace any entry. The rows of ``ENGINE_QUERIES`` say how fast each engine is: they are asked once a window,
+only while corrections are learnt, and when they fail nothing else does.
 
 Served time may run faster than real time (simulations): Prometheus counts per real second, so rates are divided by
 ``time_scale``. Latencies and sizes are not rates and stay as they are.
@@ -24,7 +25,8 @@ from typing import Any
 import urllib3
 import yaml
 
-from controller.readings import Histogram, LoadSample, NodeReading, Readings, ServiceReading
+from controller.engine_telemetry import ENGINE_QUERIES, Sample, engines_of
+from controller.readings import EngineReading, Histogram, LoadSample, NodeReading, Readings, ServiceReading
 from controller.settings import Settings
 from solvers.errors import InvalidInput, PenstockError
 
@@ -70,15 +72,8 @@ QUERIES: Mapping[str, str] = {
     "pod_outstanding": "sum by (namespace, pod) (vllm:num_requests_running + vllm:num_requests_waiting)",
     "node_draw_watts": f"sum by (Hostname) (DCGM_FI_DEV_POWER_USAGE < {LARGEST_WATTS:g})",
     "node_as_of_s": "min by (Hostname) (timestamp(DCGM_FI_DEV_POWER_USAGE))",
+    **ENGINE_QUERIES,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One series of an instant vector."""
-
-    labels: Mapping[str, str]
-    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +148,18 @@ class Telemetry:
     rate_window_s: float = 60.0
     time_scale: float = 1.0
     clock: Callable[[], float] = time.time
+    asks_engines: bool = False
     _history: dict[str, deque[tuple[float, float]]] = field(default_factory=dict)
+    _engines: Mapping[str, EngineReading] = field(default_factory=dict)
+    _engine_fault: str = ""
+    _engines_at_s: float = float("-inf")
 
     def read(self, targets: Iterable[ServiceTarget]) -> Readings:
         """Query and assemble; what cannot be read is absent and named in ``faults``, never guessed."""
         now_s = self.clock()
         vectors, faults = self._ask_all()
+        if self.asks_engines and not faults and now_s - self._engines_at_s >= self.rate_window_s:
+            self._ask_engines(now_s)
         services = {}
         for target in targets:
             if reading := self._service(target, vectors, now_s):
@@ -168,21 +169,38 @@ class Telemetry:
             services=services,
             nodes=_nodes(vectors),
             outstanding_requests=_by(vectors.get("pod_outstanding", []), "namespace", "pod"),
+            engines=self._engines if self.asks_engines else {},
+            engine_fault=self._engine_fault if self.asks_engines else "",
             faults=tuple(faults),
         )
 
     def _ask_all(self) -> tuple[Vectors, list[str]]:
         """Ask every query; one that finds no server ends the round, as the others would wait in vain."""
-        windows = {"WINDOW": f"{max(1, round(self.rate_window_s))}s"}
-        windows["LONG"] = f"{max(1, round(MIX_WINDOWS * self.rate_window_s))}s"
         vectors: dict[str, list[Sample]] = {}
         for name, template in self.queries.items():
-            expression = template.replace("WINDOW", windows["WINDOW"]).replace("LONG", windows["LONG"])
+            if name in ENGINE_QUERIES:
+                continue
             try:
-                vectors[name] = self.ask(expression)
+                vectors[name] = self.ask(self._expression(template))
             except QueryFailed as error:
                 return {}, [f"{name}: {error}"]
         return vectors, []
+
+    def _ask_engines(self, now_s: float) -> None:
+        """Ask how fast each engine is; a failure drops what was known, which speaks of a past window."""
+        vectors: dict[str, list[Sample]] = {}
+        self._engines_at_s, self._engines, self._engine_fault = now_s, {}, ""
+        try:
+            for name in ENGINE_QUERIES:
+                vectors[name] = self.ask(self._expression(self.queries[name]))
+        except QueryFailed as error:
+            self._engine_fault = f"{name}: {error}"
+            return
+        self._engines = engines_of(vectors, self.time_scale)
+
+    def _expression(self, template: str) -> str:
+        window_s, long_s = max(1, round(self.rate_window_s)), max(1, round(MIX_WINDOWS * self.rate_window_s))
+        return template.replace("WINDOW", f"{window_s}s").replace("LONG", f"{long_s}s")
 
     def _service(self, target: ServiceTarget, vectors: Vectors, now_s: float) -> ServiceReading | None:
         """Prefer the gateway: engines see completions only, which saturate and hide demand."""
@@ -275,9 +293,11 @@ class TelemetryReader:
                 time_scale=settings.time_scale,
             )
 
-    def look_for(self, targets: Iterable[ServiceTarget], period_s: float) -> None:
-        """Say which services to ask about, and how often; new ones are asked about at once."""
+    def look_for(self, targets: Iterable[ServiceTarget], period_s: float, *, asks_engines: bool = False) -> None:
+        """Say which services to ask about, how often, and whether to ask engines; new ones are asked about at once."""
         wanted, self._period_s = tuple(targets), period_s
+        if self._telemetry is not None:
+            self._telemetry.asks_engines = asks_engines
         if wanted != self._targets:
             self._targets = wanted
             self._wake.set()
@@ -334,5 +354,7 @@ def keep_last_good(last: Readings, failed: Readings) -> Readings:
         services=last.services,
         nodes=last.nodes,
         outstanding_requests=last.outstanding_requests,
+        engines=last.engines,
+        engine_fault=last.engine_fault,
         faults=failed.faults,
     )

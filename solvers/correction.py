@@ -9,7 +9,8 @@ not fed returns to the prior: the profile is right, give or take ``prior_spread`
           \qquad q = \exp\left(m + z \, s \sqrt{\frac{k}{w + n_0}}\right)
 
 (the normal-gamma update), where ``k`` says how many neighbouring observations tell the same story. Every ``x`` and
-every factor is bounded: a wrong reading can bend a plan so far and no further.
+every factor is bounded: a wrong reading can bend a plan so far and no further. What planning uses moves in steps
+(``hold``), so that plans do not follow every reading.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from statistics import NormalDist
 
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.errors import InvalidInput
+from solvers.plan import Plan
+from solvers.problem import Problem
 
 
 class Phase(StrEnum):
@@ -32,7 +35,7 @@ class Phase(StrEnum):
     DECODE = "decode"
     """Gap between output tokens: decode steps."""
     THROUGHPUT = "throughput"
-    """Requests per second at full load: capacity, to be divided by the factor."""
+    """Work per second at full load against what the observed times allow; below 1, time is lost between them."""
     POWER = "power"
     """Watts of a busy GPU."""
 
@@ -58,6 +61,10 @@ class Learning:
         Requests that make one whole observation; fewer count in proportion.
     quantile_ratio : float
         Planning uses the value that the true one stays below with this probability.
+    enough_observations : float
+        Planning takes a belief up from this weight on, and drops it below half of it.
+    step_ratio : float
+        Planning moves to another factor when it is off by more than this share.
     """
 
     half_life_s: float = 6 * 3600.0
@@ -67,6 +74,8 @@ class Learning:
     repeats: float = 4.0
     enough_requests: float = 30.0
     quantile_ratio: float = 0.8
+    enough_observations: float = 8.0
+    step_ratio: float = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,16 +187,45 @@ def _bounded(log_ratio: float, learning: Learning) -> float:
     return min(learning.largest_factor, max(1.0 / learning.largest_factor, math.exp(log_ratio)))
 
 
-def corrected(profile: EngineProfile, beliefs: Beliefs, now_s: float, learning: Learning) -> EngineProfile:
-    """Write the planned factors of prefill, decode and power into a profile; it comes back itself when there are none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The factor that planning uses, in whole hundredths, and since when; ``Factor.planned`` as of then."""
 
-    Throughput is not a number of a profile: who sizes pools multiplies capacity by its factor.
+    factor: float
+    since_s: float
+
+
+def hold(held: Held | None, belief: Belief | None, phase: Phase, now_s: float, learning: Learning) -> Held | None:
+    """Move the factor of planning when the cautious end moved by more than a step; None: the profile as it is.
+
+    Rounded to hundredths towards caution, so that a status holds it exactly.
     """
-    known = {phase: beliefs.get((profile.key, phase)) for phase in (Phase.PREFILL, Phase.DECODE, Phase.POWER)}
-    if not any(known.values()):
+    found = factor(belief, phase, now_s, learning)
+    least = learning.enough_observations * (1.0 if held is None else 0.5)
+    if found.observations < least:
+        return None
+    places = math.floor(100 * found.planned + 1e-9) if phase in HIGHER_IS_BETTER else math.ceil(100 * found.planned)
+    planned = places / 100
+    moved = abs(math.log(planned / (held.factor if held else 1.0)))
+    return Held(factor=planned, since_s=now_s) if moved > math.log1p(learning.step_ratio) else held
+
+
+def corrected(profile: EngineProfile, beliefs: Beliefs, now_s: float, learning: Learning) -> EngineProfile:
+    """Write the planned factors of a profile's beliefs into it; it comes back itself when there are none."""
+    known = {phase: belief for phase in Phase if (belief := beliefs.get((profile.key, phase))) is not None}
+    return scaled(profile, {phase: factor(found, phase, now_s, learning).planned for phase, found in known.items()})
+
+
+def scaled(profile: EngineProfile, factors: Mapping[Phase, float]) -> EngineProfile:
+    """Write factors into a profile's tables, and say so in it.
+
+    Throughput below what times explain is time that nobody saw: it slows both phases. Above, it changes nothing.
+    """
+    if not factors:
         return profile
-    slower, step, watts = (factor(belief, phase, now_s, learning).planned for phase, belief in known.items())
-    idle = profile.idle_watts_per_gpu
+    lost = 1.0 / min(1.0, factors.get(Phase.THROUGHPUT, 1.0))
+    slower, step = lost * factors.get(Phase.PREFILL, 1.0), lost * factors.get(Phase.DECODE, 1.0)
+    idle, watts = profile.idle_watts_per_gpu, factors.get(Phase.POWER, 1.0)
     return replace(
         profile,
         source_detail=f"{profile.source_detail}; corrected while running: prefill x{slower:.2f}, decode x{step:.2f}, "
@@ -196,7 +234,27 @@ def corrected(profile: EngineProfile, beliefs: Beliefs, now_s: float, learning: 
         decode_step_s=tuple(tuple(step * time for time in row) for row in profile.decode_step_s),
         prefill_watts_per_gpu=max(idle, watts * profile.prefill_watts_per_gpu),
         decode_watts_per_gpu=tuple(max(idle, watts * each) for each in profile.decode_watts_per_gpu),
+        corrections=tuple((str(phase), factors[phase]) for phase in Phase if phase in factors),
     )
+
+
+def with_notes(plan: Plan, problem: Problem) -> Plan:
+    """Say in the plan's notes which of the profiles that it uses were corrected, and by how much."""
+    models = {service.name: service.model for service in problem.services}
+    keys = {
+        ProfileKey(model=models[row.pool.service], gpu_class=row.pool.gpu_class, config=row.pool.config)
+        for row in plan.pools
+        if row.replicas
+    }
+    used = [problem.profiles[key] for key in sorted(keys) if key in problem.profiles]
+    said = tuple(_note(profile) for profile in used if profile.corrections)
+    return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *said))) if said else plan
+
+
+def _note(profile: EngineProfile) -> str:
+    factors = ", ".join(f"{phase} x{value:.2f}" for phase, value in profile.corrections)
+    key = profile.key
+    return f"{key.model} on {key.gpu_class}/{key.config.label} is planned as it was seen to run: {factors}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

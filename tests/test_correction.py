@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers.correction import Belief, Learning, Observed, Phase, aged, corrected, factor, learn, report
+from solvers.correction import (
+    Belief,
+    Learning,
+    Observed,
+    Phase,
+    aged,
+    corrected,
+    factor,
+    hold,
+    learn,
+    report,
+    scaled,
+)
 from solvers.engine import EngineConfig, ProfileKey, check_profile
 from solvers.engine.curves import decode_step_s, prefill_s
 from solvers.errors import InvalidInput
@@ -133,3 +145,44 @@ def test_the_report_names_every_belief_once_in_order() -> None:
 def test_what_cannot_be_compared_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidInput, match=f"decode {field}"):
         learn({}, [replace(seen(1.0, 60.0), **{field: value})], LEARNING)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ what planning is told
+
+
+def test_planning_waits_for_enough_and_moves_in_steps() -> None:
+    assert hold(None, taught([1.5] * 7), Phase.DECODE, 420.0, LEARNING) is None
+    first = hold(None, taught([1.5] * 30), Phase.DECODE, 1800.0, LEARNING)
+    assert first is not None
+    assert 1.3 < first.factor < 1.6
+    assert first.factor == round(first.factor, 2)
+    assert hold(first, taught([1.5] * 31), Phase.DECODE, 1860.0, LEARNING) is first, "less than a step"
+    moved = hold(first, taught([1.0] * 300), Phase.DECODE, 18000.0, LEARNING)
+    assert moved is not None
+    assert (moved.factor < 1.05, moved.since_s) == (True, 18000.0)
+
+
+def test_a_profile_that_is_right_is_planned_as_it_is() -> None:
+    held = None
+    rng = np.random.default_rng(5)
+    for count in range(20, 400, 20):
+        belief = taught([float(math.exp(x)) for x in rng.normal(0.0, 0.03, count)])
+        held = hold(held, belief, Phase.DECODE, count * 60.0, LEARNING)
+        assert held is None or held.factor == 1.0
+
+
+def test_what_is_hardly_fed_any_more_is_dropped() -> None:
+    old = taught([1.5] * 30)
+    held = hold(None, old, Phase.DECODE, 1800.0, LEARNING)
+    assert held is not None
+    assert hold(held, old, Phase.DECODE, 1800.0 + LEARNING.half_life_s, LEARNING) is not None
+    assert hold(held, old, Phase.DECODE, 1800.0 + 4 * LEARNING.half_life_s, LEARNING) is None
+
+
+def test_time_lost_between_the_phases_slows_both_and_time_won_none() -> None:
+    lost = scaled(PROFILE, {Phase.THROUGHPUT: 0.8})
+    assert prefill_s(lost, 1024) == pytest.approx(prefill_s(PROFILE, 1024) / 0.8)
+    assert decode_step_s(lost, 8, 1024) == pytest.approx(decode_step_s(PROFILE, 8, 1024) / 0.8)
+    won = scaled(PROFILE, {Phase.THROUGHPUT: 1.3})
+    assert won.prefill_s == PROFILE.prefill_s
+    assert scaled(PROFILE, {}) is PROFILE

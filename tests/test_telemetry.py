@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.engine_telemetry import ENGINE_QUERIES, Sample
 from controller.readings import Histogram, Readings, ServiceReading
 from controller.settings import Settings
 from controller.telemetry import (
     QUERIES,
     Prometheus,
     QueryFailed,
-    Sample,
     ServiceTarget,
     Telemetry,
     TelemetryReader,
@@ -208,3 +208,61 @@ def test_quantile_and_share_are_inverse(weights: list[float], ratio: float) -> N
     value = histogram.quantile(ratio)
     assert histogram.share_within(value) >= ratio - 1e-6
     assert 0.0 <= value <= len(weights)
+
+
+POD = {"namespace": "team-a", "pod": "chat-1"}
+HELD = {"namespace": "monitoring", "pod": "exporter-7", "exported_namespace": "team-a", "exported_pod": "chat-1"}
+
+
+def engines() -> Vectors:
+    return {
+        "engine_pod_as_of_s": vector((POD, 1000.0)),
+        "engine_pod_running": vector((POD, 8.0)),
+        "engine_pod_prompts_per_s": vector((POD, 40.0)),
+        "engine_pod_itl_s": vector((POD, 0.02)),
+        "engine_pod_gpu_watts": vector((HELD, 500.0)),
+    }
+
+
+def test_engines_are_asked_only_by_who_learns_and_once_a_window() -> None:
+    now_s, asked = [1005.0], list[str]()
+    vectors = {**gateway(), **engines()}
+
+    def answer(name: str) -> list[Sample]:
+        asked.append(name)
+        return vectors.get(name, [])
+
+    source = Telemetry(ask=answer, queries={name: name for name in QUERIES}, time_scale=10.0, clock=lambda: now_s[0])
+    assert source.read([CHAT]).engines == {}
+    assert not ENGINE_QUERIES.keys() & set(asked)
+    source.asks_engines = True
+    engine = source.read([CHAT]).engines["team-a/chat-1"]
+    assert (engine.running, engine.prompts_per_s, engine.itl_s, engine.gpu_watts) == (8.0, 4.0, 0.02, 500.0)
+    assert engine.prefill_s is None
+    now_s[0] += 30.0
+    source.read([CHAT])
+    assert asked.count("engine_pod_running") == 1
+    now_s[0] += 30.0
+    source.read([CHAT])
+    assert asked.count("engine_pod_running") == 2
+
+
+def test_engines_that_cannot_be_asked_hide_no_demand() -> None:
+    vectors = gateway()
+
+    def answer(name: str) -> list[Sample]:
+        if name in ENGINE_QUERIES:
+            raise QueryFailed("no such series")
+        return vectors.get(name, [])
+
+    source = Telemetry(ask=answer, queries={name: name for name in QUERIES}, clock=lambda: 1005.0, asks_engines=True)
+    readings = source.read([CHAT])
+    assert readings.services["team-a/chat"].requests_per_s == 4.0
+    assert (readings.faults, readings.engines) == ((), {})
+    assert "no such series" in readings.engine_fault
+
+
+def test_a_users_table_may_rename_the_rows_of_engines(tmp_path: Path) -> None:
+    file = tmp_path / "queries.yaml"
+    file.write_text("engine_pod_running: sum by (namespace, pod) (sglang:num_running_reqs)\n")
+    assert load_queries(str(file))["engine_pod_running"].endswith("(sglang:num_running_reqs)")

@@ -132,6 +132,8 @@ class EngineProfile:
         Time of so many equal prompts computed together, against one; between 1 and their number. Empty likewise.
     prefill_speed_ratio, decode_speed_ratio : (M,) float, 0-1
         Speed of prefill and of decode steps at each cap against none; not decreasing, concave in watts, 1 at the last.
+    corrections : tuple of (str, float)
+        Phases and factors that running services taught and that are in the tables already: ``solvers.correction``.
     """
 
     key: ProfileKey
@@ -157,6 +159,7 @@ class EngineProfile:
     prefill_cached_ratio: tuple[tuple[float, ...], ...] = ()
     prefill_batches: tuple[int, ...] = ()
     prefill_batch_ratio: tuple[tuple[float, ...], ...] = ()
+    corrections: tuple[tuple[str, float], ...] = ()
 
 
 def check_profile(profile: EngineProfile) -> None:

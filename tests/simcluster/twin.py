@@ -7,6 +7,7 @@ service's trace over them in virtual time, and serves what gateway, engines and 
     /state                                              JSON: attained SLOs, queues, replicas, watts and their peaks
     /control (POST)                                     {"start": true}, {"stop": true}, {"reset": true},
                                                         {"surge": {"service": "ns/name", "factor": 3, "duration_s": 60}}
+                                                        {"slowness": 1.2}, times what engines' profiles say
 
 The clock stands at 0 until it is started. Surge times are virtual seconds; without ``start_s`` it begins now.
 
@@ -143,7 +144,13 @@ class Twin:
 
     def order(self, body: dict[str, Any]) -> dict[str, Any]:
         """Do what ``/control`` asks."""
-        orders = {"start": self._start, "stop": self._stop, "reset": self._reset, "surge": self._surge}
+        orders = {
+            "start": self._start,
+            "stop": self._stop,
+            "reset": self._reset,
+            "surge": self._surge,
+            "slowness": self._slow,
+        }
         unknown = sorted(set(body) - set(orders))
         if unknown or not body:
             asked = ", ".join(unknown) or "nothing"
@@ -176,6 +183,11 @@ class Twin:
             known = ", ".join(sorted(self.fleet.traffic)) or "none"
             raise InvalidInput("order", "surge.service", f"{service} has no traffic here", f"use one of: {known}")
         self.fleet.traffic[service].surge(factor, start_s, duration_s)
+
+    def _slow(self, asked: object) -> None:
+        if isinstance(asked, bool) or not isinstance(asked, int | float):
+            raise InvalidInput("order", "slowness", f"is {asked!r}", 'send {"slowness": 1.2}')
+        self.fleet.slow_down(float(asked))
 
     def _page(self, make: Callable[[TwinFleet], str]) -> str:
         with self._lock:

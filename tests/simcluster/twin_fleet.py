@@ -6,6 +6,7 @@ No clock and no threads here: the caller says up to which virtual second to go a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from controller.records import (
@@ -37,6 +38,7 @@ class PodStats:
 
     def __init__(self) -> None:
         self.ttft = Bucketed(TTFT_EDGES_S)
+        self.prefill = Bucketed(TTFT_EDGES_S)
         self.prompt_tokens = Bucketed(ENGINE_TOKEN_EDGES)
         self.output_tokens = Bucketed(ENGINE_TOKEN_EDGES)
 
@@ -52,6 +54,8 @@ class TwinFleet:
         Node labels whose sums of watts are kept.
     patience_s : float
         The gateway gives a request up that it could not send to an engine for so long; ``inf`` never does.
+    slowness_ratio : float
+        Engines take so many times what their EngineProfile says, prompts and tokens alike.
     """
 
     def __init__(
@@ -60,7 +64,9 @@ class TwinFleet:
         *,
         group_labels: tuple[str, ...] = (),
         patience_s: float = GATEWAY_PATIENCE_S,
+        slowness_ratio: float = 1.0,
     ) -> None:
+        self.slowness_ratio = slowness_ratio
         self.fleet = Fleet(
             record_first_tokens=True, replica_queue_limit=GATEWAY_QUEUE_LIMIT, gateway_patience_s=patience_s
         )
@@ -116,6 +122,8 @@ class TwinFleet:
                 pod.ttft.observe(first.engine_ttft_s)
         for done in self.fleet.take_finished():
             self._stats_of(done.service).finish(done)
+            if pod := self.pods.get(done.prefill_replica):
+                pod.prefill.observe(done.prefill_s)
             if pod := self.pods.get(done.replica):
                 pod.prompt_tokens.observe(done.prompt_tokens)
                 pod.output_tokens.observe(done.output_tokens)
@@ -163,7 +171,7 @@ class TwinFleet:
         try:
             role, service, profile = self._describe(pod)
             self._stats_of(service)
-            self.fleet.add_replica(uid, service, role, profile)
+            self.fleet.add_replica(uid, service, role, slowed(profile, self.slowness_ratio))
         except InvalidInput as fault:
             self._faults[uid] = str(fault)
             return
@@ -190,6 +198,15 @@ class TwinFleet:
             if (profile.key.model, profile.key.gpu_class, profile.key.config.label) == key:
                 return _role(subject, pod.labels[ROLE_LABEL]), service, profile
         raise InvalidInput(subject, "", f"has no EngineProfile for {' on '.join(key[:2])}/{key[2]}", "create it")
+
+    def slow_down(self, ratio: float) -> None:
+        """Let engines take so many times what their profiles say from now on; they start anew for it."""
+        if not 0.0 < ratio < float("inf"):
+            raise InvalidInput("engines", "slowness", f"is {ratio}", "give a number above 0")
+        self.slowness_ratio = ratio
+        for uid in self.fleet.replica_ids():
+            self._lose(uid)
+        self.apply(self.view)
 
     # ------------------------------------------------------------------ answers
 
@@ -236,6 +253,15 @@ class TwinFleet:
             key = "/".join((pod.namespace, *(pod.labels[label] for label in POOL_LABELS)))
             counts[key] = counts.get(key, 0) + 1
         return dict(sorted(counts.items()))
+
+
+def slowed(profile: EngineProfile, ratio: float) -> EngineProfile:
+    """The same engine when everything takes so many times as long; its watts stay."""
+    return replace(
+        profile,
+        prefill_s=tuple(ratio * time for time in profile.prefill_s),
+        decode_step_s=tuple(tuple(ratio * time for time in row) for row in profile.decode_step_s),
+    )
 
 
 def _role(subject: str, text: str) -> Role:

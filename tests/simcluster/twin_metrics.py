@@ -95,6 +95,7 @@ def engine_metrics(twin: TwinFleet) -> str:
     """What the engine of each serving pod counts."""
     numbers = {name: Family(name, kind) for name, kind in ENGINE_GAUGES.items()}
     ttft = Family("vllm:time_to_first_token_seconds", "histogram")
+    prefill = Family("vllm:request_prefill_time_seconds", "histogram")
     itl = Family("vllm:inter_token_latency_seconds", "histogram")
     prompt = Family("vllm:request_prompt_tokens", "histogram")
     output = Family("vllm:request_generation_tokens", "histogram")
@@ -105,10 +106,11 @@ def engine_metrics(twin: TwinFleet) -> str:
         for name, value in _engine_numbers(view):
             numbers[name].add(labels, value)
         ttft.add_histogram(labels, counts.ttft)
+        prefill.add_histogram(labels, counts.prefill)
         itl.add_histogram(labels, Bucketed.of_gaps(view.gaps, ITL_EDGES_S))
         prompt.add_histogram(labels, counts.prompt_tokens)
         output.add_histogram(labels, counts.output_tokens)
-    return exposition((*numbers.values(), ttft, itl, prompt, output))
+    return exposition((*numbers.values(), ttft, prefill, itl, prompt, output))
 
 
 def _engine_numbers(view: ReplicaView) -> Iterator[tuple[str, float]]:
