@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from controller.api import ApiServer, serve
@@ -23,7 +24,7 @@ from controller.specs import parse_specs
 from controller.telemetry import TelemetryReader
 from controller.turn import Turn
 from controller.watch import Watch
-from controller.worker import SolverWorker
+from controller.worker import SolverWorker, plan_solver, usable_workers
 from solvers.plan import Plan
 from solvers.problem import Problem
 
@@ -48,7 +49,10 @@ class Operator:
         self.client = KubeClient(self._transports[0], lambda: self.elector.is_leader)
         self.watch = Watch(self.cache, self._transports[0])
         self.telemetry = TelemetryReader(settings)
-        self.worker, self._what_if_worker = (SolverWorker(memory_bytes=settings.solver_memory_bytes) for _ in range(2))
+        solver = partial(plan_solver, workers=usable_workers(settings.solver_workers))
+        self.worker, self._what_if_worker = (
+            SolverWorker(memory_bytes=settings.solver_memory_bytes, solver=solver) for _ in range(2)
+        )
         self._decider = Decider(self.worker, deadline_s=settings.solver_deadline_s, on_done=self._solved)
         self.cycle = Cycle(
             settings,

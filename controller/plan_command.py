@@ -61,7 +61,7 @@ def _decider(args: argparse.Namespace) -> Callable[[Problem], Plan]:
     """Who decides: the planner, one that a simulation may refute, or a baseline."""
     if args.replay:
         return _replayed
-    return BASELINES.get(args.baseline, partial(make_plan, workers=args.workers))
+    return BASELINES.get(args.baseline, partial(make_plan, workers=args.workers, is_isolated=True))
 
 
 def positive(text: str) -> int:

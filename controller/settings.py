@@ -44,6 +44,13 @@ def _port(text: str) -> int:
     return value
 
 
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("must not be negative")
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -70,7 +77,10 @@ class Settings:
     tick_s: float = _option(0.0, "pause between steps; 0: as FleetPolicy says", parse=_not_negative)
     relist_s: float = _option(60.0, "every kind is listed again this often", parse=_positive)
     solver_deadline_s: float = _option(60.0, "a solve that takes longer is killed", parse=_positive)
-    solver_memory_bytes: int = _option(4 * GIBIBYTE, "address space of the solver's process", parse=_count)
+    solver_memory_bytes: int = _option(4 * GIBIBYTE, "memory of the solver, all its processes together", parse=_count)
+    solver_workers: int = _option(
+        0, "processes that share a decision on a large fleet; 0: the CPUs we may use, at most 4", parse=_whole
+    )
     write_parallelism: int = _option(16, "writes in flight at once", parse=_count)
     request_timeout_s: float = _option(10.0, "one request to the API server takes no longer", parse=_positive)
     metrics_bind: str = _option("127.0.0.1", "address of /metrics, /healthz and /readyz")

@@ -1,23 +1,30 @@
 """The solver in a process of its own: bounded in memory and time, killed and replaced when it exceeds either.
 
 The loop must stay alive whatever a solve does, so a solve runs in a spawned (never forked) process that is kept warm
-between solves. One solve is in flight at a time.
+between solves. One solve is in flight at a time. The process leads a process group: those that it starts itself, for
+shares of the work and for integer solves, count towards its memory and are killed with it.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import resource
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
+
+import joblib
 
 from solvers.errors import PenstockError, SolveFailed
 from solvers.plan import Plan
@@ -27,14 +34,23 @@ log = logging.getLogger("penstock.worker")
 
 Solver = Callable[..., Plan]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+MOST_WORKERS = 4  # by default: each is a process of some 200 MB, and more than four hardly make a decision faster
+WATCH_S = 1.0
+OUT_OF_MEMORY = 137  # the exit code that a container's runtime gives to it
+PAGE_BYTES = resource.getpagesize()
 
 
-def plan_solver(problem: Problem, previous: Plan | None) -> Plan:
+def usable_workers(asked: int = 0) -> int:
+    """How many processes may share a decision: as many as asked, else the CPUs that cgroup and affinity leave us."""
+    return asked or min(MOST_WORKERS, joblib.cpu_count())
+
+
+def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1) -> Plan:
     """Solve with the planner and say why; imported here so that only the child pays for the modeller."""
     from solvers.explain.brief import with_reasons
     from solvers.planner import make_plan
 
-    plan = make_plan(problem, previous=previous)
+    plan = make_plan(problem, previous=previous, workers=workers, is_isolated=True)
     try:
         return with_reasons(plan, problem)
     except Exception as fault:  # noqa: BLE001 - a decision is not lost for want of words about it
@@ -47,6 +63,8 @@ class SolverWorker:
 
     Parameters
     ----------
+    memory_bytes : int
+        Address space of the child, and what it and all that it starts may hold together.
     solver : callable
         Module-level function of (problem, previous) that runs in the child.
     """
@@ -87,7 +105,7 @@ class SolverWorker:
         with self._life:
             self._is_stopped = True
             if self._process is not None:
-                self._process.kill()
+                _kill_group(self._process)
         with self._busy:  # the one who waits for the answer sees the end of the pipe, and may still use it until then
             self._end()
 
@@ -127,8 +145,9 @@ class SolverWorker:
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
             self._process = context.Process(
-                target=serve, args=(theirs, self._solver, self._memory_bytes), name="penstock-solver", daemon=True
-            )
+                target=serve, args=(theirs, self._solver, self._memory_bytes), name="penstock-solver"
+            )  # no daemon in Python's sense, which could have no children
+            atexit.register(self._end)  # runs before multiprocessing waits for its children
             self._process.start()
             theirs.close()
             return ours
@@ -141,8 +160,9 @@ class SolverWorker:
         """Kill the child, if there is one, and forget it."""
         with self._life:
             process, self._process = self._process, None
+        atexit.unregister(self._end)
         if process is not None:
-            process.kill()
+            _kill_group(process)
             process.join()
             process.close()
         if self._pipe is not None:
@@ -152,15 +172,25 @@ class SolverWorker:
     def _exit_code(self) -> int | None:
         if self._process is None:
             return None
+        _kill_group(self._process)  # what it ended with stands by now, but its children may still be there
         self._process.join(timeout=1.0)
         return self._process.exitcode
 
 
+def _kill_group(process: SpawnProcess) -> None:
+    """Kill a child with all that it started; one that has only just begun has no group yet, and no children."""
+    if process.pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
 def serve(pipe: Connection, solver: Solver, memory_bytes: int) -> None:
     """Answer problems until the pipe closes; runs in the child."""
+    os.setpgrp()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # read when the libraries load, so before the first solve
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_watch, args=(memory_bytes,), daemon=True).start()
     while True:
         try:
             problem, previous = pipe.recv()
@@ -180,8 +210,39 @@ def _answer(solver: Solver, problem: Problem, previous: Plan | None) -> Any:
         return SolveFailed(f"the solver failed: {error!r}")
 
 
-def _die_with_parent() -> None:
+def _watch(memory_bytes: int) -> None:
+    """End with the parent, and when this process and its children together hold too much."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(0)
+    sentinels = [parent.sentinel] if parent is not None else []
+    while not multiprocessing.connection.wait(sentinels, timeout=WATCH_S):
+        group = list(_group())
+        if sum(map(_private_bytes, group)) > memory_bytes:
+            _end_with(group, OUT_OF_MEMORY)
+    _end_with(list(_group()), 0)
+
+
+def _end_with(group: list[int], code: int) -> None:
+    for pid in group:
+        if pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    os._exit(code)
+
+
+def _group() -> Iterator[int]:
+    """Processes of this one's group, itself included."""
+    mine = os.getpgrp()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                if os.getpgid(int(entry)) == mine:
+                    yield int(entry)
+
+
+def _private_bytes(pid: int) -> int:
+    """What a process holds by itself; libraries that several share are no matter."""
+    try:
+        resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+    except OSError:  # it has ended meanwhile
+        return 0
+    return (resident - shared) * PAGE_BYTES

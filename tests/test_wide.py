@@ -52,6 +52,19 @@ def test_the_same_bytes_for_any_number_of_workers(planned: tuple[Problem, Plan])
     problem, plan = planned
     assert repr(make_plan(problem)) == repr(plan)
     assert repr(make_plan(problem, workers=2)) == repr(plan)
+    assert repr(make_plan(problem, workers=4, is_isolated=True)) == repr(plan)
+
+
+def test_the_same_bytes_when_much_is_short() -> None:
+    problem = drawn(load=1.2)
+    assert repr(make_plan(problem, workers=4, is_isolated=True)) == repr(make_plan(problem))
+
+
+def test_the_same_bytes_when_demand_moves(planned: tuple[Problem, Plan]) -> None:
+    moved, plan = synthetic.shifted(*planned, 0.1, seed=3), planned[1]
+    alone = make_plan(moved, previous=plan)
+    for workers in (2, 4):
+        assert repr(make_plan(moved, previous=plan, workers=workers, is_isolated=True)) == repr(alone)
 
 
 def test_an_early_plan_is_told_and_sound() -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from controller.worker import Solver, SolverWorker, plan_solver
+from controller.worker import MOST_WORKERS, Solver, SolverWorker, plan_solver, usable_workers
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.plan import Plan, SolveReport, SolveStatus
-from solvers.problem import Problem
-from tests import fleets
+from solvers.problem import Policy, Problem
+from tests import fleets, synthetic
 from tests.simcluster.poll import wait_until
 
 MEBIBYTE = 1024**2
@@ -51,6 +55,38 @@ def crash(problem: Problem, previous: Plan | None) -> Plan:
 
 def devour(problem: Problem, previous: Plan | None) -> Plan:
     return plan(str(len(bytearray(1024 * MEBIBYTE))))
+
+
+def start_children(code: str, count: int) -> list[int]:
+    """Children of the solver's process that say when they are ready, and then wait."""
+    program = [sys.executable, "-c", f"import time; {code}; print(flush=True); time.sleep(600)"]
+    children = [subprocess.Popen(program, stdout=subprocess.PIPE) for _ in range(count)]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()
+    return [child.pid for child in children]
+
+
+def devour_together(problem: Problem, previous: Plan | None) -> Plan:
+    """No process alone takes what is allowed; together they take half as much again."""
+    start_children(f"held = b'1' * {400 * MEBIBYTE}", 3)
+    while True:
+        time.sleep(0.01)
+
+
+def leave_children(problem: Problem, previous: Plan | None) -> Plan:
+    """Start children, say which they are, and hang when asked again."""
+    while previous is not None:
+        time.sleep(0.01)
+    return plan(" ".join(map(str, start_children("pass", 2))))
+
+
+def kill_itself(problem: Problem, previous: Plan | None) -> Plan:
+    """Leave the numbers of children in a file, and die."""
+    assert previous is not None
+    Path(previous.report.notes[0]).write_text(" ".join(map(str, start_children("pass", 2))))
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError
 
 
 def refuse(problem: Problem, previous: Plan | None) -> Plan:
@@ -145,3 +181,48 @@ def test_stopping_ends_a_solve_in_flight_and_begins_none(make: Callable[[Solver]
     with pytest.raises(SolveFailed, match="was stopped"):
         worker.solve(EMPTY)
     assert worker.pid is None
+
+
+def is_gone(pid: int) -> bool:
+    """True when there is no such process, or only its last word."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_solve_past_its_deadline_takes_its_children_with_it(make: Callable[[Solver], SolverWorker]) -> None:
+    worker = make(leave_children)
+    children = [int(pid) for pid in worker.solve(EMPTY).report.notes[0].split()]
+    assert not any(map(is_gone, children))
+    with pytest.raises(SolveFailed, match="did not answer"):
+        worker.solve(EMPTY, plan("hang"), deadline_s=0.2)
+    wait_until(lambda: all(map(is_gone, children)), "the children to be gone")
+
+
+def test_a_crash_takes_the_children_with_it(make: Callable[[Solver], SolverWorker], tmp_path: Path) -> None:
+    told = tmp_path / "children"
+    with pytest.raises(SolveFailed, match="ended with code -11"):
+        make(kill_itself).solve(EMPTY, plan(str(told)))
+    children = [int(pid) for pid in told.read_text().split()]
+    wait_until(lambda: all(map(is_gone, children)), "the children to be gone")
+
+
+def test_what_children_hold_counts_towards_the_memory(make: Callable[[Solver], SolverWorker]) -> None:
+    with pytest.raises(SolveFailed, match="ended with code 137; out of memory"):
+        make(devour_together).solve(EMPTY)
+
+
+def test_workers_are_those_asked_for_or_the_cores() -> None:
+    assert usable_workers(7) == 7
+    assert 1 <= usable_workers() <= MOST_WORKERS
+
+
+def test_the_solvers_process_shares_its_work_and_decides_the_same() -> None:
+    size = synthetic.Size(nodes=72, services=4, rows=4, designs=4)
+    problem = synthetic.make_problem(size, 1, load=0.4, policy=Policy(min_saving_ratio=0.0))
+    worker = SolverWorker(memory_bytes=4096 * MEBIBYTE, solver=partial(plan_solver, workers=2))
+    try:
+        assert repr(worker.solve(problem)) == repr(plan_solver(problem, None))
+    finally:
+        worker.stop()

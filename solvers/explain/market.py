@@ -113,6 +113,7 @@ class Market:
             relative_gap=GAP_SHARE * self.desk.problem.policy.relative_gap,
             time_limit_s=self.desk.problem.policy.time_limit_s,
             node_limit=MOST_NODES,
+            run=self.desk.crew.whole,
         )
         sums: Floats = sum(
             (round(float(x)) * way.replicas for x, way in zip(chosen.x, self.composer.ways, strict=True)),

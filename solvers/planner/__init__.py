@@ -42,6 +42,7 @@ def make_plan(
     previous: Plan | None = None,
     capacity_of: CapacityOf = replica_capacity,
     workers: int = 1,
+    is_isolated: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
 ) -> Plan:
     """Decide pools, counts and places for the whole fleet.
@@ -55,6 +56,9 @@ def make_plan(
         ``solvers.sizing.replica_capacity`` or a table with its signature.
     workers : int
         Processes that share the work on large fleets (joblib's). The plan does not depend on their number.
+    is_isolated : bool
+        Let HiGHS search for whole numbers in a process of its own: should it crash or hang, that search is given up,
+        counted and told in the notes, and the decision falls back as for any solve that fails.
     on_plan : callable, optional
         Told every verified plan that an early stage of a large fleet leaves, before the last one is returned.
 
@@ -89,9 +93,10 @@ def _decided(
 ) -> Plan:
     """Decide a fleet whose services are all plain."""
     reachable = within_reach(Desk.of(problem, capacity_of, previous)) if is_far_beyond(problem) else problem
+    crew = Crew(workers=workers, is_isolated=is_isolated)
     if reachable is problem:
-        return _planned(problem, previous, capacity_of, Crew(workers=workers), on_plan)[1]
-    desk, plan = _planned(reachable, previous, capacity_of, Crew(workers=workers))
+        return _planned(problem, previous, capacity_of, crew, on_plan)[1]
+    desk, plan = _planned(reachable, previous, capacity_of, crew)
     plan = said_in_full(desk, plan, problem)
     if violations := verify(plan, problem, capacity_of=capacity_of):
         raise SolveFailed("the plan of what is within reach is none of what is asked: " + "; ".join(violations))
@@ -116,17 +121,16 @@ def _planned(
     for worth, note in chain(tried, ((worth, STAND_IN) for worth in stand_ins)):
         plan, violations = search.write(worth, (note,) if note else ())
         if not violations:
-            return desk, _with_losses(crew, _with_relief(desk, plan))
+            return desk, _with_losses(desk.crew, _with_relief(desk, plan))
         faults += violations
     raise SolveFailed("no stage led to a sound plan: " + "; ".join(dict.fromkeys(faults)))
 
 
 def _with_losses(crew: Crew, plan: Plan) -> Plan:
     """Say how much work the workers lost."""
-    if not crew.lost:
+    if not (lost := crew.notes()):
         return plan
-    notes = (*plan.report.notes, f"{crew.lost} pieces of work were done again here: a worker died or hung")
-    return replace(plan, report=replace(plan.report, notes=notes))
+    return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *lost)))
 
 
 def _with_relief(desk: Desk, plan: Plan) -> Plan:

@@ -9,21 +9,67 @@ from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
 
+from solvers.apart import WorkLost, apart, make_ready
 from solvers.problem import Problem
+from solvers.programme import Programme, Solution, solve
 from solvers.workload import ServedModel
 
 T = TypeVar("T")
 
 PIECE_S = 300.0  # a piece takes seconds; a worker that is silent for so long hangs
+GRACE_S = 10.0  # HiGHS looks at its clock now and then, not always; later than its limit by so much it hangs
 PIECES = 16  # work is cut into as many, however many workers there are: answers never depend on their number
 
 
 @dataclass(slots=True, kw_only=True)
 class Crew:
-    """Hands out pieces of work. ``lost`` counts those that no worker answered, one having died or hung: done here."""
+    """Hands out pieces of work.
+
+    Attributes
+    ----------
+    is_isolated : bool
+        Integer solves run in a process of their own, on this machine whatever joblib works on.
+    lost : int
+        Pieces that no worker answered, one having died or hung: done here.
+    lost_solves : int
+        Integer solves that a crash or a hang ended; they are not done again, as this process would share their fate.
+    """
 
     workers: int = 1
+    is_isolated: bool = False
     lost: int = field(default=0)
+    lost_solves: int = field(default=0)
+    solve: Callable[[Programme], Solution] = field(default_factory=lambda: solve)
+
+    def __post_init__(self) -> None:
+        if self.is_isolated:
+            make_ready()
+
+    def whole(self, programme: Programme) -> Solution:
+        """Solve with whole numbers, where neither a crash nor a hang of the solver's reaches this process.
+
+        Raises
+        ------
+        WorkLost
+            The solve died or did not end with its time limit.
+        SolveFailed
+            HiGHS gave no solution.
+        """
+        if not self.is_isolated:
+            return self.solve(programme)
+        try:
+            return apart(self.solve, programme, deadline_s=float(programme.options["time_limit"]) + GRACE_S)
+        except WorkLost:
+            self.lost_solves += 1
+            raise
+
+    def notes(self) -> tuple[str, ...]:
+        """Say how much was lost."""
+        said = (
+            (self.lost, "pieces of work were done again here: a worker died or hung"),
+            (self.lost_solves, "integer solves were given up: their process died or hung"),
+        )
+        return tuple(f"{count} {what}" for count, what in said if count)
 
     def each(self, do: Callable[..., T], work: Sequence[tuple[Any, ...]]) -> list[T]:
         """Do every piece, answers in order."""

@@ -18,8 +18,9 @@ from solvers.planner.cells import CHAINS
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption, Sizer
 from solvers.planner.penalties import Penalties
-from solvers.planner.relax import Arrays, solve_whole
+from solvers.planner.relax import Arrays, Run, solve_whole
 from solvers.problem import Problem
+from solvers.programme import solve
 
 TIER_STEP = 100.0  # a tier outweighs the one below by so much more than its penalties say: counts no longer change
 RELATIVE_GAP = 1e-6
@@ -38,7 +39,7 @@ class _Level:
 
 
 def recapped(
-    problem: Problem, sizer: Sizer, options: Options, penalties: Penalties, counts: Counts
+    problem: Problem, sizer: Sizer, options: Options, penalties: Penalties, counts: Counts, run: Run = solve
 ) -> dict[tuple[PoolKey, str], int]:
     """Return the counts with the caps that serve most, tiers in order, and then cost least.
 
@@ -52,7 +53,7 @@ def recapped(
     if len(levels) == len(by_base):
         return dict(counts)
     arrays = _state(problem, penalties, by_base)
-    found = solve_whole(arrays, relative_gap=RELATIVE_GAP, time_limit_s=SECONDS, node_limit=NODE_LIMIT)
+    found = solve_whole(arrays, relative_gap=RELATIVE_GAP, time_limit_s=SECONDS, node_limit=NODE_LIMIT, run=run)
     chosen = {level.pool.uncapped: level.pool for level, x in zip(levels, found.x, strict=False) if x > 0.5}
     return {(chosen[pool.uncapped], location): count for (pool, location), count in counts.items()}
 

@@ -6,43 +6,25 @@ every time, takes no start and returns no bound of an integer solve.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import cvxpy as cp
-import highspy
 import numpy as np
 import scipy.sparse as sp
 
 from solvers.errors import SolveFailed
-from solvers.highs import pass_model, quiet_highs
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.columns import Limit, make_variables
 from solvers.planner.limits import LIMITS, objective
+from solvers.programme import Programme, Solution, Word, solve
+
+__all__ = ["Arrays", "Solution", "Word", "solve_linear", "solve_whole", "state"]
 
 WHOLE_TOLERANCE = 1e-6
 
-
-class Word(StrEnum):
-    """What a solve ended with, in our words; anything else that HiGHS says is FAILED."""
-
-    OPTIMAL = "Optimal"
-    FEASIBLE = "Feasible"  # stopped by a limit with a solution in hand
-    INFEASIBLE = "Infeasible"
-    FAILED = "Failed"
-
-
-_WORDS = {
-    highspy.HighsModelStatus.kOptimal: Word.OPTIMAL,
-    highspy.HighsModelStatus.kTimeLimit: Word.FEASIBLE,
-    highspy.HighsModelStatus.kSolutionLimit: Word.FEASIBLE,
-    highspy.HighsModelStatus.kIterationLimit: Word.FEASIBLE,
-    highspy.HighsModelStatus.kInterrupt: Word.FEASIBLE,
-    highspy.HighsModelStatus.kInfeasible: Word.INFEASIBLE,
-    highspy.HighsModelStatus.kUnboundedOrInfeasible: Word.INFEASIBLE,
-}
+Run = Callable[[Programme], Solution]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,17 +47,6 @@ class Arrays:
     whole: Any  # (columns,) bool
     columns: Mapping[str, slice]
     rows: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Solution:
-    """``bound`` is HiGHS's own lower bound; ``duals`` (rows,) only from a linear solve."""
-
-    word: Word
-    value: float
-    bound: float
-    x: Floats
-    duals: Floats | None = None
 
 
 def state(cells: Cells) -> Arrays:
@@ -121,12 +92,17 @@ def _slice(start: Mapping[int, int], variable: Any) -> slice:
 
 def solve_linear(arrays: Arrays, *, time_limit_s: float) -> Solution:
     """Solve the relaxation; its duals are the prices of the limits."""
-    highs = _load(arrays, whole=False, options={"time_limit": time_limit_s, "solver": "simplex"})
-    return _run(highs, arrays, is_whole=False)
+    return solve(_programme(arrays, whole=False, options={"time_limit": time_limit_s, "solver": "simplex"}))
 
 
 def solve_whole(
-    arrays: Arrays, *, relative_gap: float, time_limit_s: float, node_limit: int, start: Floats | None = None
+    arrays: Arrays,
+    *,
+    relative_gap: float,
+    time_limit_s: float,
+    node_limit: int,
+    start: Floats | None = None,
+    run: Run = solve,
 ) -> Solution:
     """Solve with whole replicas until the gap or a limit: nodes before seconds, so that no plan depends on the clock.
 
@@ -134,6 +110,8 @@ def solve_whole(
     ----------
     start : (columns,) float, optional
         A solution to begin with, NaN where HiGHS shall complete it; a wrong one it ignores.
+    run : callable
+        Who solves: this process, or a crew that keeps HiGHS apart from it.
     """
     options = {
         "time_limit": time_limit_s,
@@ -142,40 +120,16 @@ def solve_whole(
         "mip_max_nodes": node_limit,
         "mip_feasibility_tolerance": WHOLE_TOLERANCE,
     }
-    highs = _load(arrays, whole=True, options=options)
-    if start is not None:
-        known = np.flatnonzero(~np.isnan(start))
-        highs.setSolution(len(known), known.astype(np.int32), start[known])
-    return _run(highs, arrays, is_whole=True)
+    return run(_programme(arrays, whole=True, options=options, start=start))
 
 
-def _load(arrays: Arrays, *, whole: bool, options: Mapping[str, Any]) -> Any:
-    highs = quiet_highs(**options)
-    pass_model(
-        highs,
+def _programme(arrays: Arrays, *, whole: bool, options: Mapping[str, Any], start: Floats | None = None) -> Programme:
+    return Programme(
         matrix=arrays.matrix,
         cost=arrays.cost,
         columns=(arrays.lower, arrays.upper),
         rows=(arrays.row_lower, arrays.row_upper),
         whole=arrays.whole if whole else None,
-    )
-    return highs
-
-
-def _run(highs: Any, arrays: Arrays, *, is_whole: bool) -> Solution:
-    if highs.run() == highspy.HighsStatus.kError:
-        raise SolveFailed(f"HiGHS failed: {highs.modelStatusToString(highs.getModelStatus())}")
-    status, info, found = highs.getModelStatus(), highs.getInfo(), highs.getSolution()
-    word = _WORDS.get(status, Word.FAILED)
-    x = np.array(found.col_value, dtype=float)
-    if word is Word.FEASIBLE and info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
-        word = Word.FAILED
-    if word in (Word.INFEASIBLE, Word.FAILED) or x.shape != arrays.cost.shape:
-        raise SolveFailed(f"HiGHS gave no solution: {highs.modelStatusToString(status)}")
-    return Solution(
-        word=word,
-        value=float(arrays.cost @ x),
-        bound=float(info.mip_dual_bound if is_whole else info.objective_function_value),
-        x=x,
-        duals=None if is_whole else np.array(found.row_dual, dtype=float),
+        options=options,
+        start=start,
     )

@@ -64,7 +64,7 @@ def find_relief(desk: Desk) -> tuple[Relief, ...]:
     ways = list(_ways(cells, arrays))
     eased = _eased(cells, arrays, ways)
     seconds, is_small = desk.problem.policy.time_limit_s / 10.0, len(cells.cell_pool) <= WHOLE_CELLS
-    solution = _solve(eased, seconds) if is_small else solve_linear(eased, time_limit_s=seconds)
+    solution = _solve(desk, eased, seconds) if is_small else solve_linear(eased, time_limit_s=seconds)
     amounts = solution.x[len(arrays.cost) :]
     found = [_relief(way, float(amount)) for way, amount in zip(ways, amounts, strict=True) if amount > LEAST]
     return tuple(sorted(found, key=lambda r: (-r.usd_per_hour, r.limit, r.subject))[:MOST_ROWS])
@@ -149,10 +149,10 @@ def _eased(cells: Cells, arrays: Arrays, ways: list[_Way]) -> Arrays:
     )
 
 
-def _solve(arrays: Arrays, seconds: float) -> Solution:
+def _solve(desk: Desk, arrays: Arrays, seconds: float) -> Solution:
     """Whole replicas where that is quick, else the relaxation, which asks for a little less."""
     try:
-        return solve_whole(arrays, relative_gap=GAP, time_limit_s=seconds, node_limit=NODE_LIMIT)
+        return solve_whole(arrays, relative_gap=GAP, time_limit_s=seconds, node_limit=NODE_LIMIT, run=desk.crew.whole)
     except SolveFailed:
         return solve_linear(arrays, time_limit_s=seconds)
 

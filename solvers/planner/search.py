@@ -256,6 +256,7 @@ class Search:
             time_limit_s=self._seconds(),
             node_limit=max(50, int(NODE_WORK / max(1, arrays.whole.sum()) ** 1.5)),
             start=start,
+            run=self.desk.crew.whole,
         )
 
     def _seconds(self) -> float:
@@ -314,7 +315,7 @@ class Search:
             return worth
         for _ in range(MOST_RECAPS):
             try:
-                counts = recapped(desk.problem, desk.sizer, desk.options, desk.penalties, best.counts)
+                counts = recapped(desk.problem, desk.sizer, desk.options, desk.penalties, best.counts, desk.crew.whole)
             except SOLVER_FAULTS as fault:
                 self.faults.append(f"caps: {fault}")
                 break

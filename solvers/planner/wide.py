@@ -143,6 +143,7 @@ class Wide:
             relative_gap=CHOICE_GAP * self.gap,
             time_limit_s=self.seconds,
             node_limit=CHOICE_NODES,
+            run=self.crew.whole,
         )
         total = np.zeros(len(self.cells.cell_pool))
         for way, share in zip(self.ways, chosen.x, strict=True):
