@@ -75,25 +75,28 @@ def make_plan(
         No stage led to a plan that passes ``verify``; the message lists what failed.
     """
     check_problem(problem)
+
+    def crew() -> Crew:
+        return Crew(workers=workers, is_isolated=is_isolated)
+
     if concerns(problem, previous):
 
         def decide(parted: Problem, before: Plan | None) -> Plan:
-            return _decided(parted, before, capacity_of, workers)
+            return _decided(parted, before, capacity_of, crew())
 
         return plan_parts(problem, previous, decide, capacity_of)
-    return _decided(problem, previous, capacity_of, workers, on_plan)
+    return _decided(problem, previous, capacity_of, crew(), on_plan)
 
 
 def _decided(
     problem: Problem,
     previous: Plan | None,
     capacity_of: CapacityOf,
-    workers: int,
+    crew: Crew,
     on_plan: Callable[[Plan], None] | None = None,
 ) -> Plan:
     """Decide a fleet whose services are all plain."""
     reachable = within_reach(Desk.of(problem, capacity_of, previous)) if is_far_beyond(problem) else problem
-    crew = Crew(workers=workers, is_isolated=is_isolated)
     if reachable is problem:
         return _planned(problem, previous, capacity_of, crew, on_plan)[1]
     desk, plan = _planned(reachable, previous, capacity_of, crew)
