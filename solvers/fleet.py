@@ -21,6 +21,8 @@ class GpuClass:
     link_island_gpus : int
         GPUs that one scale-up link joins. More than a node has (NVLink racks): the nodes of a location are one island,
         as long as the location has no more GPUs of the class than that.
+    kv_fabric : str
+        The network that moves keys and values; prefill and decode pair on one fabric only.
     """
 
     name: str
@@ -33,6 +35,7 @@ class GpuClass:
     max_cap_watts: float
     host_share_watts: float
     price_usd_per_hour: float
+    kv_fabric: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -201,7 +201,7 @@ class Ticker:
         """Say what the caps come to: capacities, shares, served demand and watts, without the model."""
         cells = self.cells
         capacity, reserved = cells.rates(caps), cells.watts(caps)
-        served, shares = _routed(cells, capacity, asked)
+        served, shares = _routed(cells, cells.replica_rates(caps) * cells.cell_replicas, asked)
         over = np.where(reserved > usable + WATTS, reserved - usable, 0.0)
         return Tick(
             places=cells.places,
@@ -222,18 +222,27 @@ class Ticker:
         )
 
 
-def _routed(cells: TickCells, capacity: Floats, asked: Floats) -> tuple[Floats, Floats]:
-    """Served requests/s by service, and the share of every pool: in proportion to capacity inside a role."""
-    count = len(cells.services)
-    by_role = {role: cells.sum_by_service(capacity * (cells.pool_role == r)) for r, role in enumerate(Role)}
-    able = by_role[Role.MIXED] + np.minimum(by_role[Role.PREFILL], by_role[Role.DECODE])
+def _routed(cells: TickCells, carried: Floats, asked: Floats) -> tuple[Floats, Floats]:
+    """Served requests/s by service, and the share of every pool: in proportion to capacity inside a role and domain.
+
+    Parameters
+    ----------
+    carried : (C,) float
+        Requests/s that each cell carries.
+    """
+    count, role = len(cells.services), cells.pool_role[cells.cell_pool]
+    is_role = {r: role == index for index, r in enumerate(Role)}
+    mixed = cells.sum_by_service(cells.sum_by_pool(carried * is_role[Role.MIXED]))
+    sides = {r: cells.sum_by_pair(carried * is_role[r]) for r in (Role.PREFILL, Role.DECODE)}
+    pairs = np.minimum(sides[Role.PREFILL], sides[Role.DECODE])
+    able = mixed + np.bincount(cells.pair_service, weights=pairs, minlength=count)
     served = np.where(able >= asked * (1.0 - ROUNDING), asked, able)
-    mixed = np.divide(by_role[Role.MIXED], able, out=np.zeros(count), where=able > 0.0)
-    of_role = np.array([mixed if role is Role.MIXED else 1.0 - mixed for role in Role])
-    total = np.array([by_role[role] for role in Role])[cells.pool_role, cells.pool_service]
-    inside = np.divide(capacity, total, out=np.zeros(len(capacity)), where=total > 0.0)
-    is_served = (able > 0.0)[cells.pool_service]
-    return served, of_role[cells.pool_role, cells.pool_service] * inside * is_served
+    used = np.ones(len(carried))  # of a cell's capacity, as far as the other side of its domain goes
+    for r, side in sides.items():
+        inside = np.divide(pairs, side, out=np.zeros(len(pairs)), where=side > 0.0)[cells.cell_pair]
+        used = np.where(is_role[r], inside, used)
+    each = np.divide(1.0, able, out=np.zeros(count), where=able > 0.0)
+    return served, cells.sum_by_pool(carried * used) * each[cells.pool_service]
 
 
 def _over_note(cells: TickCells, domain: int, reserved: float, usable: float) -> str:

@@ -20,6 +20,7 @@ from solvers.errors import InvalidInput, OutOfRange
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner.options import CapacityOf
+from solvers.planner.pairing import ANYWHERE_INSIDE, Domain, Pairing
 from solvers.planner.penalties import tier_weight
 from solvers.power import base_watts, ceiling_watts, charged_domains, nodes_by_domain
 from solvers.problem import Problem
@@ -87,6 +88,10 @@ class TickCells:
         1 where the cell may draw from the domain.
     idle_watts, ceiling_watts : (D,) float
         Before any replica, and with every GPU at its highest cap.
+    pair_keys : tuple of (service, Domain), axis K
+        Where prefill and decode of a service may be done for one another, sorted.
+    cell_pair : (C,) int
+        The domain of each cell.
     penalty_usd_per_request : (S,) float
         USD per hour of one request per second unserved.
     """
@@ -107,7 +112,14 @@ class TickCells:
     charged: sp.csr_array
     idle_watts: Floats
     ceiling_watts: Floats
+    pair_keys: tuple[tuple[int, Domain], ...]
+    cell_pair: Ints
     penalty_usd_per_request: Floats
+
+    @property
+    def pair_service(self) -> Ints:
+        """Service of each pairing domain, (K,)."""
+        return np.array([s for s, _ in self.pair_keys], dtype=np.int64)
 
     def replica_rates(self, cap_watts: Floats) -> Floats:
         """Requests per second of one replica of every cell at its cap, (C,), along chords; plain arithmetic.
@@ -133,6 +145,10 @@ class TickCells:
         """Add up values of cells, (C,), by pool, (P,)."""
         return np.bincount(self.cell_pool, weights=values, minlength=len(self.pools)).astype(float)
 
+    def sum_by_pair(self, values: Floats) -> Floats:
+        """Add up values of cells, (C,), by pairing domain, (K,)."""
+        return np.bincount(self.cell_pair, weights=values, minlength=len(self.pair_keys)).astype(float)
+
     def sum_by_service(self, values: Floats) -> Floats:
         """Add up values of pools, (P,), by service, (S,)."""
         return np.bincount(self.pool_service, weights=values, minlength=len(self.services)).astype(float)
@@ -150,12 +166,19 @@ def counts_of(plan: Plan) -> dict[tuple[PoolKey, str], int]:
 
 
 def pool_cells(cells: TickCells) -> TickCells:
-    """The same with one cell for each pool, over all its locations: one cap for a pool."""
+    """The same with one cell for each pool, over all its locations: one cap for a pool.
+
+    Prefill and decode of a group then pair wherever they are.
+    """
     gpus = cells.sum_by_pool(cells.cell_gpus)
     merge = sp.csr_array((cells.cell_gpus, (np.arange(len(cells.cell_pool)), cells.cell_pool)))
     first = np.searchsorted(cells.cell_pool, np.arange(len(cells.pools)))  # cells are sorted by pool
+    keys = [cells.pair_keys[k] for k in cells.cell_pair[first]]
+    pair_keys, cell_pair = _numbered([(s, replace(domain, site=ANYWHERE_INSIDE)) for s, domain in keys])
     return replace(
         cells,
+        pair_keys=pair_keys,
+        cell_pair=cell_pair,
         places=tuple((pool, ANYWHERE) for pool in cells.pools),
         cell_pool=np.arange(len(cells.pools)),
         cell_level_watts=cells.cell_level_watts[first],
@@ -187,7 +210,11 @@ def build_tick_cells(problem: Problem, counts: Mapping[tuple[PoolKey, str], int]
     penalties = _penalties(problem, dict(zip(pools, levels, strict=True)))
     cell_pool = np.array([index[pool] for (pool, _), _ in rows], dtype=np.int64)
     level_watts, level_rates = _level_tables(levels)
+    pairing = Pairing.of(problem)
+    pair_keys, cell_pair = _numbered([(of_service[pool.service], pairing.domain(pool, at)) for (pool, at), _ in rows])
     return TickCells(
+        pair_keys=pair_keys,
+        cell_pair=cell_pair,
         services=services,
         pools=pools,
         places=tuple(place for place, _ in rows),
@@ -206,6 +233,13 @@ def build_tick_cells(problem: Problem, counts: Mapping[tuple[PoolKey, str], int]
         ceiling_watts=np.array([ceiling_watts(members[d], problem.gpu_classes) for d in domains], dtype=float),
         penalty_usd_per_request=np.array([penalties[name] for name in services], dtype=float),
     )
+
+
+def _numbered(keys: Sequence[tuple[int, Domain]]) -> tuple[tuple[tuple[int, Domain], ...], Ints]:
+    """Distinct keys, sorted, and the number of each key among them."""
+    distinct = sorted(set(keys))
+    index = {key: k for k, key in enumerate(distinct)}
+    return tuple(distinct), np.array([index[key] for key in keys], dtype=np.int64)
 
 
 def _level_tables(levels: Sequence[Levels]) -> tuple[Floats, Floats]:

@@ -60,9 +60,9 @@ class Answer:
 class TickModel:
     """The programme of one plan.
 
-    Columns: ``used`` (K,) 0-1, share of a segment; ``mixed``, ``pairs``, ``unserved`` (S,), requests/s over the
-    service's scale; ``over`` (D,), kW above a budget that the lowest caps pass. Parameters: ``demand`` (S,), ``room``
-    (D,) kW.
+    Columns: ``used`` (K,) 0-1, share of a segment; ``mixed``, ``unserved`` (S,) and ``pairs`` (pairing domains),
+    requests/s over the service's scale; ``over`` (D,), kW above a budget that the lowest caps pass. Parameters:
+    ``demand`` (S,), ``room`` (D,) kW.
     """
 
     def __init__(self, cells: TickCells, energy_usd_per_kilowatt_hour: float) -> None:
@@ -87,7 +87,8 @@ class TickModel:
         size, services = len(seg.cell), len(cells.services)
         kilowatts = seg.cap_watts * cells.cell_gpus[seg.cell] / 1000.0
         used = cp.Variable(size, bounds=[np.zeros(size), np.ones(size)])
-        mixed, pairs, unserved = (_from_zero(services) for _ in range(3))
+        mixed, unserved = (_from_zero(services) for _ in range(2))
+        pairs = _from_zero(len(cells.pair_keys))
         over = _from_zero(len(cells.domains))
         draws = sp.csr_array(cells.charged[:, seg.cell]) @ sp.diags_array(kilowatts)
         carries = ((Role.MIXED, mixed), (Role.PREFILL, pairs), (Role.DECODE, pairs))
@@ -111,22 +112,29 @@ class TickModel:
 
     def _balance(self, mixed: Any, pairs: Any, unserved: Any) -> Any:
         """What is asked is carried by mixed pools, by pairs of prefill and decode, or by nobody."""
-        return mixed + pairs + unserved == self.demand
+        service, count = self.cells.pair_service, len(self.cells.pair_keys)
+        shape = (len(self.cells.services), count)
+        inside = sp.csr_array((np.ones(count), (service, np.arange(count))), shape=shape)
+        return mixed + inside @ pairs + unserved == self.demand
 
     def _carried(self, role: Role) -> Any:
-        """(S, K): what a segment adds to its service in the role, over the service's scale."""
+        """What a segment adds to its service (mixed) or to its pairing domain, over the service's scale; by segment."""
         cells, seg = self.cells, self.segments
         pool = cells.cell_pool[seg.cell]
         rates = seg.requests_per_s * cells.cell_replicas[seg.cell] / self.scale[cells.pool_service[pool]]
         inside = cells.pool_role[pool] == tuple(Role).index(role)
-        rows, columns = cells.pool_service[pool][inside], np.flatnonzero(inside)
-        return sp.csr_array((rates[inside], (rows, columns)), shape=(len(cells.services), len(seg.cell)))
+        rows = cells.pool_service[pool] if role is Role.MIXED else cells.cell_pair[seg.cell]
+        count = len(cells.services) if role is Role.MIXED else len(cells.pair_keys)
+        return sp.csr_array((rates[inside], (rows[inside], np.flatnonzero(inside))), shape=(count, len(seg.cell)))
 
     def _base(self, role: Role) -> Floats:
-        """(S,): what the role carries at the lowest caps, over the service's scale."""
+        """What the role carries at the lowest caps, over the service's scale: by service (mixed), else by domain."""
         cells = self.cells
-        rates = cells.rates(self.lowest_watts) * (cells.pool_role == tuple(Role).index(role))
-        return cells.sum_by_service(rates) / self.scale
+        is_role = cells.pool_role == tuple(Role).index(role)
+        if role is Role.MIXED:
+            return cells.sum_by_service(cells.rates(self.lowest_watts) * is_role) / self.scale
+        carried = self._lowest_rates * cells.cell_replicas * is_role[cells.cell_pool]
+        return cells.sum_by_pair(carried) / self.scale[cells.pair_service]
 
     def _load(self) -> Any:
         self.demand.value, self.room.value = np.zeros(self.demand.size), np.zeros(self.room.size)

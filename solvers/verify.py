@@ -17,6 +17,7 @@ from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
 from solvers.verify_nodes import groups
+from solvers.verify_pairs import pairs
 from solvers.verify_parts import part_sizes, parts
 from solvers.verify_rules import OWNED, locations, losses, on_spot, pins, quotas, relief, terms_by_bay
 from solvers.workload import PlacementMode, ServedModel
@@ -61,6 +62,7 @@ def verify_service(plan: Plan, problem: Problem) -> tuple[str, ...]:
         else (
             *_shares(plan),
             *_capacities(plan),
+            *pairs(plan, problem),
             *_floors(plan, problem),
             *losses(plan, problem),
             *on_spot(plan, problem),

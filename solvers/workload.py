@@ -69,6 +69,10 @@ class ServedModel:
         Each of its replicas is made as one pod, so none can stand on several nodes.
     splits_by_size : bool
         Its router can send requests to pools by the length of their prompts; else every pool of a role gets one mix.
+    kv_compatibility_group : str
+        KV group of the pools whose profile names none: prefill and decode pair only inside one group.
+    kv_may_cross : bool
+        False when prefill and decode may only pair at one location.
     """
 
     name: str
@@ -82,6 +86,7 @@ class ServedModel:
     max_replicas: int = 1000
     placement: PlacementMode = PlacementMode.LOCATION
     kv_compatibility_group: str = ""
+    kv_may_cross: bool = True
     engine_configs: tuple[str, ...] = ()
     locations: tuple[str, ...] = ()
     pins: tuple[Pin, ...] = ()
@@ -105,6 +110,16 @@ class ServedModel:
     def hangs(self) -> bool:
         """True when it matters how much capacity is lost with a location, or with what may be taken away."""
         return self.max_share_per_location_ratio < 1.0 or 0.0 < self.max_spot_ratio < 1.0
+
+    @property
+    def has_pairs(self) -> bool:
+        """True when prefill and decode may be done by different replicas."""
+        return Role.PREFILL in self.roles and Role.DECODE in self.roles
+
+    @property
+    def pairs_locally(self) -> bool:
+        """True when it matters whether prefill and decode are at the same location."""
+        return self.has_pairs and not self.kv_may_cross
 
     def allows_location(self, location: str) -> bool:
         return not self.locations or location in self.locations

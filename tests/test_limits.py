@@ -36,6 +36,7 @@ def golden_problem() -> Problem:
     fleet = (*spot, *fleets.nodes("l40s", 2, "rack-2", usable=3, gpus=4))
     pins = (Pin(location="rack-2", replicas=1, gpu_class="l40s"),)
     long = fleets.service("long", "long", rank=1, ttft_s=2.0, roles=(Role.PREFILL, Role.DECODE))
+    long = replace(long, kv_may_cross=False)
     services = (
         (replace(fleets.service("chat", "chat", roles=(Role.MIXED,), min_replicas=1, max_replicas=6), pins=pins), 12.0),
         (replace(long, min_locations=2, max_share_per_location_ratio=0.6, max_spot_ratio=0.7), 2.0),
@@ -77,6 +78,7 @@ def column_names(cells: Cells, arrays: Arrays) -> list[str]:
         "parted": [f"{services[s]} {chain} in {site}" for s, chain, site in cells.parted],
         "unparted": [f"{name} {chain}" for chain in ("prompts", "tokens") for name in services],
         "hung": [cells.cell_label(c) for c in range(len(cells.cell_pool))],
+        "flow": [cells.cell_label(c) for c in range(len(cells.cell_pool))],
         "missing": [f"{name} {chain}" for chain in ("prompts", "tokens") for name in services],
     }
     names = [""] * len(arrays.cost)

@@ -19,7 +19,7 @@ from solvers.planner.nodes import Room
 from solvers.planner.options import CapacityOf, PoolOption, find_options
 from solvers.planner.shortage import reasons_by_service
 from solvers.planner.spread import spread_evenly
-from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role
+from solvers.planner.tally import ROUNDING, pairs_of
 from solvers.problem import Problem
 from solvers.verify import verify
 from solvers.workload import ServedModel
@@ -95,9 +95,9 @@ class Stage:
 
     def missing_per_s(self, service: ServedModel) -> float:
         """Demand that what stands does not carry."""
-        carried = carried_by_role(self.desk.problem, self.desk.sizer, self.totals(service))
         rate = self.demand_per_s(service)
-        missing = rate - able_per_s(carried)
+        pairs = pairs_of(self.desk.problem, self.desk.sizer, service, places_of(service, self.counts))
+        missing = rate - pairs.able_per_s
         return missing if missing > ROUNDING * rate else 0.0
 
     def totals(self, service: ServedModel) -> dict[PoolKey, int]:

@@ -134,6 +134,9 @@ class EngineProfile:
         Speed of prefill and of decode steps at each cap against none; not decreasing, concave in watts, 1 at the last.
     corrections : tuple of (str, float)
         Phases and factors that running services taught and that are in the tables already: ``solvers.correction``.
+    kv_compatibility_group : str
+        How keys and values are laid out (attention backend, type): replicas pair with those of the same group only.
+        Empty for the group that the service names.
     """
 
     key: ProfileKey
@@ -160,6 +163,7 @@ class EngineProfile:
     prefill_batches: tuple[int, ...] = ()
     prefill_batch_ratio: tuple[tuple[float, ...], ...] = ()
     corrections: tuple[tuple[str, float], ...] = ()
+    kv_compatibility_group: str = ""
 
 
 def check_profile(profile: EngineProfile) -> None:

@@ -37,6 +37,9 @@ def with_kv_bits(profile: EngineProfile, bits: int, *, from_bits: int = 16) -> E
         profile,
         kv_bytes_per_token=math.ceil(profile.kv_bytes_per_token * ratio),
         kv_capacity_tokens=int(profile.kv_capacity_tokens / ratio),
+        kv_compatibility_group="-".join(word for word in (profile.kv_compatibility_group, f"kv{bits}") if word)
+        if bits != from_bits
+        else profile.kv_compatibility_group,
         decode_step_s=tuple(tuple(row[0] + ratio * (time - row[0]) for time in row) for row in profile.decode_step_s),
     )
     return _named(profile, changed, f"kv{bits}", f"keys and values in {bits} bits, were {from_bits}")

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from solvers.engine import Role
 from solvers.explain.ways import Ranked
 from solvers.fleet import PoolKey
 from solvers.plan import Plan, PoolPlan, ServicePlan
@@ -14,7 +13,7 @@ from solvers.planner.caps import planned_counts, planned_levels
 from solvers.planner.desk import Desk
 from solvers.planner.floors import Places, missing_replicas, places_of
 from solvers.planner.spread import survivable_per_s
-from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role, rates_by_place
+from solvers.planner.tally import ROUNDING, carried_by_role, pairs_of, rates_by_place
 from solvers.power import pool_extra_watts
 from solvers.workload import ServedModel
 
@@ -102,7 +101,7 @@ def fewer_by_one(desk: Desk, plan: Plan, pools: Sequence[PoolPlan]) -> tuple[Few
         missing, level = missing_replicas(service, places), levels[pool.pool]
         where = sorted(location for other, location in places if other == level)
         tried = []
-        for location in where if service.is_spread or service.pins else where[:1]:
+        for location in where if service.is_spread or service.pins or service.pairs_locally else where[:1]:
             less = {**places, (level, location): places[level, location] - 1}
             tried.append((missing_replicas(service, less) > missing, -_carries(desk, service, less)))
         breaks, carries = min(tried)
@@ -116,9 +115,8 @@ def _service(desk: Desk, name: str) -> ServedModel:
 
 def _carries(desk: Desk, service: ServedModel, places: Places) -> float:
     """Requests per second that the replicas serve, with what the loss of a location must leave counted in."""
-    rates = rates_by_place(desk.problem, desk.sizer, places)
-    by_role = {role: sum((rate for key, rate in rates.items() if key[0] is role), 0.0) for role in Role}
-    return min(able_per_s(by_role), survivable_per_s(service, rates))
+    able_per_s = pairs_of(desk.problem, desk.sizer, service, places).able_per_s
+    return min(able_per_s, survivable_per_s(service, rates_by_place(desk.problem, desk.sizer, places)))
 
 
 def count_reasons(row: ServicePlan, fewer: Sequence[Fewer]) -> tuple[CountReason, ...]:

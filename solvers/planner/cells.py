@@ -12,6 +12,7 @@ from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.grouping import Grouping, group_bays
 from solvers.planner.options import Options, PoolOption, Step
+from solvers.planner.pairing import Pairing
 from solvers.planner.penalties import find_penalties
 from solvers.planner.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.problem import Policy, Problem
@@ -46,6 +47,7 @@ class Cells:
 
     problem: Problem
     grouping: Grouping
+    pairing: Pairing
     services: tuple[ServedModel, ...]
     pools: tuple[PoolOption, ...]
     steps: tuple[Step, ...]
@@ -167,6 +169,7 @@ def build_cells(
     return Cells(
         problem=problem,
         grouping=grouping,
+        pairing=Pairing.of(problem),
         services=services,
         pools=pools,
         steps=tuple(step for _, step in steps),

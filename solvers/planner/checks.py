@@ -62,9 +62,9 @@ def check_problem(problem: Problem) -> None:
 def _check_service(service: ServedModel) -> None:
     """Locations and pins speak of places, so the service must be placed by location; pins must be able to hold."""
     subject = f"ServedModel/{service.name}"
-    spreads = service.is_spread or service.max_spot_ratio < 1.0
+    spreads = service.is_spread or service.max_spot_ratio < 1.0 or service.pairs_locally
     if (service.pins or service.locations or spreads) and service.placement is PlacementMode.CLASS:
-        remedy = "set placement Location, or drop locations, pins, spread and maxSpot"
+        remedy = "set placement Location, or drop locations, pins, spread, maxSpot and kvMayCross"
         raise InvalidInput(subject, "placement", "is Class, which leaves places to the scheduler", remedy)
     for slo in service.slos:
         if not (0.0 < slo.limit_s < math.inf and 0.0 < slo.percentile_ratio < 1.0):

@@ -47,6 +47,8 @@ class Variables:
         Locations short of ``min_locations``, prompt chain then token chain.
     hung : (C,)
         Requests/s, in shares of the demand, that the replicas of a cell carry where a service spreads its load.
+    flow : (C,)
+        Part of the demand that goes through the replicas of a cell, where a service pairs prefill with decode by place.
     """
 
     replicas: Any
@@ -62,6 +64,7 @@ class Variables:
     parted: Any
     unparted: Any
     hung: Any
+    flow: Any
 
     @property
     def all(self) -> tuple[tuple[str, Any], ...]:
@@ -100,6 +103,7 @@ def make_variables(cells: Cells) -> Variables:
         parted=_column(len(cells.parted), np.array([float(cells.grouping.sites[k]) for _, _, k in cells.parted])),
         unparted=_column(2 * len(cells.services), np.tile([float(least_locations(s)) for s in cells.services], 2)),
         hung=_column(len(room), np.array([hung_most(cells, c) * n for c, n in enumerate(room)], dtype=float)),
+        flow=_column(len(room), np.array([float(flows(cells, c)) for c in range(len(room))])),
     )
 
 
@@ -118,6 +122,13 @@ def hung_most(cells: Cells, cell: int) -> float:
     if not cells.services[service].hangs or rate <= 0.0:
         return 0.0
     return max(step.capacity_requests_per_s for step in cells.pools[pool].steps) / rate
+
+
+def flows(cells: Cells, cell: int) -> bool:
+    """True where it matters what goes through the cell: prefill and decode of services that pair by place."""
+    option = cells.pools[cells.cell_pool[cell]]
+    is_asked = float(cells.demand_per_s[cells.pool_service[cells.cell_pool[cell]]]) > 0.0
+    return is_asked and option.pool.role is not Role.MIXED and option.pool.service in cells.pairing.local
 
 
 def _column(size: int, upper: Floats, *, integer: bool = False) -> Any:

@@ -190,7 +190,7 @@ def group_bays(
 
 def _spread_over(problem: Problem, bays: list[Bay]) -> dict[str, object]:
     """Locations as vertices of their own, where what a location holds of all classes matters."""
-    if not any(service.is_spread for service in problem.services):
+    if not any(service.is_spread or service.pairs_locally for service in problem.services):
         return {}
     return {LOCATION + location: (LOCATION,) for location in sorted({bay.location for bay in bays})}
 

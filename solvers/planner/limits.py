@@ -25,6 +25,7 @@ from solvers.planner.columns import (
     sum_steps,
     triplets,
 )
+from solvers.planner.limits_pairs import limit_flow, limit_pairs
 from solvers.planner.limits_spread import limit_hung, limit_locations, limit_share, limit_spot
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.quotas import GPUS, POWER, quota_rows
@@ -271,11 +272,13 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_share,
     limit_fair,
     limit_spot,
+    limit_pairs,
+    limit_flow,
 )
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(20) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
+    """(22) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],

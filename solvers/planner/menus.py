@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solvers.engine import Role
+from solvers.fleet import ANYWHERE
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.floors import least_locations
 from solvers.planner.options import PoolOption, Sizer
+from solvers.planner.pairing import Domain, Pairs
 from solvers.planner.penalties import EXCESS_WEIGHT
-from solvers.planner.tally import ROUNDING, able_per_s
+from solvers.planner.tally import ROUNDING
 from solvers.sizing import Capacity
 
 GRID = 1000  # parts of the demand; rounding costs the bound at most a part for each pool of a role
@@ -56,9 +58,12 @@ class Shelf:
         Start price of a new replica, less the stop price for one that runs and is kept, and the terms of its nodes.
     is_forced : (U,) bool
         Units that are taken before all others.
+    group : str
+        KV group, where a service has several.
     """
 
     role: Role
+    group: str
     base: int
     carried_per_s: Floats
     run_usd_per_hour: Floats
@@ -84,7 +89,7 @@ class Shelf:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Menu:
-    """All ways to run one service."""
+    """All ways to run one service. ``groups`` are those of its pools that pair inside themselves only."""
 
     service: int
     shelves: tuple[Shelf, ...]
@@ -96,17 +101,29 @@ class Menu:
     max_replicas: int
     stop_usd_per_hour: float  # of all that runs; units that are kept take their part back
     cells: int
+    groups: tuple[str, ...] = ("",)
 
     @property
     def _floor(self) -> int:
         return min(self.min_replicas, MOST_FLOOR)
 
     def cheapest(self, prices: Floats) -> Way | None:
-        """The best way on the grid that keeps its promise; None when it breaks a ceiling."""
+        """The best way on the grid that keeps its promise; None when it breaks a ceiling.
+
+        Where pools pair in groups, the best of those that use one group beside mixed pools.
+        """
         orders = [shelf.order(prices) for shelf in self.shelves]
-        tables = {role: self._table(role, orders, self._parts(GRID), is_up=False) for role in Role}
+        ways = [way for group in self.groups if (way := self._cheapest_of(group, orders)) is not None]
+
+        def value(way: Way) -> float:
+            return way.cost_usd_per_hour + way.penalty_usd_per_hour + float(prices @ way.replicas)
+
+        return min(ways, key=value, default=None)
+
+    def _cheapest_of(self, group: str, orders: Sequence[tuple[Ints, Floats]]) -> Way | None:
+        tables = {role: self._table(role, orders, self._parts(GRID), is_up=False, group=group) for role in Role}
         _, levels = self._join(tables)
-        sizes = [0] * len(self.shelves)
+        sizes = self._fewest()
         for role, (floor, part) in levels.items():
             for index, size in tables[role].sizes(floor, part):
                 sizes[index] = size
@@ -115,11 +132,16 @@ class Menu:
     def nothing(self) -> Way | None:
         """The way with as few replicas as may be."""
         free = np.zeros(self.cells)
-        fewest = [int(np.argmax(np.isfinite(shelf.run_usd_per_hour))) for shelf in self.shelves]
-        return self.way(fewest, [shelf.order(free)[0] for shelf in self.shelves])
+        return self.way(self._fewest(), [shelf.order(free)[0] for shelf in self.shelves])
+
+    def _fewest(self) -> list[int]:
+        return [int(np.argmax(np.isfinite(shelf.run_usd_per_hour))) for shelf in self.shelves]
 
     def least_value(self, prices: Floats, grid: int = GRID) -> float:
-        """A value at the prices that no way undercuts, USD per hour; the finer the grid, the higher."""
+        """A value at the prices that no way undercuts, USD per hour; the finer the grid, the higher.
+
+        Groups are left out: that anything may pair only lowers it.
+        """
         orders = [shelf.order(prices) for shelf in self.shelves]
         tables = {role: self._table(role, orders, self._parts(grid), is_up=True) for role in Role}
         return self._join(tables)[0] + self.stop_usd_per_hour
@@ -127,13 +149,14 @@ class Menu:
     def way(self, sizes: Sequence[int], orders: Sequence[Ints]) -> Way | None:
         """Write down the sizes of all shelves, at their exact capacity."""
         replicas, cost = np.zeros(self.cells), self.stop_usd_per_hour
-        carried, count = dict.fromkeys(Role, 0.0), dict.fromkeys(Role, 0)
+        carried, count = dict[tuple[Role, Domain], float](), dict.fromkeys(Role, 0)
         for shelf, size, order in zip(self.shelves, sizes, orders, strict=True):
             units = order[:size]
             np.add.at(replicas, shelf.unit_cell[units], 1.0)
             cost += float(shelf.unit_usd_per_hour[units].sum())
             cost += float(shelf.run_usd_per_hour[size] + shelf.churn_usd_per_hour[size])
-            carried[shelf.role] += float(shelf.carried_per_s[size])
+            key = shelf.role, Domain(group=shelf.group)
+            carried[key] = carried.get(key, 0.0) + float(shelf.carried_per_s[size])
             count[shelf.role] += size
         if max(count.values()) > self.max_replicas:
             return None
@@ -144,12 +167,13 @@ class Menu:
             penalty_usd_per_hour=self._penalty(carried, count),
         )
 
-    def _penalty(self, carried: Mapping[Role, float], count: Mapping[Role, int]) -> float:
+    def _penalty(self, carried: Mapping[tuple[Role, Domain], float], count: Mapping[Role, int]) -> float:
         chains = (count[Role.PREFILL] + count[Role.MIXED], count[Role.DECODE] + count[Role.MIXED])
         missing = sum(max(0, self.min_replicas - able) for able in chains)
         unserved = 0.0
         if self.demand_per_s > 0.0:
-            unserved = max(0.0, 1.0 - able_per_s(carried) * (1.0 + ROUNDING) / self.demand_per_s)
+            able = Pairs.of(carried, is_parted=len(self.groups) > 1).able_per_s
+            unserved = max(0.0, 1.0 - able * (1.0 + ROUNDING) / self.demand_per_s)
         return float(self._unserved_usd_per_hour(np.array(unserved))) + self.missing_usd_per_hour * missing
 
     def _unserved_usd_per_hour(self, ratios: Floats) -> Floats:
@@ -161,10 +185,13 @@ class Menu:
     def _parts(self, grid: int) -> int:
         return grid if self.demand_per_s > 0.0 else 0
 
-    def _table(self, role: Role, orders: Sequence[tuple[Ints, Floats]], parts: int, *, is_up: bool) -> _Table:
+    def _table(
+        self, role: Role, orders: Sequence[tuple[Ints, Floats]], parts: int, *, is_up: bool, group: str | None = None
+    ) -> _Table:
+        """Combine the pools of a role; of one group, where it is given."""
         pools: dict[int, list[_Level]] = {}
         for index, shelf in enumerate(self.shelves):
-            if shelf.role is role:
+            if shelf.role is role and (group is None or role is Role.MIXED or shelf.group == group):
                 amounts = shelf.parts(self.demand_per_s, parts, is_up=is_up)
                 pools.setdefault(shelf.base, []).append(_Level(shelf=index, amounts=amounts, costs=orders[index][1]))
         return _Table.of([_Choice.of(levels) for levels in pools.values()], self._floor, parts)
@@ -305,6 +332,7 @@ def build_menus(cells: Cells, sizer: Sizer, least: Least | None = None) -> tuple
                 max_replicas=service.max_replicas,
                 stop_usd_per_hour=_stop_usd_per_hour(cells, pools),
                 cells=len(cells.cell_pool),
+                groups=sizer.pairing.groups_of(service, [cells.pools[p].pool for p in pools]),
             )
         )
     return tuple(menus)
@@ -334,6 +362,7 @@ def _shelf(cells: Cells, sizer: Sizer, pool: int, least: Least, terms_usd_per_ho
     below = sizes < min(int(sum(least.get(int(c), 0) for c in mine)), len(sizes) - 1)
     return Shelf(
         role=option.pool.role,
+        group=sizer.pairing.domain(option.pool, ANYWHERE).group,
         base=base,
         carried_per_s=carried,
         run_usd_per_hour=np.where(below, np.inf, run),

@@ -16,6 +16,7 @@ from solvers.fleet import PoolKey
 from solvers.planner.caps import at_cap, levels_watts, limited_classes, profile_at
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import least_locations, pinned_most
+from solvers.planner.pairing import Pairing
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.reclaim import Reclaims
 from solvers.planner.slots import SlotsKind, find_slots, kind_of, no_room
@@ -104,6 +105,7 @@ class Sizer:
     capacity_of: CapacityOf
     known: dict[tuple[PoolKey, int], Capacity | Unfit] = field(default_factory=dict)
     _reclaims: Reclaims | None = None
+    _pairing: Pairing | None = None
     _profiles: dict[PoolKey, EngineProfile | None] = field(default_factory=dict)
 
     def profile(self, pool: PoolKey) -> EngineProfile | None:
@@ -121,6 +123,13 @@ class Sizer:
         if self._reclaims is None:
             self._reclaims = Reclaims.of(self.problem)
         return self._reclaims
+
+    @property
+    def pairing(self) -> Pairing:
+        """Which pools may hand keys and values to which; looked up once."""
+        if self._pairing is None:
+            self._pairing = Pairing.of(self.problem)
+        return self._pairing
 
     def at(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> Capacity | Unfit:
         """Capacity of one replica of the pool at the size; it never falls as the pool grows."""
@@ -197,7 +206,8 @@ def find_options(
                 found.append(option)
             else:
                 reasons.append(f"{pool.role} on {pool.gpu_class}/{pool.config.label}: {option}")
-        pools += found if is_wide else _without_dominated(service, found, wanted, sizes_of_nodes)
+        kept = (found, wanted, sizes_of_nodes, sizer.pairing)
+        pools += found if is_wide else _without_dominated(service, *kept)
         unfit[service.name] = tuple(reasons)
     return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
 
@@ -373,7 +383,11 @@ def _alike(one: Step, other: Step) -> bool:
 
 
 def _without_dominated(
-    service: ServedModel, found: Sequence[PoolOption], wanted: Collection[PoolKey], node_gpus: Mapping[str, int]
+    service: ServedModel,
+    found: Sequence[PoolOption],
+    wanted: Collection[PoolKey],
+    node_gpus: Mapping[str, int],
+    pairing: Pairing,
 ) -> list[PoolOption]:
     """Leave out what others of the same class replace at no loss, size for size; wanted pools stay.
 
@@ -386,7 +400,8 @@ def _without_dominated(
 
     def is_replaced(large: PoolOption) -> bool:
         whole = node_gpus.get(large.pool.gpu_class, 0)
-        return any(p.gpus < large.gpus and _has_room(p, large, whole) and _replaces(p, large) for p in kept)
+        alike = (p for p in kept if p.gpus < large.gpus and pairing.group(p.pool) == pairing.group(large.pool))
+        return any(_has_room(p, large, whole) and _replaces(p, large) for p in alike)
 
     return [o for o in kept if o.pool.uncapped in wanted or not is_replaced(o)]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.floors import places_of
@@ -72,13 +73,42 @@ def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict
 def _spread(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
     option = cells.pools[cells.cell_pool[cell]]
     service = cells.services[cells.pool_service[cells.cell_pool[cell]]]
-    if service.is_spread:
+    if service.pairs_locally:
+        added = _pair_up(cells, cell, wanted, room, counts)
+    elif service.is_spread:
         added = spread_evenly(room, option.pool, wanted, _bays(cells, cell), places_of(service, counts))
     else:
         added = room.spread(option.pool, wanted, _bays(cells, cell), ANYWHERE if option.is_anywhere else None)
     for location, taken in added.items():
         counts[option.pool, location] = counts.get((option.pool, location), 0) + taken
     return sum(added.values())
+
+
+def _pair_up(cells: Cells, cell: int, wanted: int, room: Room, counts: Counts) -> dict[str, int]:
+    """Take in replicas, each where the service's other side of their pairing domain is most ahead of their own."""
+    option = cells.pools[cells.cell_pool[cell]]
+    ahead: dict[str, float] = {}
+    for (pool, at), n in counts.items():
+        is_pair = pool.service == option.pool.service and cells.pairing.group(pool) == cells.pairing.group(option.pool)
+        if is_pair and Role.MIXED not in (pool.role, option.pool.role):
+            sign = -1.0 if pool.role is option.pool.role else 1.0
+            ahead[at] = ahead.get(at, 0.0) + sign * n * _rate(cells, pool)
+    added: dict[str, int] = {}
+    for _ in range(wanted):
+        able = [bay for bay in _bays(cells, cell) if room.room(option.pool, bay.location, bay) > 0]
+        most = max((ahead.get(bay.location, 0.0) for bay in able), default=0.0)
+        bay = room.best_bay(option.pool, [bay for bay in able if ahead.get(bay.location, 0.0) == most])
+        if bay is None:
+            break
+        room.take(option.pool, bay.location, 1, bay)
+        ahead[bay.location] = ahead.get(bay.location, 0.0) - _rate(cells, option.pool)
+        added[bay.location] = added.get(bay.location, 0) + 1
+    return added
+
+
+def _rate(cells: Cells, pool: PoolKey) -> float:
+    """What one replica of the pool carries at its largest size."""
+    return next((o.steps[-1].capacity_requests_per_s for o in cells.pools if o.pool == pool), 0.0)
 
 
 def start_columns(cells: Cells, arrays: Arrays, counts: Counts) -> Floats | None:

@@ -17,6 +17,7 @@ from solvers.fleet import PoolKey
 from solvers.planner.cells import CHAINS
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption, Sizer
+from solvers.planner.pairing import Domain
 from solvers.planner.penalties import Penalties
 from solvers.planner.relax import Arrays, Run, solve_whole
 from solvers.problem import Problem
@@ -30,10 +31,10 @@ SECONDS = 5.0  # a safety net only
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Level:
-    """One cap of one placed pool: what the whole pool carries, costs in energy, and adds to each domain."""
+    """One cap of one placed pool: what the pool carries in each pairing domain, costs in energy, adds to each feed."""
 
     pool: PoolKey
-    carried_per_s: float
+    carried_per_s: Mapping[Domain, float]
     energy_usd_per_hour: float
     watts: Mapping[str, float]
 
@@ -81,22 +82,27 @@ def _level(problem: Problem, sizer: Sizer, option: PoolOption, places: Mapping[s
     sized = sizer.at(option.pool, option.profile, count) if problem.demands[option.pool.service].mix else None
     gpu_watts = getattr(sized, "gpu_watts", option.profile.idle_watts_per_gpu)
     energy = problem.policy.energy_usd_per_kilowatt_hour / 1000.0
+    carried: dict[Domain, float] = {}
+    for location, replicas in places.items():
+        at = sizer.pairing.domain(option.pool, location)
+        carried[at] = carried.get(at, 0.0) + replicas * getattr(sized, "requests_per_s", 0.0)
     return _Level(
         pool=option.pool,
-        carried_per_s=count * getattr(sized, "requests_per_s", 0.0),
+        carried_per_s=carried,
         energy_usd_per_hour=count * energy * option.replica_watts(gpu_watts),
         watts=watts,
     )
 
 
 def _state(problem: Problem, penalties: Penalties, by_base: Mapping[PoolKey, Sequence[_Level]]) -> Arrays:
-    """Columns: every level (0 or 1); of each service what mixed pools carry, what pairs carry, and what nobody does."""
+    """Columns: every level (0 or 1); of each service what mixed pools, pairs of each domain and nobody carry."""
     levels = [level for found in by_base.values() for level in found]
     services = sorted({level.pool.service for level in levels})
+    domains = {service: _domains(levels, service) for service in services}
     rooms = Room.of(problem).free_watts
     ranks = {service.name: service.tier_rank for service in problem.services}
     lowest = max(ranks.values(), default=0)
-    rows = _Rows(columns=len(levels) + 3 * len(services))
+    rows = _Rows(columns=len(levels) + sum(2 + len(mine) for mine in domains.values()))
     index = {base: n for n, base in enumerate(by_base)}
     for base in by_base:
         rows.add({c: 1.0 for c, level in enumerate(levels) if index[level.pool.uncapped] == index[base]}, 1.0, 1.0)
@@ -106,23 +112,34 @@ def _state(problem: Problem, penalties: Penalties, by_base: Mapping[PoolKey, Seq
             upper=watts / 1000.0,
         )
     cost = [level.energy_usd_per_hour for level in levels]
-    for s, service in enumerate(services):
-        mixed, pairs, unserved = (len(levels) + 3 * s + k for k in range(3))
+    for service in services:
         demand = max(problem.demands[service].requests_per_s, 1e-12)
-        carried = {
-            role: {
-                c: level.carried_per_s / demand
-                for c, level in enumerate(levels)
-                if (level.pool.service, level.pool.role) == (service, role)
-            }
-            for role in Role
-        }
-        rows.add({**carried[Role.MIXED], mixed: -1.0}, lower=0.0)
-        for _, (role, _) in CHAINS:
-            rows.add({**carried[role], pairs: -1.0}, lower=0.0)
-        rows.add({mixed: 1.0, pairs: 1.0, unserved: 1.0}, lower=1.0)
-        cost += [0.0, 0.0, penalties.unserved_usd_per_hour[service] * TIER_STEP ** (lowest - ranks[service])]
+        mixed = len(cost)
+        pairs = range(mixed + 1, mixed + 1 + len(domains[service]))
+        rows.add({**_carried(levels, service, Role.MIXED, None, demand), mixed: -1.0}, lower=0.0)
+        for column, at in zip(pairs, domains[service], strict=True):
+            for _, (role, _) in CHAINS:
+                rows.add({**_carried(levels, service, role, at, demand), column: -1.0}, lower=0.0)
+        rows.add({mixed: 1.0, **dict.fromkeys(pairs, 1.0), pairs.stop: 1.0}, lower=1.0)
+        unserved = penalties.unserved_usd_per_hour[service] * TIER_STEP ** (lowest - ranks[service])
+        cost += [0.0] * (1 + len(pairs)) + [unserved]
     return rows.arrays(np.array(cost), len(levels))
+
+
+def _domains(levels: Sequence[_Level], service: str) -> list[Domain]:
+    """Where the service pairs prefill with decode."""
+    mine = (level for level in levels if level.pool.service == service and level.pool.role is not Role.MIXED)
+    return sorted({domain for level in mine for domain in level.carried_per_s})
+
+
+def _carried(
+    levels: Sequence[_Level], service: str, role: Role, domain: Domain | None, demand: float
+) -> dict[int, float]:
+    """What each level carries in a role and domain (all for None), in shares of the demand."""
+    mine = ((c, x) for c, x in enumerate(levels) if (x.pool.service, x.pool.role) == (service, role))
+    return {
+        c: sum(rate for at, rate in level.carried_per_s.items() if domain in (None, at)) / demand for c, level in mine
+    }
 
 
 class _Rows:

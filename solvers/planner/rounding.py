@@ -16,19 +16,28 @@ from solvers.planner.floors import missing_locations, missing_of_chain, missing_
 from solvers.planner.grouping import Bay
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption, Sizer
+from solvers.planner.pairing import ANYWHERE_INSIDE, Pairs
 from solvers.planner.spread import loses_nothing, spread_evenly, worst_loss
-from solvers.planner.tally import ROUNDING, able_per_s, carried_by_role, rates_by_place
+from solvers.planner.tally import ROUNDING, pairs_of, rates_by_place
 from solvers.problem import Problem
 from solvers.workload import ServedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
-    """So many replicas of one pool, and what they cost per useful request per second."""
+    """So many replicas of one pool, and what they cost per useful request per second; ``site`` empty for anywhere."""
 
     option: PoolOption
     replicas: int
     usd_per_request_per_s: float
+    site: str
+
+    @property
+    def key(self) -> tuple[PoolKey, int, str]:
+        return self.option.pool, self.replicas, self.site
+
+    def is_place(self, bay: Bay) -> bool:
+        return self.site in (ANYWHERE_INSIDE, bay.location)
 
 
 def fill(
@@ -44,10 +53,10 @@ def fill(
         _fill_pins(service, options, room, grown)
         _fill_floor(service, options, room, grown)
         _fill_locations(service, options, room, grown)
-        blocked: set[tuple[PoolKey, int]] = set()
-        while block := _cheapest_block(problem, sizer, service, options, _totals(grown, service), blocked):
-            if _add(block.option, block.replicas, room, grown, service) < block.replicas:
-                blocked.add((block.option.pool, block.replicas))
+        blocked: set[tuple[PoolKey, int, str]] = set()
+        while block := _cheapest_block(problem, sizer, service, options, grown, blocked, room):
+            if _add(block.option, block.replicas, room, grown, service, block.is_place) < block.replicas:
+                blocked.add(block.key)
         _fill_share(problem, sizer, service, options, room, grown)
     _shave_waste(problem, sizer, by_service, least or {})
     kept = [row for grown in by_service.values() for row in grown.items()]
@@ -167,46 +176,56 @@ def _cheapest_block(
     sizer: Sizer,
     service: ServedModel,
     options: Options,
-    totals: Mapping[PoolKey, int],
-    blocked: set[tuple[PoolKey, int]],
+    counts: Counts,
+    blocked: set[tuple[PoolKey, int, str]],
+    room: Room,
 ) -> _Block | None:
     demand = problem.demands[service.name].requests_per_s
     if demand <= 0.0:
         return None
-    by_role = carried_by_role(problem, sizer, totals)
-    deficits = {
-        Role.PREFILL: max(0.0, demand - by_role[Role.PREFILL] - by_role[Role.MIXED]),
-        Role.DECODE: max(0.0, demand - by_role[Role.DECODE] - by_role[Role.MIXED]),
-    }
-    if max(deficits.values()) <= ROUNDING * demand:
+    totals, pairs = _totals(counts, service), pairs_of(problem, sizer, service, places_of(service, counts))
+    if demand - pairs.able_per_s <= ROUNDING * demand:
         return None
     blocks = [
         block
         for option in _at_one_cap(options.of(service.name), totals)
-        for block in _blocks(option, sizer, service, deficits, totals)
-        if (option.pool, block.replicas) not in blocked
+        for site in _sites(sizer, option.pool, room)
+        for block in _blocks(option, sizer, service, _wanted(option, sizer, pairs, site, demand), totals, site)
+        if block.key not in blocked
     ]
-    return min(blocks, key=lambda b: (b.usd_per_request_per_s, b.replicas, b.option.pool), default=None)
+    return min(blocks, key=lambda b: (b.usd_per_request_per_s, b.replicas, b.option.pool, b.site), default=None)
+
+
+def _sites(sizer: Sizer, pool: PoolKey, room: Room) -> tuple[str, ...]:
+    """Locations of the pool, where its service pairs inside them only; one for all otherwise."""
+    if pool.role is Role.MIXED or pool.service not in sizer.pairing.local:
+        return (ANYWHERE_INSIDE,)
+    return tuple(sorted({bay.location for bay in room.bays_of(pool)}))
+
+
+def _wanted(option: PoolOption, sizer: Sizer, pairs: Pairs, site: str, demand: float) -> tuple[float, ...]:
+    domain = sizer.pairing.domain(option.pool, site)
+    return pairs.wants(option.pool.role, domain, demand)
 
 
 def _blocks(
     option: PoolOption,
     sizer: Sizer,
     service: ServedModel,
-    deficits: Mapping[Role, float],
+    wanted: Sequence[float],
     totals: Mapping[PoolKey, int],
+    site: str,
 ) -> list[_Block]:
     """Blocks of 1, 2, 4, … replicas of one pool, up to the first that covers all it can."""
     now = totals.get(option.pool, 0)
     in_role = sum(n for pool, n in totals.items() if pool.role is option.pool.role)
-    wanted = [deficits[r] for r in deficits if option.pool.role in (r, Role.MIXED)]
     blocks, size, base = [], 1, _carried(option, sizer, now)
     while now + size <= option.most and in_role + size <= service.max_replicas:
         gain = _carried(option, sizer, now + size) - base
         useful = sum(min(gain, want) for want in wanted)
         if useful > 0.0:
             price = size * option.price_usd_per_hour / useful
-            blocks.append(_Block(option=option, replicas=size, usd_per_request_per_s=price))
+            blocks.append(_Block(option=option, replicas=size, usd_per_request_per_s=price, site=site))
         if gain >= max(wanted):
             break
         size *= 2
@@ -239,11 +258,15 @@ def _shave_waste(
 def _spares_place(
     problem: Problem, sizer: Sizer, service: ServedModel, counts: Counts, pool: PoolKey, location: str
 ) -> bool:
-    """True when one replica less there breaks no pin and no spread that is kept."""
-    if not service.pins and not service.is_spread:
+    """True when one replica less there breaks no pin, no pair and no spread that is kept."""
+    is_local = service.name in sizer.pairing.local
+    if not (service.pins or service.is_spread or is_local):
         return True
     before = places_of(service, counts)
     after = {**before, (pool, location): before[pool, location] - 1}
+    pairs = (pairs_of(problem, sizer, service, places) for places in (before, after))
+    if is_local and not _serves_as_much(problem, service, *pairs):
+        return False
     rates = rates_by_place(problem, sizer, before), rates_by_place(problem, sizer, after)
     return loses_nothing(service, before, after, problem.demands[service.name].requests_per_s, rates)
 
@@ -256,12 +279,16 @@ def _can_spare(
     problem: Problem, sizer: Sizer, service: ServedModel, totals: Mapping[PoolKey, int], pool: PoolKey
 ) -> bool:
     less = {**totals, pool: totals[pool] - 1}
-    demand = problem.demands[service.name].requests_per_s
-    before = min(demand, able_per_s(carried_by_role(problem, sizer, totals)))
-    after = min(demand, able_per_s(carried_by_role(problem, sizer, less)))
+    sums = ({(p, ANYWHERE_INSIDE): n for p, n in counts.items() if n} for counts in (totals, less))
+    pairs = (pairs_of(problem, sizer, service, counts) for counts in sums)
     floors = all(
         sum(n for p, n in less.items() if p.role in roles)
         >= min(service.min_replicas, sum(n for p, n in totals.items() if p.role in roles))
         for roles in (PROMPT_ROLES, TOKEN_ROLES)
     )
-    return floors and after >= before * (1.0 - ROUNDING)
+    return floors and _serves_as_much(problem, service, *pairs)
+
+
+def _serves_as_much(problem: Problem, service: ServedModel, before: Pairs, after: Pairs) -> bool:
+    demand = problem.demands[service.name].requests_per_s
+    return min(demand, after.able_per_s) >= min(demand, before.able_per_s) * (1.0 - ROUNDING)

@@ -339,8 +339,8 @@ class Search:
         return again if again.left <= placed.left else placed
 
     def _is_uneven(self, placed: Placed) -> bool:
-        """True when a service that spreads came out short, which may be for where its replicas went."""
-        spread = {service.name for service in self.desk.problem.services if service.is_spread}
+        """True when a service that spreads, or pairs by place, came out short: perhaps for where its replicas went."""
+        spread = {service.name for service in self.desk.problem.services if service.is_spread or service.pairs_locally}
         return bool(spread) and not spread.isdisjoint(self.desk.worth(placed.counts).short)
 
     def _narrow(self, cells: Cells, arrays: Arrays, x: Floats) -> bool:

@@ -11,6 +11,7 @@ from solvers.planner.caps import by_pool
 from solvers.planner.floors import Places, missing_replicas
 from solvers.planner.nodes import Counts
 from solvers.planner.options import Sizer
+from solvers.planner.pairing import Pairs
 from solvers.planner.penalties import Penalties
 from solvers.planner.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.planner.spread import place_rates, survivable_per_s
@@ -157,26 +158,38 @@ def _weigh_service(
         totals[pool] = totals.get(pool, 0) + count
     rents = _rents(problem, sizer.reclaims, places)
     sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in sorted(totals.items())}
-    carried = {pool: totals[pool] * capacity.requests_per_s for pool, capacity in sized.items()}
-    by_role = {role: sum((rate for pool, rate in carried.items() if pool.role is role), 0.0) for role in Role}
-    carries, demand = able_per_s(by_role), problem.demands[service.name].requests_per_s
-    able = min(carries, _survivable_per_s(sizer.reclaims, service, places, sized))
+    pairs, demand = _pairs(sizer, service, places, sized), problem.demands[service.name].requests_per_s
+    able = min(pairs.able_per_s, _survivable_per_s(sizer.reclaims, service, places, sized))
     served = demand if able >= demand * (1.0 - ROUNDING) else able
-    mixed = by_role[Role.MIXED] / carries if carries > 0.0 else 0.0  # in proportion, mixed against the tighter chain
-    share = {Role.MIXED: mixed, Role.PREFILL: 1.0 - mixed, Role.DECODE: 1.0 - mixed}
+    shares = _shares(sizer, pairs, places, sized)
     return [
-        _pool_worth(
-            problem,
-            pool,
-            totals[pool],
-            capacity,
-            share[pool.role] * carried[pool] / by_role[pool.role]
-            if carries > 0.0 and by_role[pool.role] > 0.0
-            else 0.0,
-            rents.get(pool, 0.0),
-        )
+        _pool_worth(problem, pool, totals[pool], capacity, shares[pool], rents.get(pool, 0.0))
         for pool, capacity in sized.items()
     ], served
+
+
+def _pairs(sizer: Sizer, service: ServedModel, places: Places, sized: Mapping[PoolKey, Capacity]) -> Pairs:
+    """What the replicas carry by pairing domain: mixed pools, and pairs of prefill and decode."""
+    carried = {(pool, at): count * sized[pool].requests_per_s for (pool, at), count in places.items()}
+    return sizer.pairing.pairs(service.name, carried)
+
+
+def _shares(sizer: Sizer, pairs: Pairs, places: Places, sized: Mapping[PoolKey, Capacity]) -> dict[PoolKey, float]:
+    """Part of what is served that goes to each pool: in proportion, mixed against the tighter side of every domain."""
+    shares = dict.fromkeys(sized, 0.0)
+    for (pool, at), count in places.items():
+        rate = count * sized[pool].requests_per_s
+        shares[pool] += rate * pairs.share_ratio(pool.role, sizer.pairing.domain(pool, at))
+    return shares
+
+
+def pairs_of(problem: Problem, sizer: Sizer, service: ServedModel, places: Places) -> Pairs:
+    """What a service's replicas carry by pairing domain, at the sizes of their pools."""
+    totals: dict[PoolKey, int] = {}
+    for (pool, _), count in sorted(places.items()):
+        totals[pool] = totals.get(pool, 0) + count
+    sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in totals.items() if count}
+    return _pairs(sizer, service, {key: count for key, count in places.items() if count}, sized)
 
 
 def _rents(problem: Problem, reclaims: Reclaims, places: Places) -> dict[PoolKey, float]:
@@ -221,11 +234,6 @@ def carried_by_role(problem: Problem, sizer: Sizer, totals: Mapping[PoolKey, int
     for pool, count in sorted((pool, count) for pool, count in totals.items() if count):
         rates[pool.role] += count * _capacity(problem, sizer, pool, count).requests_per_s
     return rates
-
-
-def able_per_s(by_role: Mapping[Role, float]) -> float:
-    """Requests per second that pass both chains: mixed pools, and pairs of prefill and decode."""
-    return by_role[Role.MIXED] + min(by_role[Role.PREFILL], by_role[Role.DECODE])
 
 
 def _capacity(problem: Problem, sizer: Sizer, pool: PoolKey, count: int) -> Capacity:

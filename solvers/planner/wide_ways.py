@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from solvers.engine import Role
+from solvers.fleet import ANYWHERE
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.options import PoolOption, Sizer
+from solvers.planner.pairing import Domain, Pairs
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.stocks import Pick, Stocks
-from solvers.planner.tally import ROUNDING, able_per_s
+from solvers.planner.tally import ROUNDING
 from solvers.planner.wide_rules import amounts_at_one_cap, at_one_cap, least_replicas, other_caps, pin_cells, pool_of
 from solvers.sizing import Capacity
 
@@ -120,11 +122,15 @@ class WayMaker:
         option = self.option(service, pool)
         return self.sizer.carried(option.pool, option.profile, size) if size > 0 else 0.0
 
-    def _by_role(self, service: int, by_pool: dict[int, int]) -> dict[Role, float]:
-        carried = dict.fromkeys(Role, 0.0)
-        for pool, size in sorted(by_pool.items()):
-            carried[self.stocks[service].roles[pool]] += self._carried(service, pool, size)
-        return carried
+    def _pairs(self, service: int, by_pool: dict[int, int]) -> Pairs:
+        carried = {
+            (self.option(service, pool).pool, ANYWHERE): self._carried(service, pool, size)
+            for pool, size in sorted(by_pool.items())
+        }
+        return self.sizer.pairing.pairs(self.cells.services[service].name, carried)
+
+    def _domain(self, service: int, pool: int) -> Domain:
+        return self.sizer.pairing.domain(self.option(service, pool).pool, ANYWHERE)
 
     def _finished(
         self, service: int, draft: _Draft, served_ratio: float, asked: Floats, pools: Sequence[int]
@@ -156,22 +162,20 @@ class WayMaker:
                     missing -= taken
 
     def _completed(self, service: int, draft: _Draft, target: float, asked: Floats, pools: Sequence[int]) -> bool:
-        """Add the cheapest blocks until the way carries the target."""
+        """Add the cheapest blocks until the way carries the target; of any pool, where they pair in groups."""
         stocks = self.stocks[service]
+        if self.cells.services[service].name in self.sizer.pairing.parted:
+            pools = range(len(stocks.roles))
         least = stocks.cheapest_usd(asked[stocks.cells])
         blocked: set[tuple[int, int]] = set()
         for _ in range(MOST_ADDED):
-            by_role = self._by_role(service, draft.by_pool)
-            lacks = {
-                Role.PREFILL: target - by_role[Role.PREFILL] - by_role[Role.MIXED],
-                Role.DECODE: target - by_role[Role.DECODE] - by_role[Role.MIXED],
-            }
-            if max(lacks.values()) <= ROUNDING * target:
+            pairs = self._pairs(service, draft.by_pool)
+            if target - pairs.able_per_s <= ROUNDING * target:
                 return True
             best: tuple[float, int, int] | None = None
             others = other_caps(self.stocks[service], draft.by_pool)
             for pool in (p for p in pools if p not in others):
-                wanted = [max(0.0, lacks[r]) for r in lacks if stocks.roles[pool] in (r, Role.MIXED)]
+                wanted = pairs.wants(stocks.roles[pool], self._domain(service, pool), target)
                 now = draft.by_pool.get(pool, 0)
                 base, rate = self._carried(service, pool, now), float(stocks.rate_per_s[pool])
                 for block in sorted({1, max(1, math.ceil(max(wanted) / rate - 1e-9))}):
@@ -238,8 +242,8 @@ class WayMaker:
             left, had = (sum(n for p, n in sizes.items() if roles[p] in chain) for sizes in (fewer, now))
             if left < min(least, had):
                 return False
-        able = able_per_s(self._by_role(service, fewer))
-        wanted = target if target > 0.0 else able_per_s(self._by_role(service, now))
+        able = self._pairs(service, fewer).able_per_s
+        wanted = target if target > 0.0 else self._pairs(service, now).able_per_s
         return able >= min(wanted, self.stocks[service].demand_per_s) * (1.0 - ROUNDING)
 
     def _written(self, service: int, draft: _Draft) -> SparseWay:
@@ -283,7 +287,7 @@ class WayMaker:
             missing += max(0, pin.replicas - there)
         lacking = 0.0
         if stocks.demand_per_s > 0.0:
-            able = able_per_s(self._by_role(service, by_pool))
+            able = self._pairs(service, by_pool).able_per_s
             lacking = max(0.0, 1.0 - able * (1.0 + ROUNDING) / stocks.demand_per_s)
         beyond = max(0.0, lacking - float(self.cells.fair_ratio[service]))
         unserved = stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)

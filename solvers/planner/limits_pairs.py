@@ -1,0 +1,77 @@
+"""The limits that keep prefill and decode in pairs; numbered as in ``solvers/README.md``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from solvers.engine import Role
+from solvers.planner.cells import Cells
+from solvers.planner.columns import Limit, Variables, flows, matrix_of, triplets
+
+SLACK = 1e-7  # relative, as of capacity
+SIGNS = {Role.PREFILL: 1.0, Role.DECODE: -1.0}
+"""Keys and values that a role hands over, and takes."""
+
+
+def limit_pairs(cells: Cells, v: Variables) -> Limit:
+    """(20) In each pairing domain prefill and decode carry the same; what goes through cells is their pool's share."""
+    flowing = [c for c in range(len(cells.cell_pool)) if flows(cells, c)]
+    shares: list[tuple[int, int, float]] = []
+    through: list[tuple[int, int, float]] = []
+    rows: dict[tuple[int, str, int], int] = {}
+    for p, option in enumerate(cells.pools):
+        if _is_grouped(cells, p):
+            row = rows.setdefault((int(cells.pool_service[p]), cells.pairing.group(option.pool), -1), len(rows))
+            shares.append((row, p, SIGNS[option.pool.role]))
+    for c in flowing:
+        option = cells.pools[cells.cell_pool[c]]
+        site = cells.grouping.group_site[cells.cell_group[c]]
+        key = int(cells.pool_service[cells.cell_pool[c]]), cells.pairing.group(option.pool), site
+        through.append((rows.setdefault(key, len(rows)), c, SIGNS[option.pool.role]))
+    subjects = [_label(cells, *key) for key in rows]
+    summed = {int(cells.cell_pool[c]): 0 for c in flowing}
+    for row, p in enumerate(summed, start=len(rows)):
+        summed[p] = row
+        shares.append((row, p, -1.0))
+        subjects.append(str(cells.pools[p].pool))
+    through += [(summed[int(cells.cell_pool[c])], c, 1.0) for c in flowing]
+    shape = len(rows) + len(summed)
+    kept = matrix_of(*triplets(shares), (shape, len(cells.pools))) @ v.share
+    kept = kept + matrix_of(*triplets(through), (shape, len(cells.cell_pool))) @ v.flow
+    return Limit(name="pairs", equation=20, constraint=kept == 0.0, subjects=tuple(subjects))
+
+
+def limit_flow(cells: Cells, v: Variables) -> Limit:
+    """(21) No more goes through a cell than its replicas carry, at the capacity of the step of their pool's size."""
+    pairs = [
+        (c, int(t))
+        for c in range(len(cells.cell_pool))
+        if flows(cells, c)
+        for t in np.flatnonzero(cells.step_pool == cells.cell_pool[c])
+    ]
+    rates, spare = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for row, (c, t) in enumerate(pairs):
+        option, demand = cells.pools[cells.cell_pool[c]], cells.demand_per_s[cells.pool_service[cells.cell_pool[c]]]
+        best = max(step.capacity_requests_per_s for step in option.steps)
+        rates[row] = cells.steps[t].capacity_requests_per_s * (1.0 + SLACK) / float(demand)
+        room = cells.grouping.groups[cells.cell_group[c]].slots(option.gpus)
+        if len(option.steps) > 1:
+            spare[row] = best * (1.0 + SLACK) / float(demand) * room - rates[row] * room
+    index, shape = np.arange(len(pairs)), (len(pairs), len(cells.cell_pool))
+    carried = matrix_of(index, [c for c, _ in pairs], rates, shape)
+    through = matrix_of(index, [c for c, _ in pairs], 1.0, shape)
+    off = matrix_of(index, [t for _, t in pairs], spare, (len(pairs), len(cells.steps)))
+    constraint = through @ v.flow - carried @ v.replicas + off @ v.chosen <= spare
+    subjects = tuple(f"{cells.cell_label(c)} {cells.steps[t].lower}-{cells.steps[t].upper}" for c, t in pairs)
+    return Limit(name="flow", equation=21, constraint=constraint, subjects=subjects)
+
+
+def _is_grouped(cells: Cells, pool: int) -> bool:
+    """True for prefill and decode of services that pair in several groups, wherever they are."""
+    key = cells.pools[pool].pool
+    return key.role is not Role.MIXED and key.service in cells.pairing.parted - cells.pairing.local
+
+
+def _label(cells: Cells, service: int, group: str, site: int) -> str:
+    where = f" in {site}" if site >= 0 else ""
+    return f"{cells.services[service].name} {group or 'all'}{where}"
