@@ -73,7 +73,7 @@ def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict
 def _spread(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
     option = cells.pools[cells.cell_pool[cell]]
     service = cells.services[cells.pool_service[cells.cell_pool[cell]]]
-    if service.pairs_locally:
+    if service.pairs_locally and option.pool.role is not Role.MIXED:
         added = _pair_up(cells, cell, wanted, room, counts)
     elif service.is_spread:
         added = spread_evenly(room, option.pool, wanted, _bays(cells, cell), places_of(service, counts))
