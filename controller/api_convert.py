@@ -9,7 +9,17 @@ from controller import placement_pb2 as pb
 from solvers.engine import EngineConfig, Role
 from solvers.explain import Alternative, CountChange, DemandRange, Explanation, PriceSwitch, difference
 from solvers.fleet import PoolKey
-from solvers.plan import Binding, DomainPlan, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from solvers.plan import (
+    Binding,
+    DomainPlan,
+    PartPlan,
+    Plan,
+    PoolPlan,
+    ServicePlan,
+    SolveReport,
+    SolveStatus,
+    SplitPrice,
+)
 
 ROLES: Mapping[Role, pb.Role] = {
     Role.PREFILL: pb.ROLE_PREFILL,
@@ -35,6 +45,8 @@ def plan_message(plan: Plan, number: int) -> pb.Plan:
         report=_report_message(plan.report),
         routing=plan.routing,
         is_short=plan.is_short,
+        parts=map(_part_message, plan.parts),
+        splits=map(_split_message, plan.splits),
     )
 
 
@@ -159,7 +171,28 @@ def config_message(config: EngineConfig) -> pb.EngineConfig:
 def pool_key_message(pool: PoolKey) -> pb.Pool:
     """Render what identifies a pool."""
     config = config_message(pool.config)
-    return pb.Pool(service=pool.service, role=ROLES[pool.role], gpu_class=pool.gpu_class, config=config)
+    return pb.Pool(
+        service=pool.service, role=ROLES[pool.role], gpu_class=pool.gpu_class, config=config, sizes=pool.sizes
+    )
+
+
+def _part_message(part: PartPlan) -> pb.PartPlan:
+    return pb.PartPlan(
+        service=part.service,
+        sizes=part.sizes,
+        demand_requests_per_s=part.demand_requests_per_s,
+        served_requests_per_s=part.served_requests_per_s,
+    )
+
+
+def _split_message(split: SplitPrice) -> pb.SplitPrice:
+    return pb.SplitPrice(
+        service=split.service,
+        sizes=split.sizes,
+        price_usd_per_hour=split.usd_per_hour,
+        is_estimate=split.is_estimate,
+        is_declared=split.is_declared,
+    )
 
 
 def service_message(service: ServicePlan) -> pb.ServicePlan:

@@ -29,6 +29,7 @@ from controller.records import (
     MANAGED_BY_LABEL,
     MODEL_LABEL,
     ROLE_LABEL,
+    SIZES_LABEL,
     DeploymentRecord,
     NodeRecord,
     PodRecord,
@@ -39,6 +40,7 @@ from solvers.engine import EngineConfig, Role
 from solvers.errors import InvalidInput
 from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey, Replica, ReplicaState
 from solvers.power import extra_watts
+from solvers.sizes import SizeRange
 
 LANDING_S = 60.0  # the scheduler binds what fits within seconds; a minute allows for a busy one
 FINISHED = frozenset({"Succeeded", "Failed"})
@@ -91,9 +93,11 @@ def place_of(record: PodRecord | DeploymentRecord) -> Place:
     try:
         role = Role(labels[ROLE_LABEL])
         config = EngineConfig.from_label(labels[CONFIG_LABEL], labels.get(ENGINE_LABEL, "vllm"))
+        sizes = SizeRange.parse(labels[SIZES_LABEL]).label if SIZES_LABEL in labels else ""
     except (ValueError, InvalidInput) as error:
         raise InvalidInput(subject, "metadata.labels", str(error), "restore the label, or delete the object") from None
-    pool = PoolKey(service=service_of(record), role=role, gpu_class=labels[GPU_CLASS_LABEL], config=config)
+    gpu_class = labels[GPU_CLASS_LABEL]
+    pool = PoolKey(service=service_of(record), role=role, gpu_class=gpu_class, config=config, sizes=sizes)
     return pool, labels.get(LOCATION_LABEL, ANYWHERE)
 
 

@@ -51,16 +51,18 @@ class EngineConfig(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., pipeline_parallel: _Optional[int] = ..., expert_parallel: _Optional[int] = ..., data_parallel: _Optional[int] = ..., variant: _Optional[str] = ..., gpus: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
 
 class Pool(_message.Message):
-    __slots__ = ("service", "role", "gpu_class", "config")
+    __slots__ = ("service", "role", "gpu_class", "config", "sizes")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     GPU_CLASS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
     service: str
     role: Role
     gpu_class: str
     config: EngineConfig
-    def __init__(self, service: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., gpu_class: _Optional[str] = ..., config: _Optional[_Union[EngineConfig, _Mapping]] = ...) -> None: ...
+    sizes: str
+    def __init__(self, service: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., gpu_class: _Optional[str] = ..., config: _Optional[_Union[EngineConfig, _Mapping]] = ..., sizes: _Optional[str] = ...) -> None: ...
 
 class LocationReplicas(_message.Message):
     __slots__ = ("location", "replicas")
@@ -108,6 +110,32 @@ class ServicePlan(_message.Message):
     short_because: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, service: _Optional[str] = ..., tier: _Optional[str] = ..., demand_requests_per_s: _Optional[float] = ..., served_requests_per_s: _Optional[float] = ..., unserved_requests_per_s: _Optional[float] = ..., short_because: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class PartPlan(_message.Message):
+    __slots__ = ("service", "sizes", "demand_requests_per_s", "served_requests_per_s")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SERVED_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    sizes: str
+    demand_requests_per_s: float
+    served_requests_per_s: float
+    def __init__(self, service: _Optional[str] = ..., sizes: _Optional[str] = ..., demand_requests_per_s: _Optional[float] = ..., served_requests_per_s: _Optional[float] = ...) -> None: ...
+
+class SplitPrice(_message.Message):
+    __slots__ = ("service", "sizes", "price_usd_per_hour", "is_estimate", "is_declared")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    PRICE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    IS_ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    IS_DECLARED_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    sizes: _containers.RepeatedScalarFieldContainer[str]
+    price_usd_per_hour: float
+    is_estimate: bool
+    is_declared: bool
+    def __init__(self, service: _Optional[str] = ..., sizes: _Optional[_Iterable[str]] = ..., price_usd_per_hour: _Optional[float] = ..., is_estimate: _Optional[bool] = ..., is_declared: _Optional[bool] = ...) -> None: ...
+
 class DomainPlan(_message.Message):
     __slots__ = ("domain", "budget_watts", "reserved_watts", "planned_watts", "price_usd_per_kilowatt_hour")
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
@@ -153,7 +181,7 @@ class SolveReport(_message.Message):
     def __init__(self, status: _Optional[_Union[SolveStatus, str]] = ..., objective_usd_per_hour: _Optional[float] = ..., bound_usd_per_hour: _Optional[float] = ..., gap_ratio: _Optional[float] = ..., cost_usd_per_hour: _Optional[float] = ..., rounds: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("number", "decision_hash", "pools", "services", "domains", "bindings", "report", "routing", "is_short")
+    __slots__ = ("number", "decision_hash", "pools", "services", "domains", "bindings", "report", "routing", "is_short", "parts", "splits")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     DECISION_HASH_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +191,8 @@ class Plan(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     IS_SHORT_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
     number: int
     decision_hash: str
     pools: _containers.RepeatedCompositeFieldContainer[PoolPlan]
@@ -172,7 +202,9 @@ class Plan(_message.Message):
     report: SolveReport
     routing: str
     is_short: bool
-    def __init__(self, number: _Optional[int] = ..., decision_hash: _Optional[str] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServicePlan, _Mapping]]] = ..., domains: _Optional[_Iterable[_Union[DomainPlan, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., report: _Optional[_Union[SolveReport, _Mapping]] = ..., routing: _Optional[str] = ..., is_short: _Optional[bool] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[PartPlan]
+    splits: _containers.RepeatedCompositeFieldContainer[SplitPrice]
+    def __init__(self, number: _Optional[int] = ..., decision_hash: _Optional[str] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServicePlan, _Mapping]]] = ..., domains: _Optional[_Iterable[_Union[DomainPlan, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., report: _Optional[_Union[SolveReport, _Mapping]] = ..., routing: _Optional[str] = ..., is_short: _Optional[bool] = ..., parts: _Optional[_Iterable[_Union[PartPlan, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[SplitPrice, _Mapping]]] = ...) -> None: ...
 
 class GetPlanRequest(_message.Message):
     __slots__ = ("number",)

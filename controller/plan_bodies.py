@@ -18,7 +18,18 @@ from controller.validation import Json, subject_of, validate_spec
 from solvers.engine import EngineConfig
 from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
-from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, Relief, ServicePlan, SolveReport
+from solvers.plan import (
+    Binding,
+    DomainPlan,
+    PartPlan,
+    Placement,
+    Plan,
+    PoolPlan,
+    Relief,
+    ServicePlan,
+    SolveReport,
+    SplitPrice,
+)
 
 PART_BYTES = 256 * 1024
 """Largest part: etcd refuses objects of 1.5 MiB, and managed fields and status come on top of the body."""
@@ -31,7 +42,7 @@ LOCATIONS_PER_ROW = 64
 """Places in one row before a pool continues in the next: small rows fill parts well."""
 
 TEXT_LIMIT = 1024
-SECTIONS = ("services", "pools", "placements", "domains", "bindings", "relief")
+SECTIONS = ("services", "pools", "placements", "domains", "bindings", "relief", "sizeRanges", "splitPrices")
 
 Row = dict[str, Any]
 
@@ -105,6 +116,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, Row]]:
     yield from (("domains", _render_domain(domain)) for domain in plan.domains)
     yield from (("bindings", _render_binding(binding)) for binding in plan.bindings)
     yield from (("relief", _render_relief(row)) for row in plan.relief)
+    yield from (("sizeRanges", _render_part(row)) for row in plan.parts)
+    yield from (("splitPrices", _render_split(row)) for row in plan.splits)
 
 
 def _render_key(pool: PoolKey) -> Row:
@@ -114,6 +127,7 @@ def _render_key(pool: PoolKey) -> Row:
         "gpuClass": pool.gpu_class,
         "engine": pool.config.engine,
         "config": pool.config.label,
+        **({"sizes": pool.sizes} if pool.sizes else {}),
     }
 
 
@@ -183,6 +197,25 @@ def _render_relief(row: Relief) -> Row:
     }
 
 
+def _render_part(row: PartPlan) -> Row:
+    return {
+        "service": row.service,
+        "sizes": row.sizes,
+        "demandMilliRequestsPerSecond": round(row.demand_requests_per_s * 1e3),
+        "servedMilliRequestsPerSecond": round(row.served_requests_per_s * 1e3),
+    }
+
+
+def _render_split(row: SplitPrice) -> Row:
+    return {
+        "service": row.service,
+        "sizes": list(row.sizes),
+        "priceMilliUsdPerHour": round(row.usd_per_hour * 1e3),
+        "isEstimate": row.is_estimate,
+        "isDeclared": row.is_declared,
+    }
+
+
 def _render_report(report: SolveReport, name: str) -> Row:
     if not (math.isfinite(report.objective_usd_per_hour) and math.isfinite(report.cost_usd_per_hour)):
         raise InvalidInput(f"FleetPlan/{name}", "spec.report", "objective and cost must be finite", "drop the plan")
@@ -219,6 +252,8 @@ def parse_fleet_plan(bodies: Sequence[Json]) -> Plan:
         domains=tuple(_parse_domains(specs)),
         bindings=tuple(_parse_bindings(specs)),
         relief=tuple(_parse_relief(specs)),
+        parts=tuple(_parse_parts(specs)),
+        splits=tuple(_parse_splits(specs)),
         report=_parse_report(first.report),
         routing=first.routing,
     )
@@ -235,7 +270,7 @@ def _check_whole(specs: Sequence[FleetPlanSpec], subject: str) -> None:
 
 def _parse_key(spec: PlanPoolKey) -> PoolKey:
     config = EngineConfig.from_label(spec.config, spec.engine)
-    return PoolKey(service=spec.service, role=spec.role, gpu_class=spec.gpu_class, config=config)
+    return PoolKey(service=spec.service, role=spec.role, gpu_class=spec.gpu_class, config=config, sizes=spec.sizes)
 
 
 def _parse_placements(specs: Sequence[FleetPlanSpec]) -> Iterator[Placement]:
@@ -292,6 +327,27 @@ def _parse_relief(specs: Sequence[FleetPlanSpec]) -> Iterator[Relief]:
     for row in (row for spec in specs for row in spec.relief):
         amount, price = row.milli_amount / 1e3, row.price_milli_usd_per_hour / 1e3
         yield Relief(limit=row.limit, subject=row.subject, unit=row.unit, amount=amount, usd_per_hour=price)
+
+
+def _parse_parts(specs: Sequence[FleetPlanSpec]) -> Iterator[PartPlan]:
+    for row in (row for spec in specs for row in spec.size_ranges):
+        yield PartPlan(
+            service=row.service,
+            sizes=row.sizes,
+            demand_requests_per_s=row.demand_milli_requests_per_second / 1e3,
+            served_requests_per_s=row.served_milli_requests_per_second / 1e3,
+        )
+
+
+def _parse_splits(specs: Sequence[FleetPlanSpec]) -> Iterator[SplitPrice]:
+    for row in (row for spec in specs for row in spec.split_prices):
+        yield SplitPrice(
+            service=row.service,
+            sizes=row.sizes,
+            usd_per_hour=row.price_milli_usd_per_hour / 1e3,
+            is_estimate=row.is_estimate,
+            is_declared=row.is_declared,
+        )
 
 
 def _parse_report(row: PlanReport) -> SolveReport:

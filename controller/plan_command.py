@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from controller.clusters import on_cluster
@@ -21,6 +21,7 @@ from solvers.baselines.compare import Standing, compare
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.planner.parted import with_estimates
 from solvers.problem import Problem
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         planned = plan_folder(args, _decider(args))
     if args.compare:
         return _print_comparison(args.output, planned)
+    planned = replace(planned, plan=with_estimates(planned.plan, planned.problem))
     body = one_object(render_fleet_plan(planned.plan, number=1))
     print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan, args.power_caps)))
     return exit_code(planned)
@@ -113,10 +115,13 @@ def exit_code(planned: Planned) -> int:
 def _sections(plan: Plan, with_caps: bool) -> Iterator[str]:
     yield _headline(plan)
     caps = ("CAP W",) if with_caps else ()
-    header = ("SERVICE", "ROLE", "GPU CLASS", "CONFIG", "REPLICAS", *caps, "WHERE", "USD/H")
+    sizes = ("PROMPTS",) if plan.parts else ()
+    header = ("SERVICE", "ROLE", "GPU CLASS", "CONFIG", *sizes, "REPLICAS", *caps, "WHERE", "USD/H")
     yield render_table(header, _pool_rows(plan, with_caps))
     yield render_table(("SERVICE", "TIER", "DEMAND/S", "SERVED/S"), _service_rows(plan))
     yield render_table(("POWER", "BUDGET W", "RESERVED W", "PLANNED W", "USD/H PER KW MORE"), _domain_rows(plan))
+    if plan.splits:
+        yield "\n".join(split_lines(plan))
     short = [f"short: {s.service}: {reason}" for s in plan.services for reason in s.short_because]
     notes = [f"note: {note}" for note in plan.report.notes]
     if short or notes:
@@ -127,6 +132,21 @@ def _relief_lines(plan: Plan) -> Iterator[str]:
     """What together would be enough, the dearest first."""
     for row in plan.relief:
         yield f"relief: {row.amount:g} {row.unit} more of {row.limit}[{row.subject}], {row.usd_per_hour:.2f} USD/h"
+
+
+def split_lines(plan: Plan) -> Iterator[str]:
+    """What splitting by size is worth; services that it would not help are left out."""
+    for row in plan.splits:
+        about, ranges = "about " * row.is_estimate, " and ".join(row.sizes)
+        if not row.sizes:
+            yield f"split: {row.service}: no split of its sizes saves anything"
+        elif row.is_declared:
+            yield f"split: {row.service}: {ranges}; not splitting would cost {about}{row.usd_per_hour:.2f} USD/h more"
+        else:
+            yield (
+                f"split: {row.service}: routing.splitsBySize would save about {row.usd_per_hour:.2f} USD/h "
+                f"(estimate, {ranges})"
+            )
 
 
 def _headline(plan: Plan) -> str:
@@ -142,7 +162,8 @@ def _pool_rows(plan: Plan, with_caps: bool) -> Iterator[tuple[Cell, ...]]:
         if pool.replicas:
             key = pool.pool
             caps = (round(pool.cap_watts),) if with_caps else ()
-            what = key.service, str(key.role), key.gpu_class, key.config.label, pool.replicas
+            sizes = (key.sizes or "all",) if plan.parts else ()
+            what = key.service, str(key.role), key.gpu_class, key.config.label, *sizes, pool.replicas
             yield *what, *caps, _where(plan, key), pool.cost_usd_per_hour
 
 

@@ -18,6 +18,7 @@ ENGINE_LABEL = "penstock.dev/engine"
 LOCATION_LABEL = "penstock.dev/location"  # absent under placement Class
 ISLAND_LABEL = "topology.penstock.dev/island"  # the fast fabric that a node hangs on
 CLIQUE_LABEL = "nvidia.com/gpu.clique"  # cluster and clique of an NVLink rack, as GPU feature discovery writes it
+SIZES_LABEL = "penstock.dev/prompt-tokens"  # which requests it serves; absent for all of the service's
 POOL_LABEL = "penstock.dev/pool"  # name of the Deployment
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "penstock"

@@ -122,6 +122,7 @@ def _render_pool(pool: PoolKey, ready: int, wanted: PoolPlan | None) -> Body:
         "role": str(pool.role),
         "gpuClass": pool.gpu_class,
         "config": pool.config.label,
+        **({"sizes": pool.sizes} if pool.sizes else {}),
         "ready": ready,
         "want": wanted.replicas if wanted else 0,
     }

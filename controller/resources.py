@@ -342,6 +342,7 @@ def _served_model(spec: schema.ServedModelSpec, service: str, tier_rank: int) ->
             for pin in spec.pins
         ),
         fair_weight=float(spec.fair_weight),
+        splits_by_size=spec.routing.splits_by_size,
         max_spot_ratio=spec.max_spot_percent / 100,
         min_locations=spec.spread.min_locations,
         max_share_per_location_ratio=spec.spread.max_share_per_location_percent / 100,

@@ -126,6 +126,7 @@ QualifiedName = Annotated[str, text(317, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9_.-]+$
 ModelName = Annotated[str, text(253, pattern=r"^\S+$")]
 ServiceName = Annotated[str, text(127, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")]
 ConfigLabel = Annotated[str, text(63, pattern=r"^tp[0-9]+(-[a-z0-9.-]+)?$")]
+SizesLabel = Annotated[str, text(63, pattern=r"^(p[0-9]+-([0-9]+|up))?$")]
 Message = Annotated[str, text(1024)]
 Word = Annotated[str, text(63)]
 

@@ -20,6 +20,7 @@ from controller.schema_base import (
     Resource,
     Rule,
     ServiceName,
+    SizesLabel,
     Status,
     Watts,
     Word,
@@ -44,6 +45,8 @@ class PlanPoolKey(Resource):
     """Engine of its replicas."""
     config: ConfigLabel
     """Engine configuration, as tp2."""
+    sizes: SizesLabel = ""
+    """Prompt tokens of the requests that it serves, as p0-2047; empty for all."""
 
 
 class PlanPool(PlanPoolKey):
@@ -141,6 +144,34 @@ class PlanRelief(Resource):
     """What that costs to have."""
 
 
+class PlanSizeRange(Resource):
+    """One part of a service that is split by size."""
+
+    service: ServiceName
+    """ServedModel, as namespace/name."""
+    sizes: SizesLabel
+    """Prompt tokens of its requests, as p0-2047; the router sends them to the pools that say the same."""
+    demand_milli_requests_per_second: Amount
+    """Load that was planned for."""
+    served_milli_requests_per_second: Amount
+    """What of it is served inside the SLOs."""
+
+
+class PlanSplitPrice(Resource):
+    """What a service would cost more if it were not split by size."""
+
+    service: ServiceName
+    """ServedModel, as namespace/name."""
+    sizes: Annotated[tuple[SizesLabel, ...], Field(max_length=16)] = ()
+    """Ranges that it is, or would be, split into; none where one mix for all is as good."""
+    price_milli_usd_per_hour: Amount
+    """What not splitting costs more, or what declaring that the router can split would save."""
+    is_estimate: bool
+    """Found for the service alone, not by a decision of the whole fleet."""
+    is_declared: bool = True
+    """The service says that its router can split."""
+
+
 class PlanReport(Resource):
     """Evidence of the solve."""
 
@@ -187,6 +218,10 @@ class FleetPlanSpec(Resource):
     """Limits with no slack left."""
     relief: Annotated[tuple[PlanRelief, ...], Field(max_length=64)] = ()
     """The cheapest way to serve what is short."""
+    size_ranges: Annotated[tuple[PlanSizeRange, ...], Field(max_length=4096)] = ()
+    """Parts of services that are split by size."""
+    split_prices: Annotated[tuple[PlanSplitPrice, ...], Field(max_length=4096)] = ()
+    """The price of not splitting, by service."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

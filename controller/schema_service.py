@@ -18,6 +18,7 @@ from controller.schema_base import (
     Open,
     Resource,
     Rule,
+    SizesLabel,
     Status,
     Tokens,
     Word,
@@ -148,6 +149,13 @@ class SpreadSpec(Resource):
     """Of what is served, the most that may go with any one location: the replicas elsewhere carry the rest."""
 
 
+class RoutingSpec(Resource):
+    """What the service's router can do."""
+
+    splits_by_size: bool = False
+    """It can send requests to pools by the length of their prompts, as their label penstock.dev/prompt-tokens says."""
+
+
 class ModeOverride(Resource):
     """Modes of the levers for one object; the stricter of this and FleetPolicy counts."""
 
@@ -235,6 +243,8 @@ class ServedModelSpec(Resource):
     """When its tier is short, a service of twice the weight is short of half as large a part of its demand."""
     spread: SpreadSpec = Field(default_factory=SpreadSpec)
     """What must not hang on one location."""
+    routing: RoutingSpec = Field(default_factory=RoutingSpec)
+    """What the router can do; pools get one mix of requests, in proportion to capacity, unless it can do more."""
     kv_compatibility_group: Annotated[str, text(63)] = ""
     """Prefill and decode pair inside one group only: same engine version, attention backend, KV type, fabric."""
     management: Management = Management.OBSERVE
@@ -292,6 +302,12 @@ class ServedModelSpec(Resource):
             message="spread.minLocations must not exceed replicas.max",
             holds=lambda spec: spec.spread.min_locations <= spec.replicas.max,
         ),
+        Rule(
+            cel="!self.routing.splitsBySize || size(self.pins) == 0",
+            field="pins",
+            message="pins and routing.splitsBySize exclude each other: a pin does not say which sizes it holds",
+            holds=lambda spec: not (spec.routing.splits_by_size and spec.pins),
+        ),
         *(_templated(role) for role in Role),
     )
 
@@ -305,6 +321,8 @@ class PoolStatus(Resource):
     """GpuClass of the pool."""
     config: ConfigLabel
     """Engine configuration of the pool."""
+    sizes: SizesLabel | None = None
+    """Prompt tokens of the requests that it serves, as p0-2047; absent for all."""
     ready: Count
     """Replicas that serve."""
     want: Count

@@ -21,6 +21,7 @@ from controller.records import (
     POOL_LABEL,
     ROLE_LABEL,
     ROUTER_ROLE_LABEL,
+    SIZES_LABEL,
 )
 from controller.resources import FleetPolicySpec, ServedModelSpec
 from controller.schema import API_VERSION, DeletionPolicy
@@ -63,7 +64,8 @@ def workload_name(pool: PoolKey, location: str) -> str:
     whole = f"{pool}|{pool.config.engine}|{location}"
     tail = hashlib.sha256(whole.encode()).hexdigest()[:6]
     place = "any" if location == ANYWHERE else location
-    words = f"{pool.service.rpartition('/')[2]}-{pool.role}-{pool.gpu_class}-{pool.config.label}-{place}".lower()
+    name = pool.service.rpartition("/")[2]
+    words = "-".join(filter(None, (name, pool.role, pool.gpu_class, pool.config.label, pool.sizes, place))).lower()
     readable = re.sub(r"[^a-z0-9]+", "-", words)[: NAME_LENGTH - 7].strip("-")
     return f"{readable}-{tail}"
 
@@ -85,6 +87,7 @@ def pool_labels(pool: PoolKey, location: str) -> dict[str, str]:
         CONFIG_LABEL: pool.config.label,
         ENGINE_LABEL: pool.config.engine,
         POOL_LABEL: workload_name(pool, location),
+        **({SIZES_LABEL: pool.sizes} if pool.sizes else {}),
     }
     return labels if location == ANYWHERE else {**labels, LOCATION_LABEL: location}
 
@@ -159,6 +162,7 @@ def _engine_container(written: Mapping[str, Any], pool: PoolKey, gpu_class: GpuC
         "PENSTOCK_EXPERT_PARALLEL": str(pool.config.expert_parallel),
         "PENSTOCK_DATA_PARALLEL": str(pool.config.data_parallel),
         "PENSTOCK_VARIANT": pool.config.variant,
+        **({"PENSTOCK_PROMPT_TOKENS": pool.sizes} if pool.sizes else {}),
     }
     theirs = [entry for entry in written.get("env") or () if entry["name"] not in ours]
     # Ours first: a variable may refer only to those before it.

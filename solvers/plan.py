@@ -135,12 +135,14 @@ class SplitPrice:
     """What a service would cost more without its split, USD per hour; ``sizes`` are the parts, none where one mix does.
 
     ``is_estimate``: found for the service alone, at the prices of the fleet, not by a decision of the whole fleet.
+    Where it is not ``is_declared``, the service is whole, and this is what it would save if its router could split.
     """
 
     service: str
     sizes: tuple[str, ...]
     usd_per_hour: float
     is_estimate: bool
+    is_declared: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from solvers.errors import SolveFailed
 from solvers.plan import Plan, SplitPrice
 from solvers.planner.cuts import Book, open_book, stops_usd_per_hour
+from solvers.planner.desk import is_wide
 from solvers.planner.options import CapacityOf
 from solvers.planner.splitting import (
     Cuts,
@@ -26,6 +27,7 @@ from solvers.planner.splitting import (
 )
 from solvers.problem import Problem
 from solvers.sizes import SizeRange, tiles
+from solvers.sizing import replica_capacity
 from solvers.verify import verify
 
 FEW = 4
@@ -61,6 +63,31 @@ def plan_parts(problem: Problem, previous: Plan | None, decide: Decide, capacity
     for cuts in _family(book, held, problem):
         bench.try_cuts(cuts)
     return bench.answer()
+
+
+def with_estimates(plan: Plan, problem: Problem, capacity_of: CapacityOf = replica_capacity) -> Plan:
+    """Add what services that declare nothing would save if their routers could split, where that is anything.
+
+    Each is weighed alone, at the prices of the fleet: an estimate, and none for a service that is short. Large fleets
+    are left as they are: there it would take as long as the decision.
+    """
+    splitting = {service.name for service in problem.services if service.splits_by_size}
+    silent = [s.service for s in plan.services if s.service not in splitting and not s.short_because]
+    if not silent or is_wide(problem):
+        return plan
+    whole = split(problem, {})
+    book = open_book(whole, capacity_of, {}, silent)
+    rows = [
+        SplitPrice(
+            service=service,
+            sizes=tuple(sizes.label for sizes in ranges),
+            usd_per_hour=book.saving_usd_per_hour(service, ranges),
+            is_estimate=True,
+            is_declared=False,
+        )
+        for service, ranges in book.best().items()
+    ]
+    return replace(plan, splits=tuple(sorted((*plan.splits, *rows), key=lambda row: row.service)))
 
 
 def _in_force(problem: Problem, previous: Plan | None, splitting: Sequence[str]) -> Cuts:
@@ -167,7 +194,7 @@ class _Bench:
             bound_usd_per_hour=bound,
             gap_ratio=self.problem.policy.relative_gap,
         )
-        notes = (*(spoken(note, best.cuts) for note in plan.report.notes), *self._notes(best, is_whole_family))
+        notes = (*(spoken(note, best.cuts) for note in plan.report.notes), *self._notes(is_whole_family))
         return replace(
             plan,
             report=replace(plan.report, notes=notes),
@@ -221,14 +248,8 @@ class _Bench:
         except KeyError:  # in force at places that are no longer weighed
             return 0.0
 
-    def _notes(self, best: _Tried, is_whole_family: bool) -> list[str]:
-        whole = next((tried for tried in self.tried if not tried.cuts), None)
+    def _notes(self, is_whole_family: bool) -> list[str]:
         notes = [f"a plan was left because it failed the check: {fault}" for fault in dict.fromkeys(self.faults)]
-        if best.cuts and whole is not None:
-            more = _difference(whole, best)
-            notes.append(f"split by size: {_said(best.cuts)}; not splitting would cost {more:.2f} USD/h more")
-        elif best.cuts:
-            notes.append(f"split by size: {_said(best.cuts)}")
         places = [f"{name} at {', '.join(map(str, starts))}" for name, starts in self.book.starts.items()]
         if is_whole_family and places:
             notes.append(f"the bound covers plans that cut {'; '.join(places)} prompt tokens, at any of these or none")
