@@ -104,15 +104,14 @@ class WayMaker:
             min(count, int(self.stocks[service].most[pool]) - draft.by_pool.get(pool, 0)),
         )
         _, numbers, cells = stocks.units(pool, asked[stocks.cells])
-        free: dict[int, int] = {}
-        for number, cell in zip(numbers.tolist(), cells.tolist(), strict=True):
-            free[cell] = free.get(cell, 0) + number
+        held = {c: draft.by_cell.get(stocks.cells.start + c, 0) for c in set(cells.tolist())}
         added = 0
-        for inside, most in free.items():
-            cell = stocks.cells.start + inside
-            taken = min(left - added, most - draft.by_cell.get(cell, 0))
+        for number, inside in zip(numbers.tolist(), cells.tolist(), strict=True):
+            gone = min(number, held[inside])  # what the draft holds of a cell is what was cheapest there
+            held[inside] -= gone
+            taken = min(left - added, number - gone)
             if taken > 0:
-                self._put(service, draft, pool, cell, taken)
+                self._put(service, draft, pool, stocks.cells.start + inside, taken)
                 added += taken
             if added >= left:
                 break
@@ -223,7 +222,7 @@ class WayMaker:
                 mine = [c for c in held if self._pool_of(service, c) == pool]
                 if not mine:
                     break
-                dearest = max(mine, key=lambda c: (asked[c] + stocks.terms_usd_per_hour[c - stocks.cells.start], c))
+                dearest = max(mine, key=lambda c: (asked[c] + self._last_usd(service, pool, c, draft), c))
                 draft.by_cell[dearest] -= 1
                 draft.by_pool[pool] -= 1
 
@@ -235,6 +234,12 @@ class WayMaker:
             if sum(draft.by_cell.get(cell, 0) for cell in cells) <= pin.replicas:
                 found.update(cells)
         return found
+    def _last_usd(self, service: int, pool: int, cell: int, draft: _Draft) -> float:
+        """What the cell's last replica pays for its node and for being started, or saves by not being stopped."""
+        stocks = self.stocks[service]
+        is_new = draft.by_cell[cell] > int(stocks.now[cell - stocks.cells.start])
+        churn = stocks.start_usd_per_hour[pool] if is_new else -stocks.stop_usd_per_hour[pool]
+        return float(churn + stocks.terms_usd_per_hour[cell - stocks.cells.start])
 
     def _suffices(self, service: int, fewer: dict[int, int], now: dict[int, int], target: float, least: int) -> bool:
         roles = self.stocks[service].roles
