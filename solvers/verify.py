@@ -6,7 +6,7 @@ Shares no code with the modeller. What it takes from elsewhere is the types and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -126,18 +126,22 @@ def _ordered(what: str, keys: Sequence[Any]) -> Iterator[str]:
 
 def _allowed(plan: Plan, problem: Problem) -> Iterator[str]:
     services = {service.name: service for service in problem.services}
+    largest: dict[tuple[str, str], int] = {}  # GPUs of the largest node, by class and location
+    for node in problem.nodes:
+        for at in ((node.gpu_class, node.location), (node.gpu_class, ANYWHERE)):
+            largest[at] = max(largest.get(at, 0), node.gpus_total)
     for row in plan.placements:
         service = services.get(row.pool.service)
-        fault = "no such service" if service is None else _forbidden(row.pool, row.location, service, problem)
+        fault = "no such service" if service is None else _forbidden(row.pool, row.location, service, problem, largest)
         if fault:
             yield f"placements[{row.pool}@{row.location}]: {fault}"
 
 
-def _forbidden(pool: PoolKey, location: str, service: ServedModel, problem: Problem) -> str:
+def _forbidden(
+    pool: PoolKey, location: str, service: ServedModel, problem: Problem, largest: Mapping[tuple[str, str], int]
+) -> str:
     is_anywhere = location == ANYWHERE
     key = ProfileKey(model=service.model, gpu_class=pool.gpu_class, config=pool.config)
-    of_class = [n for n in problem.nodes if n.gpu_class == pool.gpu_class]
-    here = [n for n in of_class if is_anywhere or n.location == location]
     checks = (
         (pool.gpu_class in problem.gpu_classes, "no such GPU class"),
         (pool.role in service.roles, f"role is not among {', '.join(service.roles)}"),
@@ -146,9 +150,9 @@ def _forbidden(pool: PoolKey, location: str, service: ServedModel, problem: Prob
         (service.allows_location(location), "location is not allowed by the service"),
         (is_anywhere == (service.placement is PlacementMode.CLASS), f"placement mode is {service.placement}"),
         (key in problem.profiles, "no profile for this model, class and configuration"),
-        (bool(here), "no node of the class there"),
+        ((pool.gpu_class, location) in largest, "no node of the class there"),
         (
-            not service.is_one_pod or pool.config.gpus <= max((n.gpus_total for n in of_class), default=0),
+            not service.is_one_pod or pool.config.gpus <= largest.get((pool.gpu_class, ANYWHERE), 0),
             "one pod cannot stand on several nodes",
         ),
     )

@@ -15,7 +15,8 @@ from solvers.planner import desk_for, make_plan
 from solvers.planner.crew import Crew
 from solvers.planner.desk import Desk
 from solvers.planner.search import Search
-from solvers.planner.stocks import Curve, Stocks, choose_kept, least_value
+from solvers.planner.stocks import Curve, Pick, Stocks, build_stocks, choose_kept, least_value
+from solvers.planner.wide_ways import WayMaker
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
@@ -97,7 +98,7 @@ def test_what_runs_is_counted_in_the_bound(planned: tuple[Problem, Plan]) -> Non
     moved = synthetic.shifted(problem, plan, 0.1, seed=3)
     again = make_plan(moved, previous=plan)
     assert verify(again, moved) == ()
-    assert again.report.gap_ratio < 0.08
+    assert again.report.gap_ratio < 0.05
 
 
 def stocks(demand: float, rates: list[float], prices: list[float], most: int) -> Stocks:
@@ -146,6 +147,28 @@ def test_the_least_value_never_lies_above_the_cheapest_whole_way(seed: int) -> N
         pick = least_value(made, curves, kept, asked)
         assert pick.value_usd_per_hour <= best * (1.0 + 1e-9)
         assert pick.value_usd_per_hour >= demand * float((unit / rates).min()) * (1.0 - 1e-2)
+
+
+def test_a_way_keeps_all_that_runs_before_it_starts_anything() -> None:
+    """What runs in a dear place is cheaper than a start in the best place."""
+    problem = drawn()
+    service = replace(problem.services[0], min_replicas=4)
+    demand = replace(problem.demands[service.name], requests_per_s=1e-3)
+    plain = replace(problem, services=(service,), demands={service.name: demand})
+    cells = Search(desk=desk_for(plain))._cells()
+    mixed = [p for p, option in enumerate(cells.pools) if option.pool.role is Role.MIXED]
+    pool = next(p for p in mixed if (cells.cell_pool == p).sum() > 1)
+    places = [cells.grouping.groups[g].bays[0].location for g in cells.cell_group[cells.cell_pool == pool]]
+    running = {(cells.pools[pool].pool, place): n for place, n in zip(places, (1, 3), strict=False)}
+    desk = desk_for(replace(plain, running=running))
+    cells = Search(desk=desk)._cells()
+    maker = WayMaker(cells=cells, sizer=desk.sizer, stocks=build_stocks(cells))
+    inside = next(p for p in range(len(maker.stocks[0].roles)) if maker.option(0, p).pool == next(iter(running))[0])
+    pick = Pick(value_usd_per_hour=0.0, sizes={inside: 4}, served_ratio=1.0, wanted=frozenset(), asked_sizes=())
+    way = maker.way(0, pick, np.zeros(len(cells.cell_pool)))
+    assert way is not None
+    assert [n for _, n in sorted(way.replicas, key=lambda row: row[1])] == [1, 3]
+    assert all(n == maker.stocks[0].now[cell] for cell, n in way.replicas)
 
 
 def test_a_failed_search_leaves_the_greedy_plan() -> None:
