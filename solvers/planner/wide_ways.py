@@ -234,6 +234,7 @@ class WayMaker:
             if sum(draft.by_cell.get(cell, 0) for cell in cells) <= pin.replicas:
                 found.update(cells)
         return found
+
     def _last_usd(self, service: int, pool: int, cell: int, draft: _Draft) -> float:
         """What the cell's last replica pays for its node and for being started, or saves by not being stopped."""
         stocks = self.stocks[service]
