@@ -285,6 +285,7 @@ def render_engine_profile(profile: EngineProfile, *, name: str = "") -> Body:
             },
             "kvCapacityTokens": profile.kv_capacity_tokens,
             "kvBytesPerToken": profile.kv_bytes_per_token,
+            **({"kvCompatibilityGroup": profile.kv_compatibility_group} if profile.kv_compatibility_group else {}),
             "transferBytesPerSecond": round(profile.transfer_bytes_per_s),
             "prefillChunkTokens": profile.prefill_chunk_tokens,
             "power": {

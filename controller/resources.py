@@ -149,6 +149,7 @@ def parse_gpu_class(body: Json) -> GpuClass:
         node_selector=dict(sorted(spec.node_selector.items())),
         memory_bytes=spec.memory_mebibytes * BYTES_PER_MEBIBYTE,
         link_island_gpus=spec.link_island_gpus or 0,
+        kv_fabric=spec.kv_fabric,
         idle_watts=float(spec.power.idle_watts),
         min_cap_watts=float(spec.power.min_cap_watts),
         max_cap_watts=float(spec.power.max_cap_watts),
@@ -186,6 +187,7 @@ def parse_engine_profile(body: Json) -> EngineProfile:
         decode_step_s=tuple(_seconds(row) for row in spec.decode.step_microseconds),
         kv_capacity_tokens=spec.kv_capacity_tokens,
         kv_bytes_per_token=spec.kv_bytes_per_token,
+        kv_compatibility_group=spec.kv_compatibility_group,
         transfer_bytes_per_s=float(spec.transfer_bytes_per_second),
         prefill_chunk_tokens=spec.prefill_chunk_tokens,
         idle_watts_per_gpu=float(spec.power.idle_watts),
@@ -335,6 +337,7 @@ def _served_model(spec: schema.ServedModelSpec, service: str, tier_rank: int) ->
         max_replicas=spec.replicas.max,
         placement=spec.placement,
         kv_compatibility_group=spec.kv_compatibility_group,
+        kv_may_cross=spec.kv_may_cross,
         engine_configs=tuple(sorted(spec.engine_configs)),
         locations=tuple(sorted(spec.locations)),
         pins=tuple(

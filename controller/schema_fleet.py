@@ -72,6 +72,8 @@ class GpuClassSpec(Resource):
     link_island_gpus: Annotated[int, Field(ge=1, le=576)] | None = None
     """GPUs that one scale-up link joins; those of a node if not given. More than a node has (NVLink racks): the nodes
     of a location can hold a replica together, if it has no more GPUs than this."""
+    kv_fabric: Annotated[str, text(63)] = ""
+    """Network that moves keys and values; prefill and decode pair on one fabric only. Empty: all are on one."""
     power: PowerEnvelope
     """Power envelope of one GPU."""
     price_milli_usd_per_hour: Amount
@@ -334,6 +336,9 @@ class EngineProfileSpec(Resource):
     """Tokens whose keys and values fit in the replica beside the weights."""
     kv_bytes_per_token: Amount
     """Bytes that move to a decode replica for each prompt token."""
+    kv_compatibility_group: Annotated[str, text(63)] = ""
+    """How keys and values are laid out (engine version, attention backend, type): prefill and decode pair inside one
+    group only. Empty for the group that the ServedModel names."""
     transfer_bytes_per_second: Annotated[int, Field(ge=1, le=100_000_000_000_000)]
     """Bandwidth for keys and values from a prefill replica to a decode replica."""
     prefill_chunk_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 2048

@@ -246,7 +246,10 @@ class ServedModelSpec(Resource):
     routing: RoutingSpec = Field(default_factory=RoutingSpec)
     """What the router can do; pools get one mix of requests, in proportion to capacity, unless it can do more."""
     kv_compatibility_group: Annotated[str, text(63)] = ""
-    """Prefill and decode pair inside one group only: same engine version, attention backend, KV type, fabric."""
+    """Prefill and decode pair inside one group only (engine version, attention backend, KV type): that of the pools
+    whose EngineProfile names none."""
+    kv_may_cross: bool = True
+    """Whether keys and values may move from one location to another; false pairs prefill and decode at each."""
     management: Management = Management.OBSERVE
     """Observe writes no workload. Generate makes Deployments from the templates."""
     modes: ModeOverride = Field(default_factory=ModeOverride)
@@ -274,12 +277,16 @@ class ServedModelSpec(Resource):
         Rule(
             cel="self.placement == 'Location' || (size(self.locations) == 0 && size(self.pins) == 0 && "
             "self.spread.minLocations == 1 && self.spread.maxSharePerLocationPercent == 100 && "
-            "self.maxSpotPercent == 100)",
+            "self.maxSpotPercent == 100 && self.kvMayCross)",
             field="placement",
-            message="locations, pins, spread and maxSpotPercent need placement Location: Class leaves places open",
+            message="locations, pins, spread, maxSpotPercent, kvMayCross false need placement Location: Class leaves "
+            "places open",
             holds=lambda spec: (
                 spec.placement is PlacementMode.LOCATION
-                or not (spec.locations or spec.pins or spec.spread != SpreadSpec() or spec.max_spot_percent < 100)
+                or (
+                    not (spec.locations or spec.pins or spec.spread != SpreadSpec() or spec.max_spot_percent < 100)
+                    and spec.kv_may_cross
+                )
             ),
         ),
         Rule(

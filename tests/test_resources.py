@@ -187,6 +187,17 @@ def test_places_allowed_and_pinned_reach_the_planner() -> None:
         _parse(changed(body, ("spec", "placement"), "Class"))
 
 
+def test_who_may_pair_reaches_the_planner() -> None:
+    body = changed(good("ServedModel"), ("spec", "kvCompatibilityGroup"), "nixl-bf16")
+    model = _parse(changed(body, ("spec", "kvMayCross"), False)).model
+    assert (model.kv_compatibility_group, model.kv_may_cross) == ("nixl-bf16", False)
+    assert _parse(body).model.kv_may_cross
+    profile = parse_engine_profile(changed(good("EngineProfile"), ("spec", "kvCompatibilityGroup"), "fp8"))
+    assert profile.kv_compatibility_group == "fp8"
+    assert parse_engine_profile(render_engine_profile(profile)).kv_compatibility_group == "fp8"
+    assert parse_gpu_class(changed(good("GpuClass"), ("spec", "kvFabric"), "ib-1")).kv_fabric == "ib-1"
+
+
 def test_an_unknown_tier_names_the_tiers_there_are() -> None:
     with pytest.raises(InvalidInput, match=r"has no tier gold; use one of critical, best-effort") as refused:
         _parse(changed(good("ServedModel"), ("spec", "tier"), "gold"))

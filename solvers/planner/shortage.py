@@ -11,6 +11,7 @@ from solvers.planner.floors import Places, missing_locations, missing_of_chain, 
 from solvers.planner.grouping import WATT_TOLERANCE
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption
+from solvers.planner.pairing import Pairing
 from solvers.planner.quotas import GPUS, POWER
 from solvers.planner.reclaim import Reclaims
 from solvers.planner.spread import place_rates, worst_loss
@@ -86,9 +87,26 @@ def _reasons(
         found.insert(0, f"minLocations: {missing} locations are missing of {service.min_locations}")
     if lost := _hangs(problem, service, worth, places):
         found.insert(0, lost)
+    if unpaired := _unpaired(problem, service, worth, places):
+        found.insert(0, unpaired)
     if missing := sum(missing_of_chain(service, places, roles) for _, roles in CHAIN_WORDS):
         found.insert(0, f"minReplicas: {missing} replicas have no place")
     return _one_per_limit(found)[:MOST_REASONS] or ("costs: serving the rest costs more than its tier's penalty",)
+
+
+def _unpaired(problem: Problem, service: ServedModel, worth: Worth, places: Places) -> str:
+    """Prefill and decode that could serve together and may not pair, when more would be served if they might."""
+    pairing = Pairing.of(problem)
+    if service.name not in pairing.parted:
+        return ""
+    each = {w.pool: w.capacity_requests_per_s / w.replicas for w in worth.pools if w.pool.service == service.name}
+    pairs = pairing.pairs(service.name, {(pool, at): n * each[pool] for (pool, at), n in places.items()})
+    prefill, decode = sum(pairs.prefill_per_s.values()), sum(pairs.decode_per_s.values())
+    paired = pairs.able_per_s - pairs.mixed_per_s
+    if min(prefill, decode) <= paired * (1.0 + ROUNDING):
+        return ""
+    rates = f"prefill carries {prefill:.2f} and decode {decode:.2f} requests/s, pairs {paired:.2f}"
+    return f"kvMayCross: {rates}" if service.name in pairing.local else f"kvCompatibilityGroup: {rates}"
 
 
 def _hangs(problem: Problem, service: ServedModel, worth: Worth, places: Places) -> str:
