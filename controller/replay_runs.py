@@ -7,7 +7,7 @@ it runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -64,11 +64,13 @@ def run_jobs(jobs: Sequence[Job], workers: int, cluster: str | None = None) -> l
     if len(jobs) == 1 and cluster is None:
         return [run_job(jobs[0])]
     with on_cluster(cluster, workers) if cluster is not None else nullcontext():
-        parallel = joblib.Parallel(n_jobs=-1 if cluster else workers, return_as="generator", pre_dispatch="all")
+        streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray's backend does not
+        return_as = "generator" if streams else "list"
+        parallel = joblib.Parallel(n_jobs=-1 if cluster else workers, return_as=return_as, pre_dispatch="all")
         return list(_shown(jobs, parallel(joblib.delayed(run_job)(job) for job in jobs)))
 
 
-def _shown(jobs: Sequence[Job], summaries: Iterator[Summary]) -> Iterator[Summary]:
+def _shown(jobs: Sequence[Job], summaries: Iterable[Summary]) -> Iterator[Summary]:
     for number, (job, summary) in enumerate(zip(jobs, summaries, strict=True), start=1):
         words = f"{job.policy}, {job.trace}, seed {job.seed}: {100 * summary.in_slo_ratio:.1f} % inside their SLOs"
         print(f"[{number}/{len(jobs)}] {words}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Where splitting prefill from decode wins: ``python -m tests.bench_claims``.
 
-Goodput per GPU of three ways to serve a trace on eight GPUs, over three SLO strictness levels and three GPU mixes:
+Goodput per GPU of three ways to serve a trace with eight replicas, for two models, over three SLO strictness levels
+and three GPU mixes:
 
 - *colocated*: every replica does both, whole prompts beside the decode batch (up to 8,192 tokens a step), what
   DistServe and Splitwise take for their baseline;
@@ -10,7 +11,8 @@ Goodput per GPU of three ways to serve a trace on eight GPUs, over three SLO str
 
 Goodput is DistServe's: the highest rate at which 90 % of the requests keep both TTFT and mean TPOT limits, found by
 squeezing the trace's arrivals. Limits are multiples of the unloaded times on an H100: prefill of the 90th percentile
-prompt, and a decode step of one sequence. Profiles are those of the demo (Llama-3.1-8B, silicon tables).
+prompt, and a decode step of one sequence. Profiles are those of the demo, from silicon tables: Llama-3.1-8B on one GPU
+a replica, and Llama-3.1-70B in fp8 on two (tensor parallel).
 """
 
 from __future__ import annotations
@@ -34,19 +36,41 @@ from solvers.engine.curves import decode_step_s, prefill_s
 from solvers.simulate import Fleet, Workload, is_worth_compiling
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = "meta-llama/Llama-3.1-8B"
 KEPT_RATIO = 0.9
-GPUS = 8
+REPLICAS = 8
 HALVINGS = 7
 STRICTNESS: Mapping[str, float] = {"strict": 2.5, "medium": 5.0, "loose": 10.0}
-MIXES: Mapping[str, tuple[str, ...]] = {
-    "8 h100": ("h100-sxm",) * 8,
-    "8 a100": ("a100-sxm",) * 8,
-    "4 h100 + 4 a100": ("h100-sxm",) * 4 + ("a100-sxm",) * 4,
-}
-SPLITS = (2, 3, 4, 5, 6)
+Mixes = Mapping[str, tuple[str, ...]]
+"""GPU class of each replica, the faster ones first."""
+SPLITS = (2, 3, 4, 5, 6, 7)
 WHOLE_TOKENS, CHUNK_TOKENS = 8192, 512
 Replicas = Sequence[tuple[Role, EngineProfile]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One model: its name in profiles, the configuration of its replicas, and the fleets tried."""
+
+    name: str
+    config: str
+    mixes: Mixes
+
+
+def pair(first: str, second: str, gpus: int) -> Mixes:
+    """All replicas on one class, all on the other, half on each."""
+    whole, half = (REPLICAS, REPLICAS // 2)
+    short = {name: name.partition("-")[0] for name in (first, second)}
+    return {
+        f"{gpus * whole} {short[first]}": (first,) * whole,
+        f"{gpus * whole} {short[second]}": (second,) * whole,
+        f"{gpus * half} {short[first]} + {gpus * half} {short[second]}": (first,) * half + (second,) * half,
+    }
+
+
+MODELS: Mapping[str, Model] = {
+    "8B": Model(name="meta-llama/Llama-3.1-8B", config="tp1", mixes=pair("h100-sxm", "a100-sxm", 1)),
+    "70B": Model(name="meta-llama/Llama-3.1-70B", config="tp2-fp8", mixes=pair("b200-sxm", "h100-sxm", 2)),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +83,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One trace, mix and strictness: goodput per GPU (requests per second) of each way."""
+    """One model, trace, mix and strictness: goodput per GPU (requests per second) of each way."""
 
+    model: str
     trace: str
     gpus: str
     strictness: str
@@ -80,10 +105,10 @@ class Row:
         return best if ways[best] > 1.02 * others else "even"
 
 
-def profiles() -> dict[str, EngineProfile]:
-    """Profiles of single GPUs of the demo, by class."""
+def profiles(model: Model) -> dict[str, EngineProfile]:
+    """Profiles of the demo, by class."""
     known = observe_folder(ROOT / "deploy" / "samples" / "demo").problem.profiles
-    return {key.gpu_class: p for key, p in known.items() if key.model == MODEL and key.config.gpus == 1}
+    return {k.gpu_class: p for k, p in known.items() if (k.model, k.config.label) == (model.name, model.config)}
 
 
 def limits(trace: Trace, engine: EngineProfile, scale: float) -> Limits:
@@ -119,7 +144,8 @@ def goodput_per_gpu(replicas: Replicas, trace: Trace, kept: Limits, *, compiled:
     """Highest rate over the GPUs at which enough requests keep their limits; 0 when not even a trickle does."""
     workload = workload_of({"s": trace})
     own_per_s = len(trace) / trace[-1].arrival_s
-    low, high = 0.05 * own_per_s, 400.0 * GPUS
+    gpus = sum(engine.key.config.gpus for _, engine in replicas)
+    low, high = 0.05 * own_per_s, 400.0 * gpus
     at = {low: 0.0}
 
     def holds(rate: float) -> bool:
@@ -136,15 +162,16 @@ def goodput_per_gpu(replicas: Replicas, trace: Trace, kept: Limits, *, compiled:
     for _ in range(HALVINGS):
         middle = (low + high) / 2.0
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return low / GPUS
+    return low / gpus
 
 
-def rows_of(name: str, trace: Trace) -> Iterator[Row]:
-    """Every mix and strictness for one trace."""
-    engines = profiles()
+def rows_of(size: str, name: str, trace: Trace) -> Iterator[Row]:
+    """Every mix and strictness for one model and trace."""
+    model = MODELS[size]
+    engines = profiles(model)
     compiled = is_worth_compiling(100 * len(trace))
-    for (gpus, names), (level, scale) in ((m, s) for m in MIXES.items() for s in STRICTNESS.items()):
-        print(f"{name}: {gpus}, {level}", file=sys.stderr)
+    for (gpus, names), (level, scale) in ((m, s) for m in model.mixes.items() for s in STRICTNESS.items()):
+        print(f"{size}, {name}: {gpus}, {level}", file=sys.stderr)
         kept = limits(trace, engines["h100-sxm"], scale)
         ways = {
             str(count): goodput_per_gpu(split(names, engines, count), trace, kept, compiled=compiled)
@@ -152,6 +179,7 @@ def rows_of(name: str, trace: Trace) -> Iterator[Row]:
         }
         best = max(ways, key=lambda count: ways[count])
         yield Row(
+            model=size,
             trace=name,
             gpus=gpus,
             strictness=level,
@@ -160,19 +188,19 @@ def rows_of(name: str, trace: Trace) -> Iterator[Row]:
             colocated=goodput_per_gpu(mixed(names, engines, WHOLE_TOKENS), trace, kept, compiled=compiled),
             chunked=goodput_per_gpu(mixed(names, engines, CHUNK_TOKENS), trace, kept, compiled=compiled),
             disaggregated=ways[best],
-            split=f"{best}:{GPUS - int(best)}" if ways[best] > 0 else "none",
+            split=f"{best}:{REPLICAS - int(best)}" if ways[best] > 0 else "none",
         )
 
 
 def table(rows: Sequence[Row]) -> str:
     headers = (
-        "TRACE", "GPUS", "SLO", "TTFT MS", "TPOT MS", "COLOCATED", "CHUNKED", "DISAGGREGATED", "SPLIT P:D", "WINS",
+        "MODEL", "TRACE", "GPUS", "SLO", "TTFT MS", "TPOT MS", "COLOCATED", "CHUNKED", "DISAGGREGATED", "P:D", "WINS",
     )  # fmt: skip
     return render_table(headers, (_cells(row) for row in rows))
 
 
 def _cells(row: Row) -> tuple[Cell, ...]:
-    where = (row.trace, row.gpus, row.strictness, 1000 * row.ttft_limit_s, 1000 * row.tpot_limit_s)
+    where = (row.model, row.trace, row.gpus, row.strictness, 1000 * row.ttft_limit_s, 1000 * row.tpot_limit_s)
     return *where, row.colocated, row.chunked, row.disaggregated, row.split, row.winner
 
 
@@ -180,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="*", type=Path, help="trace files (default: the Azure ones in the data folder)")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with traces/")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--requests", type=int, default=2000, help="from the start of each trace")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     options = parser.parse_args()
@@ -188,7 +217,12 @@ def main() -> None:
     if not traces:
         print("no Azure traces are there; a synthetic hour stands in", file=sys.stderr)
         traces = {"synthetic": synthetic_trace(1, 3600.0)}
-    rows = [row for name, trace in traces.items() for row in rows_of(name, trace[: options.requests])]
+    rows = [
+        row
+        for size in options.models
+        for name, trace in traces.items()
+        for row in rows_of(size, name, trace[: options.requests])
+    ]
     if options.output == "json":
         print(json.dumps([asdict(row) | {"wins": row.winner} for row in rows], indent=2))
     else:

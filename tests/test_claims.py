@@ -58,7 +58,7 @@ def test_ways_use_every_gpu_once(engines: dict[str, EngineProfile]) -> None:
 
 def test_the_winner_is_named_only_when_it_is_clear() -> None:
     row = Row(
-        trace="t", gpus="g", strictness="s", ttft_limit_s=1, tpot_limit_s=1, colocated=1.0, chunked=1.01,
+        model="m", trace="t", gpus="g", strictness="s", ttft_limit_s=1, tpot_limit_s=1, colocated=1.0, chunked=1.01,
         disaggregated=0.5, split="2:6",
     )  # fmt: skip
     assert row.winner == "even"

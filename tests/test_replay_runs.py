@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from joblib import parallel_config
+from joblib.parallel import ThreadingBackend, register_parallel_backend
 
 from controller.cli import main
 
@@ -88,3 +91,27 @@ def test_wrong_options_are_told_in_one_line(
     assert (code, out) == (1, "")
     assert says in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("cluster", ["ray", "ray=127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_ray_is_asked_for_by_each_of_its_addresses_and_named_when_it_is_not_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cluster: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    code, _, err = said(capsys, "--cluster", cluster)
+    assert code == 1
+    assert "--cluster: needs ray, which is not installed; pip install ray" in err
+
+
+class ListsOnly(ThreadingBackend):  # type: ignore[misc]
+    """A backend of joblib that, as Ray's, gives all answers at once."""
+
+    supports_return_generator = False
+
+
+def test_a_backend_that_cannot_stream_gives_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    register_parallel_backend("lists", ListsOnly)
+    words = ("--seeds", 2, "--jobs", 2, "-o", "json")
+    with parallel_config(backend="lists"):
+        one = said(capsys, *words)
+    assert one[:2] == said(capsys, *words)[:2]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
 
 from solvers.apart import WorkLost, apart, make_ready
 from solvers.problem import Problem
@@ -84,7 +85,9 @@ class Crew:
     def _answers(self, do: Callable[..., T], cuts: Sequence[Sequence[tuple[Any, ...]]]) -> list[list[T]]:
         """What the workers answer; what they leave out when one of them dies or hangs is done here."""
         answers: list[list[T]] = []
-        parallel = Parallel(n_jobs=self.workers, return_as="generator", timeout=PIECE_S)
+        streams = get_active_backend()[0].supports_return_generator  # Ray's backend does not
+        return_as = "generator" if streams else "list"
+        parallel = Parallel(n_jobs=self.workers, return_as=return_as, timeout=PIECE_S)
         try:
             answers.extend(parallel(delayed(_each)(do, cut) for cut in cuts))
         except (BrokenExecutor, TimeoutError):
