@@ -108,6 +108,7 @@ def stocks(demand: float, rates: list[float], prices: list[float], most: int) ->
         service=0,
         demand_per_s=demand,
         parts=1000,
+        every=32,
         unserved_usd_per_hour=1e6,
         fair_ratio=1.0,
         roles=(Role.MIXED,) * count,

@@ -22,8 +22,9 @@ from solvers.planner.penalties import EXCESS_WEIGHT
 MOST_PARTS, LEAST_PARTS = 4000, 1000  # of the demand; a load is rounded up to whole parts, finer where services are few
 WORK_PARTS = 100_000  # of all services together
 NEAR = 1e-6  # of a part; far above the rounding of a division
-EVERY = 32  # sizes told apart; half a replica of as many is what the line beyond hides
-KNOWN_SIZES = (1, 2, 4, 8, 16, EVERY)  # sized before they are used; sizes between count as the next larger
+LEAST_EVERY, MOST_EVERY = 32, 64  # sizes told apart; half a replica of as many is what the line beyond hides
+WORK_SIZES = 1000  # sizes told apart of a pool, over all services
+KNOWN_SIZES = (1, 2, 4, 8, 16, 32)  # sized before they are used; sizes between count as the next larger
 KEPT = 6  # pools of a role told apart
 MOST_APART = 96  # sizes of a role told apart, when its pools are small and there is room for more of them
 FAR = 1.35  # times the cheapest rate of the role; dearer pools never make a way
@@ -32,7 +33,7 @@ ROLES = (Role.PREFILL, Role.DECODE, Role.MIXED)
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Curve:
-    """What a pool carries and costs at each size up to ``EVERY``, exact where it was asked for, else hopeful."""
+    """What a pool carries and costs at each size told apart, exact where it was asked for, else hopeful."""
 
     rate_per_s: dict[int, float] = field(default_factory=dict)  # of the whole pool
     run_usd_per_hour: dict[int, float] = field(default_factory=dict)
@@ -54,6 +55,8 @@ class Stocks:
 
     Attributes
     ----------
+    every : int
+        Sizes of a pool that are told apart; what lies beyond is a line.
     first : (P + 1,) int
         Where each pool's cells begin.
     room, now : (C,) int
@@ -69,6 +72,7 @@ class Stocks:
     service: int
     demand_per_s: float
     parts: int
+    every: int
     unserved_usd_per_hour: float
     fair_ratio: float
     roles: tuple[Role, ...]
@@ -130,7 +134,9 @@ class _Stage:
     part_rate: float = 0.0
 
 
-def least_value(stocks: Stocks, curves: Mapping[int, Curve], kept: frozenset[int], asked: Floats) -> Pick:
+def least_value(
+    stocks: Stocks, curves: Mapping[int, Curve], kept: frozenset[int], asked: Floats, is_safe: bool = False
+) -> Pick:
     """Find the least priced value of the service at the prices of its cells.
 
     Parameters
@@ -139,6 +145,8 @@ def least_value(stocks: Stocks, curves: Mapping[int, Curve], kept: frozenset[int
         Of the pools in ``kept``, which are told apart.
     asked : (C,) float
         What a replica of each cell pays for what services share, USD per hour.
+    is_safe : bool
+        Round loads down, among the pools in ``kept`` alone: no bound, but what carries all carries it.
     """
     if stocks.demand_per_s <= 0.0:
         nothing = stocks.stop_all_usd_per_hour
@@ -149,9 +157,9 @@ def least_value(stocks: Stocks, curves: Mapping[int, Curve], kept: frozenset[int
     stages: dict[Role, list[_Stage]] = {role: [] for role in ROLES}
     tables = {}
     for role in (Role.PREFILL, Role.DECODE):
-        tables[role] = _role_table(stocks, curves, kept, asked, ratio, role, empty, stages[role])
+        tables[role] = _role_table(stocks, curves, kept, asked, ratio, role, empty, stages[role], is_safe)
     pair = tables[Role.PREFILL] + tables[Role.DECODE]
-    table = _role_table(stocks, curves, kept, asked, ratio, Role.MIXED, pair, stages[Role.MIXED])
+    table = _role_table(stocks, curves, kept, asked, ratio, Role.MIXED, pair, stages[Role.MIXED], is_safe)
     lacking = 1.0 - np.arange(stocks.parts + 1) / stocks.parts
     paid = table + stocks.unserved_usd_per_hour * (
         lacking + EXCESS_WEIGHT * np.maximum(0.0, lacking - stocks.fair_ratio)
@@ -175,7 +183,7 @@ def choose_kept(stocks: Stocks, asked: Floats, wanted: frozenset[int]) -> frozen
         mine = [p for p in np.argsort(ratio, kind="stable").tolist() if stocks.roles[p] is role]
         sizes = 0
         for rank, pool in enumerate(mine):
-            sizes += min(EVERY, int(stocks.most[pool]))
+            sizes += min(LEAST_EVERY, int(stocks.most[pool]))
             if ratio[pool] > FAR * ratio[mine[0]] or (rank >= KEPT and sizes > MOST_APART):
                 break
             kept.add(pool)
@@ -191,24 +199,28 @@ def _role_table(
     role: Role,
     table: Floats,
     stages: list[_Stage],
+    is_safe: bool,
 ) -> Floats:
     """Least cost by parts carried at least, once the pools of a role may add to ``table``."""
     mine = [p for p, r in enumerate(stocks.roles) if r is role]
     rest = min((p for p in mine if p not in kept), key=lambda p: (ratio[p], p), default=-1)
-    if rest >= 0:
+    if rest >= 0 and not is_safe:
         slope = ratio[rest] * np.arange(stocks.parts + 1)
         stages.append(_Stage(pool=-1, before=table, loads=np.zeros(0, int), costs=slope, rest=rest))
         table = np.minimum.accumulate(table - slope) + slope
     for pool in sorted((p for p in mine if p in kept), key=lambda p: (ratio[p], p)):
-        table = _with_pool(stocks, curves[pool], pool, asked, table, stages)
+        table = _with_pool(stocks, curves[pool], pool, asked, table, stages, is_safe)
     return table
 
 
-def _with_pool(stocks: Stocks, curve: Curve, pool: int, asked: Floats, table: Floats, stages: list[_Stage]) -> Floats:
+def _with_pool(
+    stocks: Stocks, curve: Curve, pool: int, asked: Floats, table: Floats, stages: list[_Stage], is_safe: bool
+) -> Floats:
     price, count, _ = stocks.units(pool, asked)
-    most = min(EVERY, int(stocks.most[pool]), int(count.sum()))
+    most = min(stocks.every, int(stocks.most[pool]), int(count.sum()))
     carried, run = curve.sizes(most)
-    loads = np.ceil(carried / stocks.demand_per_s * stocks.parts - NEAR).astype(np.int64)
+    exact = carried / stocks.demand_per_s * stocks.parts
+    loads = (np.floor(exact + NEAR) if is_safe else np.ceil(exact - NEAR)).astype(np.int64)
     first = np.repeat(price, np.minimum(count, most))[:most]
     costs = run + np.concatenate([[0.0], np.cumsum(first)])
     stage = _Stage(pool=pool, before=table, loads=loads, costs=costs)
@@ -223,7 +235,7 @@ def _with_pool(stocks: Stocks, curve: Curve, pool: int, asked: Floats, table: Fl
         np.minimum(grown[:load], table[0] + cost, out=grown[:load])
         np.minimum(grown[load:], table[:-load] + cost if load else table + cost, out=grown[load:])
         worst = min(worst, grown[-1])
-    if most == EVERY and most < int(stocks.most[pool]) and loads[most] < stocks.parts:
+    if most == stocks.every and most < int(stocks.most[pool]) and loads[most] < stocks.parts:
         grown = _with_line(stocks, pool, price, count, table, grown, stage, float(run[most] / most))
     stages.append(stage)
     return grown
@@ -239,15 +251,16 @@ def _with_line(
     stage: _Stage,
     run_usd_per_hour: float,
 ) -> Floats:
-    """Sizes beyond ``EVERY``: parts of replicas, the cheapest units that are left first."""
+    """Sizes beyond those told apart: parts of replicas, the cheapest units that are left first."""
     per_replica = stocks.rate_per_s[pool] / stocks.demand_per_s * stocks.parts
-    load = int(np.ceil(EVERY * per_replica - NEAR))
-    if load >= stocks.parts or stage.costs[EVERY] >= grown[-1]:
+    every = stocks.every
+    load = int(np.ceil(every * per_replica - NEAR))
+    if load >= stocks.parts or stage.costs[every] >= grown[-1]:
         return grown
     line = np.full_like(table, np.inf)
-    line[load:] = table[:-load] + stage.costs[EVERY]
-    line[:load] = table[0] + stage.costs[EVERY]
-    taken, lines, parts = EVERY, [], np.arange(stocks.parts + 1)
+    line[load:] = table[:-load] + stage.costs[every]
+    line[:load] = table[0] + stage.costs[every]
+    taken, lines, parts = every, [], np.arange(stocks.parts + 1)
     for unit, number in zip(price.tolist(), count.tolist(), strict=True):
         left = number - min(taken, number)
         taken -= number - left
@@ -279,7 +292,9 @@ def _way_back(
     part = _role_back(stages[Role.MIXED], part, sizes, wanted)
     for role in (Role.PREFILL, Role.DECODE):
         _role_back(stages[role], part, sizes, wanted)
-    guessed = [(p, n) for p, n in sorted(sizes.items()) if p in curves and n <= EVERY and n not in curves[p].rate_per_s]
+    guessed = [
+        (p, n) for p, n in sorted(sizes.items()) if p in curves and n <= stocks.every and n not in curves[p].rate_per_s
+    ]
     return sizes, wanted, guessed
 
 
@@ -307,7 +322,7 @@ def _role_back(stages: Sequence[_Stage], part: int, sizes: dict[int, int], wante
 
 
 def _line_back(stage: _Stage, part: int) -> tuple[float, int, int] | None:
-    """Value, size and what is left to others, when the pool is larger than ``EVERY``."""
+    """Value, size and what is left to others, when the pool is larger than the sizes told apart."""
     at, value, moved = part, None, 0
     for before, slope, width in reversed(stage.lines):
         low = max(0, at - width)
@@ -318,14 +333,16 @@ def _line_back(stage: _Stage, part: int) -> tuple[float, int, int] | None:
         at = low + best
     if value is None or not np.isfinite(value):
         return None
-    load = int(np.ceil(EVERY * stage.part_rate - NEAR))
-    return value, EVERY + int(np.ceil(moved / stage.part_rate - NEAR)), max(0, at - load)
+    every = len(stage.loads) - 1
+    load = int(np.ceil(every * stage.part_rate - NEAR))
+    return value, every + int(np.ceil(moved / stage.part_rate - NEAR)), max(0, at - load)
 
 
 def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
     """Cut the cells by service; pools whose cells are none (no place) are left out by ``build_cells`` already."""
     made: list[Stocks] = []
     parts = max(LEAST_PARTS, min(MOST_PARTS, WORK_PARTS // max(1, len(cells.services))))
+    every = max(LEAST_EVERY, min(MOST_EVERY, WORK_SIZES // max(1, len(cells.services))))
     groups = cells.grouping.groups
     now = {(int(p), int(g)): int(n) for p, g, n in zip(cells.held_pool, cells.held_group, cells.held_now, strict=True)}
     most = np.array([option.most for option in cells.pools], dtype=np.int64)
@@ -359,6 +376,7 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
                 service=s,
                 demand_per_s=float(cells.demand_per_s[s]) if len(pools) else 0.0,
                 parts=parts,
+                every=every,
                 fair_ratio=float(cells.fair_ratio[s]),
                 unserved_usd_per_hour=float(cells.penalty_usd_per_hour[s]),
                 roles=tuple(option.pool.role for option in options),

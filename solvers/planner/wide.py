@@ -21,7 +21,7 @@ from solvers.planner.compose import Enough, shared_rows
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.options import CapacityOf, Sizer
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
-from solvers.planner.stocks import EVERY, KNOWN_SIZES, Curve, Pick, Stocks, build_stocks, choose_kept, least_value
+from solvers.planner.stocks import KNOWN_SIZES, Curve, Pick, Stocks, build_stocks, choose_kept, least_value
 from solvers.planner.wide_ways import SparseWay, WayMaker
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit
@@ -30,6 +30,7 @@ MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
+STALLED = 0.02  # of what is open: the relaxed choice has to fall by as much, or prices are taken as they are
 CLOSED = 0.1  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
 MOST_ALONE = 200  # sizes that are not worth sending to others
@@ -106,17 +107,26 @@ class Wide:
         return total
 
     def bound(self, is_enough: Enough) -> float:
-        """Raise the bound, finding ways as it goes."""
+        """Raise the bound, finding ways as it goes; where prices held near the best find none of use, the newest do."""
+        is_stuck, last = False, np.inf
         for _ in range(max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))):
             if is_enough(self.best):
                 break
             relaxed = self._relaxed()
             if relaxed.value - self.best <= CLOSED * self.gap * abs(relaxed.value):
                 break
-            before = len(self.ways)
-            value = self._priced(self._next(self._choice_prices(relaxed)))
-            self.trust = TRUST if value >= self.best or len(self.ways) > before else self.trust / 2.0
+            newest, before, was_stuck = self._choice_prices(relaxed), len(self.ways), is_stuck
+            is_stuck = not is_stuck and relaxed.value > last - STALLED * (relaxed.value - self.best)
+            last = relaxed.value
+            self._priced(newest if is_stuck else self._next(newest))
+            if was_stuck and len(self.ways) == before and not self._completed(newest):
+                break  # the relaxed choice wants no other way
         return self.best
+
+    def _completed(self, prices: Floats) -> bool:
+        """Find ways that carry all that their parts promise, where rounding had let others fall short; True if new."""
+        asked = self._asked(prices)
+        return self._take(self._picks(prices, is_safe=True), asked)
 
     def _next(self, newest: Floats) -> Floats:
         """Prices between the best so far and the newest, which swing while ways are few."""
@@ -152,7 +162,7 @@ class Wide:
                     total[cell] += count
         return total
 
-    def _picks(self, prices: Floats) -> list[Pick]:
+    def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         asked = self._asked(prices)
         for s, stocks in enumerate(self.stocks):
             self.kept[s] = (
@@ -160,7 +170,7 @@ class Wide:
             )
         self._know()
         work = [
-            (stocks, {p: self.curves[s][p] for p in self.kept[s]}, self.kept[s], asked[stocks.cells])
+            (stocks, {p: self.curves[s][p] for p in self.kept[s]}, self.kept[s], asked[stocks.cells], is_safe)
             for s, stocks in enumerate(self.stocks)
         ]
         return self.crew.each(least_value, work)
@@ -168,7 +178,11 @@ class Wide:
     def _know(self) -> None:
         """Size the pools that are told apart at a few sizes."""
         fresh = [(s, p) for s in range(len(self.stocks)) for p in sorted(self.kept[s] - self.curves[s].keys())]
-        asks = [(s, pool, size) for s, pool in fresh for size in _known_sizes(int(self.stocks[s].most[pool]))]
+        asks = [
+            (s, pool, size)
+            for s, pool in fresh
+            for size in _known_sizes(int(self.stocks[s].most[pool]), self.stocks[s].every)
+        ]
         if self.crew.workers > 1 and len(asks) > MOST_ALONE:
             self._size_ahead(asks)
         for s, pool in fresh:
@@ -283,8 +297,8 @@ def _usd_per_unit(cells: Cells, shared: sp.csr_array) -> Floats:
     return least
 
 
-def _known_sizes(most: int) -> list[int]:
-    return sorted({*(n for n in KNOWN_SIZES if n < most), min(most, EVERY)})
+def _known_sizes(most: int, every: int) -> list[int]:
+    return sorted({*(n for n in KNOWN_SIZES if n < most), min(most, every)})
 
 
 def size_at(
