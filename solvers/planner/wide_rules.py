@@ -61,3 +61,8 @@ def pin_cells(cells: Cells, stocks: Stocks, pin: Pin) -> list[int]:
         if pin.counts(pool.role, pool.gpu_class, location):
             found.append(cell)
     return found
+
+
+def is_spot(cells: Cells, cell: int) -> bool:
+    """Tell whether the nodes of a cell may be taken away."""
+    return cells.grouping.groups[int(cells.cell_group[cell])].bays[0].terms.reclaims_per_hour > 0.0

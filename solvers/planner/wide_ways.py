@@ -14,7 +14,15 @@ from solvers.planner.pairing import Domain, Pairs
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.stocks import Pick, Stocks
 from solvers.planner.tally import ROUNDING
-from solvers.planner.wide_rules import amounts_at_one_cap, at_one_cap, least_replicas, other_caps, pin_cells, pool_of
+from solvers.planner.wide_rules import (
+    amounts_at_one_cap,
+    at_one_cap,
+    is_spot,
+    least_replicas,
+    other_caps,
+    pin_cells,
+    pool_of,
+)
 from solvers.sizing import Capacity
 
 CHAIN_ROLES = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
@@ -138,6 +146,7 @@ class WayMaker:
         if not self._completed(service, draft, target, asked, pools):
             return None
         self._floors_kept(service, draft, asked, pools)
+        self._owned_kept(service, draft, target, asked)
         self._shaved(service, draft, target, asked)
         counts = dict.fromkeys(Role, 0)
         for pool, size in draft.by_pool.items():
@@ -207,6 +216,45 @@ class WayMaker:
                 if count >= floor:
                     break
                 count += self._add(service, draft, pool, floor - count, asked)
+
+    def _owned_kept(self, service: int, draft: _Draft, target: float, asked: Floats) -> None:
+        """Move replicas off nodes that may be taken away until what stays carries its part of the target."""
+        keeps = 1.0 - self.cells.services[service].max_spot_ratio
+        if not 0.0 < keeps < 1.0:
+            return
+        for roles in CHAIN_ROLES:
+            while self._owned_per_s(service, draft, roles) < keeps * target * (1.0 - ROUNDING):
+                if not self._moved_to_owned(service, draft, roles, asked):
+                    break
+
+    def _owned_per_s(self, service: int, draft: _Draft, roles: tuple[Role, ...]) -> float:
+        carried = 0.0
+        for cell, count in draft.by_cell.items():
+            pool = self._pool_of(service, cell)
+            if count > 0 and self.stocks[service].roles[pool] in roles and not is_spot(self.cells, cell):
+                carried += count * self._carried(service, pool, draft.by_pool[pool]) / draft.by_pool[pool]
+        return carried
+
+    def _moved_to_owned(self, service: int, draft: _Draft, roles: tuple[Role, ...], asked: Floats) -> bool:
+        """Move the replica that it costs least to have elsewhere."""
+        stocks = self.stocks[service]
+        usd = asked[stocks.cells] + stocks.terms_usd_per_hour
+        moves: list[tuple[float, int, int]] = []
+        for cell in [c for c, n in draft.by_cell.items() if n > 0 and is_spot(self.cells, c)]:
+            pool = self._pool_of(service, cell)
+            if stocks.roles[pool] not in roles:
+                continue
+            rate = self._carried(service, pool, draft.by_pool[pool]) / draft.by_pool[pool]
+            for to in range(int(stocks.first[pool]), int(stocks.first[pool + 1])):
+                at = stocks.cells.start + to
+                if not is_spot(self.cells, at) and draft.by_cell.get(at, 0) < int(stocks.room[to]):
+                    moves.append((float(usd[to] - usd[cell - stocks.cells.start]) / rate, cell, at))
+        if not moves:
+            return False
+        _, cell, at = min(moves)
+        draft.by_cell[cell] -= 1
+        draft.by_cell[at] = draft.by_cell.get(at, 0) + 1
+        return True
 
     def _shaved(self, service: int, draft: _Draft, target: float, asked: Floats) -> None:
         """Take away what the way can do without, the dearest first."""
