@@ -13,6 +13,8 @@ from dataclasses import replace
 
 from controller.cache import QUIET_S, Cache, CacheView
 from controller.client import ApiError, KubeClient, NotFound, Unreachable
+from controller.correction_status import read_back
+from controller.corrections import Corrections, observed_pools, with_corrections
 from controller.decide import TIME_HAS_COME, Decider
 from controller.election import Elector
 from controller.events import Recorder
@@ -21,6 +23,7 @@ from controller.inventory import Records
 from controller.metrics import Metrics
 from controller.news import tell_news
 from controller.observe import Observation, build_problem
+from controller.readings import Readings
 from controller.resources import ServedModelSpec, strictest
 from controller.schema import Management, Mode
 from controller.settings import Settings
@@ -75,6 +78,7 @@ class Cycle:
         self._statuses, self._recorder = StatusWriter(client), Recorder(client)
         self._parsed: tuple[object, Specs] | None = None
         self._last_sight: Sight | None = None
+        self._corrections = Corrections()
         self._story = Story()
         self._lacks_kind = False
         self.latest: Turn | None = None
@@ -114,10 +118,12 @@ class Cycle:
     def _see(self, now_s: float, blind_because: str) -> Sight:
         view = self._cache.view()
         specs = self._parse(view)
-        self._telemetry.look_for(map(_target, specs.served_models), self.tick_s(specs))
+        learns = specs.policy.modes.correction is not Mode.OFF
+        self._telemetry.look_for(map(_target, specs.served_models), self.tick_s(specs), asks_engines=learns)
         readings = self._telemetry.latest
+        self._read_back(view, learns=learns)
         observation = build_problem(
-            specs,
+            with_corrections(specs, self._corrections),
             Records(
                 nodes=tuple(view.nodes.values()),
                 pods=tuple(view.pods.values()),
@@ -127,14 +133,40 @@ class Cycle:
             now_s,
             previous_demands=self._decider.previous_demands(),
         )
+        if learns and self._elector.is_leader and not blind_because:
+            self._learn(specs, observation, readings, now_s)
         return Sight(
             now_s=now_s,
+            corrections=self._corrections,
             view=view,
             specs=specs,
             readings=readings,
             observation=observation,
             blind_because=blind_because,
         )
+
+    def _read_back(self, view: CacheView, *, learns: bool) -> None:
+        """Go on from what the statuses of profiles say: a leader with those that are new, a standby with all."""
+        if not learns:
+            self._corrections = Corrections()
+            return
+        bodies = [record.body for record in view.objects.get("EngineProfile", {}).values()]
+        known = replace(self._corrections, notices=())
+        self._corrections = read_back(known, bodies, anew=not self._elector.is_leader)
+
+    def _learn(self, specs: Specs, observation: Observation, readings: Readings, now_s: float) -> None:
+        decision, told = self._decider.decision, self._corrections.notices
+        learnt = observed_pools(
+            self._corrections,
+            specs,
+            observation,
+            readings,
+            now_s=now_s,
+            window_s=self._settings.rate_window_s,
+            time_scale=self._settings.time_scale,
+            plan=decision.plan if decision else None,
+        )
+        self._corrections = replace(learnt, notices=(*told, *learnt.notices))
 
     def think(self, sight: Sight) -> None:
         """Take a finished decision, begin another when one is due; a standby follows what the leader recorded."""

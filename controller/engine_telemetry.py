@@ -26,7 +26,7 @@ def _mean(name: str) -> str:
 ENGINE_QUERIES: Mapping[str, str] = {
     "engine_pod_as_of_s": f"min by ({BY_POD}) (timestamp(vllm:num_requests_running))",
     "engine_pod_running": f"sum by ({BY_POD}) (avg_over_time(vllm:num_requests_running[WINDOW]))",
-    "engine_pod_waiting": f"sum by ({BY_POD}) (avg_over_time(vllm:num_requests_waiting[WINDOW]))",
+    "engine_pod_waiting": f"sum by ({BY_POD}) (min_over_time(vllm:num_requests_waiting[WINDOW]))",
     "engine_pod_prompts_per_s": f"sum by ({BY_POD}) (rate(vllm:time_to_first_token_seconds_count[WINDOW]))",
     "engine_pod_prompt_tokens_per_s": f"sum by ({BY_POD}) (rate(vllm:prompt_tokens_total[WINDOW]))",
     "engine_pod_output_tokens_per_s": f"sum by ({BY_POD}) (rate(vllm:generation_tokens_total[WINDOW]))",

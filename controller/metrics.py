@@ -24,6 +24,9 @@ penstock_unserved_requests_per_second{namespace,model} part of it that the plan 
 penstock_desired_replicas{namespace,model,role}      replicas that the plan wants
 penstock_ready_replicas{namespace,model,role}        replicas that serve
 penstock_power_watts{domain,kind}                    budget (fixed draw in it), usable, reserved, planned, measured
+penstock_profile_correction_ratio{..., phase, kind}  profiles in use or learnt, by model, gpu_class, config: observed
+                                                     against profile: likely, low, high, planned (in force)
+penstock_profile_correction_observations{..., phase} weight of what that rests on
 penstock_faults                                      objects or fields that are left out because they are wrong
 penstock_holds                                       reasons for which the plan is not carried out now
 penstock_actions_total{direction,result}             scale actions: up, down; done, failed
@@ -42,6 +45,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controller.turn import Report
+from solvers.correction import Learning, Phase, factor
+from solvers.engine import ProfileKey
 from solvers.fleet import ReplicaState
 from solvers.ledger import DomainBalance
 
@@ -114,6 +119,7 @@ class Metrics(Collector):
         yield _gauge("holds", "Reasons not to carry the plan out", [((), float(len(report.holds)))])
         yield _gauge("power_watts", "Watts", list(_watts(self._balances)), "domain", "kind")
         yield _gauge("ready_replicas", "Replicas that serve", list(_ready(report)), "namespace", "model", "role")
+        yield from _correction_gauges(report)
         yield from _plan_gauges(report)
 
 
@@ -145,6 +151,33 @@ def _ready(report: Report) -> Iterator[tuple[tuple[str, ...], float]]:
     serving = (r.pool for r in report.sight.observation.snapshot.replicas if r.state is ReplicaState.READY)
     for (service, role), count in sorted(Tally((pool.service, str(pool.role)) for pool in serving).items()):
         yield (*_names(service), role), float(count)
+
+
+def _correction_gauges(report: Report) -> Iterator[Metric]:
+    """Factors of the profiles that the plan uses or that were observed; 1 where nothing is known."""
+    known, now_s = report.sight.corrections, report.sight.now_s
+    ratios, weights = [], []
+    for key in sorted(_profiles_in_use(report) | {key for key, _ in known.beliefs}):
+        for phase in Phase:
+            labels = (key.model, key.gpu_class, key.config.label, str(phase))
+            found = factor(known.beliefs.get((key, phase)), phase, now_s, Learning())
+            kinds = {"likely": found.likely, "low": found.low, "high": found.high}
+            kinds["planned"] = known.factors(key).get(phase, 1.0)
+            ratios += [((*labels, kind), value) for kind, value in kinds.items()]
+            weights.append((labels, found.observations))
+    names = ("model", "gpu_class", "config", "phase")
+    yield _gauge("profile_correction_ratio", "Observed against profile", ratios, *names, "kind")
+    yield _gauge("profile_correction_observations", "Weight of observations", weights, *names)
+
+
+def _profiles_in_use(report: Report) -> set[ProfileKey]:
+    models = {spec.model.name: spec.model.model for spec in report.sight.specs.served_models}
+    pools = report.decision.plan.pools if report.decision else ()
+    return {
+        ProfileKey(model=models[row.pool.service], gpu_class=row.pool.gpu_class, config=row.pool.config)
+        for row in pools
+        if row.pool.service in models
+    }
 
 
 def _plan_gauges(report: Report) -> Iterator[Metric]:

@@ -22,6 +22,7 @@ def tell_news(recorder: Recorder, report: Report, balances: Iterable[DomainBalan
         *_of_services(report),
         *_of_domains(report, balances),
         *_of_faults(report),
+        *_of_profiles(report),
     ):
         recorder.tell(subject, reason, message, is_warning=is_warning)
 
@@ -41,6 +42,8 @@ def _of_policy(report: Report) -> Iterator[News]:
         yield policy, "SolveFailed", f"the last good plan stays: {report.solve_fault}", True
     if report.sight.readings.faults:
         yield policy, "TelemetryFailed", "; ".join(report.sight.readings.faults), True
+    if report.sight.readings.engine_fault:
+        yield policy, "EnginesNotRead", f"nothing is learnt: {report.sight.readings.engine_fault}", True
 
 
 def _of_services(report: Report) -> Iterator[News]:
@@ -69,6 +72,13 @@ def _of_faults(report: Report) -> Iterator[News]:
         subject = _subject(report, kind, name)
         if subject is not None:
             yield subject, "Invalid", str(fault), True
+
+
+def _of_profiles(report: Report) -> Iterator[News]:
+    for name, reason, message, is_warning in report.sight.corrections.notices:
+        profile = _subject(report, "EngineProfile", name)
+        if profile is not None:
+            yield profile, reason, message, is_warning
 
 
 def _subject(report: Report, kind: str, key: str) -> Subject | None:

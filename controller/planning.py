@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from controller.correction_status import corrections_of
+from controller.corrections import with_corrections
 from controller.inventory import Records
 from controller.manifests import load_folder
 from controller.observe import Observation, build_problem
@@ -15,6 +17,7 @@ from controller.readings import Readings
 from controller.specs import PLAN_FEASIBLE, specs_of_manifests
 from controller.trace_demand import trace_demand
 from controller.traces import load_trace
+from solvers.correction import with_notes
 from solvers.errors import InvalidInput
 from solvers.plan import Plan
 from solvers.planner import make_plan
@@ -80,7 +83,7 @@ def plan_folder(args: argparse.Namespace, decide: Callable[[Problem], Plan] = ma
     for fault in observation.faults:
         print(f"{'infeasible' if fault.condition == PLAN_FEASIBLE else 'error'}: {fault}", file=sys.stderr)
     problem = with_options(with_traces(observation.problem, args.traces), args)
-    return Planned(observation=observation, problem=problem, plan=decide(problem))
+    return Planned(observation=observation, problem=problem, plan=with_notes(decide(problem), problem))
 
 
 def observe_folder(folder: Path) -> Observation:
@@ -89,7 +92,11 @@ def observe_folder(folder: Path) -> Observation:
         raise InvalidInput(str(folder), "", "no such file or folder", "name a folder of manifests with -f")
     manifests = load_folder(folder)
     records, silence = Records(nodes=manifests.nodes), Readings(taken_at_s=0.0)
-    return build_problem(specs_of_manifests(manifests), records, silence, now_s=0.0, is_advice=True)
+    known = corrections_of(manifests.bodies)
+    for name, _, message, _ in known.notices:
+        print(f"note: EngineProfile/{name}: {message}", file=sys.stderr)
+    specs = with_corrections(specs_of_manifests(manifests), known)
+    return build_problem(specs, records, silence, now_s=0.0, is_advice=True)
 
 
 def with_options(problem: Problem, args: argparse.Namespace) -> Problem:

@@ -140,8 +140,8 @@ class NodeReading:
 class EngineReading:
     """Means of one engine (one pod) over the window; None is what nobody told.
 
-    Rates are per second of the served world. ``ttft_s`` counts from the engine's own queue, ``prefill_s`` without it,
-    ``gpu_watts`` is the mean of the pod's GPUs.
+    Rates are per second of the served world. ``waiting`` is the least seen in the window. ``ttft_s`` counts from the
+    engine's own queue, ``prefill_s`` without it, ``gpu_watts`` is the mean of the pod's GPUs.
     """
 
     pod: str

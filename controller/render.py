@@ -198,9 +198,16 @@ def render_gpu_class_status(
     }
 
 
-def render_engine_profile_status(config: EngineConfig, *, generation: int, conditions: Sequence[Json]) -> Body:
+def render_engine_profile_status(
+    config: EngineConfig, *, generation: int, conditions: Sequence[Json], corrections: Sequence[Json] = ()
+) -> Body:
     """Make the status of an EngineProfile."""
-    return {"observedGeneration": generation, "config": config.label, "conditions": list(conditions)}
+    return {
+        "observedGeneration": generation,
+        "config": config.label,
+        "corrections": list(corrections),
+        "conditions": list(conditions),
+    }
 
 
 def render_fleet_policy_status(

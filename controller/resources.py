@@ -44,6 +44,7 @@ class Modes:
     replicas: Mode = Mode.ADVISE
     placement: Mode = Mode.ADVISE
     power_caps: Mode = Mode.OFF
+    correction: Mode = Mode.ADVISE
 
 
 def strictest(*modes: Mode) -> Mode:
@@ -230,7 +231,12 @@ def parse_fleet_policy(body: Json) -> FleetPolicySpec:
     modes = spec.modes
     return FleetPolicySpec(
         policy=_solver_policy(spec),
-        modes=Modes(replicas=modes.replicas, placement=modes.placement, power_caps=Mode(modes.power_caps)),
+        modes=Modes(
+            replicas=modes.replicas,
+            placement=modes.placement,
+            power_caps=Mode(modes.power_caps),
+            correction=modes.correction,
+        ),
         is_paused=spec.paused,
         managed_nodes=dict(sorted(spec.managed_nodes.items())),
         location_label=spec.location_label,
@@ -264,6 +270,7 @@ def _solver_policy(spec: schema.FleetPolicySpec) -> Policy:
         tier_penalties=tier_penalties(len(spec.tiers)),
         relative_gap=spec.solver.gap_permille / 1e3,
         time_limit_s=float(spec.solver.time_limit_seconds),
+        replay=spec.solver.replay == "On",
         quotas=tuple(_quota(quota) for quota in sorted(spec.quotas, key=lambda q: q.counted)),
     )
 
@@ -312,6 +319,7 @@ def parse_served_model(body: Json, policy: FleetPolicySpec) -> ServedModelSpec:
             replicas=strictest(policy.modes.replicas, own.replicas or Mode.ACT),
             placement=strictest(policy.modes.placement, own.placement or Mode.ACT),
             power_caps=policy.modes.power_caps,
+            correction=policy.modes.correction,
         ),
         deletion_policy=spec.deletion_policy,
         templates=_templates(body["spec"], spec.roles),

@@ -29,6 +29,7 @@ from controller.schema_base import (
     immutable,
     text,
 )
+from solvers.correction import Phase
 from solvers.engine import ProfileSource, is_concave
 
 
@@ -361,11 +362,45 @@ class EngineProfileSpec(Resource):
     )
 
 
+FactorPermille = Annotated[int, Field(ge=100, le=10_000)]
+TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
+Time = Annotated[str, text(20, pattern=TIME)]
+
+
+class ProfileCorrection(Resource):
+    """What running services say of one phase: observed against this profile, factors in thousandths."""
+
+    phase: Phase
+    """What was compared: prefill and decode times, throughput at full load, watts."""
+    likely_permille: FactorPermille
+    """The middle."""
+    low_permille: FactorPermille
+    """Likely not below."""
+    high_permille: FactorPermille
+    """Likely not above."""
+    planned_permille: FactorPermille | None = None
+    """What planning uses while FleetPolicy says spec.modes.correction: Act; absent while too little is known."""
+    since: Time | None = None
+    """Since when that is so."""
+    observations_milli: Annotated[int, Field(ge=0, le=1_000_000_000)]
+    """Weight of the observations, in thousandths of one; it halves with age."""
+    mean_micro: Annotated[int, Field(ge=-3_000_000, le=3_000_000)]
+    """Mean of the logarithm of observed against predicted, in millionths."""
+    squares_micro: Annotated[int, Field(ge=0, le=1_000_000_000_000)]
+    """Squares about that mean, in millionths."""
+    observed_at: Time
+    """When the last observation was made."""
+    profile_generation: Annotated[int, Field(ge=0)]
+    """Generation of the spec that was compared; of another one, nothing is known."""
+
+
 class EngineProfileStatus(Status):
-    """Whether the profile is in use."""
+    """Whether the profile is in use, and what running services say of it."""
 
     config: Annotated[str, text(63)] | None = None
     """Short name of the engine configuration, as tp2."""
+    corrections: Annotated[tuple[ProfileCorrection, ...], Field(max_length=8)] = ()
+    """How far it is off, by phase."""
 
 
 def increases(values: tuple[int, ...]) -> bool:

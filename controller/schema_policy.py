@@ -30,6 +30,8 @@ class Modes(Resource):
     """Replica counts."""
     placement: Mode = Mode.ADVISE
     """Where replicas run."""
+    correction: Mode = Mode.ADVISE
+    """How far profiles are off as services run: not learnt, learnt and told, or planned with."""
     power_caps: Literal["Off"] = "Off"
     """Power caps of GPUs; only Off in this version."""
 
@@ -117,6 +119,8 @@ class Solver(Resource):
     """Proved distance to the best possible plan, in thousandths of the objective."""
     time_limit_seconds: Annotated[int, Field(ge=1, le=3_600)] = 20
     """Time after which the best plan found so far is taken."""
+    replay: Literal["Off", "On"] = "Off"
+    """On: a simulation replays each plan's demand; a plan that it refutes is tightened and solved again."""
 
 
 class Quota(Resource):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.client import Body, KubeClient
+from controller.correction_status import render_corrections
 from controller.demand import DemandView
 from controller.kinds import KINDS, ObjectRecord
 from controller.plan_bodies import plan_name
@@ -53,6 +54,7 @@ DRIFTING = frozenset(
         "itl",
         "usdPerHour",
         "why",
+        "corrections",
     }
 )
 PATHS = {kind.name: kind.path for kind in KINDS}
@@ -187,10 +189,17 @@ class _Desk:
         conditions = self._conditions(record, {READY: sound})
         if not sound[0]:
             return {"observedGeneration": record.generation, "conditions": conditions}
-        if record.body.get("status", {}).get("observedGeneration") == record.generation:
+        known, status = self._sight.corrections, record.body.get("status", {})
+        learns = bool(known.beliefs or status.get("corrections"))
+        if status.get("observedGeneration") == record.generation and not learns:
             return None  # nothing in it changes but with its spec
-        config = parse_engine_profile(record.body).key.config
-        return render_engine_profile_status(config, generation=record.generation, conditions=conditions)
+        key = parse_engine_profile(record.body).key
+        return render_engine_profile_status(
+            key.config,
+            generation=record.generation,
+            conditions=conditions,
+            corrections=render_corrections(known, key, record.generation),
+        )
 
     def fleet_policy(self, record: ObjectRecord) -> Body:
         report, snapshot = self._report, self._observation.snapshot
@@ -392,7 +401,8 @@ class StatusWriter:
 
 
 def _sharp(status: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a status whose change is news: not the figures that drift, and of conditions not the words."""
+    """The part whose change is news: not what drifts, nor words of conditions; of corrections what planning uses."""
     kept = {name: value for name, value in status.items() if name not in DRIFTING}
     claims = [(c["type"], c["status"], c["reason"]) for c in status.get("conditions") or ()]
-    return {**kept, "conditions": claims}
+    planned = [(row["phase"], row.get("plannedPermille")) for row in status.get("corrections") or ()]
+    return {**kept, "conditions": claims, "planned": planned}

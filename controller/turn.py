@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from controller.cache import CacheView
+from controller.corrections import Corrections
 from controller.observe import Observation
 from controller.readings import Readings
 from controller.specs import Specs
@@ -19,7 +20,8 @@ from solvers.rollout import Scale
 class Sight:
     """What a turn looked at.
 
-    ``blind_because`` is empty when the cache is true; otherwise it says why nothing may be done on it.
+    ``blind_because`` is empty when the cache is true; otherwise it says why nothing may be done on it. ``specs`` has
+    the profiles as they were made, ``observation`` with the corrections in force.
     """
 
     now_s: float
@@ -28,6 +30,7 @@ class Sight:
     readings: Readings
     observation: Observation
     blind_because: str = ""
+    corrections: Corrections = field(default_factory=Corrections)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,10 +47,11 @@ def usable_workers(asked: int = 0) -> int:
 
 def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1) -> Plan:
     """Solve with the planner and say why; imported here so that only the child pays for the modeller."""
+    from solvers.correction import with_notes
     from solvers.explain.brief import with_reasons
     from solvers.planner import make_plan
 
-    plan = make_plan(problem, previous=previous, workers=workers, is_isolated=True)
+    plan = with_notes(make_plan(problem, previous=previous, workers=workers, is_isolated=True), problem)
     try:
         return with_reasons(plan, problem)
     except Exception as fault:  # noqa: BLE001 - a decision is not lost for want of words about it

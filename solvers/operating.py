@@ -21,13 +21,14 @@ from dataclasses import dataclass
 
 from solvers.correction import Observed, Phase
 from solvers.engine import EngineProfile, Role
-from solvers.engine.curves import capped, decode_step_s, gpu_watts, prefill_s
+from solvers.engine.curves import capped, decode_step_s, gpu_watts
+from solvers.engine.prefill import prompt_s
 from solvers.errors import OutOfRange
 from solvers.workload import SizeBucket
 
 LIGHT_RATIO = 0.5  # beyond, what a queue adds depends on the order of arrivals more than on the engine
 LEAST_RUNNING = 1.0  # sequences; below, gaps are few and idle time is most of what is metered
-SATURATED_WAITING = 1.0  # requests that wait on each replica, on average
+SATURATED_WAITING = 4.0  # requests at every scrape; with fewer it may have idled between two of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class OperatingPoint:
     mix : tuple of SizeBucket
         Sizes of the service's requests; scaled to ``prompt_tokens`` where the replica told its own mean.
     running, waiting : float
-        Mean sequences in the engine's batch, and mean requests that wait on it.
+        Mean sequences in the engine's batch, and the fewest requests that waited on it: above some, it never idled.
     prompts_per_s, output_tokens_per_s : float
         Prompts that got their first token here, and tokens generated.
     prompt_tokens : float or None
@@ -169,7 +170,7 @@ def _prompt_work(profile: EngineProfile, point: OperatingPoint) -> tuple[float, 
     scale = 1.0
     if point.prompt_tokens is not None:
         scale = point.prompt_tokens / math.fsum(b.weight_ratio * b.prompt_tokens for b in point.mix)
-    times = [(bucket.weight_ratio, prefill_s(profile, scale * bucket.prompt_tokens)) for bucket in point.mix]
+    times = [(b.weight_ratio, prompt_s(profile, scale * b.prompt_tokens, scale * b.cached_tokens)) for b in point.mix]
     return math.fsum(w * t for w, t in times), math.fsum(w * t * t for w, t in times)
 
 

@@ -48,6 +48,8 @@ class Policy:
         The solver stops when objective and bound agree this well.
     power_caps : bool
         Pools may be planned at lower caps than their class's highest, where their profiles know the speed under one.
+    replay : bool
+        A simulation may refute a plan, which is then tightened and solved again: ``solvers.refute``.
     """
 
     energy_usd_per_kilowatt_hour: float = 0.12
@@ -59,6 +61,7 @@ class Policy:
     time_limit_s: float = 20.0
     quotas: tuple[Quota, ...] = ()
     power_caps: bool = False
+    replay: bool = False
 
     @property
     def stop_cost_hours(self) -> float:

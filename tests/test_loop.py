@@ -51,8 +51,8 @@ class FakeTelemetry:
     def __init__(self) -> None:
         self.latest = Readings(taken_at_s=0.0)
 
-    def look_for(self, targets: Iterable[ServiceTarget], period_s: float) -> None:
-        self.targets = tuple(targets)
+    def look_for(self, targets: Iterable[ServiceTarget], period_s: float, *, asks_engines: bool = False) -> None:
+        self.targets, self.asks_engines = tuple(targets), asks_engines
 
 
 class PlannerHere:

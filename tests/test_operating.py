@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from controller.engine_telemetry import Sample, engines_of
-from controller.readings import EngineReading
 from controller.traces import TraceRequest
 from solvers.correction import Phase
 from solvers.engine import Role
@@ -15,9 +13,9 @@ from solvers.engine.curves import decode_step_s, prefill_s
 from solvers.operating import OperatingPoint, Residual, merged, residuals
 from solvers.workload import SizeBucket
 from tests.simcluster.twin_fleet import TwinFleet
-from tests.simcluster.twin_metrics import engine_metrics, gpu_metrics
+from tests.simcluster.twin_metrics import engine_metrics
 from tests.simcluster.twin_traffic import Traffic
-from tests.twin_world import SERVICE, Series, parse, pod, profile, run, view
+from tests.twin_world import SERVICE, parse, pod, profile, readings_of, run, view
 
 MIX = (SizeBucket(prompt_tokens=500, output_tokens=50, weight_ratio=1.0),)
 PROFILE = profile()
@@ -82,7 +80,7 @@ def test_a_slower_mixed_engine_is_found_whichever_phase_fills_its_gaps() -> None
 
 
 def test_throughput_speaks_only_while_requests_wait() -> None:
-    saturated = by_phase(residuals(PROFILE, point(itl_s=0.02, waiting=3.0)))[Phase.THROUGHPUT]
+    saturated = by_phase(residuals(PROFILE, point(itl_s=0.02, waiting=6.0)))[Phase.THROUGHPUT]
     assert saturated.observed / saturated.predicted == pytest.approx(100.0 * 0.02 / 4.0)
     assert Phase.THROUGHPUT not in by_phase(residuals(PROFILE, point(itl_s=0.02)))
 
@@ -105,45 +103,6 @@ def test_replicas_of_a_pool_speak_with_one_voice_by_their_requests() -> None:
 
 
 # ------------------------------------------------------------------ against the twin's own pages
-
-
-def readings_of(twin: TwinFleet, before: Series, window_s: float) -> dict[str, EngineReading]:
-    """What Prometheus would answer from two scrapes; gauges as they are now."""
-    now = parse(engine_metrics(twin))
-    watts = parse(gpu_metrics(twin))
-
-    def rows(name: str) -> dict[str, float]:
-        found = {(dict(labels)["pod"]): value for (n, labels), value in now.items() if n == f"vllm:{name}"}
-        old = {(dict(labels)["pod"]): value for (n, labels), value in before.items() if n == f"vllm:{name}"}
-        return {p: (value - old.get(p, 0.0)) / window_s for p, value in found.items()}
-
-    def vector(values: dict[str, float]) -> list[Sample]:
-        return [Sample(labels={"namespace": "demo", "pod": p}, value=v) for p, v in values.items()]
-
-    def mean(name: str) -> list[Sample]:
-        sums, counts = rows(f"{name}_sum"), rows(f"{name}_count")
-        return vector({p: sums[p] / n for p, n in counts.items() if n > 0})
-
-    held = {
-        dict(labels)["exported_pod"]: value
-        for (n, labels), value in watts.items()
-        if n == "DCGM_FI_DEV_POWER_USAGE" and "exported_pod" in dict(labels)
-    }
-    tokens, itl = rows("generation_tokens_total"), mean("inter_token_latency_seconds")
-    gaps = {sample.labels["pod"]: sample.value for sample in itl}
-    return engines_of(
-        {
-            "engine_pod_as_of_s": vector(dict.fromkeys(tokens, twin.fleet.now_s)),
-            "engine_pod_running": vector({p: gaps.get(p, 0.0) * rate for p, rate in tokens.items()}),  # Little's law
-            "engine_pod_prompts_per_s": vector(rows("time_to_first_token_seconds_count")),
-            "engine_pod_prompt_tokens_per_s": vector(rows("prompt_tokens_total")),
-            "engine_pod_output_tokens_per_s": vector(tokens),
-            "engine_pod_ttft_s": mean("time_to_first_token_seconds"),
-            "engine_pod_prefill_s": mean("request_prefill_time_seconds"),
-            "engine_pod_itl_s": itl,
-            "engine_pod_gpu_watts": vector(held),
-        }
-    )
 
 
 @pytest.mark.parametrize("slowness", [1.0, 1.2, 0.85])

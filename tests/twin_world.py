@@ -9,6 +9,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from controller.engine_telemetry import Sample, engines_of
+from controller.readings import EngineReading
 from controller.records import CONFIG_LABEL, GPU_CLASS_LABEL, MODEL_LABEL, ROLE_LABEL, NodeRecord, PodRecord
 from controller.traces import Trace, TraceRequest
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey
@@ -16,6 +18,7 @@ from solvers.fleet import GpuClass
 from solvers.workload import Slo, SloMetric
 from tests.sim_brute import make_profile
 from tests.simcluster.twin_fleet import TwinFleet
+from tests.simcluster.twin_metrics import engine_metrics, gpu_metrics
 from tests.simcluster.twin_traffic import Traffic
 from tests.simcluster.twin_watch import ClusterView, TwinService
 
@@ -125,3 +128,42 @@ def value(series: Series, name: str, **labels: str) -> float:
 
 def names(series: Series) -> set[str]:
     return {name for name, _ in series}
+
+
+def readings_of(twin: TwinFleet, before: Series, window_s: float) -> dict[str, EngineReading]:
+    """What Prometheus would answer from two scrapes; gauges as they are now."""
+    now = parse(engine_metrics(twin))
+    watts = parse(gpu_metrics(twin))
+
+    def rows(name: str) -> dict[str, float]:
+        found = {(dict(labels)["pod"]): value for (n, labels), value in now.items() if n == f"vllm:{name}"}
+        old = {(dict(labels)["pod"]): value for (n, labels), value in before.items() if n == f"vllm:{name}"}
+        return {p: (value - old.get(p, 0.0)) / window_s for p, value in found.items()}
+
+    def vector(values: dict[str, float]) -> list[Sample]:
+        return [Sample(labels={"namespace": "demo", "pod": p}, value=v) for p, v in values.items()]
+
+    def mean(name: str) -> list[Sample]:
+        sums, counts = rows(f"{name}_sum"), rows(f"{name}_count")
+        return vector({p: sums[p] / n for p, n in counts.items() if n > 0})
+
+    held = {
+        dict(labels)["exported_pod"]: value
+        for (n, labels), value in watts.items()
+        if n == "DCGM_FI_DEV_POWER_USAGE" and "exported_pod" in dict(labels)
+    }
+    tokens, itl = rows("generation_tokens_total"), mean("inter_token_latency_seconds")
+    gaps = {sample.labels["pod"]: sample.value for sample in itl}
+    return engines_of(
+        {
+            "engine_pod_as_of_s": vector(dict.fromkeys(tokens, twin.fleet.now_s)),
+            "engine_pod_running": vector({p: gaps.get(p, 0.0) * rate for p, rate in tokens.items()}),  # Little's law
+            "engine_pod_prompts_per_s": vector(rows("time_to_first_token_seconds_count")),
+            "engine_pod_prompt_tokens_per_s": vector(rows("prompt_tokens_total")),
+            "engine_pod_output_tokens_per_s": vector(tokens),
+            "engine_pod_ttft_s": mean("time_to_first_token_seconds"),
+            "engine_pod_prefill_s": mean("request_prefill_time_seconds"),
+            "engine_pod_itl_s": itl,
+            "engine_pod_gpu_watts": vector(held),
+        }
+    )
