@@ -146,6 +146,17 @@ class SplitPrice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinkPlan:
+    """Keys and values that go through a link between locations, each way, and what they cost."""
+
+    link: str
+    bytes_per_s: float
+    outgoing_bytes_per_s: float
+    incoming_bytes_per_s: float
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SolveReport:
     """Evidence of a solve. ``gap_ratio`` = (objective − bound) / max(|objective|, 1e-9)."""
 
@@ -164,7 +175,8 @@ class Plan:
 
     ``routing`` states the routing that the sizing assumed, ``whys`` says in words what led to it where somebody asked,
     ``relief`` is the cheapest way to serve what is unserved, ``parts`` says which requests go where in services that
-    are split by size, and ``splits`` the price of not splitting.
+    are split by size, and ``splits`` the price of not splitting. ``links`` says what keys and values load the links
+    with, when prefill and decode are kept on one side of them as far as capacity goes.
     """
 
     placements: tuple[Placement, ...]
@@ -178,6 +190,7 @@ class Plan:
     relief: tuple[Relief, ...] = ()
     parts: tuple[PartPlan, ...] = ()
     splits: tuple[SplitPrice, ...] = ()
+    links: tuple[LinkPlan, ...] = ()
 
     @property
     def is_short(self) -> bool:

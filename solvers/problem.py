@@ -29,6 +29,16 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvLink:
+    """What joins some locations to all others, for keys and values: bytes per second each way, and their price."""
+
+    name: str
+    locations: tuple[str, ...]
+    bytes_per_s: float
+    usd_per_terabyte: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """What the decision weighs.
 
@@ -62,6 +72,7 @@ class Policy:
     quotas: tuple[Quota, ...] = ()
     power_caps: bool = False
     replay: bool = False
+    kv_links: tuple[KvLink, ...] = ()
 
     @property
     def stop_cost_hours(self) -> float:

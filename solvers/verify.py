@@ -16,6 +16,7 @@ from solvers.plan import Placement, Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
 from solvers.verify_claims import CapacityOf, claims, penalties
+from solvers.verify_links import links
 from solvers.verify_nodes import groups
 from solvers.verify_pairs import pairs
 from solvers.verify_parts import part_sizes, parts
@@ -63,6 +64,7 @@ def verify_service(plan: Plan, problem: Problem) -> tuple[str, ...]:
             *_shares(plan),
             *_capacities(plan),
             *pairs(plan, problem),
+            *links(plan, problem),
             *_floors(plan, problem),
             *losses(plan, problem),
             *on_spot(plan, problem),
@@ -292,7 +294,7 @@ def _objective(plan: Plan, problem: Problem) -> Iterator[str]:
     cost = sum(pool.cost_usd_per_hour for pool in plan.pools)
     if not _close(report.cost_usd_per_hour, cost, MONEY_USD_PER_HOUR):
         yield f"cost: said {report.cost_usd_per_hour:.6f} USD/h, pools sum to {cost:.6f}"
-    paid = cost + _churn_usd_per_hour(plan, problem)
+    paid = cost + _churn_usd_per_hour(plan, problem) + sum(row.usd_per_hour for row in plan.links)
     penalty = sum(service.penalty_usd_per_hour for service in plan.services)
     if not _close(report.objective_usd_per_hour, paid + penalty, 1e-4):
         said = f"objective: said {report.objective_usd_per_hour:.6f} USD/h, cost and churn are {paid:.6f}"

@@ -61,8 +61,14 @@ def _uneven(problem: Problem, service: ServedModel, pools: dict[PoolKey, PoolPla
 
 
 def kv_group(problem: Problem, service: ServedModel, pool: PoolKey) -> tuple[str, ...]:
+    """KV group of a pool."""
+    return group_of_profile(
+        problem, service, ProfileKey(model=service.model, gpu_class=pool.gpu_class, config=pool.config)
+    )
+
+
+def group_of_profile(problem: Problem, service: ServedModel, key: ProfileKey) -> tuple[str, ...]:
     """Who reads whose keys and values: what the profile (else the service) names, the engine, the class's fabric."""
-    key = ProfileKey(model=service.model, gpu_class=pool.gpu_class, config=pool.config)
-    profile, kind = problem.profiles.get(key), problem.gpu_classes.get(pool.gpu_class)
+    profile, kind = problem.profiles.get(key), problem.gpu_classes.get(key.gpu_class)
     named = (profile.kv_compatibility_group if profile else "") or service.kv_compatibility_group
-    return named, pool.config.engine, kind.kv_fabric if kind else ""
+    return named, key.config.engine, kind.kv_fabric if kind else ""

@@ -21,12 +21,13 @@ from solvers.planner.cells import Cells, build_cells
 from solvers.planner.columns import make_variables
 from solvers.planner.options import Sizer, find_options
 from solvers.planner.relax import Arrays, solve_linear, solve_whole, state
-from solvers.problem import Problem, Quota
+from solvers.problem import KvLink, Problem, Quota
 from solvers.workload import Pin
 from tests import fleets
 
 GOLDEN = Path(__file__).parent / "golden"
 README = Path(limits.__file__).parents[1] / "README.md"
+LINKED = ("limit_crossing", "limit_link")
 NAMES = tuple(make.__name__ for make in limits.LIMITS)
 
 
@@ -48,6 +49,16 @@ def golden_problem() -> Problem:
     quotas = (Quota(namespace="default", max_gpus=20), Quota(namespace="default", gpu_class="l40s", max_watts=5000.0))
     problem = fleets.problem(services, fleet, profiles, budgets=budgets, running={(running, "rack-2"): 1})
     return replace(problem, policy=replace(problem.policy, quotas=quotas))
+
+
+def linked_problem() -> Problem:
+    """The same with traffic that may cross links; the second hangs on none of the racks that it may use."""
+    problem = golden_problem()
+    links = tuple(
+        KvLink(name=f"up-{n}", locations=(f"rack-{n}",), bytes_per_s=2e9, usd_per_terabyte=5.0) for n in (1, 2)
+    )
+    services = tuple(replace(service, kv_may_cross=True) for service in problem.services)
+    return replace(problem, services=services, policy=replace(problem.policy, kv_links=links))
 
 
 def cells_of(problem: Problem, *, one_by_one: bool = False, fair_ratio: Mapping[str, float] | None = None) -> Cells:
@@ -79,6 +90,8 @@ def column_names(cells: Cells, arrays: Arrays) -> list[str]:
         "unparted": [f"{name} {chain}" for chain in ("prompts", "tokens") for name in services],
         "hung": [cells.cell_label(c) for c in range(len(cells.cell_pool))],
         "flow": [cells.cell_label(c) for c in range(len(cells.cell_pool))],
+        "outgoing": [f"{services[s]} {group} over {k}" for s, group, k in cells.crossings],
+        "incoming": [f"{services[s]} {group} over {k}" for s, group, k in cells.crossings],
         "missing": [f"{name} {chain}" for chain in ("prompts", "tokens") for name in services],
     }
     names = [""] * len(arrays.cost)
@@ -106,7 +119,9 @@ def rows_text(cells: Cells, arrays: Arrays, name: str) -> str:
 def golden_texts() -> dict[str, str]:
     cells = cells_of(golden_problem(), fair_ratio={"default/long": 0.25})
     arrays = state(cells)
-    return {name: rows_text(cells, arrays, name.removeprefix("limit_")) for name in NAMES}
+    linked = cells_of(linked_problem())
+    texts = {name: rows_text(linked, state(linked), name.removeprefix("limit_")) for name in LINKED}
+    return {name: rows_text(cells, arrays, name.removeprefix("limit_")) for name in NAMES} | texts
 
 
 @pytest.mark.parametrize("name", NAMES)

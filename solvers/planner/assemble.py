@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from solvers.fleet import PoolKey
-from solvers.plan import Binding, DomainPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from solvers.plan import Binding, DomainPlan, LinkPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
 from solvers.planner.caps import by_pool
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.nodes import Counts
@@ -25,6 +25,7 @@ UNITS = {
     "locations": "location",
     "share": "percent of the demand",
     "spot": "percent of the demand",
+    "link": "percent of the link",
     "ceiling": "replica",
     "quota_gpus": "GPU",
     "quota_power": "kW",
@@ -45,7 +46,7 @@ def read_prices(cells: Cells, arrays: Arrays, duals: Floats) -> Prices:
     by_limit: dict[tuple[str, str], float] = {}
     for (limit, subject), dual in zip(arrays.rows, duals, strict=True):
         key, price = (limit, subject), SIGNS.get(limit, 0.0) * float(dual)
-        if limit in ("share", "spot"):
+        if limit in ("share", "spot", "link"):
             price /= 100.0
         if limit == "power_whole":  # priced by whole replicas of so many watts; said by the kW like the plain limit
             domain, _, watts = subject.removesuffix(" W").rpartition(" by ")
@@ -93,6 +94,16 @@ def assemble(
             for service in sorted(problem.services, key=lambda s: s.name)
         ),
         domains=_domain_plans(problem, worth, prices),
+        links=tuple(
+            LinkPlan(
+                link=load.link.name,
+                bytes_per_s=load.link.bytes_per_s,
+                outgoing_bytes_per_s=load.outgoing_bytes_per_s,
+                incoming_bytes_per_s=load.incoming_bytes_per_s,
+                usd_per_hour=load.usd_per_hour,
+            )
+            for load in worth.links
+        ),
         bindings=_bindings(prices),
         report=_report(problem, worth, bound_usd_per_hour, rounds, notes),
     )

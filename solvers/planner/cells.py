@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.grouping import Grouping, group_bays
+from solvers.planner.links import Links
 from solvers.planner.options import Options, PoolOption, Step
 from solvers.planner.pairing import Pairing
 from solvers.planner.penalties import find_penalties
@@ -48,6 +49,7 @@ class Cells:
     problem: Problem
     grouping: Grouping
     pairing: Pairing
+    links: Links
     services: tuple[ServedModel, ...]
     pools: tuple[PoolOption, ...]
     steps: tuple[Step, ...]
@@ -78,6 +80,22 @@ class Cells:
             if service.min_locations > 1
             for chain in range(len(CHAINS))
             for site in range(len(self.grouping.sites))
+        )
+
+    def by_place(self, service: str) -> bool:
+        """True when it matters where prefill and decode of a service are: traffic may not cross, or over links."""
+        return service in self.pairing.local or service in self.links.order
+
+    @property
+    def crossings(self) -> tuple[tuple[int, str, int], ...]:
+        """(service, KV group, class of links) wherever keys and values of a service may cross links."""
+        index = {service.name: s for s, service in enumerate(self.services)}
+        return tuple(
+            (index[name], group, k)
+            for name in sorted(self.links.order)
+            if self.demand_per_s[index[name]] > 0.0
+            for group in self.pairing.all_groups(name)
+            for k in range(len(self.grouping.links))
         )
 
     def site_cells(self, service: int, roles: tuple[Role, ...], site: int) -> list[int]:
@@ -169,7 +187,8 @@ def build_cells(
     return Cells(
         problem=problem,
         grouping=grouping,
-        pairing=Pairing.of(problem),
+        pairing=(pairing := Pairing.of(problem)),
+        links=Links.of(problem, pairing),
         services=services,
         pools=pools,
         steps=tuple(step for _, step in steps),

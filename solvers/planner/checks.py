@@ -10,6 +10,7 @@ from dataclasses import replace
 from solvers.engine import check_profile
 from solvers.errors import InvalidInput
 from solvers.fleet import Node
+from solvers.planner.checks_links import check_links
 from solvers.problem import Policy, Problem
 from solvers.workload import Demand, PlacementMode, ServedModel
 
@@ -40,6 +41,7 @@ def check_problem(problem: Problem) -> None:
     for domain in problem.domains.values():
         _finite(f"PowerDomain/{domain.name}", "budgetWatts", domain.usable_watts, least=-math.inf)
     _check_quotas(problem)
+    check_links(problem)
     for gpu_class in problem.gpu_classes.values():
         for field in ("idle_watts", "min_cap_watts", "max_cap_watts", "host_share_watts", "price_usd_per_hour"):
             _finite(f"GpuClass/{gpu_class.name}", field, getattr(gpu_class, field), least=0.0)

@@ -49,6 +49,9 @@ class Variables:
         Requests/s, in shares of the demand, that the replicas of a cell carry where a service spreads its load.
     flow : (C,)
         Part of the demand that goes through the replicas of a cell, where a service pairs prefill with decode by place.
+    outgoing, incoming : (X,)
+        Part of the demand that is prefilled on one side of a class of links and decoded on the other, leaving it and
+        entering it; ``Cells.crossings``.
     """
 
     replicas: Any
@@ -65,6 +68,8 @@ class Variables:
     unparted: Any
     hung: Any
     flow: Any
+    outgoing: Any
+    incoming: Any
 
     @property
     def all(self) -> tuple[tuple[str, Any], ...]:
@@ -104,6 +109,8 @@ def make_variables(cells: Cells) -> Variables:
         unparted=_column(2 * len(cells.services), np.tile([float(least_locations(s)) for s in cells.services], 2)),
         hung=_column(len(room), np.array([hung_most(cells, c) * n for c, n in enumerate(room)], dtype=float)),
         flow=_column(len(room), np.array([float(flows(cells, c)) for c in range(len(room))])),
+        outgoing=_column(len(cells.crossings), np.ones(len(cells.crossings))),
+        incoming=_column(len(cells.crossings), np.ones(len(cells.crossings))),
     )
 
 
@@ -128,7 +135,7 @@ def flows(cells: Cells, cell: int) -> bool:
     """True where it matters what goes through the cell: prefill and decode of services that pair by place."""
     option = cells.pools[cells.cell_pool[cell]]
     is_asked = float(cells.demand_per_s[cells.pool_service[cells.cell_pool[cell]]]) > 0.0
-    return is_asked and option.pool.role is not Role.MIXED and option.pool.service in cells.pairing.local
+    return is_asked and option.pool.role is not Role.MIXED and cells.by_place(option.pool.service)
 
 
 def _column(size: int, upper: Floats, *, integer: bool = False) -> Any:

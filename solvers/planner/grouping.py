@@ -19,6 +19,7 @@ from solvers.problem import Problem
 from solvers.spans import node_sizes, nodes_taken, whole_nodes
 
 LOCATION = "location "  # of no power domain's name, so that both can be vertices of one graph
+LINK = "link "  # likewise
 WATT_TOLERANCE = 1e-3  # far below the draw of one GPU; sums of a million watts round at 1e-9
 
 
@@ -101,6 +102,10 @@ class Grouping:
         Locations in each class of interchangeable locations; empty where no service spreads.
     group_site : tuple of int
         The class of locations that each group lies in: every location of it has as many bays of the group.
+    links : tuple of tuple of str
+        Names of the links in each class of interchangeable links.
+    group_link : tuple of int
+        The class of links that each group hangs on, -1 for none.
     """
 
     groups: tuple[BayGroup, ...]
@@ -109,6 +114,8 @@ class Grouping:
     class_charges: Mapping[tuple[str, int], int]
     sites: tuple[int, ...] = ()
     group_site: tuple[int, ...] = ()
+    links: tuple[tuple[str, ...], ...] = ()
+    group_link: tuple[int, ...] = ()
 
 
 def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
@@ -177,9 +184,20 @@ def group_bays(
     if one_by_one:
         seeds = [(bay.key,) for bay in bays]
     locations = _spread_over(problem, bays)
-    touched = [(*bay.charged, *(loc for loc in (LOCATION + bay.location,) if loc in locations)) for bay in bays]
-    bay_colours, colours = _refine(touched, seeds, {**_domain_seeds(problem, rooms), **locations})
+    links = _links(problem)
+    hangs_on = {at: LINK + link.name for link in problem.policy.kv_links for at in link.locations if links}
+    touched = [
+        (
+            *bay.charged,
+            *(loc for loc in (LOCATION + bay.location,) if loc in locations),
+            *(hangs_on[at] for at in (bay.location,) if at in hangs_on),
+        )
+        for bay in bays
+    ]
+    bay_colours, colours = _refine(touched, seeds, {**_domain_seeds(problem, rooms), **locations, **links})
     grouping = _collect(problem, bays, rooms, bay_colours, {d: colours[d] for d in rooms})
+    if links:
+        grouping = _with_links(grouping, links, hangs_on, colours)
     if not locations:
         return grouping
     order = sorted({colours[location] for location in locations})
@@ -193,6 +211,25 @@ def _spread_over(problem: Problem, bays: list[Bay]) -> dict[str, object]:
     if not any(service.is_spread or service.pairs_locally for service in problem.services):
         return {}
     return {LOCATION + location: (LOCATION,) for location in sorted({bay.location for bay in bays})}
+
+
+def _links(problem: Problem) -> dict[str, object]:
+    """Links as vertices of their own, where services may cross them."""
+    if not any(service.has_pairs and service.kv_may_cross for service in problem.services):
+        return {}
+    links = sorted(problem.policy.kv_links, key=lambda link: link.name)
+    return {LINK + link.name: (LINK, link.bytes_per_s, link.usd_per_terabyte) for link in links}
+
+
+def _with_links(
+    grouping: Grouping, links: Mapping[str, object], hangs_on: Mapping[str, str], colours: Mapping[str, int]
+) -> Grouping:
+    """Say which classes of links there are, and which one each group of bays hangs on."""
+    order = sorted({colours[link] for link in links})
+    members = [tuple(link.removeprefix(LINK) for link in links if colours[link] == colour) for colour in order]
+    at = (hangs_on.get(group.bays[0].location) for group in grouping.groups)
+    of_group = tuple(-1 if link is None else order.index(colours[link]) for link in at)
+    return replace(grouping, links=tuple(members), group_link=of_group)
 
 
 def _marks(problem: Problem, location: str) -> tuple[object, ...]:

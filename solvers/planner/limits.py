@@ -25,7 +25,7 @@ from solvers.planner.columns import (
     sum_steps,
     triplets,
 )
-from solvers.planner.limits_pairs import limit_flow, limit_pairs
+from solvers.planner.limits_pairs import crossing_usd_per_hour, limit_crossing, limit_flow, limit_link, limit_pairs
 from solvers.planner.limits_spread import limit_hung, limit_locations, limit_share, limit_spot
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.quotas import GPUS, POWER, quota_rows
@@ -274,11 +274,13 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_spot,
     limit_pairs,
     limit_flow,
+    limit_crossing,
+    limit_link,
 )
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(22) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
+    """(24) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],
@@ -294,4 +296,5 @@ def objective(cells: Cells, v: Variables) -> Any:
         + cells.penalty_usd_per_hour @ (v.unserved + EXCESS_WEIGHT * v.excess)
         + np.tile(cells.floor_usd_per_hour, len(CHAINS)) @ (v.missing + v.unparted)
         + np.array([cells.floor_usd_per_hour[s] for s, _ in cells.pins], dtype=float) @ v.unpinned
+        + crossing_usd_per_hour(cells) @ (v.outgoing + v.incoming)
     )

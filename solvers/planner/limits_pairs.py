@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse as sp
 
 from solvers.engine import Role
-from solvers.planner.cells import Cells
+from solvers.planner.cells import Cells, Floats
 from solvers.planner.columns import Limit, Variables, flows, matrix_of, triplets
+from solvers.planner.links import usd_per_hour
+from solvers.problem import KvLink
 
 SLACK = 1e-7  # relative, as of capacity
 SIGNS = {Role.PREFILL: 1.0, Role.DECODE: -1.0}
 """Keys and values that a role hands over, and takes."""
+WAYS = ("out", "in")
 
 
 def limit_pairs(cells: Cells, v: Variables) -> Limit:
@@ -23,7 +27,7 @@ def limit_pairs(cells: Cells, v: Variables) -> Limit:
         if _is_grouped(cells, p):
             row = rows.setdefault((int(cells.pool_service[p]), cells.pairing.group(option.pool), -1), len(rows))
             shares.append((row, p, SIGNS[option.pool.role]))
-    for c in flowing:
+    for c in (c for c in flowing if cells.pools[cells.cell_pool[c]].pool.service in cells.pairing.local):
         option = cells.pools[cells.cell_pool[c]]
         site = cells.grouping.group_site[cells.cell_group[c]]
         key = int(cells.pool_service[cells.cell_pool[c]]), cells.pairing.group(option.pool), site
@@ -64,6 +68,71 @@ def limit_flow(cells: Cells, v: Variables) -> Limit:
     constraint = through @ v.flow - carried @ v.replicas + off @ v.chosen <= spare
     subjects = tuple(f"{cells.cell_label(c)} {cells.steps[t].lower}-{cells.steps[t].upper}" for c, t in pairs)
     return Limit(name="flow", equation=21, constraint=constraint, subjects=subjects)
+
+
+def limit_crossing(cells: Cells, v: Variables) -> Limit:
+    """(22) What one side of a class of links prefills beyond what it decodes leaves it, what it lacks enters it."""
+    index = {key: row for row, key in enumerate(cells.crossings)}
+    count = len(index)
+    net: list[tuple[int, int, float]] = []
+    for c in range(len(cells.cell_pool)):
+        option, link = cells.pools[cells.cell_pool[c]], _link(cells, c)
+        if link >= 0 and flows(cells, c) and option.pool.service in cells.links.order:
+            key = int(cells.pool_service[cells.cell_pool[c]]), cells.pairing.group(option.pool), link
+            net.append((index[key], c, SIGNS[option.pool.role]))
+    through = matrix_of(*triplets(net), (count, len(cells.cell_pool)))
+    own, none = sp.eye_array(count, format="csr"), sp.csr_array((count, count))
+    rows = sp.vstack([through, -through]) @ v.flow
+    rows = rows - sp.vstack([own, none]) @ v.outgoing - sp.vstack([none, own]) @ v.incoming
+    labels = [f"{cells.services[s].name} {group} {_name(cells, k)}" for s, group, k in index]
+    subjects = tuple(f"{label} {way}" for way in WAYS for label in labels)
+    return Limit(name="crossing", equation=22, constraint=rows <= 0.0, subjects=subjects)
+
+
+def limit_link(cells: Cells, v: Variables) -> Limit:
+    """(23) Keys and values of all services keep to the bytes per second of every link, each way; in shares of it."""
+    index = list(cells.crossings)
+    count = len(cells.grouping.links) if index else 0
+    sent = [
+        (k, x, float(cells.demand_per_s[s]) * crossing_bytes(cells, s, group) / _of(cells, k).bytes_per_s)
+        for x, (s, group, k) in enumerate(index)
+    ]
+    used = matrix_of(*triplets(sent), (count, len(index)))
+    none = sp.csr_array(used.shape)
+    rows = sp.vstack([used, none]) @ v.outgoing + sp.vstack([none, used]) @ v.incoming
+    most = [len(cells.grouping.links[k]) * (1.0 + SLACK) for k in range(count)]
+    subjects = tuple(f"{_name(cells, k)} {way}" for way in WAYS for k in range(count))
+    return Limit(name="link", equation=23, constraint=rows <= np.array(most * len(WAYS)), subjects=subjects)
+
+
+def crossing_usd_per_hour(cells: Cells) -> Floats:
+    """What it costs to send all of a service's requests over a class of links one way, (X,)."""
+    found: Floats = np.array(
+        [
+            usd_per_hour(_of(cells, k), float(cells.demand_per_s[s]) * crossing_bytes(cells, s, group))
+            for s, group, k in cells.crossings
+        ],
+        dtype=float,
+    )
+    return found
+
+
+def crossing_bytes(cells: Cells, service: int, group: str) -> float:
+    """What one request hands over."""
+    return cells.links.bytes_of.get((cells.services[service].name, group), 0.0)
+
+
+def _link(cells: Cells, cell: int) -> int:
+    return cells.grouping.group_link[cells.cell_group[cell]] if cells.grouping.group_link else -1
+
+
+def _of(cells: Cells, link: int) -> KvLink:
+    return cells.links.links[cells.grouping.links[link][0]]
+
+
+def _name(cells: Cells, link: int) -> str:
+    first, *more = cells.grouping.links[link]
+    return f"{first}+{len(more)}" if more else first
 
 
 def _is_grouped(cells: Cells, pool: int) -> bool:

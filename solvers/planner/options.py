@@ -16,6 +16,7 @@ from solvers.fleet import PoolKey
 from solvers.planner.caps import at_cap, levels_watts, limited_classes, profile_at
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import least_locations, pinned_most
+from solvers.planner.links import Links
 from solvers.planner.pairing import Pairing
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.reclaim import Reclaims
@@ -106,6 +107,7 @@ class Sizer:
     known: dict[tuple[PoolKey, int], Capacity | Unfit] = field(default_factory=dict)
     _reclaims: Reclaims | None = None
     _pairing: Pairing | None = None
+    _links: Links | None = None
     _profiles: dict[PoolKey, EngineProfile | None] = field(default_factory=dict)
 
     def profile(self, pool: PoolKey) -> EngineProfile | None:
@@ -130,6 +132,13 @@ class Sizer:
         if self._pairing is None:
             self._pairing = Pairing.of(self.problem)
         return self._pairing
+
+    @property
+    def links(self) -> Links:
+        """Links between locations, and who may use them; looked up once."""
+        if self._links is None:
+            self._links = Links.of(self.problem, self.pairing)
+        return self._links
 
     def at(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> Capacity | Unfit:
         """Capacity of one replica of the pool at the size; it never falls as the pool grows."""

@@ -134,6 +134,10 @@ class Pairing:
         """KV group of a pool; empty where nothing is known of it."""
         return self.groups.get((pool.service, pool.gpu_class, pool.config), "")
 
+    def all_groups(self, service: str) -> list[str]:
+        """Groups of all pools that a service could have, sorted."""
+        return sorted({group for (name, _, _), group in self.groups.items() if name == service})
+
     def domain(self, pool: PoolKey, location: str) -> Domain:
         """The domain of a pool's replicas at a location; one for all where the service is not parted."""
         key = pool, location

@@ -73,7 +73,7 @@ def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict
 def _spread(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
     option = cells.pools[cells.cell_pool[cell]]
     service = cells.services[cells.pool_service[cells.cell_pool[cell]]]
-    if service.pairs_locally and option.pool.role is not Role.MIXED:
+    if cells.by_place(service.name) and option.pool.role is not Role.MIXED:
         added = _pair_up(cells, cell, wanted, room, counts)
     elif service.is_spread:
         added = spread_evenly(room, option.pool, wanted, _bays(cells, cell), places_of(service, counts))
@@ -90,20 +90,27 @@ def _pair_up(cells: Cells, cell: int, wanted: int, room: Room, counts: Counts) -
     ahead: dict[str, float] = {}
     for (pool, at), n in counts.items():
         is_pair = pool.service == option.pool.service and cells.pairing.group(pool) == cells.pairing.group(option.pool)
-        if is_pair and Role.MIXED not in (pool.role, option.pool.role):
+        if is_pair and pool.role is not Role.MIXED:
             sign = -1.0 if pool.role is option.pool.role else 1.0
-            ahead[at] = ahead.get(at, 0.0) + sign * n * _rate(cells, pool)
+            ahead[_side(cells, pool, at)] = ahead.get(_side(cells, pool, at), 0.0) + sign * n * _rate(cells, pool)
     added: dict[str, int] = {}
     for _ in range(wanted):
         able = [bay for bay in _bays(cells, cell) if room.room(option.pool, bay.location, bay) > 0]
-        most = max((ahead.get(bay.location, 0.0) for bay in able), default=0.0)
-        bay = room.best_bay(option.pool, [bay for bay in able if ahead.get(bay.location, 0.0) == most])
+        lead = {bay.location: ahead.get(_side(cells, option.pool, bay.location), 0.0) for bay in able}
+        most = max(lead.values(), default=0.0)
+        bay = room.best_bay(option.pool, [bay for bay in able if lead[bay.location] == most])
         if bay is None:
             break
         room.take(option.pool, bay.location, 1, bay)
-        ahead[bay.location] = ahead.get(bay.location, 0.0) - _rate(cells, option.pool)
+        side = _side(cells, option.pool, bay.location)
+        ahead[side] = ahead.get(side, 0.0) - _rate(cells, option.pool)
         added[bay.location] = added.get(bay.location, 0) + 1
     return added
+
+
+def _side(cells: Cells, pool: PoolKey, location: str) -> str:
+    """Where the pool's pairs must be together: at the location, else on one side of a link."""
+    return location if pool.service in cells.pairing.local else cells.links.side(location)
 
 
 def _rate(cells: Cells, pool: PoolKey) -> float:

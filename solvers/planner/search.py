@@ -339,9 +339,13 @@ class Search:
         return again if again.left <= placed.left else placed
 
     def _is_uneven(self, placed: Placed) -> bool:
-        """True when a service that spreads, or pairs by place, came out short: perhaps for where its replicas went."""
-        spread = {service.name for service in self.desk.problem.services if service.is_spread or service.pairs_locally}
-        return bool(spread) and not spread.isdisjoint(self.desk.worth(placed.counts).short)
+        """True when a service that spreads or pairs by place is short or pays for links: perhaps for its places."""
+        services = self.desk.problem.services
+        by_place = {s.name for s in services if s.is_spread or s.pairs_locally} | set(self.desk.sizer.links.order)
+        if not by_place:
+            return False
+        worth = self.desk.worth(placed.counts)
+        return not by_place.isdisjoint(worth.short) or worth.links_usd_per_hour > 0.0
 
     def _narrow(self, cells: Cells, arrays: Arrays, x: Floats) -> bool:
         """Give the sizes that came out a step of their own where the step promised more than they carry."""

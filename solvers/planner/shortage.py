@@ -21,6 +21,7 @@ from solvers.problem import Problem
 from solvers.workload import ServedModel
 
 MOST_REASONS = 8
+FULL = 1e-5  # relative
 UNITS = {GPUS: "GPUs", POWER: "kW"}
 CHAIN_WORDS = (("prompts", PROMPT_ROLES), ("output tokens", TOKEN_ROLES))
 
@@ -89,6 +90,7 @@ def _reasons(
         found.insert(0, lost)
     if unpaired := _unpaired(problem, service, worth, places):
         found.insert(0, unpaired)
+    found[:0] = _over_links(service, worth)
     if missing := sum(missing_of_chain(service, places, roles) for _, roles in CHAIN_WORDS):
         found.insert(0, f"minReplicas: {missing} replicas have no place")
     return _one_per_limit(found)[:MOST_REASONS] or ("costs: serving the rest costs more than its tier's penalty",)
@@ -107,6 +109,18 @@ def _unpaired(problem: Problem, service: ServedModel, worth: Worth, places: Plac
         return ""
     rates = f"prefill carries {prefill:.2f} and decode {decode:.2f} requests/s, pairs {paired:.2f}"
     return f"kvMayCross: {rates}" if service.name in pairing.local else f"kvCompatibilityGroup: {rates}"
+
+
+def _over_links(service: ServedModel, worth: Worth) -> list[str]:
+    """Links that are full, for a service whose keys and values might cross them."""
+    if not (service.has_pairs and service.kv_may_cross):
+        return []
+    full = []
+    for load in worth.links:
+        used = max(load.outgoing_bytes_per_s, load.incoming_bytes_per_s)
+        if used >= load.link.bytes_per_s * (1.0 - FULL):
+            full.append(f"kvLinks[{load.link.name}]: {used / 1e9:.3g} of {load.link.bytes_per_s / 1e9:.3g} GB/s in use")
+    return full
 
 
 def _hangs(problem: Problem, service: ServedModel, worth: Worth, places: Places) -> str:

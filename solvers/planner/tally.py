@@ -9,9 +9,10 @@ from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
 from solvers.planner.caps import by_pool
 from solvers.planner.floors import Places, missing_replicas
+from solvers.planner.links import LinkLoad, Route
 from solvers.planner.nodes import Counts
 from solvers.planner.options import Sizer
-from solvers.planner.pairing import Pairs
+from solvers.planner.pairing import Carried, Domain, Pairs
 from solvers.planner.penalties import Penalties
 from solvers.planner.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.planner.spread import place_rates, survivable_per_s
@@ -57,10 +58,11 @@ class Worth:
     cost_usd_per_hour: float
     churn_usd_per_hour: float
     penalty_usd_per_hour: float
+    links: tuple[LinkLoad, ...] = ()
 
     @property
     def objective_usd_per_hour(self) -> float:
-        return self.cost_usd_per_hour + self.churn_usd_per_hour + self.penalty_usd_per_hour
+        return self.paid_usd_per_hour + self.penalty_usd_per_hour
 
     @property
     def short(self) -> tuple[str, ...]:
@@ -72,8 +74,12 @@ class Worth:
 
     @property
     def paid_usd_per_hour(self) -> float:
-        """Money alone: what runs, what starts and what stops."""
-        return self.cost_usd_per_hour + self.churn_usd_per_hour
+        """Money alone: what runs, what starts and what stops, what goes over links."""
+        return self.cost_usd_per_hour + self.churn_usd_per_hour + self.links_usd_per_hour
+
+    @property
+    def links_usd_per_hour(self) -> float:
+        return sum(load.usd_per_hour for load in self.links)
 
     def serves_no_less_than(self, other: Worth) -> bool:
         """True when no tier lacks more here, or a higher tier clearly lacks less; read from the top."""
@@ -116,11 +122,19 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
     places: dict[str, dict[tuple[PoolKey, str], int]] = {service.name: {} for service in problem.services}
     for (pool, location), count in kept.items():
         places[pool.service][pool, location] = count
-    pools: list[PoolWorth] = []
-    served: dict[str, float] = {}
-    for service in sorted(problem.services, key=lambda s: s.name):
-        worth, served[service.name] = _weigh_service(problem, sizer, service, places[service.name])
-        pools += worth
+    stands = {
+        service.name: _Stand.of(problem, sizer, service, places[service.name])
+        for service in sorted(problem.services, key=lambda s: s.name)
+    }
+    served = {name: stand.able_per_s(problem, sizer) for name, stand in stands.items()}
+    routes = {name: sizer.links.route(name, stands[name].carried) for name in sizer.links.order}
+    served = sizer.links.allowed(routes, served)
+    links = sizer.links.loads(route.traffic(served[name]) for name, route in routes.items())
+    pools = [
+        worth
+        for name, stand in stands.items()
+        for worth in stand.pool_worths(problem, sizer, routes.get(name), served[name])
+    ]
     demands = {s: problem.demands[s].requests_per_s for s in served}
     missing = {service.name: missing_replicas(service, places[service.name]) for service in problem.services}
     whole = {s: penalties.unserved_usd_per_hour[s] for s in served}
@@ -140,6 +154,7 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
         cost_usd_per_hour=sum(worth.cost_usd_per_hour for worth in pools),
         churn_usd_per_hour=_churn_usd_per_hour(problem, kept) + _losses_usd_per_hour(problem, sizer.reclaims, kept),
         penalty_usd_per_hour=sum(lacking.values()),
+        links=links,
     )
 
 
@@ -150,46 +165,69 @@ def _by_tier(problem: Problem, by_service: Mapping[str, float]) -> dict[int, flo
     return sums
 
 
-def _weigh_service(
-    problem: Problem, sizer: Sizer, service: ServedModel, places: Places
-) -> tuple[list[PoolWorth], float]:
-    totals: dict[PoolKey, int] = {}
-    for (pool, _), count in places.items():
-        totals[pool] = totals.get(pool, 0) + count
-    rents = _rents(problem, sizer.reclaims, places)
-    sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in sorted(totals.items())}
-    pairs, demand = _pairs(sizer, service, places, sized), problem.demands[service.name].requests_per_s
-    able = min(pairs.able_per_s, _survivable_per_s(sizer.reclaims, service, places, sized))
-    served = demand if able >= demand * (1.0 - ROUNDING) else able
-    shares = _shares(sizer, pairs, places, sized)
-    return [
-        _pool_worth(problem, pool, totals[pool], capacity, shares[pool], rents.get(pool, 0.0))
-        for pool, capacity in sized.items()
-    ], served
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stand:
+    """What stands of one service: replicas by place, what each carries at the size of its pool."""
 
+    service: ServedModel
+    places: Places
+    totals: Mapping[PoolKey, int]
+    sized: Mapping[PoolKey, Capacity]
+    carried: Carried
 
-def _pairs(sizer: Sizer, service: ServedModel, places: Places, sized: Mapping[PoolKey, Capacity]) -> Pairs:
-    """What the replicas carry by pairing domain: mixed pools, and pairs of prefill and decode."""
-    carried = {(pool, at): count * sized[pool].requests_per_s for (pool, at), count in places.items()}
-    return sizer.pairing.pairs(service.name, carried)
+    @classmethod
+    def of(cls, problem: Problem, sizer: Sizer, service: ServedModel, places: Places) -> _Stand:
+        totals: dict[PoolKey, int] = {}
+        for (pool, _), count in sorted(places.items()):
+            totals[pool] = totals.get(pool, 0) + count
+        totals = {pool: count for pool, count in sorted(totals.items()) if count}
+        sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in totals.items()}
+        carried = {(pool, at): n * sized[pool].requests_per_s for (pool, at), n in places.items() if n}
+        return cls(service=service, places=places, totals=totals, sized=sized, carried=carried)
 
+    def pairs(self, sizer: Sizer) -> Pairs:
+        """What the replicas carry by pairing domain: mixed pools, and pairs of prefill and decode."""
+        return sizer.pairing.pairs(self.service.name, self.carried)
 
-def _shares(sizer: Sizer, pairs: Pairs, places: Places, sized: Mapping[PoolKey, Capacity]) -> dict[PoolKey, float]:
-    """Part of what is served that goes to each pool: in proportion, mixed against the tighter side of every domain."""
-    shares = dict.fromkeys(sized, 0.0)
-    for (pool, at), count in places.items():
-        rate = count * sized[pool].requests_per_s
-        shares[pool] += rate * pairs.share_ratio(pool.role, sizer.pairing.domain(pool, at))
-    return shares
+    def able_per_s(self, problem: Problem, sizer: Sizer) -> float:
+        """What of the demand the replicas serve, links left aside."""
+        demand = problem.demands[self.service.name].requests_per_s
+        survivable = _survivable_per_s(sizer.reclaims, self.service, self.places, self.sized)
+        able = min(self.pairs(sizer).able_per_s, survivable)
+        return demand if able >= demand * (1.0 - ROUNDING) else able
+
+    def pool_worths(self, problem: Problem, sizer: Sizer, route: Route | None, served: float) -> list[PoolWorth]:
+        """Each pool at its size, with its part of what is served."""
+        shares = self._shares(sizer) if route is None else self._routed(sizer, route, served)
+        rents = _rents(problem, sizer.reclaims, self.places)
+        return [
+            _pool_worth(problem, pool, self.totals[pool], capacity, shares[pool], rents.get(pool, 0.0))
+            for pool, capacity in self.sized.items()
+        ]
+
+    def _shares(self, sizer: Sizer) -> dict[PoolKey, float]:
+        """Part of what is served that goes to each pool: in proportion, mixed against the tighter side of a domain."""
+        shares, pairs = dict.fromkeys(self.sized, 0.0), self.pairs(sizer)
+        for (pool, at), rate in self.carried.items():
+            shares[pool] += rate * pairs.share_ratio(pool.role, sizer.pairing.domain(pool, at))
+        return shares
+
+    def _routed(self, sizer: Sizer, route: Route, served: float) -> dict[PoolKey, float]:
+        """The same where links are used only for what cannot be served without."""
+        total = served if served > 0.0 else route.near_per_s
+        flows, shares = route.flows(total), dict.fromkeys(self.sized, 0.0)
+        for (pool, at), rate in self.carried.items():
+            is_mixed = pool.role is Role.MIXED
+            key = pool.role, Domain() if is_mixed else sizer.links.domain(pool, at)
+            side = route.mixed_per_s if is_mixed else route.sides[key]
+            if side > 0.0 and total > 0.0:
+                shares[pool] += rate / side * flows[key] / total
+        return shares
 
 
 def pairs_of(problem: Problem, sizer: Sizer, service: ServedModel, places: Places) -> Pairs:
     """What a service's replicas carry by pairing domain, at the sizes of their pools."""
-    totals: dict[PoolKey, int] = {}
-    for (pool, _), count in sorted(places.items()):
-        totals[pool] = totals.get(pool, 0) + count
-    sized = {pool: _capacity(problem, sizer, pool, count) for pool, count in totals.items() if count}
-    return _pairs(sizer, service, {key: count for key, count in places.items() if count}, sized)
+    return _Stand.of(problem, sizer, service, places).pairs(sizer)
 
 
 def _rents(problem: Problem, reclaims: Reclaims, places: Places) -> dict[PoolKey, float]:
