@@ -15,7 +15,7 @@ import joblib
 
 from controller.clusters import on_cluster
 from controller.traces_spec import TraceSpec, load_of
-from solvers.evaluate import Settings, Summary, evaluate
+from solvers.evaluate import Settings, Summary, evaluate, in_parts
 from solvers.plan import Plan
 from solvers.policies import make_policy
 from solvers.problem import Problem
@@ -39,11 +39,12 @@ class Job:
 def run_job(job: Job) -> Summary:
     """Make the load and the policy anew and evaluate; random failures are of the job's seed too."""
     load = load_of(job.specs, job.problem.demands, job.factors, job.seed)
-    policy = make_policy(job.policy, job.problem, job.plan)
+    problem, plan, load = in_parts(job.problem, job.plan, load)
+    policy = make_policy(job.policy, problem, plan)
     settings, failures = job.settings, job.settings.failures
     if failures is not None:
         settings = replace(settings, failures=replace(failures, seed=job.seed))
-    return evaluate(job.problem, job.plan, load, policy, settings)
+    return evaluate(problem, plan, load, policy, settings)
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, cluster: str | None = None) -> list[Summary]:

@@ -18,6 +18,7 @@ from solvers.evaluate import Load, Settings, Summary, evaluate
 from solvers.evaluate.summary import Kept
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.planner.splitting import cuts_of, opened, split
 from solvers.policies.fixed import Fixed
 from solvers.problem import Problem
 from solvers.simulate import Workload
@@ -43,6 +44,8 @@ ROLES: Mapping[SloMetric, tuple[Role, ...]] = {
 
 Decide = Callable[..., Plan]
 Factors = dict[tuple[str, Role], float]
+Asked = tuple[str, tuple[SizeBucket, ...], tuple[Slo, ...], Role]
+"""Model, mix, SLOs and role: what a capacity depends on besides the profile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,7 @@ def refuted_plan(
         As ``decide``.
     """
     factors: Factors = {}
+    asked: dict[Asked, float] = {}
     said: list[str] = []
     plan = decide(problem, previous=previous)
     for number in range(ROUNDS + 1):
@@ -92,7 +96,8 @@ def refuted_plan(
         said += [_told(number + 1, service, kept) for service, kept in missed]
         if not any(changed):
             break
-        plan = decide(problem, previous=previous, capacity_of=_tightened(problem, factors))
+        asked |= _asked(split(problem, cuts_of(plan)), factors)
+        plan = decide(problem, previous=previous, capacity_of=_tightened(asked))
     notes = (*plan.report.notes, *said, _verdict(summary, missed, factors))
     return Refutation(
         plan=replace(plan, report=replace(plan.report, notes=notes)),
@@ -104,7 +109,8 @@ def refuted_plan(
 
 
 def replayed(problem: Problem, plan: Plan, seed: int) -> Summary | None:
-    """Replay what a plan serves on its own replicas; None when it serves nothing."""
+    """Replay what a plan serves on its own replicas, part by part where it splits; None when it serves nothing."""
+    plan, problem = opened(plan, problem)
     served = {row.service: row.served_requests_per_s for row in plan.services if row.served_requests_per_s > 1e-9}
     demands = {name: replace(problem.demands[name], requests_per_s=rate) for name, rate in sorted(served.items())}
     demands = {name: demand for name, demand in demands.items() if demand.mix}
@@ -173,13 +179,18 @@ def _tighten(factors: Factors, service: str, kept: Kept) -> bool:
     return changed
 
 
-def _tightened(problem: Problem, factors: Factors) -> Callable[..., Capacity | Unfit]:
-    """Sizing that carries less where the replay said so; services that ask the same of a model share the factor."""
-    by_asked: dict[tuple[str, tuple[SizeBucket, ...], tuple[Slo, ...], Role], float] = {}
+def _asked(problem: Problem, factors: Factors) -> dict[Asked, float]:
+    """Factors by what is asked of a model, parts of services that are split by size included."""
+    found: dict[Asked, float] = {}
     for service in problem.services:
         for role in Role:
             key = (service.model, tuple(problem.demands[service.name].mix), tuple(service.slos), role)
-            by_asked[key] = min(by_asked.get(key, 1.0), factors.get((service.name, role), 1.0))
+            found[key] = min(found.get(key, 1.0), factors.get((service.name, role), 1.0))
+    return found
+
+
+def _tightened(by_asked: Mapping[Asked, float]) -> Callable[..., Capacity | Unfit]:
+    """Sizing that carries less where the replay said so; services that ask the same of a model share the factor."""
 
     def capacity(
         profile: EngineProfile,

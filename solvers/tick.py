@@ -7,7 +7,7 @@ out again in plain arithmetic, and watts never pass a budget that the lowest cap
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner.options import CapacityOf
+from solvers.planner.splitting import as_whole
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.tick_cells import Floats, TickCells, build_tick_cells, counts_of
 from solvers.tick_model import TickModel
+from solvers.tick_parts import TickParts
 
 WATTS = 1e-3  # a budget is kept by this much, far above the rounding of sums
 ROUNDING = 1e-6  # relative; a demand met to this is met
@@ -104,6 +106,7 @@ class Ticker:
     """
 
     def __init__(self, problem: Problem, plan: Plan, *, capacity_of: CapacityOf = replica_capacity) -> None:
+        self._parts, problem, plan = TickParts.of(problem, plan)
         self.problem = problem
         self.cells = build_tick_cells(problem, counts_of(plan), capacity_of)
         self._feeds = self.cells.charged.tocsc()
@@ -132,7 +135,8 @@ class Ticker:
         SolveFailed
             When HiGHS fails; the caps in force remain safe, because budgets have not been passed with them.
         """
-        asked = _changed("demand", self.cells.services, self._demand_per_s, demands or {})
+        demands = self._parts.asked(demands or {})
+        asked = _changed("demand", self.cells.services, self._demand_per_s, demands)
         usable = self._usable(budgets or {})
         if self._model is None:
             highest = np.array([levels.cap_watts[-1] for levels in self.cells.levels])[self.cells.cell_pool]
@@ -203,7 +207,7 @@ class Ticker:
         capacity, reserved = cells.rates(caps), cells.watts(caps)
         served, shares = _routed(cells, cells.replica_rates(caps) * cells.cell_replicas, asked)
         over = np.where(reserved > usable + WATTS, reserved - usable, 0.0)
-        return Tick(
+        tick = Tick(
             places=cells.places,
             cap_watts=caps,
             pools=cells.pools,
@@ -220,6 +224,7 @@ class Ticker:
             domain_usd_per_kilowatt_hour=domain_prices,
             notes=tuple(_over_note(cells, int(d), reserved[d], usable[d]) for d in np.flatnonzero(over > 0.0)),
         )
+        return _of_whole(tick, self._parts) if self._parts.cuts else tick
 
 
 def _routed(cells: TickCells, carried: Floats, asked: Floats) -> tuple[Floats, Floats]:
@@ -243,6 +248,29 @@ def _routed(cells: TickCells, carried: Floats, asked: Floats) -> tuple[Floats, F
         used = np.where(is_role[r], inside, used)
     each = np.divide(1.0, able, out=np.zeros(count), where=able > 0.0)
     return served, cells.sum_by_pool(carried * used) * each[cells.pool_service]
+
+
+def _of_whole(tick: Tick, parts: TickParts) -> Tick:
+    """Say of services what was worked out for their parts."""
+    names, owner = parts.owners(tick.services)
+    index = {name: s for s, name in enumerate(tick.services)}
+    demand, served = (
+        np.bincount(owner, weights=rates).astype(float) for rates in (tick.demand_per_s, tick.served_per_s)
+    )
+    paid = np.bincount(owner, weights=tick.service_usd_per_request * tick.demand_per_s)
+    of_part = np.array([index[pool.service] for pool in tick.pools], dtype=np.int64)
+    carried = tick.share_ratio * tick.served_per_s[of_part]
+    whole = served[owner[of_part]]
+    return replace(
+        tick,
+        places=tuple((as_whole(pool), location) for pool, location in tick.places),
+        pools=tuple(as_whole(pool) for pool in tick.pools),
+        share_ratio=np.divide(carried, whole, out=np.zeros(len(carried)), where=whole > 0.0),
+        services=names,
+        demand_per_s=demand,
+        served_per_s=served,
+        service_usd_per_request=np.divide(paid, demand, out=np.zeros(len(names)), where=demand > 0.0),
+    )
 
 
 def _over_note(cells: TickCells, domain: int, reserved: float, usable: float) -> str:

@@ -76,7 +76,7 @@ def test_a_plan_that_no_tightening_helps_ends_and_says_so() -> None:
 def test_a_tightened_plan_passes_the_check_that_others_make() -> None:
     stated = mixed_case()
     factors = {("default/chat", Role.MIXED): LEAST_FACTOR}
-    plan = make_plan(stated, capacity_of=refute._tightened(stated, factors))
+    plan = make_plan(stated, capacity_of=refute._tightened(refute._asked(stated, factors)))
     assert replicas(plan) > replicas(make_plan(stated))
     assert verify(plan, stated, capacity_of=replica_capacity) == ()
 

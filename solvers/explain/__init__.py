@@ -14,6 +14,7 @@ from typing import Any
 from solvers.errors import InvalidInput
 from solvers.explain import words
 from solvers.explain.difference import CountChange, DomainChange, PlanDifference, difference
+from solvers.explain.parts import explained_whole
 from solvers.explain.reasons import (
     CapReason,
     CountReason,
@@ -32,6 +33,7 @@ from solvers.plan import Binding, Plan, Relief, ServicePlan
 from solvers.planner.cells import build_cells
 from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf
+from solvers.planner.splitting import opened
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 
@@ -166,11 +168,12 @@ class Case:
 
 
 def explain(plan: Plan, problem: Problem, service: str, *, capacity_of: CapacityOf = replica_capacity) -> Explanation:
-    """Explain the plan of one service, from the plan and the sizing alone.
+    """Explain the plan of one service, from the plan and the sizing alone; of one split by size, part by part.
 
     Raises
     ------
     InvalidInput
         The plan holds no such service.
     """
-    return Case.of(plan, problem, service, capacity_of).explained()
+    plain, parted = opened(plan, problem)
+    return explained_whole(plan, service, lambda name: Case.of(plain, parted, name, capacity_of).explained())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 from solvers.explain import Case, Explanation
+from solvers.explain.parts import names_of, renamed
 from solvers.explain.words import range_words, switch_words
 from solvers.plan import Plan, ServiceWhy
 from solvers.planner.options import CapacityOf
+from solvers.planner.splitting import opened, whole_name
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 
 MOST_SERVICES = 32
+MOST_LINES = 4
 MOST_LINE = 253
 """Characters of a line; with four lines a service, all of it stays under 32 KiB."""
 
@@ -22,11 +26,24 @@ def with_reasons(plan: Plan, problem: Problem, *, capacity_of: CapacityOf = repl
 
     Where more are planned, scarce things are told apart less finely than the decision did.
     """
-    names = _told(plan)
-    asked = tuple(service for service in problem.services if service.name in names)
-    narrow = replace(problem, services=asked) if len(asked) < len(problem.services) else problem
-    whys = (case.explained() for case in Case.each(plan, narrow, sorted(names), capacity_of))
-    return replace(plan, whys=tuple(ServiceWhy(service=why.service, lines=tuple(lines(why))) for why in whys))
+    told = sorted(_told(plan))
+    plain, parted = opened(plan, problem)
+    names = [name for service in told for name in names_of(plan, service)]
+    asked = tuple(service for service in parted.services if service.name in names)
+    narrow = replace(parted, services=asked) if len(asked) < len(parted.services) else parted
+    whys = {case.row.service: case.explained() for case in Case.each(plain, narrow, names, capacity_of)}
+    rows = (ServiceWhy(service=name, lines=_lines_of([whys[part] for part in names_of(plan, name)])) for name in told)
+    return replace(plan, whys=tuple(renamed(row, plan) for row in rows))
+
+
+def _lines_of(whys: Sequence[Explanation]) -> tuple[str, ...]:
+    """Lines of a service: where it is split, the first ones of every part, with its sizes."""
+    said = [tuple(lines(why)) for why in whys]
+    if len(whys) == 1:
+        return said[0]
+    labels = [whole_name(why.service)[1] for why in whys]
+    parts = zip_longest(*([f"{label}: {line}" for line in mine] for label, mine in zip(labels, said, strict=True)))
+    return tuple(line[:MOST_LINE] for row in parts for line in row if line)[:MOST_LINES]
 
 
 def _told(plan: Plan) -> set[str]:

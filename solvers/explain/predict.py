@@ -19,6 +19,7 @@ from solvers.planner import desk_for
 from solvers.planner.caps import planned_counts
 from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf, Options
+from solvers.planner.splitting import opened
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 
@@ -54,7 +55,8 @@ class Predictor:
 
     @classmethod
     def of(cls, problem: Problem, plan: Plan, capacity_of: CapacityOf = replica_capacity) -> Predictor:
-        """Price the problem that the plan answers."""
+        """Price the problem that the plan answers; parts of services that are split are services of their own."""
+        plan, problem = opened(plan, problem)
         market = Market.of(desk_for(problem, capacity_of, plan))
         return cls(problem=problem, plan=plan, capacity_of=capacity_of, market=market)
 

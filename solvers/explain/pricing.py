@@ -16,6 +16,7 @@ import numpy as np
 from solvers.explain import Case, Explanation
 from solvers.explain.losses import losses
 from solvers.explain.market import Market
+from solvers.explain.parts import explained_whole
 from solvers.explain.predict import Predictor
 from solvers.explain.shadow import ShadowPrice
 from solvers.explain.ways import with_fleet_cost
@@ -24,6 +25,7 @@ from solvers.planner.assemble import PRICE_FLOOR, UNITS
 from solvers.planner.cells import Floats
 from solvers.planner.limits import WHOLE
 from solvers.planner.options import CapacityOf
+from solvers.planner.splitting import opened
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 
@@ -71,9 +73,14 @@ def explain_priced(
     SolveFailed
         The relaxation gave no prices.
     """
-    case = Case.of(plan, problem, service, capacity_of)
+    plain, parted = opened(plan, problem)
+    predictor = Predictor.of(parted, plain, capacity_of)
+    return explained_whole(plan, service, lambda name: _priced_one(predictor, name, with_losses, capacity_of))
+
+
+def _priced_one(predictor: Predictor, service: str, with_losses: bool, capacity_of: CapacityOf) -> Explanation:
+    case = Case.of(predictor.plan, predictor.problem, service, capacity_of)
     told = case.explained()
-    predictor = Predictor.of(problem, plan, capacity_of)
     rejected = []
     for way, ranked in zip(told.rejected, case.rejected, strict=True):
         cost = predictor.with_only(service, {option.pool for option, _ in ranked.way})

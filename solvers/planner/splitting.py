@@ -181,6 +181,13 @@ def split_plan(plan: Plan, cuts: Cuts) -> Plan:
     )
 
 
+def opened(plan: Plan, problem: Problem) -> tuple[Plan, Problem]:
+    """The plan and its problem of plain services, parts among them; as they are where nothing is split."""
+    cuts = cuts_of(plan)
+    whole = not cuts and not any(pool.sizes for pool, _ in problem.running)
+    return (plan, problem) if whole else (split_plan(plan, cuts), split(problem, cuts))
+
+
 def _sorted(pools: Iterator[PoolPlan]) -> tuple[PoolPlan, ...]:
     return tuple(sorted(pools, key=lambda row: row.pool))
 

@@ -9,6 +9,7 @@ from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey, Replica, ReplicaState, Snapshot
 from solvers.plan import Plan
 from solvers.problem import Problem
+from solvers.sizes import SizeRange
 from solvers.sizing import Capacity, replica_capacity
 
 Place = tuple[PoolKey, str]
@@ -26,7 +27,7 @@ ROUNDING = 1e-9  # relative; capacities are quotients of floats
 
 
 class Chains:
-    """Ready replicas of every (service, role chain), and how much of them the plan needs.
+    """Ready replicas of every (service or part of one, role chain), and how much of them the plan needs.
 
     A replica counts what the plan's sizing gives one of its pool, else what ``carried`` says. Where neither knows its
     pool it counts nothing: others must carry the load before it may leave.
@@ -49,8 +50,13 @@ class Chains:
         carried: Mapping[PoolKey, float],
     ) -> None:
         sized = {row.pool: row.capacity_requests_per_s / row.replicas for row in plan.pools if row.replicas > 0}
-        self._weight = {**carried, **sized}
+        self._parts: dict[str, list[str]] = {}
+        for row in plan.parts:
+            self._parts.setdefault(row.service, []).append(row.sizes)
+        known = {pool: rate for pool, rate in carried.items() if pool.sizes in self._parts.get(pool.service, [""])}
+        self._weight = {**known, **sized}
         self._served = {row.service: row.served_requests_per_s for row in plan.services}
+        self._served |= {f"{row.service}:{row.sizes}": row.served_requests_per_s for row in plan.parts}
         self._want = want
         self._wanted: Counter[Chain] = Counter()
         self._ready: dict[Chain, float] = defaultdict(float)
@@ -58,11 +64,22 @@ class Chains:
         self._ready_wanted: Counter[Chain] = Counter()
         self._ready_at: Counter[Place] = Counter()
         for (pool, _), count in want.items():
-            for chain in chains_of(pool):
+            for chain in self._chains_of(pool):
                 self._wanted[chain] += count
         for replicas in kept.values():
             for replica in replicas:
                 self.count(replica, 1)
+
+    def _chains_of(self, pool: PoolKey) -> list[Chain]:
+        """Name the chains that a replica of the pool serves: of its part where its service is split by size.
+
+        Replicas of another cut serve every part, nobody knows how much of each: others must carry the load before they
+        may leave.
+        """
+        parts = self._parts.get(pool.service, [])
+        mine = [pool.sizes] if pool.sizes in parts else parts
+        names = [f"{pool.service}:{sizes}" for sizes in mine] or [pool.service]
+        return [(name, chain) for name in names for chain in CHAINS[pool.role]]
 
     def count(self, replica: Replica, sign: int) -> None:
         """Add a Ready replica to its chains, or take it off with ``sign`` −1."""
@@ -71,7 +88,7 @@ class Chains:
         place = replica.pool, replica.location
         want, before = self._want.get(place, 0), self._ready_at[place]
         self._ready_at[place] += sign
-        for chain in chains_of(replica.pool):
+        for chain in self._chains_of(replica.pool):
             self._ready[chain] += sign * self._weight.get(replica.pool, 0.0)
             self._ready_replicas[chain] += sign
             self._ready_wanted[chain] += min(want, before + sign) - min(want, before)
@@ -79,7 +96,7 @@ class Chains:
     def is_last(self, replica: Replica) -> bool:
         """True for the last Ready replica of a chain that the plan still wants."""
         return replica.state is ReplicaState.READY and any(
-            self._wanted[chain] > 0 and self._ready_replicas[chain] <= 1 for chain in chains_of(replica.pool)
+            self._wanted[chain] > 0 and self._ready_replicas[chain] <= 1 for chain in self._chains_of(replica.pool)
         )
 
     def can_spare(self, replica: Replica) -> bool:
@@ -91,13 +108,15 @@ class Chains:
         if replica.state is ReplicaState.PENDING:
             return True
         if replica.state is ReplicaState.STARTING:
-            wanted = [chain for chain in chains_of(replica.pool) if self._wanted[chain] > 0]
+            wanted = [chain for chain in self._chains_of(replica.pool) if self._wanted[chain] > 0]
             serves = all(self._ready_replicas[chain] > 0 for chain in wanted)
             is_late = replica.age_s > (KEEP_START_S if serves else START_PATIENCE_S)
             return is_late or (serves and all(self._is_met(chain) for chain in wanted))
         less, at = self._weight.get(replica.pool, 0.0), (replica.pool, replica.location)
         is_wanted = self._ready_at[at] <= self._want.get(at, 0)
-        return not self.is_last(replica) and all(self._is_met(c, less, is_wanted) for c in chains_of(replica.pool))
+        return not self.is_last(replica) and all(
+            self._is_met(c, less, is_wanted) for c in self._chains_of(replica.pool)
+        )
 
     def _is_met(self, chain: Chain, less: float = 0.0, fewer: int = 0) -> bool:
         """True when a chain carries what is served, or all that is wanted of it is Ready, with so much less of both."""
@@ -107,9 +126,12 @@ class Chains:
 
     def met_ratio(self, service: str) -> float:
         """How much of what the plan serves the Ready replicas carry, 0 to 1: of the chain that is worst off."""
-        served = self._served.get(service, 0.0)
-        wanted = [(service, role) for role in (Role.PREFILL, Role.DECODE) if self._wanted[service, role] > 0]
-        return min((min(1.0, self._ready[c] / served) for c in wanted), default=1.0) if served > 0.0 else 1.0
+        names = [f"{service}:{sizes}" for sizes in self._parts.get(service, [])] or [service]
+        wanted = [
+            (name, role) for name in names for role in (Role.PREFILL, Role.DECODE) if self._wanted[name, role] > 0
+        ]
+        served = {chain: self._served.get(chain[0], 0.0) for chain in wanted}
+        return min((min(1.0, self._ready[c] / rate) for c, rate in served.items() if rate > 0.0), default=1.0)
 
     def left_ratio(self, replica: Replica) -> float:
         """How much of what the plan serves the chains of a Ready replica carry without it: of the worst off.
@@ -117,7 +139,7 @@ class Chains:
         It never grows as more leave. Where nobody knows what the replica carries, replicas are counted instead.
         """
         return min(
-            (self._left(chain, replica) for chain in chains_of(replica.pool) if self._wanted[chain]), default=1.0
+            (self._left(chain, replica) for chain in self._chains_of(replica.pool) if self._wanted[chain]), default=1.0
         )
 
     def _left(self, chain: Chain, without: Replica) -> float:
@@ -125,11 +147,6 @@ class Chains:
         if served > 0.0 and weight > 0.0:
             return (self._ready[chain] - weight) / served
         return (self._ready_replicas[chain] - 1) / self._wanted[chain]
-
-
-def chains_of(pool: PoolKey) -> list[Chain]:
-    """Name the chains that a replica of the pool serves."""
-    return [(pool.service, chain) for chain in CHAINS[pool.role]]
 
 
 def carried_requests_per_s(problem: Problem, snapshot: Snapshot) -> dict[PoolKey, float]:
@@ -155,5 +172,9 @@ def _carried(problem: Problem, pool: PoolKey, replicas: int) -> float:
     key = ProfileKey(model=service.model, gpu_class=pool.gpu_class, config=pool.config)
     if key not in problem.profiles:
         return 0.0
-    sized = replica_capacity(problem.profiles[key], pool.role, demand.mix, service.slos, pool_replicas=replicas)
+    sizes = SizeRange.parse(pool.sizes) if pool.sizes else SizeRange(0)
+    mix = [bucket for bucket in demand.mix if sizes.holds(bucket.prompt_tokens)]
+    if not mix:
+        return 0.0
+    sized = replica_capacity(problem.profiles[key], pool.role, mix, service.slos, pool_replicas=replicas)
     return sized.requests_per_s if isinstance(sized, Capacity) else 0.0
