@@ -70,6 +70,54 @@ def test_an_explanation_tells_every_part_by_the_names_of_the_plan(problem: Probl
     why = explain(plan, problem, CHAT)
     by_part = sorted((row.pool for row in plan.pools), key=lambda pool: (pool.sizes, pool))
     assert [pool.pool for pool in why.chosen] == [str(pool) for pool in by_part]
+    assert why.demand_requests_per_s == 60.0
+    assert why.usd_per_hour == pytest.approx(sum(row.cost_usd_per_hour for row in plan.pools))
+    assert f"{CHAT}:" not in why.text().replace(f"{CHAT}: ", "")
+    assert why.demand_range is not None
+    assert why.demand_range.most_requests_per_s >= 60.0 * (1.0 - 1e-6)
+    priced = explain_priced(plan, problem, CHAT)
+    assert priced.chosen == why.chosen
+
+
+def test_the_short_form_of_an_explanation_stays_short(problem: Problem, plan: Plan) -> None:
+    (row,) = with_reasons(plan, problem).whys
+    assert row.service == CHAT
+    assert 0 < len(row.lines) <= 4
+    assert {line.partition(":")[0] for line in row.lines} == {"p0-4095", "p4096-up"}
+
+
+def test_a_replay_sends_requests_by_their_prompts(problem: Problem, plan: Plan) -> None:
+    load = poisson_load(problem.demands, 20.0, 1)
+    parted, plain, routed = in_parts(problem, plan, load)
+    assert routed.workload.services == (f"{CHAT}:p0-4095", f"{CHAT}:p4096-up")
+    is_long = load.workload.prompt_tokens >= 4096
+    assert np.array_equal(routed.workload.service == 1, is_long)
+    assert in_parts(parted, plain, routed)[2] is routed
+    clients = replace(load, clients=(Clients(count=1, workload=load.workload),))
+    with pytest.raises(InvalidInput, match="split by size"):
+        in_parts(problem, plan, clients)
+
+
+def test_a_replay_tells_each_part_and_refuting_keeps_the_plan_sound(problem: Problem, plan: Plan) -> None:
+    summary = replayed(problem, plan, 1)
+    assert summary is not None
+    assert set(summary.services) == {f"{CHAT}:p0-4095", f"{CHAT}:p4096-up"}
+    found = refuted_plan(problem)
+    assert verify(found.plan, problem, capacity_of=replica_capacity) == ()
+
+
+def ready(pool: PoolKey, location: str, count: int) -> list[Replica]:
+    """Replicas that serve, on nodes of their location."""
+    return [
+        Replica(
+            name=f"demo/{pool}-{index}",
+            pool=pool,
+            location=location,
+            node=f"n-{location}-{pool.gpu_class}-{index // 4:02d}",
+            state=ReplicaState.READY,
+        )
+        for index in range(count)
+    ]
 
 
 def step(problem: Problem, plan: Plan, replicas: list[Replica]) -> dict[tuple[PoolKey, str], int]:
