@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from solvers.engine import EngineConfig, Role
@@ -76,6 +76,9 @@ class Node:
     island : str
         The fast fabric that the node hangs on; nodes of one location that name the same one can hold a replica
         together. Empty for what the class's link says.
+    resources : mapping of str to int
+        What our replicas may hold beside GPUs: ``cpu`` in thousandths, ``memory`` in bytes, extended resources by their
+        names. What is not named is not limited.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Node:
     reclaims_per_hour: float = 0.0
     price_ratio: float = 1.0
     island: str = ""
+    resources: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from solvers.engine import EngineConfig, Role
@@ -73,6 +74,8 @@ class ServedModel:
         KV group of the pools whose profile names none: prefill and decode pair only inside one group.
     kv_may_cross : bool
         False when prefill and decode may only pair at one location.
+    requests : mapping of Role to mapping of str to int
+        What each pod of a role asks for beside GPUs, named and counted as in ``Node.resources``.
     """
 
     name: str
@@ -96,6 +99,7 @@ class ServedModel:
     fair_weight: float = 1.0
     is_one_pod: bool = False
     splits_by_size: bool = False
+    requests: Mapping[Role, Mapping[str, int]] = field(default_factory=dict, hash=False)
 
     @property
     def namespace(self) -> str:

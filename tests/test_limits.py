@@ -32,14 +32,16 @@ NAMES = tuple(make.__name__ for make in limits.LIMITS)
 
 
 def golden_problem() -> Problem:
-    """Two services on four nodes in two racks, one replica running; budgets that bind."""
+    """Two services on four nodes in two racks, one replica running; budgets that bind, and few cores in one rack."""
     spot = (replace(node, reclaims_per_hour=0.05, price_ratio=0.4) for node in fleets.nodes("h100-sxm", 2, "rack-1"))
-    fleet = (*spot, *fleets.nodes("l40s", 2, "rack-2", usable=3, gpus=4))
+    few_cores = (replace(n, resources={"cpu": 20_000}) for n in fleets.nodes("l40s", 2, "rack-2", usable=3, gpus=4))
+    fleet = (*spot, *few_cores)
     pins = (Pin(location="rack-2", replicas=1, gpu_class="l40s"),)
     long = fleets.service("long", "long", rank=1, ttft_s=2.0, roles=(Role.PREFILL, Role.DECODE))
     long = replace(long, kv_may_cross=False)
+    chat = fleets.service("chat", "chat", roles=(Role.MIXED,), min_replicas=1, max_replicas=6)
     services = (
-        (replace(fleets.service("chat", "chat", roles=(Role.MIXED,), min_replicas=1, max_replicas=6), pins=pins), 12.0),
+        (replace(chat, pins=pins, requests={Role.MIXED: {"cpu": 8_000, "memory": 2**35}}), 12.0),
         (replace(long, min_locations=2, max_share_per_location_ratio=0.6, max_spot_ratio=0.7), 2.0),
     )
     profiles = [fleets.profile("chat", name, 1, 8.0) for name in ("h100-sxm", "l40s")]

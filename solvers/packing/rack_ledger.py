@@ -15,7 +15,7 @@ RESOURCES = ("gpus", "cpu_milli", "memory_mib", "nics")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRoom:
-    """What is free on a node, in whole units."""
+    """What is free on a node, in whole units; ``others`` are further resources, in one order for all."""
 
     name: str
     rack: str
@@ -24,6 +24,7 @@ class NodeRoom:
     cpu_milli: int = 0
     memory_mib: int = 0
     nics: int = 0
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class ReplicaKind:
     ----------
     gpus, cpu_milli, memory_mib, nics : int
         Of one replica, on one node.
+    others : tuple of int
+        Of the further resources that nodes name.
     watts : float
         What one adds to its rack's draw.
     most_per_rack : int or None
@@ -51,6 +54,7 @@ class ReplicaKind:
     cpu_milli: int = 0
     memory_mib: int = 0
     nics: int = 0
+    others: tuple[int, ...] = ()
     watts: float = 0.0
     most_per_rack: int | None = None
     kv_group: str = ""
@@ -64,10 +68,15 @@ class Scene:
         self, nodes: Sequence[NodeRoom], kinds: Sequence[ReplicaKind], rack_watts: Mapping[str, float]
     ) -> None:
         self.nodes = sorted(nodes, key=lambda node: node.name)
-        self.kinds = sorted(kinds, key=lambda kind: (-kind.gpus, -kind.cpu_milli, -kind.memory_mib, kind.name))
+        self.kinds = sorted(
+            kinds,
+            key=lambda kind: (-kind.gpus, -kind.cpu_milli, -kind.memory_mib, *(-n for n in kind.others), kind.name),
+        )
         self.racks = sorted({node.rack for node in nodes})
-        self.free = np.array([_vector(node) for node in self.nodes], dtype=np.int64).reshape(len(nodes), len(RESOURCES))
-        self.size = np.array([_vector(kind) for kind in self.kinds], dtype=np.int64).reshape(len(kinds), len(RESOURCES))
+        others = [len(node.others) for node in nodes] + [len(kind.others) for kind in kinds]
+        width = len(RESOURCES) + max(others, default=0)
+        self.free = np.array([_vector(node) for node in self.nodes], dtype=np.int64).reshape(len(nodes), width)
+        self.size = np.array([_vector(kind) for kind in self.kinds], dtype=np.int64).reshape(len(kinds), width)
         self.rack_of = np.array([self.racks.index(node.rack) for node in self.nodes], dtype=np.int64)
         self.room_watts = np.array([rack_watts.get(rack, np.inf) for rack in self.racks], float)
         self.able = np.array([[n.gpu_class == k.gpu_class for n in self.nodes] for k in self.kinds], bool)
@@ -88,7 +97,7 @@ class Scene:
 
 
 def _vector(item: NodeRoom | ReplicaKind) -> list[int]:
-    return [getattr(item, resource) for resource in RESOURCES]
+    return [*(getattr(item, resource) for resource in RESOURCES), *item.others]
 
 
 class Ledger:

@@ -87,6 +87,12 @@ def _check(nodes: Sequence[NodeRoom], kinds: Sequence[ReplicaKind], rack_watts: 
                 value = getattr(item, field.name)
                 if isinstance(value, int | float) and not (np.isfinite(value) and value >= 0):
                     raise InvalidInput(f"{label}/{item.name}", field.name, f"is {value}", "give 0 or more")
+    others = [node.others for node in nodes] + [kind.others for kind in kinds]
+    if len(lengths := {len(each) for each in others}) > 1:
+        problem = f"have {sorted(lengths)} resources"
+        raise InvalidInput("replicas", "others", problem, "give nodes and kinds the same ones, in one order")
+    if bad := [amount for each in others for amount in each if amount < 0]:
+        raise InvalidInput("replicas", "others", f"is {bad[0]}", "give 0 or more")
     for rack, watts in rack_watts.items():
         if not watts >= 0:
             raise InvalidInput(f"rack {rack}", "watts", f"are {watts}", "give 0 or more")

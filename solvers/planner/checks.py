@@ -75,6 +75,9 @@ def _check_service(service: ServedModel) -> None:
     if service.splits_by_size and service.pins:
         remedy = "drop the pins, or splitsBySize: a pin does not say which sizes it holds"
         raise InvalidInput(subject, "pins", "are asked for a service that splits by size", remedy)
+    for role, asked in service.requests.items():
+        for name, amount in asked.items():
+            _finite(subject, f"requests[{role}].{name}", amount, least=0.0)
     if service.min_replicas < 0:
         raise InvalidInput(subject, "minReplicas", f"is {service.min_replicas}", "give 0 or more")
     if not 0.0 <= service.max_spot_ratio <= 1.0:
@@ -161,6 +164,8 @@ def _check_node(problem: Problem, node: Node) -> None:
     if not 0 <= node.gpus_usable <= node.gpus_total:
         counts = f"{node.gpus_usable} usable of {node.gpus_total}"
         raise InvalidInput(subject, "gpus", f"{counts} GPUs", "count usable GPUs between 0 and the total")
+    for name, amount in node.resources.items():
+        _finite(subject, f"resources[{name}]", amount, least=0.0)
     _finite(subject, "heldWatts", node.held_watts, least=0.0)
     _finite(subject, "reclaimsPerHour", node.reclaims_per_hour, least=0.0)
     _finite(subject, "priceRatio", node.price_ratio, least=0.0)

@@ -20,7 +20,7 @@ from solvers.planner.menus import FINE_GRID, GRID, Least, Menu, Way, build_menus
 from solvers.planner.options import Sizer
 from solvers.planner.relax import Arrays, solve_linear
 
-SHARED = ("gpus", "power", "power_whole", "quota_gpus", "quota_power")
+SHARED = ("gpus", "power", "power_whole", "quota_gpus", "quota_power", "resources")
 MOST_PRICINGS = 30
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
 CLOSED = 0.1  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from solvers.fleet import ANYWHERE, Node
 from solvers.planner.reclaim import OWNED, Reclaims, Terms
+from solvers.planner.shelves import Shelf, Wants
 from solvers.power import base_watts, ceiling_watts, charged_domains, nodes_by_domain
 from solvers.problem import Problem
 from solvers.spans import node_sizes, nodes_taken, whole_nodes
@@ -37,6 +38,8 @@ class Bay:
         GPUs of a whole node of the class.
     islands : tuple of int
         Whole nodes on each island of two or more, descending: what replicas larger than a node stand on.
+    shelf : Shelf or None
+        The nodes one by one, where something beside GPUs may run out.
     """
 
     location: str
@@ -45,6 +48,7 @@ class Bay:
     charged: tuple[str, ...]
     node_gpus: int
     islands: tuple[int, ...] = ()
+    shelf: Shelf | None = None
     terms: Terms = OWNED
 
     @property
@@ -122,6 +126,7 @@ def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
     """Split the nodes with free GPUs into bays, sorted by location and class."""
     members: dict[tuple[str, str], list[Node]] = {}
     reclaims, sizes = Reclaims.of(problem), node_sizes(problem.nodes)
+    wants = Wants.of(problem, sizes)
     for node in sorted(problem.nodes, key=lambda n: n.name):
         members.setdefault((node.location, node.gpu_class), []).append(node)
     return tuple(
@@ -132,6 +137,7 @@ def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
             charged=tuple(sorted({d for n in nodes for d in n.domains if d in limiting})),
             node_gpus=sizes[gpu_class],
             islands=whole_nodes(nodes, problem.gpu_classes[gpu_class], sizes[gpu_class]),
+            shelf=wants.shelf(problem, nodes, sizes[gpu_class]),
             terms=reclaims.terms.get((location, gpu_class), OWNED),
         )
         for (location, gpu_class), nodes in sorted(members.items())
@@ -178,6 +184,7 @@ def group_bays(
             running.get(bay.key, ()),
             marks[bay.location],
             bay.terms,
+            bay.shelf and bay.shelf.outline,
         )
         for bay in bays
     ]

@@ -26,6 +26,7 @@ from solvers.planner.columns import (
     triplets,
 )
 from solvers.planner.limits_pairs import crossing_usd_per_hour, limit_crossing, limit_flow, limit_link, limit_pairs
+from solvers.planner.limits_resources import limit_resources
 from solvers.planner.limits_spread import limit_hung, limit_locations, limit_share, limit_spot
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.quotas import GPUS, POWER, quota_rows
@@ -276,11 +277,12 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_flow,
     limit_crossing,
     limit_link,
+    limit_resources,
 )
 
 
 def objective(cells: Cells, v: Variables) -> Any:
-    """(24) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
+    """(25) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""
     energy = cells.policy.energy_usd_per_kilowatt_hour
     run = np.array(
         [cells.pools[p].step_usd_per_hour(s, energy) for p, s in zip(cells.step_pool, cells.steps, strict=True)],

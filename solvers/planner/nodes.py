@@ -14,15 +14,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.engine import Role
 from solvers.fleet import ANYWHERE, GpuClass, PoolKey
 from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms, find_bays
 from solvers.planner.quotas import QuotaLedger
+from solvers.planner.shelves import Requests, ShelfRoom, requests_by_role
 from solvers.power import charged_domains, pool_extra_watts
 from solvers.problem import Problem
 from solvers.spans import groups_taken
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+Shape = tuple[int, Requests]
+"""GPUs of a replica, and what each of its pods asks for beside them where that may run out anywhere."""
 
 Counts = Mapping[tuple[PoolKey, str], int]
 """Replicas by (pool, location), ``ANYWHERE`` for pools placed ``Class``."""
@@ -38,15 +43,15 @@ class BayTables:
         Domains that each bay draws from, as indices into ``watts``; filled up with the last one, which never binds.
     watts : (D + 1,) float
         Free watts by domain.
-    spare : mapping of GPUs to (B,) int
-        Replicas of so many GPUs that each bay can still take.
+    spare : mapping of Shape to (B,) int
+        Replicas of that shape that each bay can still take.
     """
 
     row_of: dict[tuple[str, str], int]
     domain_of: dict[str, int]
     charged: Ints
     watts: Floats
-    spare: dict[int, Ints] = field(default_factory=dict)
+    spare: dict[Shape, Ints] = field(default_factory=dict)
 
     @classmethod
     def of(cls, bays: Mapping[tuple[str, str], Bay], free_watts: Mapping[str, float]) -> BayTables:
@@ -65,11 +70,11 @@ class BayTables:
     def rows(self, bays: Iterable[Bay]) -> Ints:
         return np.array([self.row_of[bay.key] for bay in bays], dtype=np.int64)
 
-    def note(self, bay: Bay, spare: Mapping[int, int], free_watts: Mapping[str, float]) -> None:
+    def note(self, bay: Bay, spare: Mapping[Shape, int], free_watts: Mapping[str, float]) -> None:
         """Follow what was taken at a bay, with the watts that are left of what it was charged to."""
         row = self.row_of[bay.key]
-        for size, count in spare.items():
-            self.spare[size][row] = count
+        for shape, count in spare.items():
+            self.spare[shape][row] = count
         for domain, watts in free_watts.items():
             self.watts[self.domain_of[domain]] = watts
 
@@ -89,6 +94,8 @@ class Room:
     slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
     by_class: dict[str, list[Bay]] = field(default_factory=dict)
     tables: BayTables | None = None
+    requests: Mapping[tuple[str, Role], Requests] = field(default_factory=dict)
+    shelves: ShelfRoom = field(default_factory=ShelfRoom)
 
     @classmethod
     def of(cls, problem: Problem) -> Room:
@@ -98,14 +105,16 @@ class Room:
             g: tuple(d for d in charged_domains(problem.nodes, g, ANYWHERE) if d in rooms)
             for g in sorted(problem.gpu_classes)
         }
+        bays = {bay.key: bay for bay in find_bays(problem, rooms)}
         return cls(
-            bays={bay.key: bay for bay in find_bays(problem, rooms)},
+            bays=bays,
             free_watts=dict(rooms),
             class_charges=reach,
             gpu_classes=problem.gpu_classes,
             quotas=QuotaLedger.of(problem),
             locations={service.name: service.locations for service in problem.services if service.locations},
             refusing=frozenset(s.name for s in problem.services if s.max_spot_ratio <= 0.0),
+            requests=requests_by_role(problem) if any(bay.shelf for bay in bays.values()) else {},
         )
 
     def copy(self) -> Room:
@@ -116,10 +125,20 @@ class Room:
             quotas=self.quotas.copy(),
             held={key: dict(sizes) for key, sizes in self.held.items()},
             tables=None,
+            shelves=self.shelves.copy(),
         )
 
+    def shape(self, pool: PoolKey) -> Shape:
+        """What one replica of the pool needs of nodes."""
+        return pool.config.gpus, self.requests.get((pool.service, pool.role), ())
+
+    def spare(self, bay: Bay, shape: Shape) -> int:
+        """Replicas of a shape that the bay can still take."""
+        groups = self.spare_groups(bay, shape[0])
+        return self.shelves.spare(bay, shape, groups) if bay.shelf and groups else groups
+
     def spare_groups(self, bay: Bay, gpus: int) -> int:
-        """Replicas of so many GPUs that the bay can still take."""
+        """Replicas of so many GPUs that the bay can still take, as far as GPUs go."""
         held = self.held.get(bay.key, {})
         spare = []
         for size in {gpus, *(q for q in held if q < gpus)}:
@@ -152,7 +171,7 @@ class Room:
         at = bay or self.bays.get((location, pool.gpu_class))
         if at is None:
             return 0
-        groups = self.quotas.room(pool, self.spare_groups(at, pool.config.gpus))
+        groups = self.quotas.room(pool, self.spare(at, self.shape(pool)))
         extra = self.extra_watts(pool)
         watts = self.watts_left(pool, location)
         if groups == 0 or extra <= 0.0 or watts == float("inf"):
@@ -163,17 +182,20 @@ class Room:
         """Take in up to ``count`` replicas; returns how many."""
         at = bay or self.bays.get((location, pool.gpu_class))
         taken = min(count, self.room(pool, location, bay))
-        if at is not None and taken > 0:
+        if at is None or taken <= 0:
+            return 0
+        charged = self.charged(pool, location)
+        taken = self.shelves.take(at, self.shape(pool), taken)
+        if taken > 0:
             held = self.held.setdefault(at.key, {})
             held[pool.config.gpus] = held.get(pool.config.gpus, 0) + taken
             self.quotas.take(pool, taken)
             watts = taken * self.extra_watts(pool)
-            charged = self.charged(pool, location)
             for domain in charged:
                 self.free_watts[domain] -= watts
-            if self.tables is not None:
-                spare = {size: self.spare_groups(at, size) for size in self.tables.spare}
-                self.tables.note(at, spare, {domain: self.free_watts[domain] for domain in charged})
+        if self.tables is not None:
+            spare = {shape: self.spare(at, shape) for shape in self.tables.spare}
+            self.tables.note(at, spare, {domain: self.free_watts[domain] for domain in charged})
         return taken
 
     def class_bays(self, gpu_class: str) -> list[Bay]:
@@ -217,7 +239,7 @@ class Room:
             ``location`` itself for a pool placed ``Class``.
         """
         added: dict[str, int] = {}
-        left, tables = count, self._tables(pool.config.gpus)
+        left, tables = count, self._tables(self.shape(pool))
         order = sorted(bays, key=lambda bay: bay.location)
         rows = tables.rows(order)
         while left and (at := self._best_row(pool, rows, location)) is not None:
@@ -229,21 +251,21 @@ class Room:
             left -= taken
         return added
 
-    def _tables(self, gpus: int) -> BayTables:
-        """The bays as arrays, with what each can take of so many GPUs."""
+    def _tables(self, shape: Shape) -> BayTables:
+        """The bays as arrays, with what each can take of the shape."""
         if self.tables is None:
             self.tables = BayTables.of(self.bays, self.free_watts)
-        if gpus not in self.tables.spare:
-            spare = [self.spare_groups(bay, gpus) for bay in self.bays.values()]
-            self.tables.spare[gpus] = np.array(spare, dtype=np.int64)
+        if shape not in self.tables.spare:
+            spare = [self.spare(bay, shape) for bay in self.bays.values()]
+            self.tables.spare[shape] = np.array(spare, dtype=np.int64)
         return self.tables
 
     def _best_row(self, pool: PoolKey, rows: Ints, location: str | None) -> int | None:
         """Index into ``rows`` of the bay that ``best_bay`` would choose, rows sorted by location."""
         if len(rows) == 0 or self.quotas.room(pool, 1) == 0:
             return None
-        tables, extra = self._tables(pool.config.gpus), self.extra_watts(pool)
-        spare = tables.spare[pool.config.gpus][rows]
+        tables, extra = self._tables(self.shape(pool)), self.extra_watts(pool)
+        spare = tables.spare[self.shape(pool)][rows]
         if location is None:
             watts = tables.watts[tables.charged[rows]].min(axis=1)
         else:
@@ -260,7 +282,7 @@ class Room:
     def best_bay(self, pool: PoolKey, bays: Iterable[Bay], location: str | None = None) -> Bay | None:
         """The bay with room whose tightest feed keeps most watts (worst fit), then most spare groups, then by name."""
         able = [
-            (-self.watts_left(pool, where), -self.spare_groups(bay, pool.config.gpus), bay.location, bay)
+            (-self.watts_left(pool, where), -self.spare(bay, self.shape(pool)), bay.location, bay)
             for bay in bays
             if self.room(pool, where := location or bay.location, bay) > 0
         ]

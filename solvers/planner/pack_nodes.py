@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from solvers.fleet import ANYWHERE, Node, PoolKey
+from solvers.packing.rack_ledger import NodeRoom, ReplicaKind
+from solvers.packing.replicas import place_replicas
+from solvers.planner.grouping import find_bays
 from solvers.planner.nodes import Counts, Room, in_packing_order
+from solvers.planner.shelves import Kind, Row, Shelf, arrange, kind_on, requests_by_role
 from solvers.problem import Problem
 from solvers.spans import islands, node_sizes, nodes_taken
 
@@ -23,20 +27,81 @@ class Packing:
 def pack(problem: Problem, counts: Counts) -> Packing:
     """Put every replica on nodes of its class (and location), best fit by decreasing group size.
 
-    Replicas placed ``Class`` are first given a bay in which every located replica still fits.
+    Replicas placed ``Class`` are first given a bay in which every located replica still fits. Where something beside
+    GPUs may run out, what best fit leaves over is tried again by node patterns.
     """
     bound, left = _bind_anywhere(problem, counts)
-    floor = _Floor(problem)
+    floor, shelves = _Floor(problem), _shelves(problem)
     rows: dict[tuple[PoolKey, str, str], int] = {}
     order = sorted(bound.items(), key=lambda row: (-row[0][0].config.gpus, row[0]))
     for (pool, location, inside), count in order:
+        if (inside, pool.gpu_class) in shelves:
+            continue
         for _ in range(count):
             names = floor.take(inside, pool.gpu_class, pool.config.gpus)
             for name in names:
                 rows[pool, location, name] = rows.get((pool, location, name), 0) + 1
             if not names:
                 left[pool, location] = left.get((pool, location), 0) + 1
+    for (inside, gpu_class), shelf in shelves.items():
+        here = {(p, at): n for (p, at, where), n in order if (where, p.gpu_class) == (inside, gpu_class)}
+        if here:
+            found, missing = fit_shelf(problem, shelf, here)
+            rows |= found
+            left.update({key: left.get(key, 0) + count for key, count in missing.items()})
     return Packing(on_node=tuple((*key, count) for key, count in sorted(rows.items())), left=left)
+
+
+def _shelves(problem: Problem) -> dict[tuple[str, str], Shelf]:
+    """Bays where something beside GPUs may run out."""
+    if not any(service.requests for service in problem.services):
+        return {}
+    return {bay.key: bay.shelf for bay in find_bays(problem, ()) if bay.shelf}
+
+
+def fit_shelf(
+    problem: Problem, shelf: Shelf, counts: Counts
+) -> tuple[dict[tuple[PoolKey, str, str], int], dict[tuple[PoolKey, str], int]]:
+    """Put replicas on the nodes of one shelf: rows (pool, location, node) and what is left over.
+
+    Pools that ask for the same are one kind, shared out in their order.
+    """
+    requests = requests_by_role(problem)
+    members: dict[Kind, list[tuple[PoolKey, str]]] = {}
+    for pool, location in sorted(counts):
+        kind = kind_on(shelf, pool.config.gpus, requests.get((pool.service, pool.role), ()))
+        members.setdefault(kind, []).append((pool, location))
+    wanted = {kind: sum(counts[key] for key in keys) for kind, keys in members.items()}
+    arranged = arrange(shelf, wanted)
+    stands = _by_patterns(shelf, wanted, arranged.rows) if arranged.left else arranged.rows
+    rows: dict[tuple[PoolKey, str, str], int] = {}
+    left: dict[tuple[PoolKey, str], int] = {}
+    for kind, keys in members.items():
+        span = nodes_taken(kind[0], shelf.node_gpus)
+        slots = [name for of, name, count in stands if of == kind for _ in range(count)]
+        for key in keys:
+            mine, slots = slots[: span * counts[key]], slots[span * counts[key] :]
+            for name in mine:
+                rows[*key, name] = rows.get((*key, name), 0) + 1
+            if missing := counts[key] - len(mine) // span:
+                left[key] = missing
+    return rows, left
+
+
+def _by_patterns(shelf: Shelf, wanted: Mapping[Kind, int], rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Replicas of several nodes stay where they are; the others are placed anew over the nodes that are left."""
+    kept = tuple(row for row in rows if row[0][0] > shelf.node_gpus)
+    taken = {name for _, name, _ in kept}
+    names = {str(index): kind for index, kind in enumerate(sorted(wanted)) if kind[0] <= shelf.node_gpus}
+    spots = [spot for spot in shelf.spots if spot.name not in taken]
+    placing = place_replicas(
+        [NodeRoom(name=s.name, rack="", gpu_class="", gpus=s.gpus, others=s.amounts) for s in spots],
+        [
+            ReplicaKind(name=n, gpu_class="", count=wanted[k], gpus=k[0], others=k[1], weight=float(k[0]))
+            for n, k in names.items()
+        ],
+    )
+    return (*kept, *((names[name], node, count) for name, node, count in placing.on_node))
 
 
 class _Floor:
@@ -94,12 +159,12 @@ def _bind_anywhere(
             bays.take(pool, location, count)
             bound[pool, location, location] = count
             continue
-        for _ in range(count):
-            bay = bays.anywhere_bay(pool)
-            if bay is None:
-                left[pool, location] = left.get((pool, location), 0) + 1
-                continue
-            bays.take(pool, ANYWHERE, 1, bay)
-            key = (pool, location, bay.location)
-            bound[key] = bound.get(key, 0) + 1
+        missing = count
+        while missing and (bay := bays.anywhere_bay(pool)) is not None:
+            if taken := bays.take(pool, ANYWHERE, 1, bay):
+                key = (pool, location, bay.location)
+                bound[key] = bound.get(key, 0) + taken
+            missing -= taken
+        if missing:
+            left[pool, location] = missing
     return bound, left

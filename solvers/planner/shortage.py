@@ -167,6 +167,9 @@ def _blocking(
         if room.spare_groups(bay, option.gpus) == 0:
             found.append(facts.gpus(option.pool.gpu_class, option.gpus))
             continue
+        if room.spare(bay, room.shape(option.pool)) == 0:
+            found += room.shelves.lacking(bay, room.shape(option.pool))
+            continue
         tight = [
             d for d in room.charged(option.pool, where) if room.free_watts[d] + WATT_TOLERANCE < option.reserved_watts
         ]

@@ -85,7 +85,7 @@ def spread_evenly(room: Room, pool: PoolKey, count: int, bays: Sequence[Bay], pl
         if _shares_chain(other.role, pool.role):
             held[at] = held.get(at, 0) + n * other.config.gpus
     added: dict[str, int] = {}
-    for _ in range(count):
+    while sum(added.values()) < count:
         able = [bay for bay in bays if room.room(pool, bay.location, bay) > 0]
         if not able:
             break
@@ -93,7 +93,8 @@ def spread_evenly(room: Room, pool: PoolKey, count: int, bays: Sequence[Bay], pl
         bay = room.best_bay(pool, [bay for bay in able if held.get(bay.location, 0) == least])
         if bay is None:
             break
-        room.take(pool, bay.location, 1, bay)
+        if not room.take(pool, bay.location, 1, bay):
+            continue  # there is none any more
         held[bay.location] = held.get(bay.location, 0) + pool.config.gpus
         added[bay.location] = added.get(bay.location, 0) + 1
     return added

@@ -1,0 +1,61 @@
+"""The limit of what may run out beside GPUs; stated only for bays where it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from solvers.planner.cells import Cells
+from solvers.planner.columns import Limit, Variables, matrix_of, triplets
+from solvers.planner.grouping import BayGroup
+from solvers.planner.shelves import AMPLE, Shelf, requests_by_role
+from solvers.spans import nodes_taken
+
+Ask = tuple[int, int, int, int]
+"""Cell, GPUs of a replica on one node, nodes of a replica, what its pod asks of the resource."""
+
+
+def limit_resources(cells: Cells, v: Variables) -> Limit:
+    """(24) CPU, memory and the like: in sum, in shares of a node, and at each request q as ⌊ask/q⌋ against ⌊free/q⌋."""
+    rows: list[tuple[int, int, float]] = []
+    most: list[float] = []
+    subjects: list[str] = []
+    for g, group in enumerate(cells.grouping.groups):
+        shelf = group.bays[0].shelf
+        for at, name in enumerate(shelf.names if shelf else ()):
+            asks = list(_asks(cells, g, group, name))
+            if shelf is None or not asks:
+                continue
+            for label, weights, room in _rows(shelf, at, asks):
+                rows += [(len(most), cell, weight) for (cell, *_), weight in zip(asks, weights, strict=True) if weight]
+                most.append(len(group.bays) * room)
+                subjects.append(f"{name} of {group.label}{label}")
+    held = matrix_of(*triplets(rows), (len(most), len(cells.cell_pool)))
+    constraint = held @ v.replicas <= np.array(most, dtype=float)
+    return Limit(name="resources", equation=24, constraint=constraint, subjects=tuple(subjects))
+
+
+def _asks(cells: Cells, g: int, group: BayGroup, name: str) -> Iterator[Ask]:
+    node_gpus, requests = group.bays[0].node_gpus, requests_by_role(cells.problem)
+    for cell in np.flatnonzero(cells.cell_group == g):
+        pool = cells.pools[cells.cell_pool[cell]].pool
+        asked = dict(requests.get((pool.service, pool.role), ())).get(name, 0)
+        if asked:
+            gpus = pool.config.gpus
+            yield int(cell), min(gpus, node_gpus), nodes_taken(gpus, node_gpus), asked
+
+
+def _rows(shelf: Shelf, at: int, asks: list[Ask]) -> Iterator[tuple[str, list[float], float]]:
+    """What each row is called beyond its resource, its weights along ``asks``, and its room in one bay."""
+    free = [spot.amounts[at] for spot in shelf.spots]
+    if min(free) >= AMPLE:
+        return
+    if max(free) < AMPLE:
+        unit = float(max(1, *free))  # shares of the roomiest node: bytes would spoil the numbers
+        yield "", [span * asked / unit for _, _, span, asked in asks], sum(free) / unit
+    for size in sorted({asked for *_, asked in asks}):
+        counted = [(gpus, asked // size) for _, gpus, _, asked in asks if asked >= size]
+        by_gpus, heaviest = min(gpus for gpus, _ in counted), max(weight for _, weight in counted)
+        room = sum(min(spot.amounts[at] // size, spot.gpus // by_gpus * heaviest) for spot in shelf.spots)
+        yield f" x{size}", [float(span * (asked // size)) for _, _, span, asked in asks], float(room)
