@@ -21,6 +21,7 @@ from solvers.fleet import PoolKey
 from solvers.plan import (
     Binding,
     DomainPlan,
+    LinkPlan,
     PartPlan,
     Placement,
     Plan,
@@ -42,7 +43,7 @@ LOCATIONS_PER_ROW = 64
 """Places in one row before a pool continues in the next: small rows fill parts well."""
 
 TEXT_LIMIT = 1024
-SECTIONS = ("services", "pools", "placements", "domains", "bindings", "relief", "sizeRanges", "splitPrices")
+SECTIONS = ("services", "pools", "placements", "domains", "bindings", "relief", "sizeRanges", "splitPrices", "links")
 
 Row = dict[str, Any]
 
@@ -118,6 +119,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, Row]]:
     yield from (("relief", _render_relief(row)) for row in plan.relief)
     yield from (("sizeRanges", _render_part(row)) for row in plan.parts)
     yield from (("splitPrices", _render_split(row)) for row in plan.splits)
+    yield from (("links", _render_link(row)) for row in plan.links)
 
 
 def _render_key(pool: PoolKey) -> Row:
@@ -197,6 +199,16 @@ def _render_relief(row: Relief) -> Row:
     }
 
 
+def _render_link(row: LinkPlan) -> Row:
+    return {
+        "link": row.link,
+        "bytesPerSecond": round(row.bytes_per_s),
+        "outgoingBytesPerSecond": round(row.outgoing_bytes_per_s),
+        "incomingBytesPerSecond": round(row.incoming_bytes_per_s),
+        "costMilliUsdPerHour": round(row.usd_per_hour * 1e3),
+    }
+
+
 def _render_part(row: PartPlan) -> Row:
     return {
         "service": row.service,
@@ -254,6 +266,7 @@ def parse_fleet_plan(bodies: Sequence[Json]) -> Plan:
         relief=tuple(_parse_relief(specs)),
         parts=tuple(_parse_parts(specs)),
         splits=tuple(_parse_splits(specs)),
+        links=tuple(_parse_links(specs)),
         report=_parse_report(first.report),
         routing=first.routing,
     )
@@ -347,6 +360,17 @@ def _parse_splits(specs: Sequence[FleetPlanSpec]) -> Iterator[SplitPrice]:
             usd_per_hour=row.price_milli_usd_per_hour / 1e3,
             is_estimate=row.is_estimate,
             is_declared=row.is_declared,
+        )
+
+
+def _parse_links(specs: Sequence[FleetPlanSpec]) -> Iterator[LinkPlan]:
+    for row in (row for spec in specs for row in spec.links):
+        yield LinkPlan(
+            link=row.link,
+            bytes_per_s=float(row.bytes_per_second),
+            outgoing_bytes_per_s=float(row.outgoing_bytes_per_second),
+            incoming_bytes_per_s=float(row.incoming_bytes_per_second),
+            usd_per_hour=row.cost_milli_usd_per_hour / 1e3,
         )
 
 

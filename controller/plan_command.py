@@ -120,12 +120,20 @@ def _sections(plan: Plan, with_caps: bool) -> Iterator[str]:
     yield render_table(header, _pool_rows(plan, with_caps))
     yield render_table(("SERVICE", "TIER", "DEMAND/S", "SERVED/S"), _service_rows(plan))
     yield render_table(("POWER", "BUDGET W", "RESERVED W", "PLANNED W", "USD/H PER KW MORE"), _domain_rows(plan))
+    if plan.links:
+        yield render_table(("KV LINK", "GB/S", "OUT GB/S", "IN GB/S", "USD/H"), _link_rows(plan))
     if plan.splits:
         yield "\n".join(split_lines(plan))
     short = [f"short: {s.service}: {reason}" for s in plan.services for reason in s.short_because]
     notes = [f"note: {note}" for note in plan.report.notes]
     if short or notes:
         yield "\n".join([*short, *_relief_lines(plan), *notes])
+
+
+def _link_rows(plan: Plan) -> Iterator[tuple[Cell, ...]]:
+    for row in plan.links:
+        rates = (row.bytes_per_s, row.outgoing_bytes_per_s, row.incoming_bytes_per_s)
+        yield row.link, *(rate / 1e9 for rate in rates), row.usd_per_hour
 
 
 def _relief_lines(plan: Plan) -> Iterator[str]:

@@ -6,6 +6,7 @@ file: defaults are filled in either way.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,8 +18,8 @@ from controller.validation import Json, subject_of, validate_spec
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, Role
 from solvers.errors import InvalidInput
 from solvers.fleet import GpuClass, PowerDomain
-from solvers.problem import Policy, Quota
-from solvers.workload import Demand, Pin, ServedModel, SizeBucket, Slo
+from solvers.problem import KvLink, Policy, Quota
+from solvers.workload import Demand, Pin, PlacementMode, ServedModel, SizeBucket, Slo
 
 BYTES_PER_MEBIBYTE = 1 << 20
 TIER_PENALTIES = (540.0, 180.0, 60.0, 20.0, 7.0)
@@ -272,6 +273,25 @@ def _solver_policy(spec: schema.FleetPolicySpec) -> Policy:
         time_limit_s=float(spec.solver.time_limit_seconds),
         replay=spec.solver.replay == "On",
         quotas=tuple(_quota(quota) for quota in sorted(spec.quotas, key=lambda q: q.counted)),
+        kv_links=_kv_links(spec),
+    )
+
+
+def _kv_links(spec: schema.FleetPolicySpec) -> tuple[KvLink, ...]:
+    """Links by name; no location may hang on two."""
+    held = Counter(location for link in spec.kv_links for location in link.locations)
+    for location, times in sorted(held.items()):
+        if times > 1:
+            where = f"{location} hangs on {times} links"
+            raise InvalidInput("FleetPolicy/default", "spec.kvLinks", where, "name each location in one link")
+    return tuple(
+        KvLink(
+            name=link.name,
+            locations=tuple(sorted(link.locations)),
+            bytes_per_s=link.megabytes_per_second * 1e6,
+            usd_per_terabyte=link.price_milli_usd_per_terabyte / 1e3,
+        )
+        for link in sorted(spec.kv_links, key=lambda link: link.name)
     )
 
 
@@ -307,8 +327,12 @@ def parse_served_model(body: Json, policy: FleetPolicySpec) -> ServedModelSpec:
     namespace, name = body["metadata"].get("namespace", "default"), body["metadata"]["name"]
     service = f"{namespace}/{name}"
     own = spec.modes
+    model = _served_model(spec, service, _tier_rank(spec.tier, namespace, policy, subject_of(body)))
+    if policy.policy.kv_links and model.has_pairs and model.placement is PlacementMode.CLASS:
+        placed = "is Class, which leaves open which of FleetPolicy kvLinks its keys and values cross"
+        raise InvalidInput(subject_of(body), "spec.placement", placed, "use Location, or the role mixed alone")
     return ServedModelSpec(
-        model=_served_model(spec, service, _tier_rank(spec.tier, namespace, policy, subject_of(body))),
+        model=model,
         namespace=namespace,
         name=name,
         demand_source=spec.demand.source,

@@ -172,6 +172,21 @@ class PlanSplitPrice(Resource):
     """The service says that its router can split."""
 
 
+class PlanLink(Resource):
+    """Keys and values over one link between locations."""
+
+    link: DnsLabel
+    """Name that FleetPolicy kvLinks gives it."""
+    bytes_per_second: Amount
+    """What it carries each way."""
+    outgoing_bytes_per_second: Amount
+    """What leaves its locations: prefilled there, decoded elsewhere."""
+    incoming_bytes_per_second: Amount
+    """What enters them."""
+    cost_milli_usd_per_hour: Amount
+    """What both cost."""
+
+
 class PlanReport(Resource):
     """Evidence of the solve."""
 
@@ -222,6 +237,8 @@ class FleetPlanSpec(Resource):
     """Parts of services that are split by size."""
     split_prices: Annotated[tuple[PlanSplitPrice, ...], Field(max_length=4096)] = ()
     """The price of not splitting, by service."""
+    links: Annotated[tuple[PlanLink, ...], Field(max_length=256)] = ()
+    """What keys and values load the links between locations with."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -11,6 +11,7 @@ from controller.schema_base import (
     Count,
     DnsLabel,
     LabelKey,
+    LocationName,
     Resource,
     Rule,
     Selector,
@@ -171,6 +172,19 @@ class Spot(Resource):
     """What their GPUs cost, of the list price of their GpuClass."""
 
 
+class KvLink(Resource):
+    """What joins some locations to all others, for keys and values."""
+
+    name: DnsLabel
+    """Name that plans say."""
+    locations: Annotated[tuple[LocationName, ...], Field(min_length=1, max_length=64), LIST_SET]
+    """Locations on it; each location hangs on at most one link."""
+    megabytes_per_second: Annotated[int, Field(ge=1, le=1_000_000)]
+    """What it carries each way of what prefill hands to decode."""
+    price_milli_usd_per_terabyte: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+    """What a terabyte over it costs, in thousandths of a US dollar."""
+
+
 class FleetPolicySpec(Resource):
     """How the fleet is run; there is one, named default."""
 
@@ -188,6 +202,8 @@ class FleetPolicySpec(Resource):
     """What namespaces may hold; a namespace without one is bound by the fleet alone."""
     spot: Annotated[tuple[Spot, ...], Field(max_length=16)] = ()
     """Nodes that may be taken away; of several that match a node, the first counts."""
+    kv_links: Annotated[tuple[KvLink, ...], Field(max_length=256)] = ()
+    """Links between locations that bound and price keys and values; without any, they move freely."""
     objective: Objective = Field(default_factory=Objective)
     """What the decision weighs."""
     churn: Churn = Field(default_factory=Churn)
@@ -216,6 +232,12 @@ class FleetPolicySpec(Resource):
             field="quotas",
             message="quotas must not repeat a namespace and gpuClass",
             holds=lambda spec: len({quota.counted for quota in spec.quotas}) == len(spec.quotas),
+        ),
+        Rule(
+            cel="self.kvLinks.all(a, self.kvLinks.exists_one(b, a.name == b.name))",
+            field="kvLinks",
+            message="kvLinks must not repeat a name",
+            holds=lambda spec: len({link.name for link in spec.kv_links}) == len(spec.kv_links),
         ),
         immutable("locationLabel", because="running pools are pinned by it; remove the FleetPolicy first"),
     )

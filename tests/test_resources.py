@@ -20,8 +20,8 @@ from controller.schema import KINDS, DemandSource, Management, Mode
 from solvers.engine import EngineConfig, ProfileSource, Role
 from solvers.errors import InvalidInput
 from solvers.fleet import PowerDomain
-from solvers.plan import Binding, DomainPlan, Plan, ServicePlan
-from solvers.problem import Policy, Quota
+from solvers.plan import Binding, DomainPlan, LinkPlan, Plan, ServicePlan
+from solvers.problem import KvLink, Policy, Quota
 from solvers.workload import Slo, SloMetric
 from tests.resource_cases import Body, all_statuses, changed, good, large_plan, small_plan
 
@@ -196,6 +196,24 @@ def test_who_may_pair_reaches_the_planner() -> None:
     assert profile.kv_compatibility_group == "fp8"
     assert parse_engine_profile(render_engine_profile(profile)).kv_compatibility_group == "fp8"
     assert parse_gpu_class(changed(good("GpuClass"), ("spec", "kvFabric"), "ib-1")).kv_fabric == "ib-1"
+
+
+def test_links_reach_the_planner_and_plans_say_what_crosses_them() -> None:
+    up = {"name": "up-1", "locations": ["rack-2", "rack-1"], "megabytesPerSecond": 50_000}
+    body = changed(good("FleetPolicy"), ("spec", "kvLinks"), [{**up, "priceMilliUsdPerTerabyte": 100}])
+    link = KvLink(name="up-1", locations=("rack-1", "rack-2"), bytes_per_s=5e10, usd_per_terabyte=0.1)
+    policy = parse_fleet_policy(body)
+    assert policy.policy.kv_links == (link,)
+    again = {**up, "name": "up-2", "locations": ["rack-2"]}
+    with pytest.raises(InvalidInput, match="rack-2 hangs on 2 links"):
+        parse_fleet_policy(changed(body, ("spec", "kvLinks"), [up, again]))
+    loose = changed(good("ServedModel"), ("spec", "placement"), "Class")
+    assert resources.parse_served_model(loose, parse_fleet_policy(good("FleetPolicy"))).model.has_pairs
+    with pytest.raises(InvalidInput, match="which of FleetPolicy kvLinks"):
+        resources.parse_served_model(loose, policy)
+    row = LinkPlan(link="up-1", bytes_per_s=5e10, outgoing_bytes_per_s=3e9, incoming_bytes_per_s=0.0, usd_per_hour=1.08)
+    plan = replace(small_plan(), links=(row,))
+    assert parse_fleet_plan(render_fleet_plan(plan, 1)).links == (row,)
 
 
 def test_an_unknown_tier_names_the_tiers_there_are() -> None:
