@@ -21,7 +21,8 @@ from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey, Replica, ReplicaState
 from solvers.operating import OperatingPoint, Residual, merged, residuals
 from solvers.plan import Plan
-from solvers.workload import Demand
+from solvers.sizes import SizeRange
+from solvers.workload import Demand, SizeBucket
 
 UNSETTLED = frozenset({ReplicaState.STARTING, ReplicaState.LEAVING})
 LEAST_REQUESTS = 5.0  # of a profile in a window; fewer say more of themselves than of the engine
@@ -230,7 +231,7 @@ class _Look:
         is_mean_known = prompts > 0 and engine.prompt_tokens_per_s > 0
         return OperatingPoint(
             role=pool.role,
-            mix=demand.mix,
+            mix=_mix(demand, pool.sizes),
             running=engine.running,
             waiting=engine.waiting,
             prompts_per_s=prompts,
@@ -243,3 +244,11 @@ class _Look:
             cap_watts=steady.cap_watts,
             window_s=self._served_s,
         )
+
+
+def _mix(demand: Demand, sizes: str) -> tuple[SizeBucket, ...]:
+    """Sizes that a pool gets: those of its range, where the service is split by size."""
+    if not sizes:
+        return demand.mix
+    wanted = SizeRange.parse(sizes)
+    return tuple(bucket for bucket in demand.mix if wanted.holds(bucket.prompt_tokens)) or demand.mix

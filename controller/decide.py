@@ -111,7 +111,8 @@ class Decider:
         """Start a solve."""
         previous = self.decision.plan if self.decision else None
         self._asked, self._asked_s = problem, self._clock()
-        began_s, future = self._clock(), self._threads.submit(self._worker.solve, problem, previous, self._deadline_s)
+        asked = without_replay(problem) if self.failures else problem  # a replay may be what took too long
+        began_s, future = self._clock(), self._threads.submit(self._worker.solve, asked, previous, self._deadline_s)
         self._flight = problem, future
         future.add_done_callback(lambda done: self._tell_done(done, self._clock() - began_s))
 
@@ -142,6 +143,11 @@ class Decider:
     def _tell_done(self, future: Future[Plan], took_s: float) -> None:
         if not future.cancelled():
             self._on_done("failed" if future.exception() else "planned", took_s)
+
+
+def without_replay(problem: Problem) -> Problem:
+    """The same, decided without a simulation's second opinion."""
+    return replace(problem, policy=replace(problem.policy, replay=False))
 
 
 def is_silent(observation: Observation) -> bool:

@@ -6,6 +6,7 @@ import argparse
 
 from controller.output import add_output_argument, print_output
 from controller.planning import add_folder_arguments, add_trace_argument, plan_folder
+from solvers.correction import notes_of
 from solvers.errors import InvalidInput
 from solvers.explain.pricing import explain_priced
 
@@ -29,5 +30,7 @@ def run(args: argparse.Namespace) -> int:
         remedy = f"planned are {', '.join(known) or 'none'}"
         raise InvalidInput("service", "", f"names no planned service: {args.service!r}", remedy)
     explanation = explain_priced(planned.plan, planned.problem, args.service, with_losses=args.losses)
-    print_output(args.output, explanation.to_dict(), explanation.text)
+    corrected = notes_of(planned.plan, planned.problem, [args.service])
+    data = explanation.to_dict() | ({"corrections": list(corrected)} if corrected else {})
+    print_output(args.output, data, lambda: "\n".join([explanation.text(), *corrected]))
     return 0

@@ -49,7 +49,11 @@ class Operator:
         self.client = KubeClient(self._transports[0], lambda: self.elector.is_leader)
         self.watch = Watch(self.cache, self._transports[0])
         self.telemetry = TelemetryReader(settings)
-        solver = partial(plan_solver, workers=usable_workers(settings.solver_workers))
+        solver = partial(
+            plan_solver,
+            workers=usable_workers(settings.solver_workers),
+            deadline_s=settings.solver_deadline_s,
+        )
         self.worker, self._what_if_worker = (
             SolverWorker(memory_bytes=settings.solver_memory_bytes, solver=solver) for _ in range(2)
         )

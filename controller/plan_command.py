@@ -63,7 +63,7 @@ def _decider(args: argparse.Namespace) -> Callable[[Problem], Plan]:
     """Who decides: the planner, one that a simulation may refute, or a baseline."""
     if args.replay:
         return _replayed
-    return BASELINES.get(args.baseline, partial(make_plan, workers=args.workers, is_isolated=True))
+    return BASELINES.get(args.baseline, partial(_as_the_policy_says, workers=args.workers))
 
 
 def positive(text: str) -> int:
@@ -72,6 +72,12 @@ def positive(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no count of at least 1")
     return count
+
+
+def _as_the_policy_says(problem: Problem, *, workers: int) -> Plan:
+    if problem.policy.replay:
+        return _replayed(problem)
+    return make_plan(problem, workers=workers, is_isolated=True)
 
 
 def _replayed(problem: Problem) -> Plan:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -36,6 +37,7 @@ Solver = Callable[..., Plan]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MOST_WORKERS = 4  # by default: each is a process of some 200 MB, and more than four hardly make a decision faster
 WATCH_S = 1.0
+REPLAY_SHARE = 0.7  # of the deadline; the rest is for the start of the child, the reasons and a step that takes longer
 OUT_OF_MEMORY = 137  # the exit code that a container's runtime gives to it
 PAGE_BYTES = resource.getpagesize()
 
@@ -45,17 +47,52 @@ def usable_workers(asked: int = 0) -> int:
     return asked or min(MOST_WORKERS, joblib.cpu_count())
 
 
-def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1) -> Plan:
-    """Solve with the planner and say why; imported here so that only the child pays for the modeller."""
+class Allowance:
+    """Says whether one more step as long as the longest so far ends in time; the clock starts when it is made."""
+
+    def __init__(self, allowed_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._longest_s = clock, 0.0
+        self._ends_s, self._last_s = clock() + allowed_s, clock()
+
+    def __call__(self) -> bool:
+        now_s = self._clock()
+        self._longest_s, self._last_s = max(self._longest_s, now_s - self._last_s), now_s
+        return now_s + self._longest_s < self._ends_s
+
+
+def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1, deadline_s: float = 60.0) -> Plan:
+    """Solve with the planner and say why; imported here so that only the child pays for the modeller.
+
+    Where the policy asks for it, a simulation may refute the plan, as long as another step fits before the deadline.
+    """
     from solvers.correction import with_notes
     from solvers.explain.brief import with_reasons
     from solvers.planner import make_plan
 
-    plan = with_notes(make_plan(problem, previous=previous, workers=workers, is_isolated=True), problem)
+    decide = partial(make_plan, workers=workers, is_isolated=True)
+    if problem.policy.replay:
+        plan = _refuted(problem, previous, decide, Allowance(REPLAY_SHARE * deadline_s))
+    else:
+        plan = decide(problem, previous=previous)
+    plan = with_notes(plan, problem)
     try:
         return with_reasons(plan, problem)
     except Exception as fault:  # noqa: BLE001 - a decision is not lost for want of words about it
         notes = (*plan.report.notes, f"its reasons could not be worked out: {type(fault).__name__}: {fault}")
+        return replace(plan, report=replace(plan.report, notes=notes))
+
+
+def _refuted(problem: Problem, previous: Plan | None, decide: Callable[..., Plan], in_time: Allowance) -> Plan:
+    """Let a simulation refute the plan; where it cannot (no place for compiled code), the plan stands alone."""
+    from solvers.refute import refuted_plan
+
+    try:
+        return refuted_plan(problem, previous=previous, decide=decide, goes_on=in_time).plan
+    except (PenstockError, MemoryError):
+        raise
+    except Exception as fault:  # noqa: BLE001 - a decision is not lost for want of a second opinion
+        plan = decide(problem, previous=previous)
+        notes = (*plan.report.notes, f"it could not be replayed: {type(fault).__name__}: {fault}")
         return replace(plan, report=replace(plan.report, notes=notes))
 
 

@@ -16,7 +16,7 @@ every factor is bounded: a wrong reading can bend a plan so far and no further. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import NormalDist
@@ -238,16 +238,21 @@ def scaled(profile: EngineProfile, factors: Mapping[Phase, float]) -> EngineProf
     )
 
 
-def with_notes(plan: Plan, problem: Problem) -> Plan:
-    """Say in the plan's notes which of the profiles that it uses were corrected, and by how much."""
+def notes_of(plan: Plan, problem: Problem, services: Collection[str] | None = None) -> tuple[str, ...]:
+    """Say which of the profiles that a plan uses (for some services) were corrected, and by how much."""
     models = {service.name: service.model for service in problem.services}
     keys = {
         ProfileKey(model=models[row.pool.service], gpu_class=row.pool.gpu_class, config=row.pool.config)
         for row in plan.pools
-        if row.replicas
+        if row.replicas and (services is None or row.pool.service in services)
     }
     used = [problem.profiles[key] for key in sorted(keys) if key in problem.profiles]
-    said = tuple(_note(profile) for profile in used if profile.corrections)
+    return tuple(_note(profile) for profile in used if profile.corrections)
+
+
+def with_notes(plan: Plan, problem: Problem) -> Plan:
+    """Add ``notes_of`` to the plan's notes."""
+    said = notes_of(plan, problem)
     return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *said))) if said else plan
 
 

@@ -38,7 +38,7 @@ class OperatingPoint:
     Attributes
     ----------
     mix : tuple of SizeBucket
-        Sizes of the service's requests; scaled to ``prompt_tokens`` where the replica told its own mean.
+        Sizes of the requests, by any weights; scaled to ``prompt_tokens`` where the replica told its own mean.
     running, waiting : float
         Mean sequences in the engine's batch, and the fewest requests that waited on it: above some, it never idled.
     prompts_per_s, output_tokens_per_s : float
@@ -167,10 +167,12 @@ def _watts(profile: EngineProfile, point: OperatingPoint, busy: float, prompts: 
 
 def _prompt_work(profile: EngineProfile, point: OperatingPoint) -> tuple[float, float]:
     """First and second moment of the time of one prompt, s and s²."""
-    scale = 1.0
+    scale, whole = 1.0, math.fsum(bucket.weight_ratio for bucket in point.mix)
     if point.prompt_tokens is not None:
-        scale = point.prompt_tokens / math.fsum(b.weight_ratio * b.prompt_tokens for b in point.mix)
-    times = [(b.weight_ratio, prompt_s(profile, scale * b.prompt_tokens, scale * b.cached_tokens)) for b in point.mix]
+        scale = whole * point.prompt_tokens / math.fsum(b.weight_ratio * b.prompt_tokens for b in point.mix)
+    times = [
+        (b.weight_ratio / whole, prompt_s(profile, scale * b.prompt_tokens, scale * b.cached_tokens)) for b in point.mix
+    ]
     return math.fsum(w * t for w, t in times), math.fsum(w * t * t for w, t in times)
 
 
@@ -188,4 +190,5 @@ def _context(point: OperatingPoint) -> float:
 
 
 def _mean_output(mix: tuple[SizeBucket, ...]) -> float:
-    return math.fsum(bucket.weight_ratio * bucket.output_tokens for bucket in mix)
+    whole = math.fsum(bucket.weight_ratio for bucket in mix)
+    return math.fsum(bucket.weight_ratio * bucket.output_tokens for bucket in mix) / whole

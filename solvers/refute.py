@@ -3,7 +3,8 @@
 Queueing formulas size the pools; they assume less than a fleet does. So the plan's own demand (Poisson at the planned
 mix and the rate that the plan serves) is replayed on the plan's own replicas. Where an SLO is missed by more than the
 run's scatter explains, the roles that the SLO depends on are held to carry less from then on, and the problem is
-solved again, at most ``ROUNDS`` times. The notes of the plan say what was refuted.
+solved again, at most ``ROUNDS`` times. The notes of the plan say what was refuted. Whoever waits for the answer may
+end it before any replay or solve but the first (``goes_on``); the plan then is the last one, with a note.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ class Refutation:
 
 
 def refuted_plan(
-    problem: Problem, *, previous: Plan | None = None, seed: int = 1, decide: Decide = make_plan
+    problem: Problem,
+    *,
+    previous: Plan | None = None,
+    seed: int = 1,
+    decide: Decide = make_plan,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> Refutation:
     """Decide, replay, tighten and decide again until the replay agrees.
 
@@ -72,6 +78,8 @@ def refuted_plan(
         Of the arrivals; the same in every round, so that rounds differ by the plan only.
     decide : callable
         ``make_plan`` or one with its signature.
+    goes_on : callable
+        Asked before each replay, and before each solve that a replay led to; False ends it with the plan so far.
 
     Returns
     -------
@@ -88,9 +96,11 @@ def refuted_plan(
     said: list[str] = []
     plan = decide(problem, previous=previous)
     for number in range(ROUNDS + 1):
+        if not goes_on():
+            return _ended(plan, said, number, factors)
         summary = replayed(problem, plan, seed)
         missed = _missed(summary) if summary else []
-        if not missed or number == ROUNDS:
+        if not missed or number == ROUNDS or not goes_on():
             break
         changed = [_tighten(factors, service, kept) for service, kept in missed]
         said += [_told(number + 1, service, kept) for service, kept in missed]
@@ -106,6 +116,14 @@ def refuted_plan(
         kept=not missed,
         factors=dict(factors),
     )
+
+
+def _ended(plan: Plan, said: list[str], rounds: int, factors: Factors) -> Refutation:
+    """The plan as far as time allowed: nobody knows whether a replay would refute it."""
+    what = "this plan was not replayed again" if said else "it was not replayed"
+    notes = (*plan.report.notes, *said, f"{what}: the time for it was over")
+    told = replace(plan, report=replace(plan.report, notes=notes))
+    return Refutation(plan=told, summary=None, rounds=rounds, kept=False, factors=dict(factors))
 
 
 def replayed(problem: Problem, plan: Plan, seed: int) -> Summary | None:

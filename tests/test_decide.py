@@ -46,8 +46,10 @@ class Gate:
     def __init__(self) -> None:
         self.open, self.answer = threading.Event(), NOTHING
         self.fault: Exception | None = None
+        self.replays: list[bool] = []
 
     def solve(self, problem: Problem, previous: Plan | None = None, deadline_s: float = 60.0) -> Plan:
+        self.replays.append(problem.policy.replay)
         assert self.open.wait(20.0)
         if self.fault is not None:
             raise self.fault
@@ -155,6 +157,19 @@ def test_solves_that_fail_again_and_again_are_tried_less_often(world: World) -> 
     answered(decider, gate)
     assert decider.collect(1.0)
     assert (decider.fault, decider.failures) == ("", 0)
+
+
+def test_after_a_failed_solve_the_next_one_is_not_replayed(world: World) -> None:
+    decider, gate, _ = world
+    gate.open.set()
+    stated = observation().problem
+    stated = replace(stated, policy=replace(stated.policy, replay=True))
+    for fault in (SolveFailed("the solver did not answer in 60.0 s and was killed"), None, None):
+        gate.fault = fault
+        decider.begin(stated)
+        wait_until(lambda: decider.has_answer, "the solve")
+        decider.collect(0.0)
+    assert gate.replays == [True, False, True]
 
 
 def test_a_plan_that_fails_the_check_is_not_taken(world: World) -> None:

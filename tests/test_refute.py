@@ -108,3 +108,23 @@ def test_the_command_plans_with_a_replay(capsys: pytest.CaptureFixture[str]) -> 
     folder = str(Path(__file__).parents[1] / "deploy" / "samples" / "minimal")
     assert main(["plan", "-f", folder, "--replay"]) == 0
     assert "note: the replay of " in capsys.readouterr().out
+
+
+def test_who_has_no_time_gets_the_first_plan_with_a_note() -> None:
+    stated = mixed_case()
+    found = refuted_plan(stated, decide=hopeful(2.5), goes_on=lambda: False)
+    assert (found.rounds, found.kept, found.summary) == (0, False, None)
+    assert found.plan.placements == hopeful(2.5)(stated).placements
+    assert found.plan.report.notes[-1] == "it was not replayed: the time for it was over"
+
+
+def test_time_that_ends_after_a_replay_leaves_what_it_refuted() -> None:
+    answers = iter([True, False])
+    found = refuted_plan(mixed_case(), decide=hopeful(2.5), goes_on=lambda: next(answers))
+    assert not found.kept
+    assert "still refutes default/chat" in found.plan.report.notes[-1]
+    answers = iter([True, True, False])
+    found = refuted_plan(mixed_case(), decide=hopeful(2.5), goes_on=lambda: next(answers))
+    assert found.rounds == 1
+    assert found.plan.report.notes[-1] == "this plan was not replayed again: the time for it was over"
+    assert found.plan.report.notes[-2].startswith("refuted in round 1: default/chat")

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from controller.worker import MOST_WORKERS, Solver, SolverWorker, plan_solver, usable_workers
+from controller.worker import MOST_WORKERS, Allowance, Solver, SolverWorker, plan_solver, usable_workers
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.plan import Plan, SolveReport, SolveStatus
 from solvers.problem import Policy, Problem
 from tests import fleets, synthetic
+from tests.replay_world import small_case
 from tests.simcluster.poll import wait_until
 
 MEBIBYTE = 1024**2
@@ -226,3 +227,34 @@ def test_the_solvers_process_shares_its_work_and_decides_the_same() -> None:
         assert repr(worker.solve(problem)) == repr(plan_solver(problem, None))
     finally:
         worker.stop()
+
+
+def test_a_step_begins_only_if_the_longest_so_far_would_end_in_time() -> None:
+    now_s = [0.0]
+    allows = Allowance(10.0, clock=lambda: now_s[0])
+    now_s[0] = 4.0
+    assert allows(), "another step of 4 s ends at 8 s"
+    now_s[0] = 6.5
+    assert not allows(), "one more would end at 10.5 s"
+
+
+def test_the_policy_lets_a_simulation_refute_plans() -> None:
+    stated, plan = small_case()
+    replayed = plan_solver(replace(stated, policy=replace(stated.policy, replay=True)), None, workers=2)
+    assert replayed.placements == plan.placements
+    assert any(note.endswith("requests refutes nothing") for note in replayed.report.notes)
+    assert not any("replay" in note for note in plan_solver(stated, None).report.notes)
+    late = plan_solver(replace(stated, policy=replace(stated.policy, replay=True)), None, deadline_s=0.0)
+    assert "it was not replayed: the time for it was over" in late.report.notes
+
+
+def test_a_replay_that_cannot_be_made_costs_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated, plan = small_case()
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr("solvers.refute.replayed", broken)
+    found = plan_solver(replace(stated, policy=replace(stated.policy, replay=True)), None)
+    assert found.placements == plan.placements
+    assert found.report.notes[-1].startswith("it could not be replayed: RuntimeError")
