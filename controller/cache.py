@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import cast
 
 from controller.client import Expired, KubeClient
-from controller.kinds import KINDS, Body, Kind, ObjectRecord, PlanRecord, Record, essence, key_of, version_of
+from controller.kinds import KINDS, Body, Kind, ObjectRecord, PlanRecord, Record, essence, is_minor, key_of, version_of
 from controller.records import DeploymentRecord, NodeRecord, PodRecord
 
 QUIET_S = 0.3  # events of one relist follow each other closely; list once, after the last of them
@@ -225,7 +225,7 @@ class Cache:
         )
         if changed:
             self._changed.notify_all()
-        return changed
+        return changed and not (is_minor(known or record) and is_minor(record or known))
 
     def _replace(self, shelf: _Shelf, listed: Mapping[str, tuple[int, Record | None]], list_version: int) -> bool:
         if list_version < shelf.list_version:  # the storage itself went back (a restored backup): versions start over

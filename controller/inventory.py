@@ -13,7 +13,7 @@ What is charged where, whenever the truth is not known, errs to the safe side:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from controller.power_graph import PowerGraph
@@ -108,6 +108,7 @@ def take_stock(
     gpu_classes: Mapping[str, GpuClass],
     graph: PowerGraph,
     services: Container[str],
+    asked: frozenset[str],
     readings: Readings,
     now_s: float,
 ) -> Inventory:
@@ -117,8 +118,10 @@ def take_stock(
     ----------
     services : container of str
         Services that are planned; pods of others are foreign.
+    asked : frozenset of str
+        Resources that replicas ask for; of GPUs more is known.
     """
-    stock = _Stock(gpu_classes=gpu_classes, graph=graph, policy=policy, readings=readings, now_s=now_s)
+    stock = _Stock(gpu_classes=gpu_classes, graph=graph, policy=policy, readings=readings, now_s=now_s, asked=asked)
     stock.add_nodes(records.nodes)
     foreign = stock.add_pods(records.pods, services)
     stock.add_foreign(foreign)
@@ -141,6 +144,7 @@ class _Stock:
     policy: FleetPolicySpec
     readings: Readings
     now_s: float
+    asked: frozenset[str]
     records: list[NodeRecord] = field(default_factory=list)
     replicas: list[Replica] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -149,6 +153,7 @@ class _Stock:
     _own_gpus: Counter[str] = field(default_factory=Counter)
     _own_watts: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     _foreign_gpus: Counter[str] = field(default_factory=Counter)
+    _foreign_others: Counter[tuple[str, str]] = field(default_factory=Counter)
     _places: dict[tuple[tuple[str, str], ...], Place] = field(default_factory=dict)
 
     def add_nodes(self, nodes: Iterable[NodeRecord]) -> None:
@@ -259,6 +264,8 @@ class _Stock:
                 waiting.append(pod)
             elif pod.node in self._class_of:
                 self._foreign_gpus[pod.node] += pod.requests.get(self._class_of[pod.node].resource_name, 0)
+                for name in self.asked:
+                    self._foreign_others[pod.node, name] += pod.requests.get(name, 0) + pod.host.get(name, 0)
         for pod in waiting:
             place = self._place(pod) if is_ours(pod.labels) else None
             is_young = self.now_s - pod.created_at_s <= LANDING_S
@@ -334,11 +341,21 @@ class _Stock:
             reclaims_per_hour=spot.reclaims_per_hour if spot else 0.0,
             price_ratio=spot.price_ratio if spot else 1.0,
             island=island_of(record.labels),
+            resources=dict(self._resources(record, gpu_class)),
         )
         if location and record.is_ready:
             return node
         # Nothing may be placed here, and what runs must stay inside what the node may draw at most.
         return replace(node, gpus_usable=0, held_watts=node.held_watts + self._own_watts[name])
+
+    def _resources(self, record: NodeRecord, gpu_class: GpuClass) -> Iterator[tuple[str, int]]:
+        """What our replicas may hold beside GPUs; a node that says nothing of CPU is from a file and has enough."""
+        for name in sorted(self.asked - {gpu_class.resource_name}):
+            there = record.host.get(name, record.allocatable.get(name))
+            if there is None and "/" in name and "cpu" in record.host:
+                there = 0
+            if there is not None:
+                yield name, max(0, there - self._foreign_others[record.name, name])
 
     def _usable(self, record: NodeRecord, location: str) -> int:
         if not location:

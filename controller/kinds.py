@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
+from controller.quantities import extended, host, pod_amounts
 from controller.records import DELETION_COST, MANAGED_BY, MANAGED_BY_LABEL, DeploymentRecord, NodeRecord, PodRecord
 
 GROUP, VERSION = "penstock.dev", "v1alpha1"
 TEMPLATE_HASH = "penstock.dev/template-hash"
 FINISHED = frozenset({"Succeeded", "Failed"})
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
-MULTIPLES = {"k": 1000, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
 
 Body = Mapping[str, Any]
 
@@ -73,6 +72,11 @@ def essence(record: Record) -> Record:
     return replace(record, resource_version="")
 
 
+def is_minor(record: Record | None) -> bool:
+    """True for what never calls for a turn by itself: foreign pods without extended resources."""
+    return isinstance(record, PodRecord) and not record.labels and not record.requests
+
+
 def key_of(body: Body) -> str:
     """``namespace/name``, or the name of a cluster-scoped object."""
     metadata = body["metadata"]
@@ -95,8 +99,9 @@ def node_record(body: Body) -> NodeRecord:
     return NodeRecord(
         name=metadata["name"],
         labels=dict(metadata.get("labels") or {}),
-        capacity=_extended(status.get("capacity")),
-        allocatable=_extended(status.get("allocatable")),
+        capacity=extended(status.get("capacity")),
+        allocatable=extended(status.get("allocatable")),
+        host=host(status.get("allocatable")),
         is_ready=_is_ready(status),
         is_cordoned=bool(spec.get("unschedulable")),
         is_out_of_service=any(taint.get("key") == OUT_OF_SERVICE for taint in spec.get("taints") or ()),
@@ -105,23 +110,27 @@ def node_record(body: Body) -> NodeRecord:
 
 
 def pod_record(body: Body) -> PodRecord | None:
-    """Reduce a ``v1/Pod``: ours, or a foreign one that asks for extended resources; finished pods hold nothing."""
+    """Reduce a ``v1/Pod``: ours, or a foreign one that asks for something; finished pods hold nothing.
+
+    Of foreign pods that ask for CPU and memory alone only those on a node are kept, without labels: there are many.
+    """
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     labels = dict(metadata.get("labels") or {})
-    requests = _pod_requests(spec)
-    ours = labels.get(MANAGED_BY_LABEL) == MANAGED_BY
-    if status.get("phase") in FINISHED or not (ours or requests):
+    requests, asked = pod_amounts(spec, extended), pod_amounts(spec, host)
+    is_major = bool(requests) or labels.get(MANAGED_BY_LABEL) == MANAGED_BY
+    if status.get("phase") in FINISHED or not (is_major or (asked and spec.get("nodeName"))):
         return None
     return PodRecord(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
-        labels=labels,
+        labels=labels if is_major else {},
         node=spec.get("nodeName") or None,
         phase=status.get("phase", "Pending"),
         is_ready=_is_ready(status),
         is_leaving=bool(metadata.get("deletionTimestamp")),
         requests=requests,
+        host=asked,
         created_at_s=seconds(metadata.get("creationTimestamp")),
         deletion_cost=_whole((metadata.get("annotations") or {}).get(DELETION_COST)),
         owner=next((owner["name"] for owner in metadata.get("ownerReferences") or ()), ""),
@@ -196,36 +205,6 @@ def plan_record(body: Body) -> PlanRecord:
 
 def _is_ready(status: Body) -> bool:
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ())
-
-
-def _extended(resources: Body | None) -> dict[str, int]:
-    """Keep extended resources (``vendor.example/thing``), whole numbers by definition."""
-    named = {name: _quantity(str(amount)) for name, amount in (resources or {}).items() if "/" in name}
-    return {name: amount for name, amount in named.items() if amount}
-
-
-def _quantity(text: str) -> int:
-    suffix = text.lstrip("0123456789.+-")
-    number = text[: len(text) - len(suffix)]
-    return int(Decimal(number) * MULTIPLES.get(suffix, 1))
-
-
-def _pod_requests(spec: Body) -> dict[str, int]:
-    """Sum what the containers hold together; an init container counts where it asks for more than they do."""
-    total: dict[str, int] = {}
-    for container in spec.get("containers") or ():
-        for name, amount in _container_requests(container).items():
-            total[name] = total.get(name, 0) + amount
-    for container in spec.get("initContainers") or ():
-        stays = container.get("restartPolicy") == "Always"  # a sidecar holds what it asks for beside the others
-        for name, amount in _container_requests(container).items():
-            total[name] = total.get(name, 0) + amount if stays else max(total.get(name, 0), amount)
-    return total
-
-
-def _container_requests(container: Body) -> dict[str, int]:
-    resources = container.get("resources") or {}
-    return {**_extended(resources.get("limits")), **_extended(resources.get("requests"))}
 
 
 def _whole(text: str | None) -> int:

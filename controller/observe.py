@@ -109,6 +109,7 @@ def build_problem(
         gpu_classes=classes,
         graph=graph,
         services=frozenset(services),
+        asked=frozenset(name for s in specs.served_models for r in s.model.requests.values() for name in r),
         readings=readings,
         now_s=now_s,
     )
@@ -274,7 +275,13 @@ def _as_planned(spec: ServedModelSpec, classes: Mapping[str, GpuClass]) -> Serve
     """The service with the classes that exist; what we make ourselves is a Deployment, one pod a replica."""
     is_made = spec.management is Management.GENERATE and spec.modes.replicas is Mode.ACT
     known = tuple(name for name in spec.model.gpu_classes if name in classes)
-    return replace(spec.model, gpu_classes=known, is_one_pod=is_made)
+    asked = {role: _beside_gpus(requests, classes) for role, requests in spec.model.requests.items()}
+    return replace(spec.model, gpu_classes=known, is_one_pod=is_made, requests=asked)
+
+
+def _beside_gpus(requests: Mapping[str, int], classes: Mapping[str, GpuClass]) -> dict[str, int]:
+    gpus = {gpu_class.resource_name for gpu_class in classes.values()}
+    return {name: amount for name, amount in requests.items() if name not in gpus}
 
 
 def _running(stock: Inventory) -> dict[Place, int]:

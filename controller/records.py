@@ -29,7 +29,10 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
-    """What placement needs of a ``v1/Node``. Resources are extended-resource counts by name."""
+    """What placement needs of a ``v1/Node``. Resources are extended-resource counts by name.
+
+    ``host`` is the CPU (thousandths) and memory (bytes) that pods may hold, as far as the node says.
+    """
 
     name: str
     labels: Mapping[str, str]
@@ -39,11 +42,12 @@ class NodeRecord:
     is_cordoned: bool
     is_out_of_service: bool  # tainted node.kubernetes.io/out-of-service: its pods are gone for sure
     resource_version: str = ""
+    host: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRecord:
-    """What placement needs of a ``v1/Pod``; ``requests`` holds extended resources only."""
+    """What placement needs of a ``v1/Pod``; ``requests`` holds extended resources only, ``host`` CPU and memory."""
 
     namespace: str
     name: str
@@ -57,6 +61,7 @@ class PodRecord:
     created_at_s: float
     deletion_cost: int = 0
     owner: str = ""
+    host: Mapping[str, int] = field(default_factory=dict)
     resource_version: str = ""
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from controller import schema, schema_policy
+from controller.quantities import extended, host, pod_amounts
 from controller.schema import DeletionPolicy, DemandSource, Management, Mode
 from controller.schema_fleet import EngineConfigSpec
 from controller.schema_service import DeclaredDemand
@@ -326,13 +327,13 @@ def parse_served_model(body: Json, policy: FleetPolicySpec) -> ServedModelSpec:
     spec = validate_spec(body, schema.ServedModelSpec)
     namespace, name = body["metadata"].get("namespace", "default"), body["metadata"]["name"]
     service = f"{namespace}/{name}"
-    own = spec.modes
+    own, templates = spec.modes, _templates(body["spec"], spec.roles)
     model = _served_model(spec, service, _tier_rank(spec.tier, namespace, policy, subject_of(body)))
     if policy.policy.kv_links and model.has_pairs and model.placement is PlacementMode.CLASS:
         placed = "is Class, which leaves open which of FleetPolicy kvLinks its keys and values cross"
         raise InvalidInput(subject_of(body), "spec.placement", placed, "use Location, or the role mixed alone")
     return ServedModelSpec(
-        model=model,
+        model=replace(model, requests=_requests(templates, subject_of(body))),
         namespace=namespace,
         name=name,
         demand_source=spec.demand.source,
@@ -346,7 +347,7 @@ def parse_served_model(body: Json, policy: FleetPolicySpec) -> ServedModelSpec:
             correction=policy.modes.correction,
         ),
         deletion_policy=spec.deletion_policy,
-        templates=_templates(body["spec"], spec.roles),
+        templates=templates,
         uid=body["metadata"].get("uid", ""),
         generation=_generation(body),
     )
@@ -420,6 +421,22 @@ def _templates(spec: Json, roles: tuple[Role, ...]) -> dict[Role, Json]:
     """Choose each role's pod template as the user wrote it: its own, else the common one."""
     own = {role: (spec.get("roleTemplates") or {}).get(role) or spec.get("template") for role in roles}
     return {role: template for role, template in sorted(own.items()) if template is not None}
+
+
+def _requests(templates: Mapping[Role, Json], subject: str) -> dict[Role, dict[str, int]]:
+    """What each role's pods ask for: extended resources (GPUs among them), CPU and memory."""
+    found = {}
+    for role, template in templates.items():
+        spec = template.get("spec") or {}
+        try:
+            asked = {**pod_amounts(spec, extended), **pod_amounts(spec, host)}
+        except (ArithmeticError, TypeError, ValueError, AttributeError) as error:
+            problem = f"of role {role} asks for no quantities ({error})"
+            remedy = 'write requests like cpu: 500m, memory: 64Gi, example.com/ports: "2"'
+            raise InvalidInput(subject, "spec.template", problem, remedy) from None
+        if asked:
+            found[role] = dict(sorted(asked.items()))
+    return found
 
 
 def _generation(body: Json) -> int:

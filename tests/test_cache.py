@@ -344,6 +344,10 @@ def test_pods_are_kept_when_ours_or_asking_for_gpus_and_dropped_when_finished() 
     assert pod_record(pod("a", 1, labels={})) is not None, "a foreign pod with GPUs"
     plain = pod("a", 1, labels={})
     plain["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "1"}}
+    minor = pod_record(plain)
+    assert isinstance(minor, PodRecord)
+    assert (minor.labels, minor.requests, minor.host) == ({}, {}, {"cpu": 1000}), "it takes cores of its node"
+    del plain["spec"]["nodeName"]
     assert pod_record(plain) is None
     finished = pod("a", 1)
     finished["status"]["phase"] = "Succeeded"

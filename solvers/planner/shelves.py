@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from solvers.engine import Role
+from solvers.engine import ProfileKey, Role
 from solvers.fleet import Node
 from solvers.problem import Problem
 from solvers.spans import islands, nodes_taken
+from solvers.workload import ServedModel
 
 AMPLE = 2**53  # of a resource that a node does not name
 
@@ -146,6 +147,15 @@ def _take(free: list[int], kind: Kind, count: int) -> None:
         free[at] -= count * ask
 
 
+def _most_asked(service: ServedModel) -> dict[str, int]:
+    """The most that a pod of any role asks for, by resource."""
+    most: dict[str, int] = {}
+    for role in service.roles:
+        for name, amount in service.requests.get(role, {}).items():
+            most[name] = max(most.get(name, 0), amount)
+    return most
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wants:
     """The most that any replica asks for per GPU that it holds on a node: by class, then resource."""
@@ -154,15 +164,18 @@ class Wants:
 
     @classmethod
     def of(cls, problem: Problem, node_gpus: Mapping[str, int]) -> Wants:
+        asking = [(service, _most_asked(service)) for service in problem.services if service.requests]
+        by_model: dict[str, list[ProfileKey]] = {}
+        for key in problem.profiles if asking else ():
+            by_model.setdefault(key.model, []).append(key)
         found: dict[str, dict[str, float]] = {}
-        for service in problem.services:
-            for asked in (service.requests.get(role, {}) for role in service.roles):
-                for key in problem.profiles if asked else ():
-                    if key.model == service.model and service.allows(key.gpu_class, key.config):
-                        own = min(key.config.gpus, max(1, node_gpus.get(key.gpu_class, 1)))
-                        most = found.setdefault(key.gpu_class, {})
-                        for name, amount in asked.items():
-                            most[name] = max(most.get(name, 0.0), amount / own)
+        for service, asked in asking:
+            for key in by_model.get(service.model, ()):
+                if service.allows(key.gpu_class, key.config):
+                    own = min(key.config.gpus, max(1, node_gpus.get(key.gpu_class, 1)))
+                    most = found.setdefault(key.gpu_class, {})
+                    for name, amount in asked.items():
+                        most[name] = max(most.get(name, 0.0), amount / own)
         return cls(per_gpu=found)
 
     def shelf(self, problem: Problem, nodes: Sequence[Node], node_gpus: int) -> Shelf | None:
