@@ -15,11 +15,14 @@ from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
+from solvers.planner.links import Links
 from solvers.planner.options import CapacityOf
+from solvers.planner.pairing import Pairing
 from solvers.planner.splitting import as_whole
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.tick_cells import Floats, TickCells, build_tick_cells, counts_of
+from solvers.tick_links import over_links
 from solvers.tick_model import TickModel
 from solvers.tick_parts import TickParts
 
@@ -110,6 +113,7 @@ class Ticker:
         self.problem = problem
         self.cells = build_tick_cells(problem, counts_of(plan), capacity_of)
         self._feeds = self.cells.charged.tocsc()
+        self._links = Links.of(problem, Pairing.of(problem))
         energy = problem.policy.energy_usd_per_kilowatt_hour
         self._model = TickModel(self.cells, energy) if self.cells.places and self.cells.domains else None
         usable = [problem.domains[name].usable_watts for name in self.cells.domains]
@@ -205,7 +209,8 @@ class Ticker:
         """Say what the caps come to: capacities, shares, served demand and watts, without the model."""
         cells = self.cells
         capacity, reserved = cells.rates(caps), cells.watts(caps)
-        served, shares = _routed(cells, cells.replica_rates(caps) * cells.cell_replicas, asked)
+        carried = cells.replica_rates(caps) * cells.cell_replicas
+        served, shares, notes = over_links(self._links, cells, carried, *_routed(cells, carried, asked))
         over = np.where(reserved > usable + WATTS, reserved - usable, 0.0)
         tick = Tick(
             places=cells.places,
@@ -222,7 +227,10 @@ class Ticker:
             usable_watts=usable,
             over_watts=over,
             domain_usd_per_kilowatt_hour=domain_prices,
-            notes=tuple(_over_note(cells, int(d), reserved[d], usable[d]) for d in np.flatnonzero(over > 0.0)),
+            notes=(
+                *(_over_note(cells, int(d), reserved[d], usable[d]) for d in np.flatnonzero(over > 0.0)),
+                *notes,
+            ),
         )
         return _of_whole(tick, self._parts) if self._parts.cuts else tick
 

@@ -17,6 +17,7 @@ from solvers.planner.links import Route
 from solvers.planner.pairing import Domain
 from solvers.problem import KvLink, Problem
 from solvers.sizing import Unfit
+from solvers.tick import Ticker
 from solvers.verify import verify
 from solvers.workload import PlacementMode, ServedModel
 from tests import fleets
@@ -134,6 +135,18 @@ def test_wrong_words_on_links_are_caught() -> None:
     assert any(fault.endswith("out, carries 1,000") for fault in verify(plan, full))
     paid = replace(plan, links=(replace(first, usd_per_hour=0.0), *others))
     assert any(fault.startswith("objective: said") for fault in verify(paid, problem))
+
+
+def test_the_tick_serves_no_more_than_links_carry() -> None:
+    needed = decided(two_kinds(uplink("rack-1"))).links[0].outgoing_bytes_per_s
+    problem = two_kinds(uplink("rack-1", bytes_per_s=0.7 * needed))
+    plan = decided(problem)
+    ticker = Ticker(problem, plan, capacity_of=only_one_role)
+    tick = ticker.tick()
+    assert tick.served_per_s[0] == pytest.approx(plan.services[0].served_requests_per_s)
+    shares = {row.pool: row.demand_ratio for row in plan.pools}
+    assert dict(zip(tick.pools, tick.share_ratio.tolist(), strict=True)) == pytest.approx(shares)
+    assert any(note.startswith("kvLinks: default/chat serves") for note in ticker.tick({"default/chat": 60.0}).notes)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,18 @@ class Links:
         sizes = {group: size for (name, group), size in self.bytes_of.items() if name == service}
         return Route(mixed_per_s=mixed, sides=sides, bytes_by_group=sizes)
 
+    def shares(self, route: Route, carried: Carried, served_per_s: float) -> dict[PoolKey, float]:
+        """Part of what is served that goes to each pool."""
+        total = served_per_s if served_per_s > 0.0 else route.near_per_s
+        flows, shares = route.flows(total), dict.fromkeys((pool for pool, _ in carried), 0.0)
+        for (pool, at), rate in carried.items():
+            is_mixed = pool.role is Role.MIXED
+            key = pool.role, Domain() if is_mixed else self.domain(pool, at)
+            side = route.mixed_per_s if is_mixed else route.sides[key]
+            if side > 0.0 and total > 0.0:
+                shares[pool] += rate / side * flows[key] / total
+        return shares
+
     def allowed(self, routes: Mapping[str, Route], wanted_per_s: Mapping[str, float]) -> dict[str, float]:
         """What each service may serve so that every link holds; higher tiers cross first."""
         left = {(name, role): link.bytes_per_s for name, link in self.links.items() for role in Role}

@@ -12,7 +12,7 @@ from solvers.planner.floors import Places, missing_replicas
 from solvers.planner.links import LinkLoad, Route
 from solvers.planner.nodes import Counts
 from solvers.planner.options import Sizer
-from solvers.planner.pairing import Carried, Domain, Pairs
+from solvers.planner.pairing import Carried, Pairs
 from solvers.planner.penalties import Penalties
 from solvers.planner.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.planner.spread import place_rates, survivable_per_s
@@ -198,7 +198,7 @@ class _Stand:
 
     def pool_worths(self, problem: Problem, sizer: Sizer, route: Route | None, served: float) -> list[PoolWorth]:
         """Each pool at its size, with its part of what is served."""
-        shares = self._shares(sizer) if route is None else self._routed(sizer, route, served)
+        shares = self._shares(sizer) if route is None else sizer.links.shares(route, self.carried, served)
         rents = _rents(problem, sizer.reclaims, self.places)
         return [
             _pool_worth(problem, pool, self.totals[pool], capacity, shares[pool], rents.get(pool, 0.0))
@@ -210,18 +210,6 @@ class _Stand:
         shares, pairs = dict.fromkeys(self.sized, 0.0), self.pairs(sizer)
         for (pool, at), rate in self.carried.items():
             shares[pool] += rate * pairs.share_ratio(pool.role, sizer.pairing.domain(pool, at))
-        return shares
-
-    def _routed(self, sizer: Sizer, route: Route, served: float) -> dict[PoolKey, float]:
-        """The same where links are used only for what cannot be served without."""
-        total = served if served > 0.0 else route.near_per_s
-        flows, shares = route.flows(total), dict.fromkeys(self.sized, 0.0)
-        for (pool, at), rate in self.carried.items():
-            is_mixed = pool.role is Role.MIXED
-            key = pool.role, Domain() if is_mixed else sizer.links.domain(pool, at)
-            side = route.mixed_per_s if is_mixed else route.sides[key]
-            if side > 0.0 and total > 0.0:
-                shares[pool] += rate / side * flows[key] / total
         return shares
 
 
