@@ -10,9 +10,12 @@ from typing import Any, Final
 import yaml
 
 from controller import render
+from controller.correction_status import render_corrections
+from controller.corrections import Corrections
 from controller.crds import DEFAULT_FOLDER
 from controller.plan_bodies import render_fleet_plan
-from controller.resources import parse_fleet_policy, parse_power_domain, parse_served_model
+from controller.resources import parse_engine_profile, parse_fleet_policy, parse_power_domain, parse_served_model
+from solvers.correction import Belief, Held, Phase
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
 from solvers.plan import (
@@ -275,6 +278,17 @@ def install_crds(cluster: SimCluster) -> None:
         wait_until(lambda path=path: cluster.api.find(path), f"{path} to be served")  # type: ignore[misc]
 
 
+def corrections() -> list[Body]:
+    """Rows of a profile that was seen to be slower, and by its watts hardly."""
+    key = parse_engine_profile(good("EngineProfile")).key
+    belief = Belief(weight=41.25, mean=0.18, squares=0.02, as_of_s=1_800_000_000.0)
+    known = Corrections(
+        beliefs={(key, Phase.DECODE): belief, (key, Phase.POWER): replace(belief, weight=2.0)},
+        held={(key, Phase.DECODE): Held(factor=1.2, since_s=1_799_990_000.0)},
+    )
+    return render_corrections(known, key, 3)
+
+
 def all_statuses() -> dict[str, Body]:
     """A status of every kind, as the operator would write it for the good objects."""
     policy = parse_fleet_policy(good("FleetPolicy"))
@@ -301,7 +315,7 @@ def all_statuses() -> dict[str, Body]:
             measured_watts=1333.3,
             **tail,
         ),
-        "EngineProfile": render.render_engine_profile_status(EngineConfig(), **tail),
+        "EngineProfile": render.render_engine_profile_status(EngineConfig(), corrections=corrections(), **tail),
         "FleetPolicy": render.render_fleet_policy_status(
             active_plan=name, leader="penstock-0", nodes=1, gpus_total=8, gpus_used=2, usd_per_hour=4.8, **tail
         ),

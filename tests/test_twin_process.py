@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from controller.readings import EngineReading
 from controller.records import (
     GPU_CLASS_LABEL,
     MANAGED_BY,
     MANAGED_BY_LABEL,
     MODEL_LABEL,
 )
+from controller.telemetry import Prometheus, Telemetry
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.monitoring import ScrapeJob
 from tests.simcluster.nodes import GpuNode, gpu_pod
@@ -176,6 +178,12 @@ def labelled_pod(name: str) -> dict[str, Any]:
     return made
 
 
+def fully_read(telemetry: Telemetry) -> list[EngineReading]:
+    """Engines of which every row has an answer."""
+    engines = telemetry.read([]).engines.values()
+    return [e for e in engines if None not in (e.ttft_s, e.prefill_s, e.itl_s, e.gpu_watts) and e.prompts_per_s > 0]
+
+
 def test_a_pod_that_becomes_ready_appears_in_prometheus(simcluster: SimCluster) -> None:
     for folder, pattern in (("deploy/crds", "*.yaml"), ("deploy/samples/demo", "[gs]*.yaml")):
         if pattern.startswith("["):
@@ -198,6 +206,14 @@ def test_a_pod_that_becomes_ready_appears_in_prometheus(simcluster: SimCluster) 
         simcluster.create([labelled_pod("engine-0")])
         monitoring.wait_for('vllm:generation_tokens_total{namespace="demo", pod="engine-0"} > 0')
         monitoring.wait_for('inference_objective_request_total{inference_pool="chat-8b"} > 0')
+        prometheus = Prometheus(monitoring.url)
+        telemetry = Telemetry(ask=prometheus.query, rate_window_s=5.0, time_scale=20.0, asks_engines=True)
+        (engine,) = wait_until(lambda: fully_read(telemetry), "every row of the engine", timeout_s=60.0)
+        prometheus.close()
+        assert 0.5 < engine.prompts_per_s < 20.0, "steady traffic of five requests per virtual second"
+        assert 0.0 < (engine.prefill_s or 0.0) <= (engine.ttft_s or 0.0)
+        assert engine.running == pytest.approx(engine.output_tokens_per_s * (engine.itl_s or 0.0), rel=1.0)
+        assert 70.0 < (engine.gpu_watts or 0.0) < 700.0
         monitoring.wait_for('DCGM_FI_DEV_POWER_USAGE{Hostname="n1", exported_pod="engine-0"} > 100')
         assert state_of(twin)["faults"] == []
         simcluster.fail_node("n1", wait=False)
