@@ -6,7 +6,7 @@ TRACE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
+.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-splitting bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-brute-force: $(VENV)/ready ## Hold plans against every count of 2,000 tiny
 
 bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten services
 	$(BIN)/python -m tests.bench_planner
+
+bench-splitting: $(VENV)/ready ## Plan fleets whose routers split by size beside those whose do not
+	$(BIN)/python -m tests.bench_splitting
 
 bench-scale: $(VENV)/ready ## Plan synthetic fleets of 100, 1,000 and 12,500 nodes: time, gap, memory
 	$(BIN)/python -m tests.bench_scale

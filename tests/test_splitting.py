@@ -12,7 +12,7 @@ import pytest
 from solvers.errors import InvalidInput
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.cuts import starts_of
+from solvers.planner.cuts import cuts_at, open_book, starts_of
 from solvers.planner.splitting import cuts_of, joined, split, split_plan
 from solvers.problem import Policy, Problem
 from solvers.sizes import SizeRange, ranges_between, tiles
@@ -148,6 +148,28 @@ def test_no_cut_and_no_counts_are_cheaper_than_the_plan(first: int) -> None:
             assert found == pytest.approx(best, rel=TOLERANCE), seed
     assert split_ones > 0
     assert short < 10
+
+
+def test_the_bound_covers_every_cut_and_few_of_them_are_decided() -> None:
+    mix = lengths((300, 150, 0.5), (1000, 250, 0.36), (3000, 200, 0.09), (8000, 200, 0.05))
+    problem = documents(80.0)
+    problem = replace(problem, demands={CHAT: replace(problem.demands[CHAT], mix=mix)})
+    plan = make_plan(problem)
+    book = open_book(problem, replica_capacity, {}, [CHAT])
+    assert book.starts == {CHAT: (512, 2048, 4096)}
+    weighed = replace(problem, serving_usd_per_request=book.serving_usd_per_request)
+    found = {}
+    for ranges in cuts_at(book.starts[CHAT]):
+        plain = split(
+            replace(weighed, services=(replace(weighed.services[0], splits_by_size=False),)),
+            {CHAT: ranges} if ranges else {},
+        )
+        found[tuple(sizes.label for sizes in ranges)] = make_plan(plain).report.objective_usd_per_hour
+    assert len(found) == 8
+    assert plan.splits[0].sizes == min(found, key=lambda labels: found[labels])
+    assert plan.report.objective_usd_per_hour == pytest.approx(min(found.values()))
+    assert plan.report.bound_usd_per_hour <= min(found.values())
+    assert plan.report.gap_ratio <= problem.policy.relative_gap
 
 
 def with_part(index: int, **how: float | str) -> Callable[[Plan], Plan]:

@@ -84,7 +84,8 @@ def make_plan(
         def decide(parted: Problem, before: Plan | None) -> Plan:
             return _decided(parted, before, capacity_of, crew())
 
-        return plan_parts(problem, previous, decide, capacity_of)
+        early = {"on_plan": on_plan} if on_plan is not None else {}
+        return plan_parts(problem, previous, decide, capacity_of, crew=crew(), **early)
     return _decided(problem, previous, capacity_of, crew(), on_plan)
 
 

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from solvers.engine import Role
 from solvers.planner.cells import Floats, build_cells
 from solvers.planner.compose import CLOSED, MOST_PRICINGS, SMOOTHING, Composer, shared_rows
+from solvers.planner.crew import Crew
 from solvers.planner.desk import is_wide
 from solvers.planner.menus import FINE_GRID, GRID, Menu
 from solvers.planner.options import CapacityOf, Options, PoolOption, Sizer, find_options
@@ -30,6 +31,7 @@ from solvers.workload import Demand, ServedModel, SizeBucket
 
 MOST_STARTS = 3  # places where one service may be cut: ten ranges; beyond, sizing them takes longer than the decision
 MOST_RANGES = 48  # of all services together
+MOST_LISTED = 4096  # cuts of the whole fleet that are told apart one by one
 PRICED_POOLS = 1500  # more are weighed by their rent alone
 
 
@@ -96,6 +98,20 @@ class Book:
             for chosen in product(*choices)
         ]
 
+    def ranked(self) -> list[tuple[float, Cuts]]:
+        """Every cut of the whole fleet with a bound on its plans, USD per hour, lowest first.
+
+        Empty where there are too many of them, or ranges are not priced.
+        """
+        if self.bound_usd_per_hour is None or self.offered > MOST_LISTED:
+            return []
+        least = sum(self.value_usd_per_hour(service, self.best().get(service, ())) for service in self.starts)
+        found = []
+        for cuts in self.every():
+            value = sum(self.value_usd_per_hour(service, cuts.get(service, ())) for service in self.starts)
+            found.append((self.bound_usd_per_hour + max(0.0, value - least), cuts))
+        return sorted(found, key=lambda row: row[0])
+
     def offers(self, cuts: Cuts) -> bool:
         """True when every service is cut at places on offer, or whole."""
         return all({r.least for r in ranges} <= {0, *self.starts.get(name, ())} for name, ranges in cuts.items())
@@ -119,7 +135,9 @@ class Book:
         return self.value_usd_per_hour(service, ()) - self.value_usd_per_hour(service, ranges)
 
 
-def open_book(problem: Problem, capacity_of: CapacityOf, known: Cuts, services: Sequence[str]) -> Book:
+def open_book(
+    problem: Problem, capacity_of: CapacityOf, known: Cuts, services: Sequence[str], crew: Crew | None = None
+) -> Book:
     """Price every range of the services that may be cut.
 
     Parameters
@@ -128,12 +146,14 @@ def open_book(problem: Problem, capacity_of: CapacityOf, known: Cuts, services: 
         What runs or is planned: its places are taken again where they lie between the same sizes.
     services : sequence of str
         Which to weigh, whether they declare that they split or not.
+    crew : Crew, optional
+        Who sizes the pools of large fleets.
     """
     starts = _starts(problem, known, services)
     ranged = ranged_problem(problem, starts)
     sizer = Sizer(problem=ranged, capacity_of=capacity_of)
     wanted = frozenset(pool for (pool, _), count in ranged.running.items() if count)
-    options = find_options(ranged, sizer, wanted=wanted, is_wide=is_wide(ranged))
+    options = find_options(ranged, sizer, wanted=wanted, is_wide=is_wide(ranged), crew=crew)
     weights = _weights(ranged, options, starts)
     ranged = replace(ranged, serving_usd_per_request=weights)
     priced = None
@@ -368,4 +388,4 @@ def _priced(
             break
         prices = newest if not any(found) else SMOOTHING * best_prices + (1.0 - SMOOTHING) * newest
     alone = paths.alone(best_prices, FINE_GRID)
-    return alone, max(best, paths.bound(alone, best_prices))
+    return alone, paths.bound(alone, best_prices)

@@ -7,10 +7,11 @@ than none. A cut in force is held like everything in force: another must serve m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from solvers.errors import SolveFailed
 from solvers.plan import Plan, SplitPrice
+from solvers.planner.crew import Crew
 from solvers.planner.cuts import Book, open_book, stops_usd_per_hour
 from solvers.planner.desk import is_wide
 from solvers.planner.options import CapacityOf
@@ -30,8 +31,8 @@ from solvers.sizes import SizeRange, tiles
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
 
-FEW = 4
-"""So many cuts of the whole fleet are all decided."""
+MOST_TRIED = 4
+"""Cuts of the whole fleet that are decided in full, at most."""
 
 CLEAR = 2e-3  # of a service's demand; smaller differences of what is short decide nothing
 
@@ -48,8 +49,25 @@ def concerns(problem: Problem, previous: Plan | None) -> bool:
     return any(pool.sizes for (pool, _), count in problem.running.items() if count)
 
 
-def plan_parts(problem: Problem, previous: Plan | None, decide: Decide, capacity_of: CapacityOf) -> Plan:
+def plan_parts(
+    problem: Problem,
+    previous: Plan | None,
+    decide: Decide,
+    capacity_of: CapacityOf,
+    *,
+    crew: Crew | None = None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+) -> Plan:
     """Decide the fleet with the cuts that are worth it.
+
+    Parameters
+    ----------
+    decide : callable
+        Plans a fleet of plain services; its answers are checked here, joined.
+    crew : Crew, optional
+        Who sizes the pools of large fleets.
+    on_plan : callable, optional
+        Told the verified plan of each cut that is decided.
 
     Raises
     ------
@@ -58,10 +76,17 @@ def plan_parts(problem: Problem, previous: Plan | None, decide: Decide, capacity
     """
     splitting = [service.name for service in problem.services if service.splits_by_size]
     held = _in_force(problem, previous, splitting)
-    book = open_book(problem, capacity_of, held, splitting)
-    bench = _Bench(problem=problem, previous=previous, decide=decide, capacity_of=capacity_of, held=held, book=book)
-    for cuts in _family(book, held, problem):
-        bench.try_cuts(cuts)
+    book = open_book(problem, capacity_of, held, splitting, crew)
+    bench = _Bench(
+        problem=problem,
+        previous=previous,
+        decide=decide,
+        capacity_of=capacity_of,
+        on_plan=on_plan,
+        held=held,
+        book=book,
+    )
+    bench.search(any(problem.running.values()) or bool(held))
     return bench.answer()
 
 
@@ -94,18 +119,6 @@ def _in_force(problem: Problem, previous: Plan | None, splitting: Sequence[str])
     """Cuts that are planned, or else run, of services that still declare that they split."""
     found = cuts_of(previous) if previous is not None and previous.services else cuts_running(problem)
     return {name: ranges for name, ranges in found.items() if name in splitting and tiles(ranges)}
-
-
-def _family(book: Book, held: Cuts, problem: Problem) -> list[Cuts]:
-    """The cuts that are decided in full, what is in force first."""
-    best = book.best()
-    if held or any(problem.running.values()):
-        return _different([held, best]) if _is_worth_trying(book, held, best, problem) else [held]
-    return _different([{}, *(book.every() if book.offered <= FEW else [best])])
-
-
-def _different(cuts: Sequence[Cuts]) -> list[Cuts]:
-    return [one for index, one in enumerate(cuts) if one not in cuts[:index]]
 
 
 def _is_worth_trying(book: Book, held: Cuts, best: Cuts, problem: Problem) -> bool:
@@ -142,22 +155,33 @@ class _Bench:
     capacity_of: CapacityOf
     held: Cuts
     book: Book
-    tried: list[_Tried]
-    faults: list[str]
+    on_plan: Callable[[Plan], None]
+    tried: list[_Tried] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
-    def __init__(
-        self,
-        *,
-        problem: Problem,
-        previous: Plan | None,
-        decide: Decide,
-        capacity_of: CapacityOf,
-        held: Cuts,
-        book: Book,
-    ) -> None:
-        self.problem, self.previous, self.decide, self.capacity_of = problem, previous, decide, capacity_of
-        self.held, self.book = held, book
-        self.tried, self.faults = [], []
+    def search(self, is_running: bool) -> None:
+        """Try what is in force and, if that promises enough, the best; from nothing, all that may be cheaper."""
+        best = self.book.best()
+        if is_running:
+            self.try_cuts(self.held)
+            if best != self.held and (not self.tried or _is_worth_trying(self.book, self.held, best, self.problem)):
+                self.try_cuts(best)
+            return
+        self.try_cuts({})
+        if best:
+            self.try_cuts(best)
+        for bound, cuts in self.book.ranked():
+            if not self.tried or len(self.tried) + len(self.faults) >= MOST_TRIED or self._is_near(bound):
+                return
+            if all(cuts != tried.cuts for tried in self.tried):
+                self.try_cuts(cuts)
+
+    def _is_near(self, bound: float) -> bool:
+        """True when no plan with so high a bound is clearly better than the best so far, which serves all."""
+        value = min(tried.plan.report.objective_usd_per_hour for tried in self.tried)
+        if self._best().plan.is_short:  # who is less short is better at any price
+            return False
+        return bound >= value - 0.1 * self.problem.policy.relative_gap * abs(value)
 
     def try_cuts(self, cuts: Cuts) -> None:
         """Decide the fleet with the cuts; a plan that fails the check is told and left."""
@@ -180,6 +204,7 @@ class _Bench:
             self.faults += [f"{_said(cuts)}: {fault}" for fault in faults]
             return
         self.tried.append(_Tried(cuts=cuts, plan=plan))
+        self.on_plan(plan)
 
     def answer(self) -> Plan:
         if not self.tried:
@@ -204,14 +229,14 @@ class _Bench:
 
     def _bound(self) -> tuple[float, bool]:
         """Bound of the plans in question, and whether these are those of every cut on offer."""
-        offered = [tried for tried in self.tried if self.book.offers(tried.cuts)]
         decided = min(tried.plan.report.bound_usd_per_hour for tried in self.tried)
+        offered = [tried.cuts for tried in self.tried if self.book.offers(tried.cuts)]
         if len(offered) == self.book.offered:
             return decided, True
         if self.book.bound_usd_per_hour is None:
             return decided, False
-        others = [tried.plan.report.bound_usd_per_hour for tried in self.tried if tried not in offered]
-        return min([self.book.bound_usd_per_hour, *others]), True
+        others = (bound for bound, cuts in self.book.ranked() if cuts not in offered)
+        return min(decided, next(others, self.book.bound_usd_per_hour)), True
 
     def _best(self) -> _Tried:
         """The best plan; what is in force stays unless another serves more or saves enough."""
