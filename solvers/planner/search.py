@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import cvxpy as cp
@@ -34,6 +34,7 @@ from solvers.planner.wide import Wide
 from solvers.verify import verify
 
 MOST_ROUNDS = 4
+MOST_CHOICES = 3  # of ways, when what was chosen finds no place
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
 NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
 SMALL = 150  # whole columns of a model that the solver searches through in no time
@@ -112,6 +113,8 @@ class Search:
         if not self.desk.is_large:
             starts = [*starts, self.desk.repaired({})]
         best = best_of(starts) if starts else None
+        if best is not None:
+            self._tell(best)
         try:
             cells = self._cells()
             arrays = state(cells)
@@ -127,13 +130,28 @@ class Search:
             self.rounds += 1
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
-            chosen = best_of([best, self._placed(cells, arrays, wide.choose())])
-            chosen = best_of([chosen, self.desk.repaired({})]) if chosen.short and self.desk.is_large else chosen
+            chosen = best_of([best, *self._chosen(cells, arrays, wide)])
+            if chosen.short and self.desk.is_large and not self._proved(chosen):
+                chosen = best_of([chosen, self.desk.repaired({})])
             return self._fine(chosen)
         except SOLVER_FAULTS as fault:
             self.faults.append(f"ways: {fault}")
             self.notes.append("solver failed, the best plan so far stands")
             return best or self.desk.repaired({})
+
+    def _chosen(self, cells: Cells, arrays: Arrays, wide: Wide) -> Iterator[Worth]:
+        """Take ways and place them; while some replica finds no place, choose again with less room where it should go.
+
+        Groups of bays have room in sum that no single bay may have.
+        """
+        lost = None
+        for _ in range(MOST_CHOICES):
+            replicas = wide.choose(lost)
+            found = self._placed(cells, arrays, replicas)
+            yield found
+            lost = np.maximum(0.0, replicas - cell_counts(cells, place(cells, replicas).counts))
+            if self._proved_by(found, self.bound_usd_per_hour) or not lost.any():
+                return
 
     def _tell(self, worth: Worth) -> None:
         """Hand an early plan to who asked for it, if it passes the check."""

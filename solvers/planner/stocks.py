@@ -19,7 +19,7 @@ from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.options import PoolOption
 from solvers.planner.penalties import EXCESS_WEIGHT
 
-MOST_PARTS, LEAST_PARTS = 4000, 1000  # of the demand; a load is rounded up to whole parts, finer where services are few
+MOST_PARTS, LEAST_PARTS = 1000, 1000
 WORK_PARTS = 100_000  # of all services together
 NEAR = 1e-6  # of a part; far above the rounding of a division
 LEAST_EVERY, MOST_EVERY = 32, 64  # sizes told apart; half a replica of as many is what the line beyond hides

@@ -8,7 +8,7 @@ small integer model takes one way for each service. What is left to do is to pla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,6 +20,7 @@ from solvers.planner.cells import Cells, Floats
 from solvers.planner.compose import Enough, shared_rows
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.options import CapacityOf, Sizer
+from solvers.planner.price_box import BoxStep, box_step
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
 from solvers.planner.stocks import KNOWN_SIZES, Curve, Pick, Stocks, build_stocks, choose_kept, least_value
 from solvers.planner.wide_ways import SparseWay, WayMaker
@@ -30,7 +31,15 @@ MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
-STALLED = 0.02  # of what is open: the relaxed choice has to fall by as much, or prices are taken as they are
+MOST_STALLED = 4  # pricings one after the other that find neither ways nor better prices
+STALLED = 1e-6  # of the bound; it rises by less only because loads are rounded
+PATIENCE, SLOW = 4, 0.9  # pricings stop when what is open is little and so many left this share of it open
+FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all services, once coarse ones say no more
+FINE_TRUST = 0.06  # the least trust that finely cut loads begin with
+FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
+MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
+LEAST_FINE = 6  # pricings kept for finely cut loads
+WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
 CLOSED = 0.1  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
 MOST_ALONE = 200  # sizes that are not worth sending to others
@@ -61,6 +70,7 @@ class Wide:
     prices: Floats = field(default_factory=lambda: np.zeros(0))
     best: float = -np.inf
     trust: float = TRUST
+    is_fine: bool = False
 
     @classmethod
     def of(cls, cells: Cells, arrays: Arrays, sizer: Sizer, crew: Crew, *, gap: float, seconds: float) -> Wide:
@@ -107,33 +117,56 @@ class Wide:
         return total
 
     def bound(self, is_enough: Enough) -> float:
-        """Raise the bound, finding ways as it goes; where prices held near the best find none of use, the newest do."""
-        is_stuck, last = False, np.inf
-        for _ in range(max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))):
+        """Raise the bound, finding ways as it goes: loads cut coarsely first, then finely, where less is rounded."""
+        left = max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))
+        for is_last in (False, True):
+            left -= self._raised(left if is_last else left - LEAST_FINE, is_enough)
             if is_enough(self.best):
                 break
-            relaxed = self._relaxed()
-            if relaxed.value - self.best <= CLOSED * self.gap * abs(relaxed.value):
+            if not is_last:
+                self._cut_finer()
+        for _ in range(MOST_COMPLETED):
+            if is_enough(self.best) or not self._completed(self._choice_prices(self._relaxed())):
                 break
-            newest, before, was_stuck = self._choice_prices(relaxed), len(self.ways), is_stuck
-            is_stuck = not is_stuck and relaxed.value > last - STALLED * (relaxed.value - self.best)
-            last = relaxed.value
-            self._priced(newest if is_stuck else self._next(newest))
-            if was_stuck and len(self.ways) == before and not self._completed(newest):
-                break  # the relaxed choice wants no other way
         return self.best
+
+    def _raised(self, pricings: int, is_enough: Enough) -> int:
+        """Price until nothing more is to be had; returns how often."""
+        stalled, open_usd = 0, list[float]()
+        for done in range(pricings):
+            step = self._step()
+            open_usd.append(step.value - self.best)
+            is_closed = open_usd[-1] <= CLOSED * self.gap * abs(step.value)
+            is_near = not self.is_fine or open_usd[-1] <= self.gap * abs(step.value)
+            is_slow = len(open_usd) > PATIENCE and open_usd[-1] > SLOW * open_usd[-1 - PATIENCE]
+            is_over = (is_closed and step.is_free) or stalled >= MOST_STALLED or (is_near and is_slow)
+            if is_enough(self.best) or is_over:
+                return done
+            if is_closed:
+                self.trust *= WIDER
+                continue
+            before, best = len(self.ways), self.best
+            value = self._priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
+            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and len(self.ways) == before):
+                self.trust /= 2.0
+            stalled = 0 if value > best + STALLED * abs(best) or len(self.ways) > before else stalled + 1
+        return pricings
+
+    def _cut_finer(self) -> None:
+        parts = max(FINE_PARTS[0], min(FINE_PARTS[1], FINE_WORK // max(1, len(self.stocks))))
+        self.is_fine, self.trust = True, max(self.trust, FINE_TRUST)
+        self.stocks = [replace(stocks, parts=max(stocks.parts, parts)) for stocks in self.stocks]
+
+    def _step(self) -> BoxStep:
+        """The best prices for the ways known so far, near the best prices so far."""
+        reach = self.trust * (self.prices + self.floor)
+        low = np.maximum(0.0, self.prices - reach)
+        return box_step(self._choice(), self.room, low, self.prices + reach, time_limit_s=self.seconds)
 
     def _completed(self, prices: Floats) -> bool:
         """Find ways that carry all that their parts promise, where rounding had let others fall short; True if new."""
         asked = self._asked(prices)
         return self._take(self._picks(prices, is_safe=True), asked)
-
-    def _next(self, newest: Floats) -> Floats:
-        """Prices between the best so far and the newest, which swing while ways are few."""
-        base = self.prices + self.floor
-        low, high = self.prices - self.trust * base, self.prices + self.trust * base
-        held = np.maximum(0.0, np.clip(newest, low, high))
-        return SMOOTHING * self.prices + (1.0 - SMOOTHING) * held
 
     def _priced(self, prices: Floats) -> float:
         picks = self._picks(prices)
@@ -143,8 +176,16 @@ class Wide:
             self.best, self.prices = value, prices
         return value
 
-    def choose(self) -> Floats:
-        """Take one way for each service so that together they fit; (C,) replicas."""
+    def choose(self, lost: Floats | None = None) -> Floats:
+        """Take one way for each service so that together they fit; (C,) replicas.
+
+        Parameters
+        ----------
+        lost : (C,) float, optional
+            Replicas of the last choice that found no place: so much of the room is not to be used again.
+        """
+        if lost is not None:
+            self.room = np.maximum(0.0, self.room - self.shared @ lost)
         for _ in range(2):
             relaxed = self._relaxed()
             self._blend(relaxed, self._asked(self._choice_prices(relaxed)))
