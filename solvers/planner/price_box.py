@@ -1,8 +1,8 @@
 """The next prices in a large fleet: the best that the ways known so far allow within a box around the best so far.
 
-While ways are few, the duals of their relaxed choice swing between nothing and the penalties. Kept within a box (Marsten,
-Hogan and Blankenship 1975) the choice says more: what lacks room is bought at the box's upper prices, what is left is
-sold at its lower ones, and either the bound rises there or the pricing finds ways that nobody knew.
+While ways are few, the duals of their relaxed choice swing between nothing and the penalties. Kept within a box
+(Marsten, Hogan and Blankenship 1975) the choice says more: what lacks room is bought at the box's upper prices, what is
+left is sold at its lower ones, and either the bound rises there or the pricing finds ways that nobody knew.
 """
 
 from __future__ import annotations

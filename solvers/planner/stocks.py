@@ -19,8 +19,7 @@ from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.options import PoolOption
 from solvers.planner.penalties import EXCESS_WEIGHT
 
-MOST_PARTS, LEAST_PARTS = 1000, 1000
-WORK_PARTS = 100_000  # of all services together
+PARTS = 1000  # of the demand; a load is rounded up to whole parts
 NEAR = 1e-6  # of a part; far above the rounding of a division
 LEAST_EVERY, MOST_EVERY = 32, 64  # sizes told apart; half a replica of as many is what the line beyond hides
 WORK_SIZES = 1000  # sizes told apart of a pool, over all services
@@ -341,7 +340,6 @@ def _line_back(stage: _Stage, part: int) -> tuple[float, int, int] | None:
 def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
     """Cut the cells by service; pools whose cells are none (no place) are left out by ``build_cells`` already."""
     made: list[Stocks] = []
-    parts = max(LEAST_PARTS, min(MOST_PARTS, WORK_PARTS // max(1, len(cells.services))))
     every = max(LEAST_EVERY, min(MOST_EVERY, WORK_SIZES // max(1, len(cells.services))))
     groups = cells.grouping.groups
     now = {(int(p), int(g)): int(n) for p, g, n in zip(cells.held_pool, cells.held_group, cells.held_now, strict=True)}
@@ -375,7 +373,7 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
             Stocks(
                 service=s,
                 demand_per_s=float(cells.demand_per_s[s]) if len(pools) else 0.0,
-                parts=parts,
+                parts=PARTS,
                 every=every,
                 fair_ratio=float(cells.fair_ratio[s]),
                 unserved_usd_per_hour=float(cells.penalty_usd_per_hour[s]),
