@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
@@ -162,3 +163,17 @@ def _choose_steps(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, int], x
                 x[chosen.start + step_index + option.steps.index(step)] = 1.0
         step_index += len(option.steps)
     return True
+
+
+def with_totals(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, float]) -> Arrays:
+    """The same model with so many replicas of each pool, no more and no fewer."""
+    at = arrays.columns["replicas"].start + np.arange(len(cells.cell_pool))
+    ones = (np.ones(len(at)), (cells.cell_pool, at))
+    wanted = np.array([totals.get(option.pool, 0.0) for option in cells.pools], dtype=float)
+    sums = sp.csc_array(ones, shape=(len(wanted), len(arrays.cost)))
+    return replace(
+        arrays,
+        matrix=sp.csc_array(sp.vstack([arrays.matrix, sums])),
+        row_lower=np.concatenate([arrays.row_lower, wanted]),
+        row_upper=np.concatenate([arrays.row_upper, wanted]),
+    )

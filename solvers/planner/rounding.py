@@ -22,6 +22,8 @@ from solvers.planner.tally import ROUNDING, pairs_of, rates_by_place
 from solvers.problem import Problem
 from solvers.workload import ServedModel
 
+RATE_SLACK = 1.1  # a pool of the largest useful size carries most per replica, but for a few percent
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
@@ -186,14 +188,32 @@ def _cheapest_block(
     totals, pairs = _totals(counts, service), pairs_of(problem, sizer, service, places_of(service, counts))
     if demand - pairs.able_per_s <= ROUNDING * demand:
         return None
-    blocks = [
-        block
-        for option in _at_one_cap(options.of(service.name), totals)
-        for site in _sites(sizer, option.pool, room)
-        for block in _blocks(option, sizer, service, _wanted(option, sizer, pairs, site, demand), totals, site)
-        if block.key not in blocked
-    ]
-    return min(blocks, key=lambda b: (b.usd_per_request_per_s, b.replicas, b.option.pool, b.site), default=None)
+    best: _Block | None = None
+    able = _at_one_cap(options.of(service.name), totals)
+    for least, option in sorted(
+        ((_least_price(o, sizer, totals), o) for o in able), key=lambda row: (row[0], row[1].pool)
+    ):
+        if best is not None and least > best.usd_per_request_per_s:
+            break  # the rest is not worth being sized
+        for site in _sites(sizer, option.pool, room):
+            wanted = _wanted(option, sizer, pairs, site, demand)
+            for block in _blocks(option, sizer, service, wanted, totals, site):
+                if block.key not in blocked and (best is None or _rank(block) < _rank(best)):
+                    best = block
+    return best
+
+
+def _rank(block: _Block) -> tuple[float, int, PoolKey, str]:
+    return block.usd_per_request_per_s, block.replicas, block.option.pool, block.site
+
+
+def _least_price(option: PoolOption, sizer: Sizer, totals: Mapping[PoolKey, int]) -> float:
+    """What a request per second costs at least in a block of the pool, if every chain wants it at its best rate."""
+    now = totals.get(option.pool, 0)
+    rate = RATE_SLACK * option.steps[-1].capacity_requests_per_s
+    gain = rate + max(0.0, now * rate - _carried(option, sizer, now))  # what runs gains too when a pool grows
+    chains = 2.0 if option.pool.role is Role.MIXED else 1.0
+    return option.price_usd_per_hour / (chains * gain) if gain > 0.0 else 0.0
 
 
 def _sites(sizer: Sizer, pool: PoolKey, room: Room) -> tuple[str, ...]:

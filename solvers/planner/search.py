@@ -23,7 +23,7 @@ from solvers.planner.menus import Least
 from solvers.planner.nodes import Counts
 from solvers.planner.options import find_options, step_at
 from solvers.planner.pack_nodes import pack
-from solvers.planner.places import Placed, cell_counts, place, start_columns
+from solvers.planner.places import Placed, cell_counts, place, start_columns, with_totals
 from solvers.planner.recap import recapped
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
 from solvers.planner.rounding import fill
@@ -300,6 +300,8 @@ class Search:
         placed = place(cells, x[arrays.columns["replicas"]])
         if not self.desk.is_wide and (placed.left or self._is_uneven(placed)):  # large fleets have too many bays
             placed = self._placed_bay_by_bay(cells, placed)
+        elif self.desk.is_wide and placed.left:
+            placed = self._placed_as_chosen(cells, x[arrays.columns["replicas"]], placed)
         counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
         for key, count in pack(self.desk.problem, counts).left.items():
             counts[key] -= count
@@ -352,6 +354,25 @@ class Search:
             whole = self._whole(arrays, start_columns(fine, arrays, placed.counts))
         except SOLVER_FAULTS as fault:
             self.faults.append(f"places: {fault}")
+            return placed
+        again = place(fine, whole.x[arrays.columns["replicas"]])
+        return again if again.left <= placed.left else placed
+
+    def _placed_as_chosen(self, cells: Cells, replicas: Floats, placed: Placed) -> Placed:
+        """Find every replica of the chosen pools a bay by the solver, where there are few bays; none is given up."""
+        totals = {
+            cells.pools[p].pool: n
+            for p, n in enumerate(np.bincount(cells.cell_pool, weights=np.round(replicas)).tolist())
+            if n > 0.0
+        }
+        fair_ratio = self.desk.penalties.fair_ratio
+        fine = build_cells(cells.problem, self.desk.options, one_by_one=True, only=totals.keys(), fair_ratio=fair_ratio)
+        if len(fine.cell_pool) > SPLIT_CELLS:
+            return placed
+        arrays = state(fine)
+        try:
+            whole = self._whole(with_totals(fine, arrays, totals), None)
+        except SolveFailed:  # no bays hold just these
             return placed
         again = place(fine, whole.x[arrays.columns["replicas"]])
         return again if again.left <= placed.left else placed
