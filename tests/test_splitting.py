@@ -14,7 +14,7 @@ from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.cuts import cuts_at, open_book, starts_of
 from solvers.planner.splitting import cuts_of, joined, split, split_plan
-from solvers.problem import Policy, Problem
+from solvers.problem import Policy, Problem, Quota
 from solvers.sizes import SizeRange, ranges_between, tiles
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
@@ -76,10 +76,12 @@ def test_floors_and_ceilings_of_parts_are_the_services() -> None:
     for floor, ceiling in ((0, 3), (2, 7), (5, 5), (17, 40)):
         whole = documents()
         whole = replace(whole, services=(replace(whole.services[0], min_replicas=floor, max_replicas=ceiling),))
-        parts = split(whole, {CHAT: THREE}).services
+        plain = split(whole, {CHAT: THREE})
+        parts = plain.services
         assert sum(part.min_replicas for part in parts) == floor
         assert sum(part.max_replicas for part in parts) == ceiling
-        assert all(part.min_replicas <= part.max_replicas and part.max_replicas >= 1 for part in parts)
+        assert all(part.min_replicas <= part.max_replicas for part in parts)
+        assert all((part.max_replicas > 0) == (plain.demands[part.name].requests_per_s > 0.0) for part in parts)
 
 
 def test_short_prompts_go_to_cheap_gpus_and_the_plan_says_what_that_saves(problem: Problem, plan: Plan) -> None:
@@ -126,6 +128,39 @@ def test_a_service_that_stops_declaring_is_joined_again(problem: Problem, plan: 
     assert joined_again.parts == ()
     assert all(not row.pool.sizes for row in joined_again.pools)
     assert verify(plan, whole)
+
+
+def test_a_part_that_nobody_asks_anymore_is_given_up(problem: Problem, plan: Plan) -> None:
+    running = {(row.pool, row.location): row.replicas for row in plan.placements}
+    short = replace(problem.demands[CHAT], mix=lengths((800, 200, 1.0)))
+    now = replace(problem, demands={CHAT: short}, running=running)
+    again = make_plan(now, previous=plan)
+    assert verify(again, now, capacity_of=replica_capacity) == ()
+    assert "p4096-up" not in {row.pool.sizes for row in again.pools}
+    assert any("cut as decided" in note for note in again.report.notes)
+
+
+def test_another_cut_must_save_enough_to_replace_the_one_in_force(problem: Problem, plan: Plan) -> None:
+    whole = make_plan(documents(splits=False))
+    running = {(row.pool, row.location): row.replicas for row in whole.placements}
+    stays = make_plan(replace(problem, running=running), previous=whole)
+    assert stays.parts == ()
+    assert stays.splits[0].sizes == ()
+    calm = replace(problem.policy, start_cost_hours=0.01)
+    moves = make_plan(replace(problem, running=running, policy=calm), previous=whole)
+    assert [part.sizes for part in moves.parts] == ["p0-4095", "p4096-up"]
+    eager = replace(calm, min_saving_ratio=0.5)
+    assert make_plan(replace(problem, running=running, policy=eager), previous=whole).parts == ()
+
+
+def test_a_quota_counts_all_parts(problem: Problem) -> None:
+    quota = Quota(namespace="default", gpu_class="h100-sxm", max_gpus=4)
+    tight = replace(problem, policy=replace(problem.policy, quotas=(quota,)))
+    plan = make_plan(tight)
+    assert verify(plan, tight, capacity_of=replica_capacity) == ()
+    assert plan.is_short
+    assert any("p4096-up: " in reason for reason in plan.services[0].short_because)
+    assert sum(r.replicas * r.pool.config.gpus for r in plan.pools if r.pool.gpu_class == "h100-sxm") <= 4
 
 
 @pytest.mark.parametrize("first", range(0, 30, 10))

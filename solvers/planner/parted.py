@@ -123,6 +123,8 @@ def _in_force(problem: Problem, previous: Plan | None, splitting: Sequence[str])
 
 def _is_worth_trying(book: Book, held: Cuts, best: Cuts, problem: Problem) -> bool:
     """True when the best cuts promise to save what a change must save at least, or what is held cannot be weighed."""
+    if not set(held) <= set(book.starts):  # nothing of the service is left to be told apart
+        return True
     total = saving = 0.0
     for service in book.starts:
         try:
@@ -276,11 +278,12 @@ class _Bench:
     def _notes(self, is_whole_family: bool) -> list[str]:
         notes = [f"a plan was left because it failed the check: {fault}" for fault in dict.fromkeys(self.faults)]
         places = [f"{name} at {', '.join(map(str, starts))}" for name, starts in self.book.starts.items()]
-        if is_whole_family and places:
-            notes.append(f"the bound covers plans that cut {'; '.join(places)} prompt tokens, at any of these or none")
-        elif places:
-            covered = " or ".join(_said(tried.cuts) for tried in self.tried)
-            notes.append(f"the bound covers plans cut as decided ({covered}), no other cuts")
+        tried = [row.cuts for row in self.tried]
+        others = [_said(cuts) for cuts in tried if not (is_whole_family and self.book.offers(cuts))]
+        covered = [f"that cut {'; '.join(places)} prompt tokens, at any of these or none"] if is_whole_family else []
+        covered += [f"cut as decided ({' or '.join(others)})"] if others else []
+        if places or others:
+            notes.append(f"the bound covers plans {' and those '.join(covered)}")
         return notes
 
 

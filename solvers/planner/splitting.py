@@ -71,9 +71,9 @@ def split(problem: Problem, cuts: Cuts) -> Problem:
     """Put the parts in the place of the services that are cut.
 
     The parts' demands add up to the service's exactly. Floors and ceilings are shared out replica by replica: one for
-    each part, then by tokens asked for each replica had, so that they add up to the service's too. What else a service
-    asks (spread, spot, guarantees) each part keeps for itself, and with it the whole. Replicas that run for ranges of
-    another cut are left out: they stop, whatever is decided (``dropped``).
+    each part that is asked anything, then by tokens asked for each replica had, so that they add up to the service's
+    too. What else a service asks (spread, spot, guarantees) each part keeps for itself, and with it the whole. Replicas
+    that run for ranges of another cut are left out: they stop, whatever is decided (``dropped``).
     """
     services: list[ServedModel] = []
     demands = {name: demand for name, demand in problem.demands.items() if name not in cuts}
@@ -153,11 +153,14 @@ def tokens_within(mix: Sequence[SizeBucket], sizes: SizeRange) -> float:
 
 
 def _shared_out(count: int, weights: Sequence[float]) -> list[int]:
-    """Share out whole numbers: one for each, then to most weight for what it has (Adams); more takes none away."""
+    """Share out whole numbers: one for each, then to most weight for what it has (Adams); more takes none away.
+
+    Parts of no weight get nothing, unless none has any.
+    """
     given = [0] * len(weights)
+    able = [i for i, weight in enumerate(weights) if weight > 0.0] or list(range(len(weights)))
     for _ in range(count):
-        index = max(range(len(given)), key=lambda i: (given[i] == 0, weights[i] / max(1, given[i]), -i))
-        given[index] += 1
+        given[max(able, key=lambda i: (given[i] == 0, weights[i] / max(1, given[i]), -i))] += 1
     return given
 
 
