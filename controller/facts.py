@@ -255,8 +255,9 @@ GPU_FIELDS: Mapping[str, tuple[str, float]] = {
     "networkGigabytesPerSecond": ("network_bytes_per_s", 1e9),
     "idleWatts": ("idle_watts", 1.0),
     "maxWatts": ("max_watts", 1.0),
+    "linkIslandGpus": ("link_island_gpus", 1.0),
 }
-OPTIONAL_GPU_FIELD = "fp8Teraflops"
+OPTIONAL_GPU_FIELDS = ("fp8Teraflops", "linkIslandGpus")
 
 
 def read_gpu_facts(name: str, given: Mapping[str, Any]) -> GpuFacts:
@@ -273,13 +274,15 @@ def read_gpu_facts(name: str, given: Mapping[str, Any]) -> GpuFacts:
     values: dict[str, Any] = {"name": name, "fp8_flops_per_s": None}
     for field, (ours, factor) in GPU_FIELDS.items():
         value = given.get(field)
-        if value is None and field == OPTIONAL_GPU_FIELD:
+        if value is None and field in OPTIONAL_GPU_FIELDS:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise InvalidInput(subject, field, f"is {value!r}, not a number above 0", "take it from the data sheet")
         values[ours] = factor * value
     if values["idle_watts"] >= values["max_watts"]:
         raise InvalidInput(subject, "idleWatts", "is not below maxWatts", "take both from the data sheet")
+    if "link_island_gpus" in values:
+        values["link_island_gpus"] = max(1, int(values["link_island_gpus"]))
     return GpuFacts(**values)
 
 

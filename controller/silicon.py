@@ -369,6 +369,7 @@ def _system_facts(gpu_class: str, system: str) -> GpuFacts:
         network_bytes_per_s=float(node["inter_node_bw"]),
         idle_watts=round(IDLE_POWER_RATIO * float(gpu["power"]), 0),
         max_watts=float(gpu["power"]),
+        link_island_gpus=int(node.get("num_gpus_per_rack") or node["num_gpus_per_node"]),
     )
 
 

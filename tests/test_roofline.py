@@ -150,3 +150,17 @@ def test_a_config_without_a_field_is_refused_by_its_name() -> None:
     without = {key: value for key, value in DENSE.items() if key != "hidden_size"}
     with pytest.raises(InvalidInput, match="hidden_size"):
         facts_of_config("some/model", without)
+
+
+def test_a_replica_of_two_islands_waits_for_the_network_between_them() -> None:
+    """Sixteen ranks on one link against two islands of eight: the second pays for the network, the first does not."""
+    joined, parted = (replace(H100, link_island_gpus=island) for island in (72, 8))
+    one, two, eight = make(SEVENTY, joined, 16), make(SEVENTY, parted, 16), make(SEVENTY, parted, 8)
+    assert all(fast < slow for fast, slow in zip(one.prefill_s, two.prefill_s, strict=True))
+    across_s = two.prefill_s[-1] - one.prefill_s[-1]
+    moved_bytes = two.prefill_tokens[-1] * SEVENTY.hidden_size * 2.0
+    over_network_s = 2.0 * SEVENTY.layers * (moved_bytes / 8.0) / (0.7 * H100.network_bytes_per_s)
+    more_on_link_s = 2.0 * SEVENTY.layers * 2.0 * (15 / 16 - 7 / 8) * moved_bytes / (0.7 * H100.link_bytes_per_s)
+    assert across_s == pytest.approx(over_network_s - more_on_link_s + 2.0 * SEVENTY.layers * 30e-6, rel=0.02)
+    assert eight.decode_step_s == make(SEVENTY, H100, 8).decode_step_s
+    assert two.decode_step_s[0][0] > one.decode_step_s[0][0]

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from solvers.engine import EngineConfig, Role
+from solvers.evaluate.fleet_state import RunningFleet
+from solvers.evaluate.incidents import Incident, What
 from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain, Replica, ReplicaState, Snapshot
 from solvers.ledger import reserved_now_watts
 from solvers.plan import Plan
@@ -24,6 +26,7 @@ from solvers.planner.pack_nodes import pack
 from solvers.planner.relax import state
 from solvers.problem import Problem
 from solvers.rollout.room import Room as RolloutRoom
+from solvers.simulate import Fleet
 from solvers.verify import verify, verify_places
 from solvers.workload import Demand, PlacementMode
 from tests import fleets
@@ -328,6 +331,22 @@ def test_a_group_that_waits_for_nodes_keeps_room_on_an_island() -> None:
     for _ in range(2):
         room.hold(replace(half, pool=pool(4), node=None))
     assert room.blocker(pool(4), "rack-1") is not None
+
+
+def test_a_replay_starts_groups_on_whole_nodes_and_loses_them_with_any_of_these() -> None:
+    nodes = rack((8, 8, 7, 8), ("a", "a", "a", "a"))
+    running = RunningFleet(problem_on(nodes, (4, 16)), Fleet())
+    running.ask({(pool(16), "rack-1"): 2})
+    (lone,) = running.snapshot().replicas[:1]
+    assert lone.nodes == (nodes[0].name, nodes[1].name)
+    running.ask({(pool(16), "rack-1"): 1, (pool(4), "rack-1"): 5})
+    held = [r for r in running.snapshot().replicas if r.node is not None]
+    assert sorted(r.pool.config.gpus for r in held) == [4, 4, 4, 16], "one beside a broken GPU, two on the last node"
+    failed = running.suffer(Incident(at_s=0.0, what=What.FAIL, node=nodes[1].name, repair_s=60.0))
+    assert len(failed.replicas) == 1
+    assert all(r.pool != pool(16) for r in running.snapshot().replicas if r.node is not None)
+    running.start_pending()
+    assert all(r.node != nodes[0].name for r in running.snapshot().replicas), "both of its nodes are being repaired"
 
 
 # ---------------------------------------------------------------- the check, and the rows

@@ -24,6 +24,7 @@ MEMORY_EFFICIENCY = 0.8  # of the data sheet's bandwidth; the silicon tables' ow
 LINK_EFFICIENCY = 0.7  # of the link's one-way rate, for rings over 2-8 GPUs
 NETWORK_EFFICIENCY = 0.7  # of the network's rate, for KV blocks
 ALL_REDUCE_LATENCY_S = 10e-6  # one small all-reduce inside a node
+CROSS_ALL_REDUCE_LATENCY_S = 30e-6  # one between islands: a few hops over NICs and switches, each way
 STEP_OVERHEAD_S = 0.002  # launch, sampling and scheduling of one engine step
 
 MEMORY_USE_RATIO = 0.9  # share of the memory that an engine takes by default
@@ -108,8 +109,8 @@ class ModelFacts:
 class GpuFacts:
     """What first principles need to know of a GPU class; peaks as in its data sheet, dense.
 
-    ``link_bytes_per_s`` joins the GPUs of one replica, one way; ``network_bytes_per_s`` is one GPU's share of the
-    network between replicas.
+    ``link_bytes_per_s`` joins the ``link_island_gpus`` GPUs of one island, one way; ``network_bytes_per_s`` is the
+    share of one GPU in the network between islands and replicas.
     """
 
     name: str
@@ -121,6 +122,7 @@ class GpuFacts:
     network_bytes_per_s: float
     idle_watts: float
     max_watts: float
+    link_island_gpus: int = 8
 
 
 def roofline_profile(
@@ -289,9 +291,16 @@ class _Roofline:
         return STEP_OVERHEAD_S + max(flops / self.flops_per_s, moved_bytes / bandwidth) + self._all_reduce_s(tokens)
 
     def _all_reduce_s(self, tokens: float) -> float:
-        """Two all-reduces a layer; a ring moves 2(n-1)/n of the activations over every link."""
+        """Two all-reduces a layer; a ring of n moves 2(n-1)/n of the activations over every link.
+
+        Ranks of several islands reduce inside theirs first, each then its share across over its part of the network.
+        """
         ranks = self.config.tensor_parallel
-        if ranks == 1:
-            return 0.0
-        moved = 2.0 * (ranks - 1) / ranks * tokens * self.model.hidden_size * 2.0
-        return 2.0 * self.model.layers * (ALL_REDUCE_LATENCY_S + moved / (LINK_EFFICIENCY * self.gpu.link_bytes_per_s))
+        inside = min(ranks, self.gpu.link_island_gpus)
+        outside = math.ceil(ranks / inside)
+        activations = tokens * self.model.hidden_size * 2.0
+        linked = 2.0 * (inside - 1) / inside * activations / (LINK_EFFICIENCY * self.gpu.link_bytes_per_s)
+        share = activations / inside
+        crossed = 2.0 * (outside - 1) / outside * share / (NETWORK_EFFICIENCY * self.gpu.network_bytes_per_s)
+        latency = (inside > 1) * ALL_REDUCE_LATENCY_S + (outside > 1) * CROSS_ALL_REDUCE_LATENCY_S
+        return 2.0 * self.model.layers * (latency + linked + crossed)

@@ -12,9 +12,10 @@ from solvers.engine import EngineProfile, ProfileKey, Role
 from solvers.engine.curves import prefill_speed_ratio
 from solvers.errors import InvalidInput, OutOfRange
 from solvers.evaluate.incidents import Happened, Incident, What
-from solvers.fleet import ANYWHERE, PoolKey, Replica, ReplicaState, Snapshot
+from solvers.fleet import ANYWHERE, Node, PoolKey, Replica, ReplicaState, Snapshot
 from solvers.problem import Problem
 from solvers.simulate import Fleet, GapHistogram, ReplicaView
+from solvers.spans import islands, node_sizes, nodes_taken
 
 Place = tuple[PoolKey, str]
 Counts = Mapping[Place, int]
@@ -22,15 +23,21 @@ Counts = Mapping[Place, int]
 
 @dataclass(slots=True, kw_only=True)
 class Live:
-    """One replica that holds GPUs."""
+    """One replica that holds GPUs: ``each`` of every node that it stands on, none where it runs as it is written."""
 
     name: str
     place: Place
-    node: str
+    nodes: tuple[str, ...]
     gpus: int
+    each: int
     added_s: float
     ready_s: float
     is_leaving: bool = False
+
+    @property
+    def node(self) -> str:
+        """The first of its nodes, empty for none."""
+        return self.nodes[0] if self.nodes else ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +115,7 @@ class RunningFleet:
         self.asked: dict[Place, int] = {}
         self.live: dict[str, Live] = {}
         self._free = {node.name: node.gpus_usable for node in problem.nodes}
+        self._sizes = node_sizes(problem.nodes)
         self._gone: dict[Place, Meter] = defaultdict(Meter)
         self._models = {service.name: service.model for service in problem.services}
         self._caps: dict[PoolKey, float] = {}
@@ -133,7 +141,7 @@ class RunningFleet:
         for place, count in sorted(counts.items()):
             self.asked[place] = count
             for _ in range(count):
-                self._add(place, self._node_for(place) or "", cold=False)
+                self._add(place, self._nodes_for(place), cold=False)
 
     def cap(self, caps: Mapping[PoolKey, float]) -> None:
         """Set the power cap of each GPU by pool, now and for replicas to come; at the class's highest there is none."""
@@ -199,10 +207,10 @@ class RunningFleet:
             counts[live.place] += not live.is_leaving
         for place, wanted in sorted(self.asked.items()):
             for _ in range(wanted - counts[place]):
-                node = self._node_for(place)
-                if node is None:
+                nodes = self._nodes_for(place)
+                if not nodes:
                     break
-                self._add(place, node, cold=True)
+                self._add(place, nodes, cold=True)
 
     # ------------------------------------------------------------------ from outside
 
@@ -236,15 +244,15 @@ class RunningFleet:
         return [
             live
             for live in self.live.values()
-            if incident.matches(*live.place, live.node, live.name)
+            if any(incident.matches(*live.place, node, live.name) for node in live.nodes or ("",))
             and not (live.is_leaving and incident.what is What.DRAIN)
         ][: incident.count]
 
     def _holder(self, node: str, slot: int) -> list[Live]:
         """The replica that holds a GPU of a node; none when it is idle."""
         for live in self.live.values():
-            if live.node == node:
-                slot -= live.gpus
+            if node in live.nodes:
+                slot -= live.each
                 if slot < 0:
                     return [live]
         return []
@@ -257,12 +265,12 @@ class RunningFleet:
         again = 0
         for live in hit:
             again += self._remove(live)
-            if live.node and incident.repair_s > 0:
-                self._break(live.node, live.gpus, back_s)
+            for node in live.nodes if incident.repair_s > 0 else ():
+                self._break(node, live.each, back_s)
         if incident.is_of_hosts and incident.repair_s > 0:
-            for node in self.problem.nodes:
-                if incident.node in ("", node.name) and incident.location in ("", node.location):
-                    self._break(node.name, self._free[node.name], back_s)
+            for one in self.problem.nodes:
+                if incident.node in ("", one.name) and incident.location in ("", one.location):
+                    self._break(one.name, self._free[one.name], back_s)
         return [live.name for live in hit], again
 
     def _break(self, node: str, gpus: int, back_s: float) -> None:
@@ -303,10 +311,12 @@ class RunningFleet:
         for live in [r for r in self.live.values() if r.is_leaving and not self._held(r)]:
             self._remove(live)
 
-    def _node_for(self, place: Place) -> str | None:
-        """Fullest node that still fits a whole replica, by name among equals."""
+    def _nodes_for(self, place: Place) -> tuple[str, ...]:
+        """Fullest node that fits a whole replica, by name among equals, or whole ones of an island; () for none."""
         pool, location = place
-        need = pool.config.gpus
+        need, size = pool.config.gpus, self._sizes.get(pool.gpu_class, 0)
+        if (span := nodes_taken(need, size)) > 1:
+            return self._island_for(pool, location, span, size)
         fitting = [
             (self._free[node.name], node.name)
             for node in self.problem.nodes
@@ -314,20 +324,34 @@ class RunningFleet:
             and location in (node.location, ANYWHERE)
             and self._free[node.name] >= need
         ]
-        return min(fitting)[1] if fitting else None
+        return (min(fitting)[1],) if fitting else ()
 
-    def _add(self, place: Place, node: str, *, cold: bool) -> None:
+    def _island_for(self, pool: PoolKey, location: str, span: int, size: int) -> tuple[str, ...]:
+        here: dict[str, list[Node]] = {}
+        for node in self.problem.nodes:
+            if node.gpu_class == pool.gpu_class and location in (node.location, ANYWHERE):
+                here.setdefault(node.location, []).append(node)
+        kind = self.problem.gpu_classes[pool.gpu_class]
+        joined = (names for nodes in here.values() for names in islands(nodes, kind, size).values())
+        whole = [[name for name in names if self._free[name] == size] for names in joined]
+        fitting = [names for names in whole if len(names) >= span]
+        return tuple(min(fitting, key=lambda names: (len(names), names))[:span]) if fitting else ()
+
+    def _add(self, place: Place, nodes: tuple[str, ...], *, cold: bool) -> None:
         pool, location = place
         profile, now_s = self.profile(pool), self.now_s
         name = f"{pool}@{location}#{self._made}"
         self._made += 1
         ready_s = now_s + profile.cold_start_s if cold else now_s
-        cap = self._cap_of(place, node, name)
+        cap = self._cap_of(place, nodes[0] if nodes else "", name)
         self.fleet.add_replica(name, pool.service, pool.role, profile, ready_s if cold else None, cap_watts=cap)
         gpus = pool.config.gpus
-        self.live[name] = Live(name=name, place=place, node=node, gpus=gpus, added_s=now_s, ready_s=ready_s)
-        if node:
-            self._free[node] -= gpus
+        each = gpus if len(nodes) <= 1 else self._sizes[pool.gpu_class]
+        self.live[name] = Live(
+            name=name, place=place, nodes=nodes, gpus=gpus, each=each, added_s=now_s, ready_s=ready_s
+        )
+        for node in nodes:
+            self._free[node] -= each
 
     def _drain(self, live: Live) -> None:
         live.is_leaving = True
@@ -337,8 +361,8 @@ class RunningFleet:
         self._gone[live.place].add(self.fleet.replica(live.name), live.gpus * (self.now_s - live.added_s))
         lost = self.fleet.remove_replica(live.name)
         del self.live[live.name]
-        if live.node:
-            self._free[live.node] += live.gpus
+        for node in live.nodes:
+            self._free[node] += live.each
         return lost
 
     def _held(self, live: Live) -> int:
@@ -397,6 +421,7 @@ class RunningFleet:
             pool=live.place[0],
             location=live.place[1],
             node=live.node or None,
+            more_nodes=live.nodes[1:],
             state=ReplicaState.LEAVING if live.is_leaving else state,
             age_s=self.now_s - live.added_s,
             outstanding_requests=float(self._held(live)),
