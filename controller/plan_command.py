@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -23,6 +24,8 @@ from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.parted import with_estimates
 from solvers.problem import Problem
+from solvers.sizing import replica_capacity
+from solvers.verify_bound import verify_bound
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
 
@@ -43,8 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that share the work on fleets of more than 512 GPUs; the plan is the same (default: the cores)",
     )  # fmt: skip
     parser.add_argument("--cluster", metavar="dask[=ADDRESS]", help="share it on a Dask (or ray[=ADDRESS]) cluster")
+    parser.add_argument(
+        "--verify-bound", action="store_true",
+        help="find the plan's bound again at the prices it shows, by other arithmetic than the planner's",
+    )  # fmt: skip
     add_output_argument(parser)
-    parser.epilog = "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input (the rest is planned)."
+    parser.epilog = (
+        "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input (the rest is planned), or a "
+    )
+    parser.epilog += "bound that was not found again."
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +66,14 @@ def run(args: argparse.Namespace) -> int:
     planned = replace(planned, plan=with_estimates(planned.plan, planned.problem))
     body = one_object(render_fleet_plan(planned.plan, number=1))
     print_output(args.output, body, lambda: "\n\n".join(_sections(planned.plan, args.power_caps)))
-    return exit_code(planned)
+    return exit_code(planned) if not args.verify_bound or _says_bound(planned) else EXIT_BAD_INPUT
+
+
+def _says_bound(planned: Planned) -> bool:
+    """Say on standard error whether the plan's bound was found again; False when it was not."""
+    check = verify_bound(planned.plan, planned.problem, capacity_of=replica_capacity)
+    print(check or "the bound shows no prices that could be checked", file=sys.stderr)
+    return check is None or check.is_supported
 
 
 def _decider(args: argparse.Namespace) -> Callable[[Problem], Plan]:

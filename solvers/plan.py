@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
+from solvers.certificate import Certificate
 from solvers.fleet import PoolKey
 
 
@@ -176,7 +177,8 @@ class Plan:
     ``routing`` states the routing that the sizing assumed, ``whys`` says in words what led to it where somebody asked,
     ``relief`` is the cheapest way to serve what is unserved, ``parts`` says which requests go where in services that
     are split by size, and ``splits`` the price of not splitting. ``links`` says what keys and values load the links
-    with, when prefill and decode are kept on one side of them as far as capacity goes.
+    with, when prefill and decode are kept on one side of them as far as capacity goes. ``certificate`` is what the
+    report's bound rests on.
     """
 
     placements: tuple[Placement, ...]
@@ -191,6 +193,7 @@ class Plan:
     parts: tuple[PartPlan, ...] = ()
     splits: tuple[SplitPrice, ...] = ()
     links: tuple[LinkPlan, ...] = ()
+    certificate: Certificate | None = None
 
     @property
     def is_short(self) -> bool:

@@ -25,6 +25,7 @@ from solvers.planner.desk import Desk
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
+from solvers.verify_bound import verify_bound
 from tests import synthetic
 
 OVERLOADS = (1.3, 2.0)  # times the usual load
@@ -52,6 +53,9 @@ def measured(name: str, problem: Problem, workers: int, previous: Plan | None = 
     began = time.process_time()
     faults = verify(plan, problem)
     checked = time.process_time() - began
+    began = time.process_time()
+    bound = verify_bound(plan, problem, capacity_of=replica_capacity)
+    bound_s = time.process_time() - began
     report = plan.report
     return plan, {
         "plan": name,
@@ -64,6 +68,8 @@ def measured(name: str, problem: Problem, workers: int, previous: Plan | None = 
         "unserved": unserved(plan),
         "verify_s": round(checked, 2),
         "faults": len(faults),
+        "bound_s": round(bound_s, 2),
+        "bound is": "no prices" if bound is None else str(bound).partition(":")[0],
         "rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 

@@ -85,7 +85,8 @@ def make_plan(
             return _decided(parted, before, capacity_of, crew())
 
         early = {"on_plan": on_plan} if on_plan is not None else {}
-        return plan_parts(problem, previous, decide, capacity_of, crew=crew(), **early)
+        plan = plan_parts(problem, previous, decide, capacity_of, crew=crew(), **early)
+        return replace(plan, certificate=None)  # its prices are of one cut
     return _decided(problem, previous, capacity_of, crew(), on_plan)
 
 

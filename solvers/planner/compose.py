@@ -41,6 +41,7 @@ class Composer:
     seconds: float
     ways: list[Way] = field(default_factory=list)
     known: set[tuple[int, bytes]] = field(default_factory=set)
+    prices: Floats = field(default_factory=lambda: np.zeros(0))  # those that the bound was found at
 
     @classmethod
     def of(
@@ -79,11 +80,12 @@ class Composer:
             Prices to begin with, of the relaxed model's rows.
         """
         best, prices = -np.inf, np.maximum(0.0, -duals[shared_rows(arrays)])
-        best_prices = prices
+        best_prices = self.prices = prices
         for _ in range(MOST_PRICINGS):
             value = self._value(prices)
             if value > best:
                 best, best_prices = value, prices
+                self.prices = prices
             asked = self.asked(prices)
             found = [self.add(menu.cheapest(asked)) for menu in self.menus]
             if is_enough(best):

@@ -80,7 +80,7 @@ def said_in_full(desk: Desk, plan: Plan, asked: Problem) -> Plan:
     gap = (value - bound) / max(abs(value), 1e-9)
     status = SolveStatus.OPTIMAL if gap <= asked.policy.relative_gap + 1e-9 else SolveStatus.FEASIBLE
     report = replace(report, objective_usd_per_hour=value, bound_usd_per_hour=bound, gap_ratio=gap, status=status)
-    return replace(plan, services=services, report=report)
+    return replace(plan, services=services, report=report, certificate=None)  # its prices are of less demand
 
 
 def _in_full(row: ServicePlan, asked: Problem, extra: float) -> ServicePlan:

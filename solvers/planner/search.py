@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import cvxpy as cp
 import numpy as np
 
+from solvers.certificate import Certificate
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
@@ -15,7 +16,8 @@ from solvers.planner.assemble import Prices, assemble, read_prices
 from solvers.planner.bound import dual_bound
 from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.compose import Composer, Enough
+from solvers.planner.certify import certificate
+from solvers.planner.compose import Composer, Enough, shared_rows
 from solvers.planner.desk import Desk
 from solvers.planner.fine import fine_counts
 from solvers.planner.floors import pinned_most
@@ -55,6 +57,7 @@ class Search:
     on_plan: Callable[[Plan], None] | None = None
     bound_usd_per_hour: float = 0.0
     prices: Prices = field(default_factory=Prices)
+    certificate: Certificate | None = None
     rounds: int = 0
     composer: Composer | None = None
     notes: list[str] = field(default_factory=list)
@@ -127,6 +130,7 @@ class Search:
             best = best_of([*starts, self._placed(cells, arrays, wide.together())])
             self._tell(best)
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(best, b)))
+            self._certify(cells, arrays, wide.prices)
             self.rounds += 1
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
@@ -235,6 +239,9 @@ class Search:
         composer = Composer.of(cells, arrays, self.desk.sizer, gap=self._gap(), seconds=seconds, least=least)
         if composer is not None:
             self._raise_bound(composer.bound(duals, arrays, is_enough))
+            self._certify(cells, arrays, composer.prices)
+        else:
+            self._certify(cells, arrays, np.maximum(0.0, -duals[shared_rows(arrays)]))
         return composer
 
     def _proved_by(self, best: Worth, bound: float) -> bool:
@@ -280,6 +287,15 @@ class Search:
     def _seconds(self) -> float:
         """Share of the time limit that one solve may take; rounds get less and less, so that their sum keeps it."""
         return self.desk.problem.policy.time_limit_s / 2.0 ** (self.rounds + 1)
+
+    def _certify(self, cells: Cells, arrays: Arrays, prices: Floats) -> None:
+        """Keep the prices that the bound so far rests on; what rises later rises by search."""
+        if not self.base:
+            self.certificate = certificate(cells, arrays, prices, self.bound_usd_per_hour)
+
+    def _shown(self) -> Certificate | None:
+        shown = self.certificate
+        return shown and replace(shown, is_searched=self.bound_usd_per_hour > shown.usd_per_hour)
 
     def _raise_bound(self, bound: float) -> None:
         if np.isfinite(bound):
@@ -412,6 +428,7 @@ class Search:
             notes=(*notes, *self.notes),
             reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
         )
+        plan = replace(plan, certificate=self._shown())
         return plan, verify(plan, self.desk.problem, capacity_of=self.desk.sizer.capacity_of)
 
 

@@ -1,0 +1,57 @@
+"""What a bound rests on, in names of the problem: prices of what services share, and what failing is said to cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GPUS, POWER, POWER_WHOLE = "gpus", "power", "power_whole"
+QUOTA_GPUS, QUOTA_POWER = "quota_gpus", "quota_power"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedRow:
+    """One price, USD per hour and unit, of the same limit at each of several places.
+
+    ============== ======================= ==================== =========================================
+    limit          ``places``              ``size``             unit
+    ============== ======================= ==================== =========================================
+    gpus           locations of the class  GPUs of a group      groups of so many GPUs that could stand
+    power          power domains           0                    kW above idle draw
+    power_whole    power domains           watts of a replica   replicas of so many watts
+    quota_gpus     the namespace           0                    GPUs, of the class or (empty) of all
+    quota_power    the namespace           0                    kW at the highest cap
+    ============== ======================= ==================== =========================================
+    """
+
+    limit: str
+    places: tuple[str, ...]
+    gpu_class: str = ""
+    size: float = 0.0
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceWeights:
+    """What failing a service weighs: all of its demand unserved, and one replica below its floor.
+
+    What it lacks beyond ``fair_ratio`` of its demand weighs twice.
+    """
+
+    service: str
+    unserved_usd_per_hour: float
+    floor_usd_per_hour: float
+    fair_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """Why no plan costs less than ``usd_per_hour``: at these prices the services' least values say so.
+
+    ``is_searched`` says that the plan's bound may lie above that, by a solver's branch and bound, which leaves no
+    evidence that could be checked in seconds.
+    """
+
+    usd_per_hour: float
+    rows: tuple[PricedRow, ...]
+    weights: tuple[ServiceWeights, ...]
+    is_searched: bool = False

@@ -1,0 +1,84 @@
+"""Write down what a bound rests on, so that ``solvers.verify_bound`` can find it again without any of this code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from solvers.certificate import GPUS, POWER, POWER_WHOLE, Certificate, PricedRow, ServiceWeights
+from solvers.planner.cells import Cells, Floats
+from solvers.planner.compose import shared_rows
+from solvers.planner.grouping import BayGroup, DomainGroup
+from solvers.planner.quotas import QuotaRow, quota_rows
+from solvers.planner.relax import Arrays
+
+
+def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: float) -> Certificate:
+    """Name the prices of the shared rows and the weights of failing.
+
+    Parameters
+    ----------
+    prices : (R,) float
+        Of the rows ``shared_rows(arrays)``, at least 0.
+    """
+    rows = [arrays.rows[row] for row in shared_rows(arrays)]
+    named, places = zip(rows, _whole_watts(cells, rows), prices.tolist(), strict=True), _Places.of(cells)
+    priced = [places.row(limit, subject, watts, price) for (limit, subject), watts, price in named if price > 0.0]
+    return Certificate(
+        usd_per_hour=usd_per_hour,
+        rows=tuple(priced),
+        weights=tuple(
+            ServiceWeights(
+                service=service.name,
+                unserved_usd_per_hour=float(cells.penalty_usd_per_hour[s]),
+                floor_usd_per_hour=float(cells.floor_usd_per_hour[s]),
+                fair_ratio=float(cells.fair_ratio[s]),
+            )
+            for s, service in enumerate(cells.services)
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """Places and quotas by the labels that the rows of the model have."""
+
+    groups: Mapping[str, BayGroup]
+    domains: Mapping[str, DomainGroup]
+    quotas: Mapping[tuple[str, str], QuotaRow]
+
+    @classmethod
+    def of(cls, cells: Cells) -> _Places:
+        return cls(
+            groups={group.label: group for group in cells.grouping.groups},
+            domains={domain.label: domain for domain in cells.grouping.domain_groups},
+            quotas={(row.limit, row.subject): row for row in quota_rows(cells.problem)},
+        )
+
+    def row(self, limit: str, subject: str, watts: float, price: float) -> PricedRow:
+        if limit == GPUS:
+            label, _, size = subject.rpartition(" x")
+            group = self.groups[label]
+            places, gpu_class, amount = tuple(bay.location for bay in group.bays), group.gpu_class, float(size)
+        elif limit in (POWER, POWER_WHOLE):
+            label = subject.rpartition(" by ")[0] if limit == POWER_WHOLE else subject
+            places, gpu_class, amount = self.domains[label].domains, "", watts
+        else:
+            quota = self.quotas[limit, subject]
+            places, gpu_class, amount = (quota.namespace,), quota.gpu_class, 0.0
+        return PricedRow(limit=limit, places=places, gpu_class=gpu_class, size=amount, usd_per_hour=price)
+
+
+def _whole_watts(cells: Cells, rows: list[tuple[str, str]]) -> Iterator[float]:
+    """Watts of the replica that each row counts in, exact; its subject says them rounded. 0 for other rows."""
+    sizes: dict[str, list[float]] = {}
+    for watts in sorted({option.reserved_watts for option in cells.pools}):
+        sizes.setdefault(f"{watts:.0f} W", []).append(watts)
+    taken: dict[str, int] = {}
+    for limit, subject in rows:
+        if limit != POWER_WHOLE:
+            yield 0.0
+            continue
+        alike = sizes[subject.rpartition(" by ")[2]]
+        yield alike[min(taken.get(subject, 0), len(alike) - 1)]
+        taken[subject] = taken.get(subject, 0) + 1

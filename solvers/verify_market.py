@@ -1,0 +1,227 @@
+"""Places and prices of a fleet as the check of a bound sees them: worked out from the problem, priced as shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.certificate import GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER, Certificate, PricedRow
+from solvers.fleet import Node, PoolKey
+from solvers.power import base_watts, ceiling_watts, nodes_by_domain, worst_watts
+from solvers.problem import Problem
+from solvers.spans import groups_taken, node_sizes, nodes_taken, whole_nodes
+from solvers.verify_rules import OWNED, terms_by_bay
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+WHOLE = 1e-7  # quotients this close to a whole number are that number
+WATTS = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """Places of one GPU class that neither prices nor services can tell apart.
+
+    ``groups`` are (GPUs of a group, price), ``whole`` (watts of a replica, price).
+    """
+
+    locations: tuple[str, ...]
+    groups: tuple[tuple[int, float], ...]
+    kilowatt_usd_per_hour: float
+    whole: tuple[tuple[float, float], ...]
+    terms: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Market:
+    """Places and prices of the fleet. ``kind_of`` numbers the kinds of a class by (class, location)."""
+
+    problem: Problem
+    rows: tuple[PricedRow, ...]
+    bays: Mapping[tuple[str, str], Sequence[Node]]
+    kinds: Mapping[str, tuple[_Kind, ...]]
+    kind_of: Mapping[tuple[str, str], int]
+    anywhere: Mapping[str, tuple[float, tuple[tuple[float, float], ...]]]
+    node_gpus: Mapping[str, int]
+    limited: frozenset[str]
+    running: Mapping[PoolKey, Mapping[str, int]]
+    _slots: dict[tuple[str, int], Ints] = field(default_factory=dict)
+    _asked: dict[tuple[str, int, float, bool], Floats] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, problem: Problem, shown: Certificate) -> Market:
+        rows = tuple(row for row in shown.rows if _is_sound(row))
+        bays: dict[tuple[str, str], list[Node]] = {}
+        reach: dict[str, set[str]] = {}
+        for node in sorted(problem.nodes, key=lambda n: n.name):
+            bays.setdefault((node.gpu_class, node.location), []).append(node)
+            reach.setdefault(node.gpu_class, set()).update(node.domains)
+        of_domain = _prices_by_domain(rows)
+        kinds = _kinds(problem, rows, bays)
+        return cls(
+            problem=problem,
+            rows=rows,
+            bays=bays,
+            kinds=kinds,
+            kind_of={(c, place): k for c, of in kinds.items() for k, kind in enumerate(of) for place in kind.locations},
+            anywhere={gpu_class: _of_domains(domains, of_domain) for gpu_class, domains in reach.items()},
+            node_gpus=node_sizes(problem.nodes),
+            limited=_limited(problem),
+            running=_running(problem),
+        )
+
+    def slots(self, gpu_class: str, location: str, gpus: int) -> int:
+        """Replicas of so many GPUs that a place holds when nothing else is there."""
+        full, nodes = self.node_gpus.get(gpu_class, 0), self.bays.get((gpu_class, location), ())
+        if gpus <= full:
+            return sum(max(0, node.gpus_usable) // gpus for node in nodes)
+        span = nodes_taken(gpus, full)
+        return sum(count // span for count in whole_nodes(nodes, self.problem.gpu_classes[gpu_class], full))
+
+    def slots_of_kinds(self, gpu_class: str, gpus: int) -> Ints:
+        """Replicas of so many GPUs by kind of place; (K,)."""
+        if (gpu_class, gpus) not in self._slots:
+            sums = [sum(self.slots(gpu_class, at, gpus) for at in kind.locations) for kind in self.kinds[gpu_class]]
+            self._slots[gpu_class, gpus] = np.array(sums, dtype=np.int64)
+        return self._slots[gpu_class, gpus]
+
+    def asked_usd_per_hour(self, pool: PoolKey, watts: float, *, is_anywhere: bool) -> Floats:
+        """What one replica pays at each kind of place for what services share, and beside list prices; (K,)."""
+        key = pool.gpu_class, pool.config.gpus, watts, is_anywhere
+        if key not in self._asked:
+            paid = [self._paid(kind, pool, watts, is_anywhere=is_anywhere) for kind in self.kinds[pool.gpu_class]]
+            self._asked[key] = np.array(paid, dtype=float)
+        return self._asked[key]
+
+    def _paid(self, place: _Kind, pool: PoolKey, watts: float, *, is_anywhere: bool) -> float:
+        full, gpus = self.node_gpus[pool.gpu_class], pool.config.gpus
+        price = gpus * self.problem.gpu_classes[pool.gpu_class].price_usd_per_hour
+        kilowatt, whole = place.kilowatt_usd_per_hour, place.whole
+        reclaims, ratio = place.terms
+        if is_anywhere:  # the scheduler chooses: every domain of the class is charged
+            kilowatt, whole = self.anywhere[pool.gpu_class]
+            reclaims, ratio = OWNED
+        groups = sum(groups_taken(gpus, size, full) * y for size, y in place.groups if size <= gpus)
+        replicas = sum(math.floor(watts / each + WHOLE) * y for each, y in whole if each <= watts)
+        terms = price * (ratio - 1.0 + self.problem.policy.start_cost_hours * reclaims)
+        return groups + kilowatt * watts / 1000.0 + replicas + terms
+
+    def fetched_usd_per_hour(self) -> float:
+        """What all of the room would fetch at the prices."""
+        classes, rooms = self.problem.gpu_classes, dict[str, float]()
+        for name, nodes in nodes_by_domain(self.problem.nodes).items():
+            usable = self.problem.domains[name].usable_watts if name in self.problem.domains else math.inf
+            is_limit = ceiling_watts(nodes, classes) > usable + WATTS
+            rooms[name] = max(0.0, usable - base_watts(nodes, classes)) if is_limit else math.inf
+        return math.fsum(row.usd_per_hour * self._room(row, rooms) for row in self.rows)
+
+    def _room(self, row: PricedRow, rooms: Mapping[str, float]) -> float:
+        if row.limit == GPUS:
+            return float(sum(self.slots(row.gpu_class, place, int(row.size)) for place in row.places))
+        if row.limit in (POWER, POWER_WHOLE) and not all(math.isfinite(rooms.get(place, 0.0)) for place in row.places):
+            return math.inf
+        if row.limit == POWER:
+            return math.fsum(rooms.get(place, 0.0) for place in row.places) / 1000.0
+        if row.limit == POWER_WHOLE:
+            return float(sum(math.floor(rooms.get(place, 0.0) / row.size + WHOLE) for place in row.places))
+        quotas = [q for q in self.problem.policy.quotas if (q.namespace, q.gpu_class) == (row.places[0], row.gpu_class)]
+        most = [q.max_gpus if row.limit == QUOTA_GPUS else q.max_watts for q in quotas]
+        said = [float(each) for each in most if each is not None]
+        return min(said, default=math.inf) / (1.0 if row.limit == QUOTA_GPUS else 1000.0)
+
+    def quota_usd_per_hour(self, pool: PoolKey) -> float:
+        """What one replica of the pool pays for what its namespace may hold."""
+        paid, kind = 0.0, self.problem.gpu_classes[pool.gpu_class]
+        for row in self.rows:
+            if row.limit in (QUOTA_GPUS, QUOTA_POWER) and row.places[0] == pool.namespace:
+                watts = worst_watts(kind, pool.config.gpus) / 1000.0
+                use = pool.config.gpus if row.limit == QUOTA_GPUS else watts
+                paid += row.usd_per_hour * use if row.gpu_class in ("", pool.gpu_class) else 0.0
+        return paid
+
+
+def _is_sound(row: PricedRow) -> bool:
+    """True for a price that can be charged; others are left out, which weakens the bound and keeps it true."""
+    needs_size = row.limit in (GPUS, POWER_WHOLE)
+    return 0.0 < row.usd_per_hour < math.inf and bool(row.places) and (row.size > 0.0 or not needs_size)
+
+
+def _kinds(
+    problem: Problem, rows: Sequence[PricedRow], bays: Mapping[tuple[str, str], Sequence[Node]]
+) -> dict[str, tuple[_Kind, ...]]:
+    """Sort the places of every class by what tells them apart."""
+    of_bay, of_domain, had = _prices_by_bay(rows), _prices_by_domain(rows), terms_by_bay(problem)
+    marks = [(s.name, frozenset(s.locations)) for s in problem.services if s.locations]
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for (gpu_class, location), nodes in bays.items():
+        kilowatt, whole = _of_domains({d for n in nodes for d in n.domains}, of_domain)
+        mark = tuple(name for name, places in marks if location in places)
+        groups, terms = tuple(of_bay.get((gpu_class, location), ())), had.get((location, gpu_class), OWNED)
+        alike.setdefault((gpu_class, groups, kilowatt, whole, terms, mark), []).append(location)
+    kinds: dict[str, list[_Kind]] = {}
+    for (gpu_class, groups, kilowatt, whole, terms, _), locations in alike.items():
+        kind = _Kind(
+            locations=tuple(locations), groups=groups, kilowatt_usd_per_hour=kilowatt, whole=whole, terms=terms
+        )
+        kinds.setdefault(gpu_class, []).append(kind)
+    return {gpu_class: tuple(found) for gpu_class, found in kinds.items()}
+
+
+def _prices_by_bay(rows: Iterable[PricedRow]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """(GPUs of a group, price) by (class, location)."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        for place in row.places if row.limit == GPUS else ():
+            found.setdefault((row.gpu_class, place), []).append((int(row.size), row.usd_per_hour))
+    return found
+
+
+def _prices_by_domain(rows: Iterable[PricedRow]) -> dict[str, list[tuple[float, float]]]:
+    """(watts of a replica, price) by domain; watts 0 for a kW."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for place in row.places if row.limit in (POWER, POWER_WHOLE) else ():
+            size = row.size if row.limit == POWER_WHOLE else 0.0
+            found.setdefault(place, []).append((size, row.usd_per_hour))
+    return found
+
+
+def _of_domains(
+    domains: Iterable[str], prices: Mapping[str, Sequence[tuple[float, float]]]
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    """Price of a kW, and of whole replicas by their watts, over all domains that are charged."""
+    kilowatt, whole = 0.0, dict[float, float]()
+    for domain in sorted(domains):
+        for watts, price in prices.get(domain, ()):
+            if watts > 0.0:
+                whole[watts] = whole.get(watts, 0.0) + price
+            else:
+                kilowatt += price
+    return kilowatt, tuple(sorted(whole.items()))
+
+
+def _running(problem: Problem) -> dict[PoolKey, dict[str, int]]:
+    """What runs by pool, whatever its cap, and location."""
+    found: dict[PoolKey, dict[str, int]] = {}
+    for (pool, location), count in sorted(problem.running.items()):
+        if count > 0:
+            at = found.setdefault(pool.uncapped, {})
+            at[location] = at.get(location, 0) + count
+    return found
+
+
+def _limited(problem: Problem) -> frozenset[str]:
+    """GPU classes whose watts some domain limits: only there is a lower cap of use."""
+    scarce = {
+        name
+        for name, nodes in nodes_by_domain(problem.nodes).items()
+        if name in problem.domains
+        and ceiling_watts(nodes, problem.gpu_classes) > problem.domains[name].usable_watts + WATTS
+    }
+    return frozenset(node.gpu_class for node in problem.nodes if not scarce.isdisjoint(node.domains))

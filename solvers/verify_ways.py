@@ -1,0 +1,350 @@
+"""The least that one service can cost at prices: its pools combined by the load they carry, never too dear.
+
+Everything here errs to the low side: loads are rounded up to parts of the demand, sizes that were not asked for count
+at the rate of a larger and the draw of a smaller one, pools that look dear carry load at the best rate of any of them.
+``Stock.ask`` makes sizes exact; ``least`` says which ones its answer rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import minimum_filter1d
+
+from solvers.engine import Role
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NEAR = 1e-6  # of a part; far above the rounding of a division
+FAR = 1.1  # times the cheapest rate of a role; dearer pools count as one until a value rests on them
+MOST_APART = 3  # pools of a role told apart to begin with
+CURVE_ENDS = 64  # replicas; the sizing knows no further economies of scale
+FIRST_SIZES = (4, 16)
+MOST_STRETCHES = 12  # of units at about one price, beyond the sizes told apart
+
+
+@dataclass(slots=True, kw_only=True)
+class Stock:
+    """One pool (at one power cap) of one service, with what its replicas cost where.
+
+    Attributes
+    ----------
+    pair : tuple
+        The same for all caps of one pool, of which a plan has one.
+    units_usd_per_hour : (U,) float, ascending
+        What replica after replica costs beside running: places' prices, starts, kept starts; as many as fit.
+    sized : callable
+        Size to what one replica carries (requests/s) and what running it costs (USD/h).
+    """
+
+    pair: tuple[str, ...]
+    role: Role
+    units_usd_per_hour: Floats
+    price_usd_per_hour: float
+    idle_usd_per_hour: float
+    sized: Callable[[int], tuple[float, float]]
+    known: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def most(self) -> int:
+        return min(CURVE_ENDS, len(self.units_usd_per_hour))
+
+    @property
+    def rate_per_s(self) -> float:
+        """No replica of the pool carries more."""
+        return self.known[self.most][0]
+
+    @property
+    def slope(self) -> float:
+        """USD per request/s that no size undercuts."""
+        rate = self.rate_per_s
+        return (float(self.units_usd_per_hour[0]) + self.idle_usd_per_hour) / rate if rate > 0.0 else np.inf
+
+    def ask(self, size: int) -> bool:
+        """Make a size exact; False when it was."""
+        if size in self.known:
+            return False
+        self.known[size] = self.sized(size)
+        return True
+
+    def curve(self, demand_per_s: float, parts: int) -> tuple[Ints, Floats]:
+        """Parts carried and price of every size from 0 that is told apart."""
+        sizes = np.arange(self.most + 1)
+        known = np.array(sorted(self.known))
+        rates, runs = np.array([self.known[n] for n in known.tolist()]).T
+        above = np.minimum(np.searchsorted(known, sizes), len(known) - 1)
+        below = np.searchsorted(known, sizes, side="right") - 1
+        smaller = np.where(below >= 0, runs[np.maximum(below, 0)], self.idle_usd_per_hour)
+        exact = np.isin(sizes, known)
+        run = np.where(exact, runs[above], np.minimum(smaller, runs[above]))
+        paid = np.concatenate([[0.0], np.cumsum(self.units_usd_per_hour[: self.most])])
+        return _parts(sizes * rates[above], demand_per_s, parts), paid + sizes * run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a service is asked and what failing it weighs. ``floor`` replicas in each chain, 0 to leave that out."""
+
+    demand_per_s: float
+    unserved_usd_per_hour: float
+    fair_ratio: float
+    floor: int
+    floor_usd_per_hour: float
+
+
+@dataclass(slots=True, kw_only=True)
+class _Stage:
+    """A table before one pool, or before all that are not told apart, and what it was changed by."""
+
+    before: Floats
+    stock: int  # -1 for all that are not told apart
+    amounts: Ints
+    costs: Floats
+    sizes: Ints
+    stocks: Ints
+    beyond: Sequence[_Beyond] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beyond:
+    """Replicas of a pool beyond those told apart, as parts of replicas.
+
+    ``begun`` parts are carried by those told apart; then, stretch by stretch, a table to start from, the price of a
+    part, and how many parts are had at that price.
+    """
+
+    begun: int
+    stretches: Sequence[tuple[Floats, float, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Least:
+    """The value, and what it rests on that is only hoped for: (stock, size), size 0 for a pool not told apart."""
+
+    usd_per_hour: float
+    hoped: tuple[tuple[int, int], ...]
+
+
+def first_apart(stocks: Sequence[Stock]) -> set[int]:
+    """The pools that look cheap, to be told apart, with a few sizes made exact."""
+    apart: set[int] = set()
+    for role in Role:
+        mine = sorted((s.slope, i) for i, s in enumerate(stocks) if s.role is role and np.isfinite(s.slope))
+        apart |= {i for slope, i in mine[:MOST_APART] if slope <= FAR * mine[0][0]}
+    for i in apart:
+        tell_apart(stocks[i])
+    return apart
+
+
+def tell_apart(stock: Stock) -> None:
+    """Make a few sizes of a pool exact."""
+    for size in FIRST_SIZES:
+        if size < stock.most:
+            stock.ask(size)
+
+
+def least(stocks: Sequence[Stock], apart: set[int], asked: Asked, parts: int) -> Least:
+    """Find a value that no way of running the service undercuts."""
+    parts = parts if asked.demand_per_s > 0.0 else 0
+    empty = np.full((asked.floor + 1, parts + 1), np.inf)
+    empty[0, 0] = 0.0
+    tables, stages = {}, {}
+    for role in (Role.PREFILL, Role.DECODE):
+        tables[role], stages[role] = _combined(stocks, apart, asked, role, empty)
+    kept = {role: _with_missing(table, asked.floor_usd_per_hour) for role, table in tables.items()}
+    pair = kept[Role.PREFILL][0] + kept[Role.DECODE][0]
+    table, stages[Role.MIXED] = _combined(stocks, apart, asked, Role.MIXED, pair)
+    lacking = 1.0 - np.arange(parts + 1) / max(1, parts) if parts else np.zeros(1)
+    beyond = np.maximum(0.0, lacking - asked.fair_ratio)
+    paid = table[asked.floor] + asked.unserved_usd_per_hour * (lacking + beyond)
+    part = int(np.argmin(paid))
+    uses: list[tuple[int, int]] = []
+    floor, left = _back(stages[Role.MIXED], asked.floor, part, uses)
+    for role in (Role.PREFILL, Role.DECODE):
+        _back(stages[role], int(kept[role][1][floor, left]), left, uses)
+    hoped = tuple(sorted({(i, n) for i, n in uses if n == 0 or (n <= stocks[i].most and n not in stocks[i].known)}))
+    return Least(usd_per_hour=float(paid[part]), hoped=hoped)
+
+
+def _parts(carried: Floats, demand_per_s: float, parts: int) -> Ints:
+    if parts == 0:
+        return np.zeros(len(carried), dtype=np.int64)
+    return np.ceil(np.minimum(carried / demand_per_s, 1.0) * parts - NEAR).astype(np.int64)
+
+
+def _with_missing(table: Floats, floor_usd_per_hour: float) -> tuple[Floats, Ints]:
+    """Least cost by floor and load when missing replicas may be paid for; and the floor that is kept."""
+    paid, kept = table.copy(), np.zeros(table.shape, dtype=np.int64)
+    for floor in range(len(table)):
+        lacking = (floor - np.arange(floor + 1))[:, None] * floor_usd_per_hour + table[: floor + 1]
+        kept[floor] = np.argmin(lacking, axis=0)
+        paid[floor] = np.min(lacking, axis=0)
+    return paid, kept
+
+
+def _combined(
+    stocks: Sequence[Stock], apart: set[int], asked: Asked, role: Role, table: Floats
+) -> tuple[Floats, list[_Stage]]:
+    """Least cost by (replicas at least, parts at least) once the pools of a role add to the table."""
+    stages: list[_Stage] = []
+    parts = table.shape[1] - 1
+    mine = [i for i, stock in enumerate(stocks) if stock.role is role and stock.rate_per_s > 0.0]
+    rest = min((i for i in mine if i not in apart), key=lambda i: stocks[i].slope, default=-1)
+    if rest >= 0:
+        stages.append(_rest_stage(stocks[rest], rest, asked, table))
+        table = np.minimum.accumulate(table - stages[-1].costs, axis=1) + stages[-1].costs
+    pairs: dict[tuple[str, ...], list[int]] = {}
+    for i in sorted((i for i in mine if i in apart), key=lambda i: (stocks[i].slope, i)):
+        pairs.setdefault(stocks[i].pair, []).append(i)
+    for members in pairs.values():
+        stage = _stage(stocks, members, asked, table, parts)
+        stages.append(stage)
+        table = _with_sizes(stage, table)
+    return table, stages
+
+
+def _rest_stage(stock: Stock, index: int, asked: Asked, table: Floats) -> _Stage:
+    """Pools that are not told apart: parts at the best rate."""
+    parts = table.shape[1] - 1
+    slope = stock.slope * asked.demand_per_s / max(1, parts) * np.arange(parts + 1)
+    none = np.zeros(0, dtype=np.int64)
+    return _Stage(before=table, stock=index, amounts=none, costs=slope, sizes=none, stocks=none)
+
+
+def _stage(stocks: Sequence[Stock], members: Sequence[int], asked: Asked, table: Floats, parts: int) -> _Stage:
+    """The sizes of one pool at any of its caps, nothing first."""
+    amounts, costs = [np.zeros(1, dtype=np.int64)], [np.zeros(1)]
+    sizes, owners = [np.zeros(1, dtype=np.int64)], [np.full(1, members[0])]
+    beyond: list[_Beyond] = []
+    for i in members:
+        amount, cost = stocks[i].curve(asked.demand_per_s, parts)
+        amounts.append(amount[1:])
+        costs.append(cost[1:])
+        sizes.append(np.arange(1, len(amount)))
+        owners.append(np.full(len(amount) - 1, i))
+        if (more := _beyond(stocks[i], asked, table, float(cost[-1]))) is not None:
+            beyond.append(more)
+    return _Stage(
+        before=table,
+        stock=members[0],
+        amounts=np.concatenate(amounts),
+        costs=np.concatenate(costs),
+        sizes=np.concatenate(sizes),
+        stocks=np.concatenate(owners),
+        beyond=beyond,
+    )
+
+
+def _beyond(stock: Stock, asked: Asked, table: Floats, cost: float) -> _Beyond | None:
+    """Sizes beyond those told apart, at the rate of the largest of these; None where they are of no use."""
+    units, parts = stock.units_usd_per_hour[stock.most :], table.shape[1] - 1
+    per_replica = stock.rate_per_s / asked.demand_per_s * parts if parts else 0.0
+    if not len(units) or per_replica * CURVE_ENDS >= parts:
+        return None
+    begun = int(np.ceil(CURVE_ENDS * per_replica - NEAR))
+    start, stretches = _shifted(table, begun) + cost, list[tuple[Floats, float, int]]()
+    useful = units[: int(np.ceil((parts + 1) / per_replica))]
+    for bunch in np.array_split(useful, min(MOST_STRETCHES, len(useful))):
+        slope = max(0.0, float(bunch[0]) + stock.known[stock.most][1]) / per_replica
+        width = int(np.ceil(len(bunch) * per_replica))
+        stretches.append((start, slope, width))
+        start = _slid(start, slope, width)
+    return _Beyond(begun=begun, stretches=stretches)
+
+
+def _shifted(table: Floats, parts: int) -> Floats:
+    """The table when so many parts more are carried; those above the floor count for any floor."""
+    top = np.repeat(table.min(axis=0, keepdims=True), len(table), axis=0)
+    return np.concatenate([np.repeat(top[:, :1], parts, axis=1), top[:, : top.shape[1] - parts]], axis=1)
+
+
+def _slid(table: Floats, slope: float, width: int) -> Floats:
+    """The table when up to so many parts more may be carried at the slope."""
+    line = slope * np.arange(table.shape[1])
+    flat = table - line
+    if width >= table.shape[1]:
+        slid: Floats = np.minimum.accumulate(flat, axis=1) + line
+        return slid
+    lowest: Floats = minimum_filter1d(flat, width + 1, axis=1, mode="constant", cval=np.inf, origin=width // 2)
+    return lowest + line
+
+
+def _with_sizes(stage: _Stage, table: Floats) -> Floats:
+    grown, parts = table.copy(), table.shape[1] - 1
+    floors = np.arange(len(table))
+    for amount, cost, size in zip(
+        stage.amounts[1:].tolist(), stage.costs[1:].tolist(), stage.sizes[1:].tolist(), strict=True
+    ):
+        if cost >= grown[-1, -1]:  # all that is asked is had for less
+            continue
+        if len(table) == 1:  # the usual case, without a copy of the table
+            np.minimum(grown[0, :amount], table[0, 0] + cost, out=grown[0, :amount])
+            np.minimum(grown[0, amount:], table[0, : parts + 1 - amount] + cost, out=grown[0, amount:])
+            continue
+        below = table[np.maximum(0, floors - size)]
+        np.minimum(grown[:, :amount], below[:, :1] + cost, out=grown[:, :amount])
+        np.minimum(grown[:, amount:], below[:, : parts + 1 - amount] + cost, out=grown[:, amount:])
+    for more in stage.beyond:
+        np.minimum(grown, _slid(*more.stretches[-1]), out=grown)
+    return grown
+
+
+def _back(stages: Sequence[_Stage], floor: int, part: int, uses: list[tuple[int, int]]) -> tuple[int, int]:
+    """What the value at (floor, part) is made of; returns the floor and the part that were there before."""
+    for stage in reversed(stages):
+        if not len(stage.sizes):
+            left = int(np.argmin(stage.before[floor, : part + 1] + stage.costs[part] - stage.costs[: part + 1]))
+            uses += [(stage.stock, 0)] if left < part else []
+            part = left
+            continue
+        rows, columns = np.maximum(0, floor - stage.sizes), np.maximum(0, part - stage.amounts)
+        tried = stage.before[rows, columns] + stage.costs
+        entry = int(np.argmin(tried))
+        ended = [_beyond_back(more, floor, part) for more in stage.beyond]
+        if ended and min(ended)[0] < tried[entry] - 1e-9:
+            part = min(ended)[1]
+            floor = int(np.argmin(stage.before[: floor + 1, part]))
+            continue  # the size at which they begin is exact already
+        if stage.sizes[entry]:
+            uses.append((int(stage.stocks[entry]), int(stage.sizes[entry])))
+        floor, part = int(rows[entry]), int(columns[entry])
+    return floor, part
+
+
+def _beyond_back(more: _Beyond, floor: int, part: int) -> tuple[float, int]:
+    """Value at (floor, part) with more replicas than are told apart, and the part that is left to others."""
+    at, found = part, np.inf
+    for start, slope, width in reversed(more.stretches):
+        low = max(0, at - width)
+        tried = start[floor, low : at + 1] + slope * (at - np.arange(low, at + 1))
+        best = int(np.argmin(tried))
+        found = float(tried[best]) if at == part and not np.isfinite(found) else found
+        at = low + best
+    return found, max(0, at - more.begun)
+
+
+def refine(stocks: Sequence[Stock], apart: set[int], found: Least) -> bool:
+    """Make exact what the value rests on; False when all of it was."""
+    is_changed = False
+    for index, size in found.hoped:
+        if size:
+            is_changed = stocks[index].ask(size) or is_changed
+        elif index not in apart:
+            apart.add(index)
+            tell_apart(stocks[index])
+            is_changed = True
+    return is_changed
+
+
+def value(stocks: Sequence[Stock], apart: set[int], asked: Asked, parts: int, rounds: int) -> float:
+    """The least value once up to so many rounds have made exact what it rests on."""
+    found = least(stocks, apart, asked, parts)
+    for _ in range(rounds):
+        if not refine(stocks, apart, found):
+            break
+        found = least(stocks, apart, asked, parts)
+    return found.usd_per_hour
