@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_output_argument(parser)
     parser.epilog = (
-        "Exit code: 0 all demand is met; 2 some is not, with reasons; 1 bad input (the rest is planned), or a "
+        "Exit code: 0 all demand is met; 2 some is not, with reasons; "
+        "1 bad input (the rest is planned), or a bound that was not found again."
     )
-    parser.epilog += "bound that was not found again."
 
 
 def run(args: argparse.Namespace) -> int:

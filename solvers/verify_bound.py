@@ -112,7 +112,7 @@ def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> Bo
 
 
 def _light_failures(plan: Plan, shown: Certificate) -> Iterator[str]:
-    """Find services that pay less for failing than the weights say that it costs: such a bound is of another problem."""
+    """Find services that pay less for failing than the weights say: such a bound is of another problem."""
     weights = {row.service: row for row in shown.weights}
     for row in (row for row in plan.services if row.service in weights and row.demand_requests_per_s > 0.0):
         w, lacks = weights[row.service], row.unserved_requests_per_s / row.demand_requests_per_s

@@ -319,3 +319,14 @@ def test_a_comparison_is_of_all_baselines_or_of_one_plan(ask: Ask) -> None:
     with pytest.raises(SystemExit) as ended:
         ask(MINIMAL, "--compare", "--baseline", "greedy")
     assert ended.value.code == 1
+
+
+def test_the_bound_of_a_plan_is_found_again_where_asked(ask: Ask) -> None:
+    plain, checked = ask(MINIMAL), ask(MINIMAL, "--verify-bound")
+    assert (checked.code, checked.out) == (plain.code, plain.out)
+    assert checked.err.startswith("bound supported: claimed ")
+
+
+def test_a_decision_without_prices_has_no_bound_to_check(ask: Ask) -> None:
+    said = ask(MINIMAL, "--baseline", "greedy", "--verify-bound").err
+    assert said == "the bound shows no prices that could be checked\n"
