@@ -93,8 +93,8 @@ def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> Bo
 
     Notes
     -----
-    What services share is whole groups of GPUs, watts and quotas. Pins, spread, ceilings over several pools and shares
-    of spot nodes above zero are left out, so a bound that rests on them may not be found again.
+    What services share is whole groups of GPUs, watts and quotas. Pins, spread, ceilings over several pools, resources
+    beside GPUs and shares of spot nodes above zero are left out: a bound that rests on them may not be found again.
     """
     shown = plan.certificate
     if shown is None:

@@ -14,7 +14,6 @@ from solvers.certificate import GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWE
 from solvers.fleet import Node, PoolKey
 from solvers.power import base_watts, ceiling_watts, nodes_by_domain, worst_watts
 from solvers.problem import Problem
-from solvers.spans import groups_taken, node_sizes, nodes_taken, whole_nodes
 from solvers.verify_rules import OWNED, terms_by_bay
 
 Floats = NDArray[np.float64]
@@ -71,7 +70,7 @@ class Market:
             kinds=kinds,
             kind_of={(c, place): k for c, of in kinds.items() for k, kind in enumerate(of) for place in kind.locations},
             anywhere={gpu_class: _of_domains(domains, of_domain) for gpu_class, domains in reach.items()},
-            node_gpus=node_sizes(problem.nodes),
+            node_gpus={c: max(n.gpus_total for n in problem.nodes if n.gpu_class == c) for c in reach},
             limited=_limited(problem),
             running=_running(problem),
         )
@@ -81,8 +80,17 @@ class Market:
         full, nodes = self.node_gpus.get(gpu_class, 0), self.bays.get((gpu_class, location), ())
         if gpus <= full:
             return sum(max(0, node.gpus_usable) // gpus for node in nodes)
-        span = nodes_taken(gpus, full)
-        return sum(count // span for count in whole_nodes(nodes, self.problem.gpu_classes[gpu_class], full))
+        return sum(whole // math.ceil(gpus / full) for whole in self._islands(gpu_class, nodes, full)) if full else 0
+
+    def _islands(self, gpu_class: str, nodes: Sequence[Node], full: int) -> list[int]:
+        """Whole free nodes by island; a link that reaches around all of a place makes one of those that name none."""
+        reach = self.problem.gpu_classes[gpu_class].link_island_gpus
+        is_one = full < reach and sum(node.gpus_total for node in nodes) <= reach
+        found: dict[str, int] = {}
+        for node in nodes:
+            if node.gpus_usable == full and (node.island or is_one):
+                found[node.island] = found.get(node.island, 0) + 1
+        return list(found.values())
 
     def slots_of_kinds(self, gpu_class: str, gpus: int) -> Ints:
         """Replicas of so many GPUs by kind of place; (K,)."""
@@ -107,7 +115,7 @@ class Market:
         if is_anywhere:  # the scheduler chooses: every domain of the class is charged
             kilowatt, whole = self.anywhere[pool.gpu_class]
             reclaims, ratio = OWNED
-        groups = sum(groups_taken(gpus, size, full) * y for size, y in place.groups if size <= gpus)
+        groups = sum(_groups(gpus, size, full) * y for size, y in place.groups if size <= gpus)
         replicas = sum(math.floor(watts / each + WHOLE) * y for each, y in whole if each <= watts)
         terms = price * (ratio - 1.0 + self.problem.policy.start_cost_hours * reclaims)
         return groups + kilowatt * watts / 1000.0 + replicas + terms
@@ -144,6 +152,14 @@ class Market:
                 use = pool.config.gpus if row.limit == QUOTA_GPUS else watts
                 paid += row.usd_per_hour * use if row.gpu_class in ("", pool.gpu_class) else 0.0
         return paid
+
+
+def _groups(gpus: int, size: int, full: int) -> int:
+    """Groups of ``size`` GPUs that could stand where one replica does, on nodes of ``full`` GPUs."""
+    if gpus <= full:
+        return gpus // size
+    nodes = math.ceil(gpus / full)
+    return nodes * (full // size) if size <= full else nodes // math.ceil(size / full)
 
 
 def _is_sound(row: PricedRow) -> bool:

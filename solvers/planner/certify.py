@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from solvers.certificate import GPUS, POWER, POWER_WHOLE, Certificate, PricedRow, ServiceWeights
+from solvers.certificate import (
+    GPUS,
+    POWER,
+    POWER_WHOLE,
+    QUOTA_GPUS,
+    QUOTA_POWER,
+    Certificate,
+    PricedRow,
+    ServiceWeights,
+)
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.compose import shared_rows
 from solvers.planner.grouping import BayGroup, DomainGroup
 from solvers.planner.quotas import QuotaRow, quota_rows
 from solvers.planner.relax import Arrays
+
+SHOWN = frozenset({GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER})
+"""Limits whose prices are shown; a bound that others priced too may not be found again."""
 
 
 def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: float) -> Certificate:
@@ -23,7 +35,11 @@ def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: floa
     """
     rows = [arrays.rows[row] for row in shared_rows(arrays)]
     named, places = zip(rows, _whole_watts(cells, rows), prices.tolist(), strict=True), _Places.of(cells)
-    priced = [places.row(limit, subject, watts, price) for (limit, subject), watts, price in named if price > 0.0]
+    priced = [
+        places.row(limit, subject, watts, price)
+        for (limit, subject), watts, price in named
+        if price > 0.0 and limit in SHOWN
+    ]
     return Certificate(
         usd_per_hour=usd_per_hour,
         rows=tuple(priced),
