@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
+from collections import Counter
 
 import pytest
 
@@ -37,6 +39,16 @@ def test_plain_and_compiled_agree_to_the_byte() -> None:
         if digest(simulated(random_case(seed))) != digest(simulated(random_case(seed), compiled=True))
     ]
     assert different == []
+
+
+def test_what_is_taken_into_its_caller_has_one() -> None:
+    named = Counter(
+        step.argval
+        for function in compiled.functions().values()
+        for step in dis.get_instructions(function)
+        if step.opname == "LOAD_GLOBAL"
+    )
+    assert {name: named[name] for name in compiled.TAKEN_IN} == dict.fromkeys(compiled.TAKEN_IN, 1)
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
