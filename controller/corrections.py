@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import geometric_mean
 
 from controller.observe import Observation
 from controller.readings import EngineReading, Readings
 from controller.schema import Mode
 from controller.specs import Specs
-from solvers.correction import Belief, Held, Learning, Observed, Phase, hold, learn, scaled
+from solvers.correction import HIGHER_IS_BETTER, Belief, Held, Learning, Observed, Phase, hold, learn, scaled
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey, Replica, ReplicaState
 from solvers.operating import OperatingPoint, Residual, merged, residuals
@@ -73,15 +74,40 @@ class Corrections:
     notices: tuple[Notice, ...] = ()
 
     def factors(self, key: ProfileKey) -> dict[Phase, float]:
-        """Factors that planning holds for a profile."""
+        """Factors that planning holds for a profile, from what was seen of it."""
         return {phase: self.held[key, phase].factor for phase in Phase if (key, phase) in self.held}
+
+    def planned(self, key: ProfileKey) -> dict[Phase, float]:
+        """Factors that planning uses for a profile: its own, else those of its siblings where they are for the worse.
+
+        Siblings are other configurations of the model on the GPU class. Were they let off, a plan would leave whatever
+        was found slow for what nobody has run yet, and find that as slow.
+        """
+        own = self.factors(key)
+        lent = {phase: self._lent(key, phase) for phase in Phase if not self._is_known(key, phase)}
+        return {phase: value for phase, value in {**lent, **own}.items() if phase in own or value != 1.0}
+
+    def _is_known(self, key: ProfileKey, phase: Phase) -> bool:
+        """True where enough was seen of the profile itself, were it only that it is right."""
+        belief = self.beliefs.get((key, phase))
+        is_enough = belief is not None and belief.weight >= Learning().enough_observations
+        return is_enough or (key, phase) in self.held
+
+    def _lent(self, key: ProfileKey, phase: Phase) -> float:
+        """Geometric mean of what siblings hold, in hundredths; 1 where that would be for the better."""
+        place = key.model, key.gpu_class
+        seen = [h.factor for (k, p), h in self.held.items() if p is phase and (k.model, k.gpu_class) == place]
+        if not seen:
+            return 1.0
+        mean = round(geometric_mean(sorted(seen)), 2)
+        return min(1.0, mean) if phase in HIGHER_IS_BETTER else max(1.0, mean)
 
 
 def with_corrections(specs: Specs, corrections: Corrections) -> Specs:
     """Write the factors in force into the profiles, where the policy lets planning use them."""
     if specs.policy.modes.correction is not Mode.ACT or not corrections.held:
         return specs
-    profiles = tuple(scaled(profile, corrections.factors(profile.key)) for profile in specs.engine_profiles)
+    profiles = tuple(scaled(profile, corrections.planned(profile.key)) for profile in specs.engine_profiles)
     return replace(specs, engine_profiles=profiles)
 
 

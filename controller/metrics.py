@@ -162,7 +162,7 @@ def _correction_gauges(report: Report) -> Iterator[Metric]:
             labels = (key.model, key.gpu_class, key.config.label, str(phase))
             found = factor(known.beliefs.get((key, phase)), phase, now_s, Learning())
             kinds = {"likely": found.likely, "low": found.low, "high": found.high}
-            kinds["planned"] = known.factors(key).get(phase, 1.0)
+            kinds["planned"] = known.planned(key).get(phase, 1.0)
             ratios += [((*labels, kind), value) for kind, value in kinds.items()]
             weights.append((labels, found.observations))
     names = ("model", "gpu_class", "config", "phase")

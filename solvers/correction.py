@@ -259,7 +259,7 @@ def with_notes(plan: Plan, problem: Problem) -> Plan:
 def _note(profile: EngineProfile) -> str:
     factors = ", ".join(f"{phase} x{value:.2f}" for phase, value in profile.corrections)
     key = profile.key
-    return f"{key.model} on {key.gpu_class}/{key.config.label} is planned as it was seen to run: {factors}"
+    return f"{key.model} on {key.gpu_class}/{key.config.label} is planned with what running engines showed: {factors}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

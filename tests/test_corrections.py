@@ -18,7 +18,7 @@ from controller.resources import parse_engine_profile, parse_gpu_class
 from controller.schema import Mode
 from controller.specs import Specs, parse_specs
 from controller.traces import TraceRequest
-from solvers.correction import Phase
+from solvers.correction import Belief, Held, Phase
 from solvers.engine import EngineConfig, ProfileKey
 from solvers.plan import Plan
 from solvers.planner import make_plan
@@ -182,6 +182,25 @@ def test_advice_tells_and_plans_with_nothing(slow: World) -> None:
     assert advised.policy.modes.correction is Mode.ADVISE
     assert with_corrections(advised, slow.corrections) is advised
     assert parse_specs({**bodies(), "FleetPolicy": [policy()]}).policy.modes.correction is Mode.ADVISE, "the default"
+
+
+def test_siblings_that_nobody_ran_are_not_let_off() -> None:
+    fast, other = replace(KEY, config=EngineConfig(tensor_parallel=2)), replace(KEY, gpu_class="l40s")
+    held = {
+        (KEY, Phase.DECODE): Held(factor=1.21, since_s=0.0),
+        (KEY, Phase.PREFILL): Held(factor=0.9, since_s=0.0),
+        (KEY, Phase.THROUGHPUT): Held(factor=0.8, since_s=0.0),
+    }
+    known = Corrections(held=held)
+    assert known.planned(KEY) == known.factors(KEY)
+    assert known.planned(fast) == {Phase.DECODE: 1.21, Phase.THROUGHPUT: 0.8}, "what is for the better is not lent"
+    assert known.planned(other) == {}
+    own = Corrections(held={**held, (fast, Phase.DECODE): Held(factor=1.0, since_s=0.0)})
+    assert own.planned(fast)[Phase.DECODE] == 1.0, "what was seen of itself counts"
+    right = Belief(weight=20.0, mean=0.01, squares=0.01)
+    assert Phase.DECODE not in Corrections(held=held, beliefs={(fast, Phase.DECODE): right}).planned(fast)
+    third = replace(KEY, config=EngineConfig(tensor_parallel=4))
+    assert own.planned(third)[Phase.DECODE] == 1.1
 
 
 # ------------------------------------------------------------------ what teaches nothing

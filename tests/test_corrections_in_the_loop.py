@@ -83,7 +83,7 @@ def test_what_engines_show_is_written_exported_and_planned_with(bench: Bench) ->
     report = bench.settle()
     assert report.decision is not None
     corrected = [dict(p.corrections) for p in report.decision.problem.profiles.values() if p.corrections]
-    assert {factors[Phase.DECODE] for factors in corrected} == planned
+    assert planned <= {factors[Phase.DECODE] for factors in corrected}
     told = [event for event in bench.cluster.events if event["reason"] == "Corrected"]
     assert told
     assert told[0]["regarding" if "regarding" in told[0] else "involvedObject"]["kind"] == "EngineProfile"
@@ -142,6 +142,6 @@ def test_exported_objects_plan_as_the_operator_does(
     file.write_text(yaml.safe_dump_all([{"apiVersion": "v1", **body} for body in bodies]))
     assert main(["plan", "-f", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "is planned as it was seen to run: " in out
+    assert "is planned with what running engines showed: " in out
     assert main(["plan", "-f", str(file)]) == 0
     assert capsys.readouterr().out == out
