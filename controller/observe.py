@@ -194,6 +194,9 @@ class _Scene:
             self.pinned[spec.model.name] = view.message
             return False
         reasons = self._unfit(spec.model, view.demand)
+        if reasons is not None and spec.model.splits_by_size:  # what serves every size alone is not asked of one pool
+            alone = (self._unfit(spec.model, replace(view.demand, mix=(bucket,))) for bucket in view.demand.mix)
+            reasons = next((reason for reason in alone if reason is not None), None)
         if reasons is not None:
             remedy = "relax the SLO, allow another GpuClass or configuration, or add an EngineProfile"
             self._fault(spec, "spec.slos", f"no profile fits: {reasons}", remedy, PLAN_FEASIBLE)

@@ -36,7 +36,7 @@ class PoolPlan:
     demand_ratio : float
         Share of the service's served requests (of that role) routed to the pool.
     capacity_requests_per_s : float
-        What the pool carries with the SLOs kept, at the service's mix.
+        What the pool carries with the SLOs kept, at the mix of the service, or of its part.
     cap_watts : float
         Cap of one GPU; the class maximum while power caps are off.
     reserved_watts, planned_watts : float

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.plan import Plan
 from solvers.planner import make_plan
@@ -151,6 +152,26 @@ def test_another_cut_must_save_enough_to_replace_the_one_in_force(problem: Probl
     assert [part.sizes for part in moves.parts] == ["p0-4095", "p4096-up"]
     eager = replace(calm, min_saving_ratio=0.5)
     assert make_plan(replace(problem, running=running, policy=eager), previous=whole).parts == ()
+
+
+def test_sizes_that_no_pool_serves_together_are_served_apart() -> None:
+    world = documents(4.0)
+    rates = {
+        ("chat", role, name, prompt): 3.0 * (name == fits)
+        for role in Role
+        for prompt, fits in ((800, "l40s"), (8000, "h100-sxm"))
+        for name in ("l40s", "h100-sxm")
+    }
+    sized = split_world.Sized(rates=rates, table={key[:3]: (1.0, 0.0, 200.0) for key in rates})
+    plan = make_plan(world, capacity_of=sized.capacity_of)
+    assert verify(plan, world, capacity_of=sized.capacity_of) == ()
+    assert not plan.is_short
+    assert {(row.pool.sizes, row.pool.gpu_class) for row in plan.pools} == {
+        ("p0-4095", "l40s"),
+        ("p4096-up", "h100-sxm"),
+    }
+    whole = replace(world, services=(replace(world.services[0], splits_by_size=False),))
+    assert make_plan(whole, capacity_of=sized.capacity_of).services[0].served_requests_per_s == 0.0
 
 
 def test_a_quota_counts_all_parts(problem: Problem) -> None:

@@ -23,9 +23,10 @@ from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.parted import with_estimates
 from tests import split_world
-from tests.observed import deployment, fault_texts, observe, pod
+from tests.observed import deployment, fault_texts, observe, pod, served
 from tests.resource_cases import SAMPLES
 from tests.split_world import CHAT
+from tests.test_observe import others
 
 POOL = PoolKey(service="demo/chat", role=Role.MIXED, gpu_class="h100", config=EngineConfig(), sizes="p0-2047")
 
@@ -57,6 +58,18 @@ def test_a_broken_label_is_a_fault_by_name_and_no_crash() -> None:
     with pytest.raises(InvalidInput, match="restore the label"):
         place_of(deployment(1, labels))
     assert any("restore the label" in text for text in fault_texts(observe(pods=[pod("p1", labels=labels)])))
+
+
+def test_a_size_that_nothing_serves_alone_is_still_a_fault() -> None:
+    slow = served(slos=[{"metric": "TTFT", "percentile": 99, "milliseconds": 5}], routing={"splitsBySize": True})
+    seen = observe(*others("ServedModel"), slow)
+    assert any("no profile fits" in text for text in fault_texts(seen))
+    assert seen.pinned == {"demo/chat": "no profile keeps its SLOs"}
+
+
+def test_pins_and_splits_are_refused_by_name() -> None:
+    both = served(pins=[{"location": "r1"}], routing={"splitsBySize": True})
+    assert any("exclude each other" in text for text in fault_texts(observe(*others("ServedModel"), both)))
 
 
 def test_a_fleet_plan_and_the_api_tell_the_parts(plan: Plan) -> None:
