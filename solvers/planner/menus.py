@@ -17,6 +17,7 @@ from solvers.engine import Role
 from solvers.fleet import ANYWHERE
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.floors import least_locations
+from solvers.planner.min_plus import shared_out
 from solvers.planner.options import PoolOption, Sizer
 from solvers.planner.pairing import Domain, Pairs
 from solvers.planner.penalties import EXCESS_WEIGHT
@@ -140,11 +141,25 @@ class Menu:
     def least_value(self, prices: Floats, grid: int = GRID) -> float:
         """A value at the prices that no way undercuts, USD per hour; the finer the grid, the higher.
 
-        Groups are left out: that anything may pair only lowers it.
+        Where pools pair in groups it is the higher of two: that with the groups left out, and that with the floors.
         """
         orders = [shelf.order(prices) for shelf in self.shelves]
         tables = {role: self._table(role, orders, self._parts(grid), is_up=True) for role in Role}
-        return self._join(tables)[0] + self.stop_usd_per_hour
+        value = self._join(tables)[0]
+        if len(self.groups) > 1:
+            value = max(value, self._in_groups(orders))
+        return value + self.stop_usd_per_hour
+
+    def _in_groups(self, orders: Sequence[tuple[Ints, Floats]]) -> float:
+        """Least value over all mixes of groups, floors left out."""
+        parts, pairs = self._parts(GRID), []
+        for group in self.groups:
+            sides = [self._table(role, orders, parts, is_up=True, group=group) for role in (Role.PREFILL, Role.DECODE)]
+            pairs.append(sides[0].least[0] + sides[1].least[0])
+        carried = shared_out([*pairs, self._table(Role.MIXED, orders, parts, is_up=True).least[0]])
+        if not parts:
+            return float(carried[0])
+        return float((carried + self._unserved_usd_per_hour(1.0 - np.arange(parts + 1) / parts)).min())
 
     def way(self, sizes: Sequence[int], orders: Sequence[Ints]) -> Way | None:
         """Write down the sizes of all shelves, at their exact capacity."""

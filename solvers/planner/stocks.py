@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 
 import numpy as np
 from scipy.ndimage import minimum_filter1d
 
 from solvers.engine import Role
 from solvers.planner.cells import Cells, Floats, Ints
+from solvers.planner.min_plus import shared_out
 from solvers.planner.options import PoolOption
 from solvers.planner.penalties import EXCESS_WEIGHT
 
@@ -64,6 +67,8 @@ class Stocks:
         The first of the pools that are this one at another power cap; itself when there is no other.
     terms_usd_per_hour : (C,) float
         What a replica there costs beside list prices, see ``Cells.terms_usd_per_hour``.
+    groups : (P,) str
+        KV group of each pool where the service has several, else empty; mixed pools bear that of the first.
     rate_per_s, run_usd_per_hour : (P,) float
         Of one replica, no pool does better: the rate of the largest size, the draw of an idle GPU.
     """
@@ -87,6 +92,16 @@ class Stocks:
     start_usd_per_hour: Floats
     stop_usd_per_hour: Floats
     stop_all_usd_per_hour: float
+    groups: tuple[str, ...] = ()
+
+    @property
+    def pair_groups(self) -> tuple[str, ...]:
+        """KV groups of the pools; one without a name where all may pair."""
+        return tuple(sorted(set(self.groups))) or ("",)
+
+    def is_of(self, pool: int, role: Role, group: str) -> bool:
+        """Tell whether the pool is of the role and, unless it is mixed, of the KV group."""
+        return self.roles[pool] is role and (role is Role.MIXED or not self.groups or self.groups[pool] == group)
 
     def units(self, pool: int, asked: Floats) -> tuple[Floats, Ints, Ints]:
         """Price of one replica, how many at that price, and their cell, cheapest first; runs before new in a cell."""
@@ -153,20 +168,22 @@ def least_value(
     ratio = stocks.cheapest_usd(asked) / stocks.rate_per_s * stocks.demand_per_s / stocks.parts  # USD per part
     empty = np.full(stocks.parts + 1, np.inf)
     empty[0] = 0.0
-    stages: dict[Role, list[_Stage]] = {role: [] for role in ROLES}
-    tables = {}
-    for role in (Role.PREFILL, Role.DECODE):
-        tables[role] = _role_table(stocks, curves, kept, asked, ratio, role, empty, stages[role], is_safe)
-    pair = tables[Role.PREFILL] + tables[Role.DECODE]
-    table = _role_table(stocks, curves, kept, asked, ratio, Role.MIXED, pair, stages[Role.MIXED], is_safe)
-    lacking = 1.0 - np.arange(stocks.parts + 1) / stocks.parts
-    paid = table + stocks.unserved_usd_per_hour * (
-        lacking + EXCESS_WEIGHT * np.maximum(0.0, lacking - stocks.fair_ratio)
-    )
-    part = int(np.argmin(paid))
+    of_role = partial(_role_table, stocks, curves, kept, asked, ratio, is_safe)
+    pairs: list[Floats] = []
+    best: tuple[float, int, dict[Role, list[_Stage]]] = (np.inf, 0, {role: [] for role in ROLES})
+    for group in stocks.pair_groups:
+        stages: dict[Role, list[_Stage]] = {role: [] for role in ROLES}
+        sides = [of_role(role, group, empty, stages[role]) for role in (Role.PREFILL, Role.DECODE)]
+        pairs.append(sides[0] + sides[1])
+        paid = _paid(stocks, of_role(Role.MIXED, "", pairs[-1], stages[Role.MIXED]))
+        part = int(np.argmin(paid))
+        best = (float(paid[part]), part, stages) if paid[part] < best[0] or not pairs[1:] else best
+    value, part, stages = best
+    if len(pairs) > 1:  # groups may be mixed, which ways from here do not
+        value = float(_paid(stocks, of_role(Role.MIXED, "", shared_out(pairs), [])).min())
     sizes, wanted, guessed = _way_back(stocks, curves, stages, part)
     return Pick(
-        value_usd_per_hour=float(paid[part]) + stocks.stop_all_usd_per_hour,
+        value_usd_per_hour=value + stocks.stop_all_usd_per_hour,
         sizes=sizes,
         served_ratio=part / stocks.parts,
         wanted=frozenset(wanted),
@@ -174,12 +191,20 @@ def least_value(
     )
 
 
+def _paid(stocks: Stocks, table: Floats) -> Floats:
+    """Cost by parts carried, with what stays unserved."""
+    lacking = 1.0 - np.arange(stocks.parts + 1) / stocks.parts
+    beyond = np.maximum(0.0, lacking - stocks.fair_ratio)
+    paid: Floats = table + stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)
+    return paid
+
+
 def choose_kept(stocks: Stocks, asked: Floats, wanted: frozenset[int]) -> frozenset[int]:
     """Pools to tell apart at the prices: the cheapest per request of each role, and those wanted before."""
     ratio = stocks.cheapest_usd(asked) / stocks.rate_per_s
     kept = set(wanted)
-    for role in ROLES:
-        mine = [p for p in np.argsort(ratio, kind="stable").tolist() if stocks.roles[p] is role]
+    for role, group in product(ROLES, stocks.pair_groups):
+        mine = [p for p in np.argsort(ratio, kind="stable").tolist() if stocks.is_of(p, role, group)]
         sizes = 0
         for rank, pool in enumerate(mine):
             sizes += min(LEAST_EVERY, int(stocks.most[pool]))
@@ -195,13 +220,14 @@ def _role_table(
     kept: frozenset[int],
     asked: Floats,
     ratio: Floats,
+    is_safe: bool,
     role: Role,
+    group: str,
     table: Floats,
     stages: list[_Stage],
-    is_safe: bool,
 ) -> Floats:
-    """Least cost by parts carried at least, once the pools of a role may add to ``table``."""
-    mine = [p for p, r in enumerate(stocks.roles) if r is role]
+    """Least cost by parts carried at least, once the pools of a role and KV group may add to ``table``."""
+    mine = [p for p in range(len(stocks.roles)) if stocks.is_of(p, role, group)]
     rest = min((p for p in mine if p not in kept), key=lambda p: (ratio[p], p), default=-1)
     if rest >= 0 and not is_safe:
         slope = ratio[rest] * np.arange(stocks.parts + 1)
@@ -389,10 +415,20 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
                 run_usd_per_hour=np.array([_idle_usd_per_hour(option, energy) for option in options]),
                 start_usd_per_hour=starts[pools],
                 stop_usd_per_hour=stops[pools],
+                groups=_groups(cells, options),
                 stop_all_usd_per_hour=float(stops[cells.held_pool[held]] @ cells.held_now[held]),
             )
         )
     return tuple(made)
+
+
+def _groups(cells: Cells, options: Sequence[PoolOption]) -> tuple[str, ...]:
+    """KV group of each pool of a service; nothing where all may pair."""
+    if not options or options[0].pool.service not in cells.pairing.parted:
+        return ()
+    named = [cells.pairing.group(option.pool) for option in options]
+    first = min((g for g, o in zip(named, options, strict=True) if o.pool.role is not Role.MIXED), default="")
+    return tuple(first if o.pool.role is Role.MIXED else g for g, o in zip(named, options, strict=True))
 
 
 def _idle_usd_per_hour(option: PoolOption, energy: float) -> float:

@@ -1,0 +1,38 @@
+"""Tables of the least cost by load, added up where the load is shared out between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def shared_out(tables: Sequence[Floats]) -> Floats:
+    r"""Least cost of at least each load, divided in any whole parts: :math:`t(n) = \min_m a(m) + b(n - m)`.
+
+    Parameters
+    ----------
+    tables : sequence of (N,) float
+        Least cost of 0, 1, … parts at least; none decreases.
+
+    Examples
+    --------
+    >>> shared_out([np.array([0.0, 5.0, 5.0]), np.array([0.0, 2.0, 9.0])]).tolist()
+    [0.0, 2.0, 5.0]
+    """
+    total = tables[0]
+    for table in tables[1:]:
+        one, other = sorted((total, table), key=lambda values: len(_rises(values)))
+        total = np.full(len(table), np.inf)
+        for part in _rises(one).tolist():
+            np.minimum(total[: part + 1], one[part] + other[0], out=total[: part + 1])
+            np.minimum(total[part:], one[part] + other[: len(other) - part], out=total[part:])
+    return total
+
+
+def _rises(costs: Floats) -> NDArray[np.int64]:
+    """Loads after which the cost rises: all others are carried for nothing."""
+    return np.flatnonzero(np.isfinite(costs) & (np.append(costs[1:], np.inf) > costs))
