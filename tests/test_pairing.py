@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from typing import Any
@@ -15,14 +16,15 @@ from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
+from solvers.planner.min_plus import shared_out
 from solvers.planner.pairing import Domain, Pairing, Pairs
 from solvers.planner.relax import state
-from solvers.problem import Problem
-from solvers.sizing import Unfit
+from solvers.problem import Policy, Problem
+from solvers.sizing import Unfit, replica_capacity
 from solvers.tick import Ticker
 from solvers.verify import verify
 from solvers.workload import PlacementMode, ServedModel
-from tests import fleets
+from tests import fleets, synthetic
 from tests.test_against_brute_force import Placed, Tiny, capacity, drawn, hold_to_best, is_bound
 from tests.test_limits import cells_of, rows_text
 
@@ -213,3 +215,33 @@ def test_the_tick_serves_what_pairs_carry(problem: Problem) -> None:
     desk = desk_for(replace(problem, demands=more), fleets.plain_capacity)
     worth = desk.worth({(row.pool, row.location): row.replicas for row in plan.placements})
     assert ticked.served_per_s[0] == pytest.approx(worth.served_per_s["default/chat"])
+
+
+def test_load_is_shared_out_at_least_cost() -> None:
+    rng = np.random.default_rng(5)
+    tables = [np.maximum.accumulate(rng.uniform(0.0, 9.0, 12).round(1)) for _ in range(3)]
+    best = [
+        min(
+            tables[0][a] + tables[1][b] + tables[2][c]
+            for a, b, c in itertools.product(range(12), repeat=3)
+            if a + b + c >= load
+        )
+        for load in range(12)
+    ]
+    assert shared_out(tables).tolist() == pytest.approx(best)
+
+
+def test_a_large_fleet_pairs_in_groups_and_at_locations() -> None:
+    problem = synthetic.make_problem(
+        synthetic.Size(nodes=72, services=2, rows=4, designs=4), 1, load=0.2, policy=Policy(min_saving_ratio=0.0)
+    )
+    apart = {name: replace(kind, kv_fabric=name) for name, kind in problem.gpu_classes.items()}
+    services = tuple(replace(s, roles=SPLIT) for s in problem.services)
+    for changed in (
+        replace(problem, gpu_classes=apart, services=services),
+        replace(problem, services=tuple(replace(s, kv_may_cross=False) for s in services)),
+    ):
+        plan = make_plan(changed)
+        assert verify(plan, changed, capacity_of=replica_capacity) == ()
+        assert not plan.is_short
+        assert plan.report.gap_ratio < 0.25

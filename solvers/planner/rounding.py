@@ -212,7 +212,8 @@ def _least_price(option: PoolOption, sizer: Sizer, totals: Mapping[PoolKey, int]
     now = totals.get(option.pool, 0)
     rate = RATE_SLACK * option.steps[-1].capacity_requests_per_s
     gain = rate + max(0.0, now * rate - _carried(option, sizer, now))  # what runs gains too when a pool grows
-    chains = 2.0 if option.pool.role is Role.MIXED else 1.0
+    counts_twice = option.pool.role is Role.MIXED or option.pool.service in sizer.pairing.parted  # ``Pairs.wants``
+    chains = 2.0 if counts_twice else 1.0
     return option.price_usd_per_hour / (chains * gain) if gain > 0.0 else 0.0
 
 

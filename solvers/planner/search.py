@@ -316,7 +316,7 @@ class Search:
         placed = place(cells, x[arrays.columns["replicas"]])
         if not self.desk.is_wide and (placed.left or self._is_uneven(placed)):  # large fleets have too many bays
             placed = self._placed_bay_by_bay(cells, placed)
-        elif self.desk.is_wide and placed.left:
+        elif self.desk.is_wide and (placed.left or self._is_uneven(placed, are_spread=False)):
             placed = self._placed_as_chosen(cells, x[arrays.columns["replicas"]], placed)
         counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
         for key, count in pack(self.desk.problem, counts).left.items():
@@ -393,10 +393,10 @@ class Search:
         again = place(fine, whole.x[arrays.columns["replicas"]])
         return again if again.left <= placed.left else placed
 
-    def _is_uneven(self, placed: Placed) -> bool:
+    def _is_uneven(self, placed: Placed, *, are_spread: bool = True) -> bool:
         """True when a service that spreads or pairs by place is short or pays for links: perhaps for its places."""
-        services = self.desk.problem.services
-        by_place = {s.name for s in services if s.is_spread or s.pairs_locally} | set(self.desk.sizer.links.order)
+        services, sizer = self.desk.problem.services, self.desk.sizer
+        by_place = {*sizer.pairing.local, *sizer.links.order, *(s.name for s in services if are_spread and s.is_spread)}
         if not by_place:
             return False
         worth = self.desk.worth(placed.counts)
