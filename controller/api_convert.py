@@ -237,6 +237,7 @@ def _pool_message(pool: PoolPlan, places: Iterable[pb.LocationReplicas]) -> pb.P
         reserved_watts=pool.reserved_watts,
         planned_watts=pool.planned_watts,
         cost_usd_per_hour=pool.cost_usd_per_hour,
+        nodes_per_replica=pool.nodes_per_replica,
     )
 
 

@@ -73,7 +73,7 @@ class LocationReplicas(_message.Message):
     def __init__(self, location: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class PoolPlan(_message.Message):
-    __slots__ = ("pool", "replicas", "placements", "demand_ratio", "capacity_requests_per_s", "cap_watts", "reserved_watts", "planned_watts", "cost_usd_per_hour")
+    __slots__ = ("pool", "replicas", "placements", "demand_ratio", "capacity_requests_per_s", "cap_watts", "reserved_watts", "planned_watts", "cost_usd_per_hour", "nodes_per_replica")
     POOL_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class PoolPlan(_message.Message):
     RESERVED_WATTS_FIELD_NUMBER: _ClassVar[int]
     PLANNED_WATTS_FIELD_NUMBER: _ClassVar[int]
     COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    NODES_PER_REPLICA_FIELD_NUMBER: _ClassVar[int]
     pool: Pool
     replicas: int
     placements: _containers.RepeatedCompositeFieldContainer[LocationReplicas]
@@ -92,7 +93,8 @@ class PoolPlan(_message.Message):
     reserved_watts: float
     planned_watts: float
     cost_usd_per_hour: float
-    def __init__(self, pool: _Optional[_Union[Pool, _Mapping]] = ..., replicas: _Optional[int] = ..., placements: _Optional[_Iterable[_Union[LocationReplicas, _Mapping]]] = ..., demand_ratio: _Optional[float] = ..., capacity_requests_per_s: _Optional[float] = ..., cap_watts: _Optional[float] = ..., reserved_watts: _Optional[float] = ..., planned_watts: _Optional[float] = ..., cost_usd_per_hour: _Optional[float] = ...) -> None: ...
+    nodes_per_replica: int
+    def __init__(self, pool: _Optional[_Union[Pool, _Mapping]] = ..., replicas: _Optional[int] = ..., placements: _Optional[_Iterable[_Union[LocationReplicas, _Mapping]]] = ..., demand_ratio: _Optional[float] = ..., capacity_requests_per_s: _Optional[float] = ..., cap_watts: _Optional[float] = ..., reserved_watts: _Optional[float] = ..., planned_watts: _Optional[float] = ..., cost_usd_per_hour: _Optional[float] = ..., nodes_per_replica: _Optional[int] = ...) -> None: ...
 
 class ServicePlan(_message.Message):
     __slots__ = ("service", "tier", "demand_requests_per_s", "served_requests_per_s", "unserved_requests_per_s", "short_because")

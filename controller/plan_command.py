@@ -139,7 +139,8 @@ def _sections(plan: Plan, with_caps: bool) -> Iterator[str]:
     yield _headline(plan)
     caps = ("CAP W",) if with_caps else ()
     sizes = ("PROMPTS",) if plan.parts else ()
-    header = ("SERVICE", "ROLE", "GPU CLASS", "CONFIG", *sizes, "REPLICAS", *caps, "WHERE", "USD/H")
+    nodes = ("NODES EACH",) if _has_groups(plan) else ()
+    header = ("SERVICE", "ROLE", "GPU CLASS", "CONFIG", *sizes, "REPLICAS", *nodes, *caps, "WHERE", "USD/H")
     yield render_table(header, _pool_rows(plan, with_caps))
     yield render_table(("SERVICE", "TIER", "DEMAND/S", "SERVED/S"), _service_rows(plan))
     yield render_table(("POWER", "BUDGET W", "RESERVED W", "PLANNED W", "USD/H PER KW MORE"), _domain_rows(plan))
@@ -188,6 +189,11 @@ def _headline(plan: Plan) -> str:
     )
 
 
+def _has_groups(plan: Plan) -> bool:
+    """True when some replica stands on several nodes."""
+    return any(pool.nodes_per_replica > 1 for pool in plan.pools)
+
+
 def _pool_rows(plan: Plan, with_caps: bool) -> Iterator[tuple[Cell, ...]]:
     for pool in plan.pools:
         if pool.replicas:
@@ -195,7 +201,8 @@ def _pool_rows(plan: Plan, with_caps: bool) -> Iterator[tuple[Cell, ...]]:
             caps = (round(pool.cap_watts),) if with_caps else ()
             sizes = (key.sizes or "all",) if plan.parts else ()
             what = key.service, str(key.role), key.gpu_class, key.config.label, *sizes, pool.replicas
-            yield *what, *caps, _where(plan, key), pool.cost_usd_per_hour
+            nodes = (pool.nodes_per_replica,) if _has_groups(plan) else ()
+            yield *what, *nodes, *caps, _where(plan, key), pool.cost_usd_per_hour
 
 
 def _where(plan: Plan, pool: PoolKey) -> str:

@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 
 from controller import placement_pb2 as pb
 from controller.api import MAX_SOLVES, SERVICE, ApiServer, serve, solve_time_s, with_time_limit
+from controller.api_convert import pool_messages
 from controller.auth import Listen
 from controller.placement_pb2_grpc import PlacementStub
 from controller.what_if import BadRequest, changed_problem
@@ -30,6 +31,7 @@ from solvers.planner import make_plan
 from solvers.problem import Problem
 from tests import fleets
 from tests import placement_world as world
+from tests.resource_cases import small_plan
 
 
 @pytest.fixture(scope="module")
@@ -401,3 +403,10 @@ def test_what_runs_and_what_is_not_named_stays_as_it_is() -> None:
     assert after.gpu_classes["l40s"] == replace(before.gpu_classes["l40s"], price_usd_per_hour=0.4)
     assert replace(after, demands=before.demands, gpu_classes=before.gpu_classes) == before
     assert changed_problem(before, pb.WhatIfRequest()) == before
+
+
+def test_a_pool_says_on_how_many_nodes_each_replica_stands() -> None:
+    plan = small_plan()
+    joined = replace(plan, pools=(replace(plan.pools[0], nodes_per_replica=18),))
+    said = [pool_messages(each, ["default/chat"])[0].nodes_per_replica for each in (plan, joined)]
+    assert said == [1, 18]

@@ -106,6 +106,35 @@ def test_with_power_caps_the_table_and_the_plan_say_every_cap(ask: Ask, folder: 
     } <= {700.0}
 
 
+def test_replicas_of_two_nodes_are_planned_on_one_fabric_and_not_where_deployments_are_made(
+    ask: Ask, folder: Callable[[Change], Path]
+) -> None:
+    def joined(documents: list[Body], management: str) -> None:
+        _of("EngineProfile", documents)["spec"]["config"]["tensorParallel"] = 16
+        _of("ServedModel", documents)["spec"]["management"] = management
+        _of("FleetPolicy", documents)["spec"].setdefault("modes", {})["replicas"] = "Act"
+        _of("PowerDomain", documents)["spec"]["budgetWatts"] = 100_000
+        node = _of("Node", documents)
+        node["metadata"]["labels"]["topology.penstock.dev/island"] = "leaf-1"
+        for key in ("capacity", "allocatable"):
+            if key in node["status"]:
+                node["status"][key]["nvidia.com/gpu"] = "8"
+        others = [copy.deepcopy(node) for _ in range(3)]
+        for number, other in enumerate(others):
+            other["metadata"]["name"] = f"more-{number}"
+        documents[:] = [d for d in documents if d["kind"] != "Node"] + others
+
+    code, out, err = ask(folder(lambda documents: joined(documents, "Observe")))
+    assert code == 0, out + err
+    header, row = out.split("\n\n")[1].splitlines()[:2]
+    assert header.split()[5:8] == ["REPLICAS", "NODES", "EACH"]
+    assert row.split()[3:6] == ["tp16", "1", "2"]
+    code, out, _ = ask(folder(lambda documents: joined(documents, "Generate")))
+    assert code == 2
+    assert "one replica takes 2 nodes, and Deployments are made of one pod each" in out
+    assert "run groups of pods under management Observe" in out
+
+
 def test_the_table_says_what_is_placed_where_for_whom_and_within_which_budget(ask: Ask) -> None:
     code, out, err = ask()
     assert (code, err) == (0, "")
