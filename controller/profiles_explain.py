@@ -27,6 +27,7 @@ from solvers.engine.roofline import (
     PREFILL_POWER_RATIO,
     STEP_OVERHEAD_S,
 )
+from solvers.engine.served import planned_correction
 
 SHOWN_BATCH, SHOWN_CONTEXT, SHOWN_PROMPT = 32, 2048, 2048
 TABLE_WORDS = {
@@ -86,6 +87,10 @@ def _origins(request: ProfileRequest, profile: EngineProfile) -> Iterator[Origin
     yield Origin(field="prefill", value=f"{len(profile.prefill_tokens)} prompts up to {last} tokens", origin=times)
     batches, contexts = profile.decode_batches[-1], profile.decode_contexts[-1]
     yield Origin(field="decode", value=f"batches up to {batches}, contexts up to {contexts}", origin=times)
+    if request.is_as_served and profile.source is ProfileSource.SILICON:
+        change = planned_correction(request.config.engine)
+        words = f"decode x{change.decode_ratio:.2f}, prefill x{change.prefill_ratio:.2f} and overheads"
+        yield Origin(field="serving", value=words, origin="fitted to public measurements: solvers.engine.served")
     yield Origin(field="prefix and batch", value=_wide(profile), origin=times if _is_wide(profile) else DERIVED)
     capacity = f"{profile.kv_capacity_tokens} tokens"
     yield Origin(field="KV room", value=capacity, origin="given with --kv-capacity-tokens" if given["kv"] else room)

@@ -19,6 +19,7 @@ from controller.profiles import ProfileRequest, Source, make_profile
 from controller.resources import parse_engine_profile
 from solvers.engine import EngineConfig, EngineProfile, ProfileSource, check_profile
 from solvers.engine.curves import decode_step_s, prefill_s
+from solvers.engine.served import planned_correction, served_correction
 from solvers.errors import InvalidInput
 
 DEMO = Path(__file__).parents[1] / "deploy" / "samples" / "demo"
@@ -325,6 +326,36 @@ def test_what_serving_costs_is_added_to_kernel_tables_when_asked_for() -> None:
     assert decode_step_s(served, 8, 4096) == pytest.approx(1.11 * decode_step_s(plain, 8, 4096) + 1e-4, abs=2e-6)
     roofline = ask(source=Source.ROOFLINE, is_as_served=True)
     assert make_profile(roofline).prefill_s == make_profile(ask(source=Source.ROOFLINE)).prefill_s
+
+
+def test_serving_is_never_planned_faster_than_the_kernels() -> None:
+    for engine in ("vllm", "sglang", "trtllm", "another"):
+        change = planned_correction(engine)
+        assert min(change.decode_ratio, change.prefill_ratio) >= 1.0
+        assert change.front_end_s == served_correction(engine).front_end_s
+
+
+def test_the_command_adds_what_serving_costs_unless_kernels_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["profile", "--model", EIGHT, "--gpu-class", "a100-sxm", "--source", "silicon", "-o", "json"]
+
+    def prefill(*more: str) -> tuple[str, int]:
+        assert cli.main([*words, *more]) == 0
+        [spec] = [body["spec"] for body in _bodies(capsys.readouterr().out)]
+        return spec["sourceDetail"], spec["prefill"]["microseconds"][0]
+
+    served, kernels = prefill(), prefill("--kernels-only")
+    assert served[0].startswith("as served")
+    assert not kernels[0].startswith("as served")
+    assert served[1] > kernels[1] + 20_000  # a step's overhead and the front end
+    assert prefill("--as-served") == served
+    assert cli.main([*words, "--as-served", "--kernels-only"]) == 1
+    assert "--as-served: is the opposite of --kernels-only" in capsys.readouterr().err
+
+
+def _bodies(text: str) -> list[dict[str, Any]]:
+    found = json.loads(text)
+    bodies: list[dict[str, Any]] = found if isinstance(found, list) else found.get("items", [found])
+    return bodies
 
 
 @pytest.mark.parametrize(

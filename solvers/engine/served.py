@@ -34,6 +34,12 @@ def served_correction(engine: str) -> Correction:
     return SERVED.get(engine, UNSEEN)
 
 
+def planned_correction(engine: str) -> Correction:
+    """Correction of an engine without what would make it faster than its kernels: a plan must not hope for that."""
+    found = served_correction(engine)
+    return replace(found, decode_ratio=max(1.0, found.decode_ratio), prefill_ratio=max(1.0, found.prefill_ratio))
+
+
 def as_served(profile: EngineProfile, budget_tokens: int) -> EngineProfile:
     """Add what serving costs to a profile from kernel tables; its source stays what it was.
 
@@ -42,7 +48,7 @@ def as_served(profile: EngineProfile, budget_tokens: int) -> EngineProfile:
     budget_tokens : int
         Prompt tokens of one step: a longer prompt pays the step's overhead more than once.
     """
-    change = served_correction(profile.key.config.engine)
+    change = planned_correction(profile.key.config.engine)
     words = (
         f"as served: decode x{change.decode_ratio:.2f} + {1e3 * change.decode_overhead_s:.1f} ms, prefill"
         f" x{change.prefill_ratio:.2f} + {1e3 * change.prefill_overhead_s:.0f} ms a step; "
