@@ -121,7 +121,8 @@ class Solver(Resource):
     time_limit_seconds: Annotated[int, Field(ge=1, le=3_600)] = 20
     """Time after which the best plan found so far is taken."""
     replay: Literal["Off", "On"] = "Off"
-    """On: a simulation replays each plan's demand; a plan that it refutes is tightened and solved again."""
+    """On, quoted since YAML reads a bare On as true: each plan's demand is replayed in simulation; a plan that it
+    refutes is tightened and solved again."""
 
 
 class Quota(Resource):

@@ -118,7 +118,8 @@ def _sized(words: str, key: str, unit: str) -> Phrase:
 
 
 def _choice(value: Any, context: Mapping[str, Any]) -> tuple[str, str]:
-    hint = '; quote "Off": YAML reads Off as false' if value is False else ""
+    hints = {False: '; quote "Off": YAML reads Off as false', True: '; quote "On": YAML reads On as true'}
+    hint = hints[value] if isinstance(value, bool) else ""
     return _shown(value), f"use one of {context['expected']}{hint}"
 
 

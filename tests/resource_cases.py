@@ -236,6 +236,8 @@ BAD: Final = (
     _bad("FleetPolicy", "modes.replicas", "act"),
     _bad("FleetPolicy", "modes.powerCaps", "Act"),
     _bad("FleetPolicy", "modes.powerCaps", False),
+    _bad("FleetPolicy", "modes.correction", "Always"),
+    _bad("FleetPolicy", "solver.replay", True),
     _bad("FleetPolicy", "paused", "yes"),
     _bad("FleetPolicy", "tiers", []),
     _bad("FleetPolicy", "tiers", [{"name": "a"}, {"name": "a"}]),

@@ -406,3 +406,12 @@ def test_any_plan_obeys_the_schema_and_reading_it_twice_changes_nothing(plan: Pl
     assert abs(once.services[0].demand_requests_per_s - plan.services[0].demand_requests_per_s) <= 0.0005001
     assert abs(once.domains[0].reserved_watts - plan.domains[0].reserved_watts) <= 0.5
     assert parse_fleet_plan(render_fleet_plan(once, 1)) == once
+
+
+def test_a_replay_that_yaml_made_a_boolean_is_refused_with_the_way_out() -> None:
+    body = good("FleetPolicy")
+    quoted = changed(body, ("spec", "solver"), {"replay": "On"})
+    assert parse_fleet_policy(quoted).policy.replay
+    assert not parse_fleet_policy(body).policy.replay
+    with pytest.raises(InvalidInput, match='quote "On"'):
+        parse_fleet_policy(changed(body, ("spec", "solver"), {"replay": True}))

@@ -121,6 +121,12 @@ def test_a_surge_ordered_over_http_is_seen_at_the_gateway(running_twin: Twin) ->
     assert state["services"][SERVICE]["requests"] > 5 * 50 * state["virtual_s"]
 
 
+def test_engines_ordered_to_be_slow_are_slow(running_twin: Twin) -> None:
+    assert ask(running_twin, "/control", {"slowness": 1.5, "start": True})[0] == 200
+    wait_until(lambda: state_of(running_twin)["services"][SERVICE]["finished"] > 20, "requests to be served")
+    assert running_twin.fleet.slowness_ratio == 1.5
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -128,6 +134,8 @@ def test_a_surge_ordered_over_http_is_seen_at_the_gateway(running_twin: Twin) ->
         ("[]", "no JSON object"),
         ({}, "asks for nothing"),
         ({"explode": True}, "explode"),
+        ({"slowness": "much"}, 'send {"slowness": 1.2}'),
+        ({"slowness": 0}, "give a number above 0"),
         ({"surge": {"service": "demo/chat"}}, "factor"),
         ({"surge": {"service": "demo/other", "factor": 2, "duration_s": 5}}, "demo/other has no traffic"),
         ({"surge": {"service": "demo/chat", "factor": 2, "duration_s": 0}}, "for 0.0 s"),
