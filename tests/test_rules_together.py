@@ -12,12 +12,13 @@ from solvers.problem import Problem, Quota
 from solvers.verify import verify
 from solvers.workload import ServedModel
 from tests.test_against_brute_force import POLICY, TOLERANCE, Placed, Tiny, best_by_trying, drawn
+from tests.test_pairing import Grouped, grouped
 from tests.test_pins import Pinned, pinned_somewhere
 from tests.test_quotas import Allowed
 from tests.test_spot import Spot
 from tests.test_spread import Spread, spread
 
-ORACLES = (Allowed, Pinned, Spread, Spot)
+ORACLES = (Allowed, Grouped, Pinned, Spread, Spot)
 
 
 class Together(Tiny):
@@ -54,11 +55,17 @@ def with_rules(problem: Problem, rng: np.random.Generator) -> Problem:
     return replace(problem, services=services, nodes=nodes, policy=replace(POLICY, quotas=quotas))
 
 
+def with_pairs(problem: Problem, rng: np.random.Generator) -> Problem:
+    """Draw who may pair with whom."""
+    services = tuple(replace(s, kv_may_cross=bool(rng.random() < 0.5)) for s in problem.services)
+    return replace(grouped(problem, rng) if rng.random() < 0.5 else problem, services=services)
+
+
 @pytest.mark.parametrize("first", [9000, 9020])
 def test_no_counts_under_all_rules_are_cheaper_than_the_plan(first: int) -> None:
     compared = 0
     for seed, drawn_case in drawn(first, 20):
-        problem = with_rules(drawn_case.problem, np.random.default_rng(seed))
+        problem = with_pairs(with_rules(drawn_case.problem, np.random.default_rng(seed)), np.random.default_rng(seed))
         case = Together(problem=problem, table=drawn_case.table)
         plan = make_plan(problem, capacity_of=case.capacity_of)
         assert verify(plan, problem, capacity_of=case.capacity_of) == ()

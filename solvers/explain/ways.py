@@ -15,6 +15,7 @@ from solvers.planner.cells import Cells
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Room
 from solvers.planner.options import PoolOption
+from solvers.planner.pairing import Pairing
 from solvers.planner.quotas import quota_rows
 from solvers.power import pool_extra_watts
 from solvers.sizing import Capacity
@@ -138,7 +139,7 @@ def ranked_ways(
     worth = sum(pool.replicas * scarce.get(levels[pool.pool], 0.0) for pool in pools)
     mine = {pool.pool for pool in pools}
     found = []
-    for options in _ways(desk.options.of(row.service)):
+    for options in _ways(desk.options.of(row.service), desk.sizer.pairing):
         if {option.pool.uncapped for option in options} <= mine:
             continue
         way = tuple((option, _count_for_all(option, row.demand_requests_per_s)) for option in options)
@@ -154,11 +155,12 @@ def ranked_ways(
     return list(best.values())
 
 
-def _ways(options: Sequence[PoolOption]) -> Iterator[tuple[PoolOption, ...]]:
-    """Pools that can carry the service alone: one mixed, or a prefill and a decode one."""
+def _ways(options: Sequence[PoolOption], pairing: Pairing) -> Iterator[tuple[PoolOption, ...]]:
+    """Pools that can carry the service alone: one mixed, or a prefill and a decode one that may pair."""
     by_role = {role: [o for o in options if o.pool.role is role] for role in Role}
     yield from ((option,) for option in by_role[Role.MIXED])
-    yield from product(by_role[Role.PREFILL], by_role[Role.DECODE])
+    pairs = product(by_role[Role.PREFILL], by_role[Role.DECODE])
+    yield from (pair for pair in pairs if pairing.group(pair[0].pool) == pairing.group(pair[1].pool))
 
 
 def _count_for_all(option: PoolOption, demand_per_s: float) -> int:
