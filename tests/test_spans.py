@@ -286,6 +286,15 @@ def test_a_service_of_single_pods_has_no_replica_of_two_nodes_and_says_the_remed
     assert any("one pod cannot stand on several nodes" in fault for fault in faults)
 
 
+def test_a_shortage_of_islands_is_told_what_would_relieve_it() -> None:
+    problem = problem_on(rack((8, 8), ("a", "a")), (16,), rate=60.0)
+    plan = planned(problem)
+    assert plan.is_short
+    assert [(row.limit, row.unit, row.amount % 16) for row in plan.relief] == [("gpus", "GPU", 0.0)]
+    single = replace(problem, services=(replace(problem.services[0], is_one_pod=True),))
+    assert planned(single).relief == (), "no node more would help"
+
+
 # ---------------------------------------------------------------- groups that run
 
 

@@ -18,8 +18,10 @@ from solvers.errors import SolveFailed
 from solvers.plan import Relief
 from solvers.planner.cells import Cells, build_cells
 from solvers.planner.desk import Desk
+from solvers.planner.grouping import find_bays
 from solvers.planner.options import Options, find_options
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
+from solvers.spans import node_sizes
 
 KILOWATT_USD_PER_HOUR = 0.25  # 180 USD for a kW and month: what colocation asks for power and cooling to go with it
 WORD_USD_PER_HOUR = 0.02  # for a GPU, kW or replica more in a quota or ceiling: a word, but not one too many
@@ -74,8 +76,9 @@ def _open_options(desk: Desk) -> Options:
     """Pools of the sizes that they would have if there were enough of everything."""
     problem = desk.problem
     roomiest: dict[str, int] = {}
-    for node in problem.nodes:
-        roomiest[node.gpu_class] = max(roomiest.get(node.gpu_class, 0), node.gpus_usable)
+    for bay in find_bays(problem, ()):
+        joined = bay.islands[0] * bay.node_gpus if bay.islands else 0
+        roomiest[bay.gpu_class] = max(roomiest.get(bay.gpu_class, 0), bay.free[0], joined)
     grown = replace(
         problem,
         nodes=tuple(
@@ -85,7 +88,13 @@ def _open_options(desk: Desk) -> Options:
         policy=replace(problem.policy, quotas=()),
     )
     options = find_options(grown, desk.sizer, wanted=desk.wanted)
-    fit = tuple(option for option in options.pools if option.gpus <= roomiest.get(option.pool.gpu_class, 0))
+    sizes, single = node_sizes(problem.nodes), {s.name for s in problem.services if s.is_one_pod}
+    fit = tuple(
+        option
+        for option in options.pools
+        if option.gpus <= roomiest.get(option.pool.gpu_class, 0)
+        and not (option.pool.service in single and option.gpus > sizes[option.pool.gpu_class])
+    )
     return replace(options, pools=fit)
 
 
