@@ -153,8 +153,10 @@ class Search:
             replicas = wide.choose(lost)
             found = self._placed(cells, arrays, replicas)
             yield found
+            if self._proved(found):
+                return
             lost = np.maximum(0.0, replicas - cell_counts(cells, place(cells, replicas).counts))
-            if self._proved_by(found, self.bound_usd_per_hour) or not lost.any():
+            if not lost.any():
                 return
 
     def _tell(self, worth: Worth) -> None:
@@ -316,7 +318,9 @@ class Search:
         placed = place(cells, x[arrays.columns["replicas"]])
         if not self.desk.is_wide and (placed.left or self._is_uneven(placed)):  # large fleets have too many bays
             placed = self._placed_bay_by_bay(cells, placed)
-        elif self.desk.is_wide and (placed.left or self._is_uneven(placed, are_spread=False)):
+        elif self.desk.is_wide and (
+            (placed.left and not self.desk.is_large) or self._is_uneven(placed, are_spread=False)
+        ):
             placed = self._placed_as_chosen(cells, x[arrays.columns["replicas"]], placed)
         counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
         for key, count in pack(self.desk.problem, counts).left.items():

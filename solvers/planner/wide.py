@@ -40,12 +40,14 @@ FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the bes
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
 LEAST_FINE = 6  # pricings kept for finely cut loads
 WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
-CLOSED = 0.1  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
+CLOSED = 0.3  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
 MOST_ALONE = 200  # sizes that are not worth sending to others
 SPLIT = 1e-4  # shares of ways below count as none
-CHOICE_NODES = 400
-CHOICE_GAP = 0.1  # of the gap asked, what the choice of ways may leave open
+MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
+NEAR_ROOM = 1e-9  # of a row's room, what rounding may take too much
+MOST_WAYS = 12  # of a service that the whole choice is made from
+CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,7 +163,7 @@ class Wide:
         """The best prices for the ways known so far, near the best prices so far."""
         reach = self.trust * (self.prices + self.floor)
         low = np.maximum(0.0, self.prices - reach)
-        return box_step(self._choice(), self.room, low, self.prices + reach, time_limit_s=self.seconds)
+        return box_step(self._choice(self.ways), self.room, low, self.prices + reach, time_limit_s=self.seconds)
 
     def _completed(self, prices: Floats) -> bool:
         """Find ways that carry all that their parts promise, where rounding had let others fall short; True if new."""
@@ -189,19 +191,48 @@ class Wide:
         for _ in range(2):
             relaxed = self._relaxed()
             self._blend(relaxed, self._asked(self._choice_prices(relaxed)))
+        relaxed = self._relaxed()
+        ways, shares = self._promising(self._choice_prices(relaxed), relaxed.x)
+        choice = self._choice(ways, is_whole=True)
         chosen = solve_whole(
-            self._choice(is_whole=True),
+            choice,
             relative_gap=CHOICE_GAP * self.gap,
             time_limit_s=self.seconds,
-            node_limit=CHOICE_NODES,
+            node_limit=max(1, min(MOST_NODES, CHOICE_WORK // len(ways))),
+            start=self._taken_in_turn(choice, shares),
             run=self.crew.whole,
         )
         total = np.zeros(len(self.cells.cell_pool))
-        for way, share in zip(self.ways, chosen.x, strict=True):
+        for way, share in zip(ways, chosen.x, strict=True):
             if share > 0.5:
                 for cell, count in way.replicas:
                     total[cell] += count
         return total
+
+    def _promising(self, prices: Floats, shares: Floats) -> tuple[list[SparseWay], Floats]:
+        """Each service's way without a replica and its best ways at the prices, in order, with their shares."""
+        asked, ranked = self._asked(prices), dict[int, list[tuple[float, int]]]()
+        for index, way in enumerate(self.ways):
+            paid = sum(float(asked[cell]) * count for cell, count in way.replicas)
+            value = way.cost_usd_per_hour + way.penalty_usd_per_hour + paid
+            ranked.setdefault(way.service, []).append((value if way.replicas else -np.inf, index))
+        kept = sorted(index for rows in ranked.values() for _, index in sorted(rows)[: MOST_WAYS + 1])
+        return [self.ways[index] for index in kept], shares[kept]
+
+    def _taken_in_turn(self, choice: Arrays, shares: Floats) -> Floats:
+        """A whole choice to begin with: the largest share of each service that still fits, else what costs least."""
+        table, room = choice.matrix.toarray(), self.room + NEAR_ROOM * np.maximum(1.0, np.abs(self.room))
+        service, used = np.argmax(table[: len(self.stocks)] > 0.0, axis=0), table[len(self.stocks) :]
+        x = np.zeros(len(shares))
+        largest = [float(shares[service == s].max(initial=0.0)) for s in range(len(self.stocks))]
+        for s in sorted(range(len(self.stocks)), key=lambda s: (self.cells.services[s].tier_rank, -largest[s], s)):
+            mine = np.flatnonzero(service == s)
+            able = mine[(used[:, mine] <= room[:, None]).all(axis=0)]
+            order = np.lexsort((choice.cost[able], -np.round(shares[able], 3)))
+            if len(able):
+                x[able[order[0]]] = 1.0
+                room = room - used[:, able[order[0]]]
+        return x
 
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         asked = self._asked(prices)
@@ -281,7 +312,7 @@ class Wide:
         return asked
 
     def _relaxed(self) -> Solution:
-        relaxed = solve_linear(self._choice(), time_limit_s=self.seconds)
+        relaxed = solve_linear(self._choice(self.ways), time_limit_s=self.seconds)
         if relaxed.duals is None:
             raise SolveFailed("the choice of ways gave no prices")
         return relaxed
@@ -291,20 +322,20 @@ class Wide:
         prices: Floats = np.maximum(0.0, -duals[len(self.stocks) :])
         return prices
 
-    def _choice(self, *, is_whole: bool = False) -> Arrays:
+    def _choice(self, ways: Sequence[SparseWay], *, is_whole: bool = False) -> Arrays:
         """State the choice: one way for each service, shared rows kept."""
-        count = len(self.ways)
+        count = len(ways)
         one = sp.csr_array(
-            (np.ones(count), (np.array([way.service for way in self.ways]), np.arange(count))),
+            (np.ones(count), (np.array([way.service for way in ways]), np.arange(count))),
             shape=(len(self.stocks), count),
         )
-        rows = np.array([cell for way in self.ways for cell, _ in way.replicas], dtype=np.int64)
-        columns = np.repeat(np.arange(count), [len(way.replicas) for way in self.ways])
-        numbers = np.array([n for way in self.ways for _, n in way.replicas], dtype=float)
+        rows = np.array([cell for way in ways for cell, _ in way.replicas], dtype=np.int64)
+        columns = np.repeat(np.arange(count), [len(way.replicas) for way in ways])
+        numbers = np.array([n for way in ways for _, n in way.replicas], dtype=float)
         used = self.shared @ sp.csc_array((numbers, (rows, columns)), shape=(self.shared.shape[1], count))
         ones = np.ones(len(self.stocks))
         return Arrays(
-            cost=np.array([way.cost_usd_per_hour + way.penalty_usd_per_hour for way in self.ways]),
+            cost=np.array([way.cost_usd_per_hour + way.penalty_usd_per_hour for way in ways]),
             matrix=sp.csc_array(sp.vstack([one, used])),
             row_lower=np.concatenate([ones, np.full(len(self.room), -np.inf)]),
             row_upper=np.concatenate([ones, self.room]),
