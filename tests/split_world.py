@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 
 from solvers.engine import EngineProfile, Role
+from solvers.fleet import PowerDomain
 from solvers.planner.cuts import open_book, stops_usd_per_hour
 from solvers.planner.splitting import Cuts, dropped, split
 from solvers.problem import Policy, Problem
@@ -103,21 +104,43 @@ class TinyParts(Tiny):
         return self.sized.capacity_of(profile, role, mix, slos, pool_replicas=pool_replicas)
 
 
+SPEEDS = {
+    SHORT: {"big": (1.0, 2.0), "small": (1.5, 3.0)},
+    LONG: {"big": (0.5, 1.0, 2.0), "small": (0.0, 0.1, 0.5)},
+}
+"""What a rate may be multiplied by, by prompt tokens and GPU class."""
+
+
 def drawn(rng: np.random.Generator) -> tuple[Problem, Sized]:
-    """Draw a tiny fleet whose services have short and long requests, served at their own rates."""
+    """Draw a tiny fleet whose services have short requests, and long ones that small GPUs serve slowly or not at all.
+
+    One node of each class has two or three GPUs; of most fleets watts are no matter, so that many can serve all.
+    """
     case = tiny(rng)
     weight = round(float(rng.uniform(0.1, 0.9)), 2)
     mix = lengths((SHORT, 10, weight), (LONG, 10, 1.0 - weight))
     rates = {
-        (*key, prompt): 0.0 if rate == 0.0 else round(rate * float(rng.choice(factors)), 3)
+        (*key, prompt): round(max(rate, 0.8) * float(rng.choice(SPEEDS[prompt][key[2]])), 3)
         for key, (rate, _, _) in case.table.items()
-        for prompt, factors in ((SHORT, (1.0, 2.0)), (LONG, (0.0, 0.3, 0.5, 0.7, 1.0, 1.0)))
+        for prompt in (SHORT, LONG)
     }
+    nodes = tuple(
+        replace(
+            case.problem.nodes[0],
+            name=name,
+            gpu_class=name,
+            gpus_usable=int(rng.integers(2, 4)),
+            domains=("feed-0" if rng.random() < 0.3 else "feed-1", "site"),
+        )
+        for name in ("big", "small")
+    )
     problem = replace(
         case.problem,
-        services=tuple(replace(service, splits_by_size=True) for service in case.problem.services),
+        nodes=nodes,
+        domains=case.problem.domains | {"site": PowerDomain(name="site", budget_watts=9000.0)},
+        services=tuple(replace(service, splits_by_size=True, max_replicas=10) for service in case.problem.services),
         demands={
-            name: replace(demand, mix=mix, requests_per_s=round(0.4 * demand.requests_per_s, 3))
+            name: replace(demand, mix=mix, requests_per_s=round(0.5 * demand.requests_per_s, 3))
             for name, demand in case.problem.demands.items()
         },
         policy=replace(case.problem.policy, tier_penalties=(9e3, 3e3, 1e3)),  # never cheaper to serve less

@@ -184,13 +184,13 @@ def test_a_quota_counts_all_parts(problem: Problem) -> None:
     assert sum(r.replicas * r.pool.config.gpus for r in plan.pools if r.pool.gpu_class == "h100-sxm") <= 4
 
 
-@pytest.mark.parametrize("first", range(0, 30, 10))
+@pytest.mark.parametrize("first", range(0, 60, 20))
 def test_no_cut_and_no_counts_are_cheaper_than_the_plan(first: int) -> None:
     split_ones = short = 0
-    for seed in range(first, first + 10):
+    for seed in range(first, first + 20):
         rng = np.random.default_rng(seed)
         problem, sized = split_world.drawn(rng)
-        while tries(sized.tiny(split(problem, split_world.every_cut(problem)[-1]))) > 400:
+        while tries(sized.tiny(split(problem, split_world.every_cut(problem)[-1]))) > 800:
             problem, sized = split_world.drawn(rng)
         plan = make_plan(problem, capacity_of=sized.capacity_of)
         assert verify(plan, problem, capacity_of=sized.capacity_of) == ()
@@ -200,7 +200,7 @@ def test_no_cut_and_no_counts_are_cheaper_than_the_plan(first: int) -> None:
             assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
         split_ones += bool(plan.parts)
         short += plan.is_short
-        if not plan.is_short:
+        if not plan.is_short and not problem.running:  # what runs may stay for less than another cut must save
             assert found == pytest.approx(best, rel=TOLERANCE), seed
     assert split_ones > 0
     assert short < 10
