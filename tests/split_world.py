@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -104,7 +104,7 @@ class TinyParts(Tiny):
         return self.sized.capacity_of(profile, role, mix, slos, pool_replicas=pool_replicas)
 
 
-SPEEDS = {
+SPEEDS: Mapping[int, Mapping[str, tuple[float, ...]]] = {
     SHORT: {"big": (1.0, 2.0), "small": (1.5, 3.0)},
     LONG: {"big": (0.5, 1.0, 2.0), "small": (0.0, 0.1, 0.5)},
 }
@@ -137,7 +137,7 @@ def drawn(rng: np.random.Generator) -> tuple[Problem, Sized]:
     problem = replace(
         case.problem,
         nodes=nodes,
-        domains=case.problem.domains | {"site": PowerDomain(name="site", budget_watts=9000.0)},
+        domains={**case.problem.domains, "site": PowerDomain(name="site", budget_watts=9000.0)},
         services=tuple(replace(service, splits_by_size=True, max_replicas=10) for service in case.problem.services),
         demands={
             name: replace(demand, mix=mix, requests_per_s=round(0.5 * demand.requests_per_s, 3))
