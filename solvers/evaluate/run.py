@@ -104,6 +104,8 @@ class Settings:
         What happens to the fleet from outside, after repairs and before the policy's decision of the same moment.
     failures : Failures or None
         Random failures beside them.
+    may_compile : bool
+        False keeps to the plain kernel: the same bytes, sooner where compiled code has no cache to be read from.
     """
 
     window_s: float = 60.0
@@ -111,6 +113,7 @@ class Settings:
     patience_s: float | None = None
     incidents: tuple[Incident, ...] = ()
     failures: Failures | None = None
+    may_compile: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +192,7 @@ class _Run:
             itl_limits_s=itl_limits(slos),
             gateway_patience_s=settings.patience_s,
             replica_queue_limit=None if settings.patience_s is None else GATEWAY_QUEUE_LIMIT,
-            compiled=is_worth_compiling(load.requests),
+            compiled=settings.may_compile and is_worth_compiling(load.requests),
         )
         self.problem, self.load, self.policy, self.settings = problem, load, policy, settings
         self.running = RunningFleet(problem, self.fleet)
