@@ -16,7 +16,7 @@ from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.min_plus import shared_out
+from solvers.planner.min_plus import divided, shared_out
 from solvers.planner.pairing import Domain, Pairing, Pairs
 from solvers.planner.relax import state
 from solvers.problem import Policy, Problem
@@ -229,6 +229,10 @@ def test_load_is_shared_out_at_least_cost() -> None:
         for load in range(12)
     ]
     assert shared_out(tables).tolist() == pytest.approx(best)
+    paid = np.linspace(20.0, 0.0, 12)
+    parts = divided(tables, paid)
+    cost = sum(table[part] for table, part in zip(tables, parts, strict=True)) + paid[sum(parts)]
+    assert cost == pytest.approx(min(np.array(best) + paid))
 
 
 def test_a_large_fleet_pairs_in_groups_and_at_locations() -> None:

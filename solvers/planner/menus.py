@@ -17,7 +17,7 @@ from solvers.engine import Role
 from solvers.fleet import ANYWHERE
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.floors import least_locations
-from solvers.planner.min_plus import shared_out
+from solvers.planner.min_plus import divided, shared_out
 from solvers.planner.options import PoolOption, Sizer
 from solvers.planner.pairing import Domain, Pairs
 from solvers.planner.penalties import EXCESS_WEIGHT
@@ -29,6 +29,8 @@ FINE_GRID = 8000  # for the last word on a bound
 NEAR = 1e-6  # of a part; far above the rounding of a division
 MOST_FLOOR = 6  # floors beyond are counted in the ways, not in the bound
 MOST_SIZE = 64  # replicas of one pool; larger fleets have no use for whole-number care
+
+PAIR = (Role.PREFILL, Role.DECODE)
 
 Least = Mapping[int, int]
 """Replicas by cell that a way must have."""
@@ -111,10 +113,11 @@ class Menu:
     def cheapest(self, prices: Floats) -> Way | None:
         """The best way on the grid that keeps its promise; None when it breaks a ceiling.
 
-        Where pools pair in groups, the best of those that use one group beside mixed pools.
+        Where pools pair in groups, the best of those that use one group beside mixed pools, and of the best mix of all.
         """
         orders = [shelf.order(prices) for shelf in self.shelves]
-        ways = [way for group in self.groups if (way := self._cheapest_of(group, orders)) is not None]
+        tried = [self._cheapest_of(group, orders) for group in self.groups]
+        ways = [way for way in (*tried, self._cheapest_mix(orders)) if way is not None]
 
         def value(way: Way) -> float:
             return way.cost_usd_per_hour + way.penalty_usd_per_hour + float(prices @ way.replicas)
@@ -152,14 +155,36 @@ class Menu:
 
     def _in_groups(self, orders: Sequence[tuple[Ints, Floats]]) -> float:
         """Least value over all mixes of groups, floors left out."""
-        parts, pairs = self._parts(GRID), []
-        for group in self.groups:
-            sides = [self._table(role, orders, parts, is_up=True, group=group) for role in (Role.PREFILL, Role.DECODE)]
-            pairs.append(sides[0].least[0] + sides[1].least[0])
-        carried = shared_out([*pairs, self._table(Role.MIXED, orders, parts, is_up=True).least[0]])
-        if not parts:
-            return float(carried[0])
-        return float((carried + self._unserved_usd_per_hour(1.0 - np.arange(parts + 1) / parts)).min())
+        tables = self._group_tables(orders, is_up=True)
+        return float((shared_out([_sum_of(sides) for sides in tables]) + self._unserved_by_part()).min())
+
+    def _cheapest_mix(self, orders: Sequence[tuple[Ints, Floats]]) -> Way | None:
+        """The best way that may use several groups, floors left out; None where there is one."""
+        if len(self.groups) <= 1:
+            return None
+        tables, sizes = self._group_tables(orders, is_up=False), self._fewest()
+        parts = divided([_sum_of(sides) for sides in tables], self._unserved_by_part())
+        for sides, part in zip(tables, parts, strict=True):
+            for table in sides:
+                for index, size in table.sizes(0, part):
+                    sizes[index] = size
+        return self.way(sizes, [order for order, _ in orders])
+
+    def _group_tables(self, orders: Sequence[tuple[Ints, Floats]], *, is_up: bool) -> list[tuple[_Table, ...]]:
+        """Tables of mixed pools, and of both sides of each group."""
+        parts = self._parts(GRID)
+        mixed = self._table(Role.MIXED, orders, parts, is_up=is_up)
+        return [
+            (mixed,),
+            *(
+                tuple(self._table(role, orders, parts, is_up=is_up, group=group) for role in PAIR)
+                for group in self.groups
+            ),
+        ]
+
+    def _unserved_by_part(self) -> Floats:
+        parts = self._parts(GRID)
+        return self._unserved_usd_per_hour(1.0 - np.arange(parts + 1) / parts) if parts else np.zeros(1)
 
     def way(self, sizes: Sequence[int], orders: Sequence[Ints]) -> Way | None:
         """Write down the sizes of all shelves, at their exact capacity."""
@@ -305,6 +330,12 @@ class _Table:
             found.append((int(choice.shelf[entry]), size))
             floor, part = max(0, floor - size), max(0, part - int(choice.amount[entry]))
         return found[::-1]
+
+
+def _sum_of(sides: Sequence[_Table]) -> Floats:
+    """Least cost by load that all sides carry, whatever the replicas."""
+    total: Floats = np.sum([table.least[0] for table in sides], axis=0)
+    return total
 
 
 def _with_missing(least: Floats, floor: int, menu: Menu) -> tuple[Floats, Ints]:

@@ -33,6 +33,28 @@ def shared_out(tables: Sequence[Floats]) -> Floats:
     return total
 
 
+def divided(tables: Sequence[Floats], paid: Floats) -> list[int]:
+    """Parts that each table takes where all together, and what is paid by load, cost least.
+
+    Parameters
+    ----------
+    tables : sequence of (N,) float
+        As for ``shared_out``.
+    paid : (N,) float
+        Beside the tables, by load.
+    """
+    totals = [tables[0]]
+    for table in tables[1:]:
+        totals.append(shared_out([totals[-1], table]))
+    load = int(np.argmin(totals[-1] + paid))
+    parts: list[int] = []
+    for table, before in zip(tables[:0:-1], totals[-2::-1], strict=True):
+        part = int(np.argmin(table[: load + 1] + before[load::-1]))
+        parts.append(part)
+        load -= part
+    return [load, *reversed(parts)]
+
+
 def _rises(costs: Floats) -> NDArray[np.int64]:
     """Loads after which the cost rises: all others are carried for nothing."""
     return np.flatnonzero(np.isfinite(costs) & (np.append(costs[1:], np.inf) > costs))
