@@ -15,7 +15,8 @@ from solvers.planner import desk_for, make_plan
 from solvers.planner.crew import Crew
 from solvers.planner.desk import Desk
 from solvers.planner.search import Search
-from solvers.planner.stocks import Curve, Pick, Stocks, build_stocks, choose_kept, least_value
+from solvers.planner.stock_taking import build_stocks
+from solvers.planner.stocks import Curve, Pick, Stocks, choose_kept, least_value
 from solvers.planner.wide_ways import WayMaker
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import cvxpy as cp
@@ -33,10 +33,10 @@ from solvers.planner.shortage import reasons_by_service
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import hold_higher_tiers, lacking_values
 from solvers.planner.wide import Wide
+from solvers.planner.wide_choice import Chooser
 from solvers.verify import verify
 
 MOST_ROUNDS = 4
-MOST_CHOICES = 3  # of ways, when what was chosen finds no place
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
 NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
 SMALL = 150  # whole columns of a model that the solver searches through in no time
@@ -127,37 +127,29 @@ class Search:
             self._raise_bound(dual_bound(arrays, duals))
             wide = Wide.of(cells, arrays, self.desk.sizer, self.desk.crew, gap=self._gap(), seconds=self._seconds())
             self._raise_bound(wide.first(duals, arrays))
-            best = best_of([*starts, self._placed(cells, arrays, wide.together())])
-            self._tell(best)
-            self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(best, b)))
+            best = early = best_of([*starts, self._placed(cells, arrays, wide.together())])
+            self._tell(early)
+            self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
             self._certify(cells, arrays, wide.prices)
             self.rounds += 1
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
-            chosen = best_of([best, *self._chosen(cells, arrays, wide)])
-            if chosen.short and self.desk.is_large and not self._proved(chosen):
-                chosen = best_of([chosen, self.desk.repaired({})])
-            return self._fine(chosen)
+            return self._fine(self._chooser(cells, arrays, wide).run(best))
         except SOLVER_FAULTS as fault:
             self.faults.append(f"ways: {fault}")
             self.notes.append("solver failed, the best plan so far stands")
             return best or self.desk.repaired({})
 
-    def _chosen(self, cells: Cells, arrays: Arrays, wide: Wide) -> Iterator[Worth]:
-        """Take ways and place them; while some replica finds no place, choose again with less room where it should go.
-
-        Groups of bays have room in sum that no single bay may have.
-        """
-        lost = None
-        for _ in range(MOST_CHOICES):
-            replicas = wide.choose(lost)
-            found = self._placed(cells, arrays, replicas)
-            yield found
-            if self._proved(found):
-                return
-            lost = np.maximum(0.0, replicas - cell_counts(cells, place(cells, replicas).counts))
-            if not lost.any():
-                return
+    def _chooser(self, cells: Cells, arrays: Arrays, wide: Wide) -> Chooser:
+        return Chooser(
+            desk=self.desk,
+            cells=cells,
+            wide=wide,
+            gap=self._gap(),
+            placed=lambda replicas: self._placed(cells, arrays, replicas),
+            is_proved=self._proved,
+            raise_bound=self._raise_bound,
+        )
 
     def _tell(self, worth: Worth) -> None:
         """Hand an early plan to who asked for it, if it passes the check."""

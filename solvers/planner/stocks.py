@@ -17,9 +17,8 @@ import numpy as np
 from scipy.ndimage import minimum_filter1d
 
 from solvers.engine import Role
-from solvers.planner.cells import Cells, Floats, Ints
+from solvers.planner.cells import Floats, Ints
 from solvers.planner.min_plus import shared_out
-from solvers.planner.options import PoolOption
 from solvers.planner.penalties import EXCESS_WEIGHT
 
 PARTS = 1000  # of the demand; a load is rounded up to whole parts
@@ -69,6 +68,8 @@ class Stocks:
         What a replica there costs beside list prices, see ``Cells.terms_usd_per_hour``.
     groups : (P,) str
         KV group of each pool where the service has several, else empty; mixed pools bear that of the first.
+    floor_replicas, floor_usd_per_hour : int, float
+        Replicas that each chain should have at least, and what each that is missing costs.
     rate_per_s, run_usd_per_hour : (P,) float
         Of one replica, no pool does better: the rate of the largest size, the draw of an idle GPU.
     """
@@ -92,6 +93,8 @@ class Stocks:
     start_usd_per_hour: Floats
     stop_usd_per_hour: Floats
     stop_all_usd_per_hour: float
+    floor_replicas: int = 0
+    floor_usd_per_hour: float = 0.0
     groups: tuple[str, ...] = ()
 
     @property
@@ -149,7 +152,12 @@ class _Stage:
 
 
 def least_value(
-    stocks: Stocks, curves: Mapping[int, Curve], kept: frozenset[int], asked: Floats, is_safe: bool = False
+    stocks: Stocks,
+    curves: Mapping[int, Curve],
+    kept: frozenset[int],
+    asked: Floats,
+    is_safe: bool = False,
+    weight: float = 1.0,
 ) -> Pick:
     """Find the least priced value of the service at the prices of its cells.
 
@@ -161,9 +169,12 @@ def least_value(
         What a replica of each cell pays for what services share, USD per hour.
     is_safe : bool
         Round loads down, among the pools in ``kept`` alone: no bound, but what carries all carries it.
+    weight : float
+        Times its penalties, what the service pays for what it leaves undone.
     """
+    floor = _floor_usd(stocks, asked, weight)
     if stocks.demand_per_s <= 0.0:
-        nothing = stocks.stop_all_usd_per_hour
+        nothing = stocks.stop_all_usd_per_hour + max(0.0, floor)
         return Pick(value_usd_per_hour=nothing, sizes={}, served_ratio=1.0, wanted=frozenset(), asked_sizes=())
     ratio = stocks.cheapest_usd(asked) / stocks.rate_per_s * stocks.demand_per_s / stocks.parts  # USD per part
     empty = np.full(stocks.parts + 1, np.inf)
@@ -175,12 +186,12 @@ def least_value(
         stages: dict[Role, list[_Stage]] = {role: [] for role in ROLES}
         sides = [of_role(role, group, empty, stages[role]) for role in (Role.PREFILL, Role.DECODE)]
         pairs.append(sides[0] + sides[1])
-        paid = _paid(stocks, of_role(Role.MIXED, "", pairs[-1], stages[Role.MIXED]))
+        paid = _paid(stocks, floor, weight, of_role(Role.MIXED, "", pairs[-1], stages[Role.MIXED]))
         part = int(np.argmin(paid))
         best = (float(paid[part]), part, stages) if paid[part] < best[0] or not pairs[1:] else best
     value, part, stages = best
     if len(pairs) > 1:  # groups may be mixed, which ways from here do not
-        value = float(_paid(stocks, of_role(Role.MIXED, "", shared_out(pairs), [])).min())
+        value = float(_paid(stocks, floor, weight, of_role(Role.MIXED, "", shared_out(pairs), [])).min())
     sizes, wanted, guessed = _way_back(stocks, curves, stages, part)
     return Pick(
         value_usd_per_hour=value + stocks.stop_all_usd_per_hour,
@@ -191,12 +202,26 @@ def least_value(
     )
 
 
-def _paid(stocks: Stocks, table: Floats) -> Floats:
-    """Cost by parts carried, with what stays unserved."""
+def _paid(stocks: Stocks, floor: float, weight: float, table: Floats) -> Floats:
+    """Cost by parts carried, at least that of the floor, with what stays unserved."""
     lacking = 1.0 - np.arange(stocks.parts + 1) / stocks.parts
     beyond = np.maximum(0.0, lacking - stocks.fair_ratio)
-    paid: Floats = table + stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)
+    unserved = weight * stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)
+    paid: Floats = np.maximum(table, floor) + unserved
     return paid
+
+
+def _floor_usd(stocks: Stocks, asked: Floats, weight: float) -> float:
+    """What the replicas of the floor, or their lack, cost at least: no way has less, whatever it serves."""
+    if not stocks.roles or not stocks.floor_replicas:
+        return 0.0
+    least = stocks.cheapest_usd(asked)
+    if least.min() < 0.0:
+        return -np.inf  # what runs may be worth keeping for what stopping costs: more than the floor
+    missing = weight * stocks.floor_usd_per_hour
+    by_role = {role: min((least[p] for p, r in enumerate(stocks.roles) if r is role), default=np.inf) for role in ROLES}
+    pair = min(missing, by_role[Role.PREFILL]) + min(missing, by_role[Role.DECODE])
+    return stocks.floor_replicas * float(min(pair, by_role[Role.MIXED]))
 
 
 def choose_kept(stocks: Stocks, asked: Floats, wanted: frozenset[int]) -> frozenset[int]:
@@ -361,76 +386,3 @@ def _line_back(stage: _Stage, part: int) -> tuple[float, int, int] | None:
     every = len(stage.loads) - 1
     load = int(np.ceil(every * stage.part_rate - NEAR))
     return value, every + int(np.ceil(moved / stage.part_rate - NEAR)), max(0, at - load)
-
-
-def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
-    """Cut the cells by service; pools whose cells are none (no place) are left out by ``build_cells`` already."""
-    made: list[Stocks] = []
-    every = max(LEAST_EVERY, min(MOST_EVERY, WORK_SIZES // max(1, len(cells.services))))
-    groups = cells.grouping.groups
-    now = {(int(p), int(g)): int(n) for p, g, n in zip(cells.held_pool, cells.held_group, cells.held_now, strict=True)}
-    most = np.array([option.most for option in cells.pools], dtype=np.int64)
-    room = np.array(
-        [
-            min(int(most[p]), groups[g].slots(cells.pools[p].gpus))
-            for p, g in zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)
-        ],
-        dtype=np.int64,
-    )
-    base = cells.pool_base[cells.cell_pool]  # what runs stays whatever its cap
-    runs = np.array(
-        [
-            now.get((p, g), now.get((p, -1), 0))  # what runs anywhere may stay in any group
-            for p, g in zip(base.tolist(), cells.cell_group.tolist(), strict=True)
-        ],
-        dtype=np.int64,
-    )
-    energy = cells.policy.energy_usd_per_kilowatt_hour
-    everyone, terms = np.arange(len(cells.pools)), cells.terms_usd_per_hour()
-    starts, stops = cells.start_usd_per_hour(everyone), cells.stop_usd_per_hour(everyone)
-    for s in range(len(cells.services)):
-        pools = np.flatnonzero(cells.pool_service == s)
-        pools = pools[np.isin(pools, cells.cell_pool)]
-        inside = np.flatnonzero(np.isin(cells.cell_pool, pools))
-        at = slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
-        options = [cells.pools[p] for p in pools]
-        held = np.isin(cells.held_pool, pools)
-        made.append(
-            Stocks(
-                service=s,
-                demand_per_s=float(cells.demand_per_s[s]) if len(pools) else 0.0,
-                parts=PARTS,
-                every=every,
-                fair_ratio=float(cells.fair_ratio[s]),
-                unserved_usd_per_hour=float(cells.penalty_usd_per_hour[s]),
-                roles=tuple(option.pool.role for option in options),
-                cells=at,
-                first=np.searchsorted(cells.cell_pool[at], np.append(pools, len(cells.pools))),
-                base=np.searchsorted(pools, cells.pool_base[pools]),
-                terms_usd_per_hour=terms[at],
-                room=room[at],
-                now=runs[at],
-                most=most[pools],
-                rate_per_s=np.array([option.steps[-1].capacity_requests_per_s for option in options]),
-                run_usd_per_hour=np.array([_idle_usd_per_hour(option, energy) for option in options]),
-                start_usd_per_hour=starts[pools],
-                stop_usd_per_hour=stops[pools],
-                groups=_groups(cells, options),
-                stop_all_usd_per_hour=float(stops[cells.held_pool[held]] @ cells.held_now[held]),
-            )
-        )
-    return tuple(made)
-
-
-def _groups(cells: Cells, options: Sequence[PoolOption]) -> tuple[str, ...]:
-    """KV group of each pool of a service; nothing where all may pair."""
-    if not options or options[0].pool.service not in cells.pairing.parted:
-        return ()
-    named = [cells.pairing.group(option.pool) for option in options]
-    first = min((g for g, o in zip(named, options, strict=True) if o.pool.role is not Role.MIXED), default="")
-    return tuple(first if o.pool.role is Role.MIXED else g for g, o in zip(named, options, strict=True))
-
-
-def _idle_usd_per_hour(option: PoolOption, energy: float) -> float:
-    idle = option.replica_watts(option.profile.idle_watts_per_gpu)
-    return option.price_usd_per_hour + energy * idle / 1000.0

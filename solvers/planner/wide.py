@@ -16,16 +16,19 @@ import scipy.sparse as sp
 from solvers.engine import EngineProfile
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
-from solvers.planner.cells import Cells, Floats
+from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.compose import Enough, shared_rows
 from solvers.planner.crew import Crew, of_service
-from solvers.planner.options import CapacityOf, Sizer
+from solvers.planner.options import Sizer
+from solvers.planner.places import cell_counts
 from solvers.planner.price_box import BoxStep, box_step
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
-from solvers.planner.stocks import KNOWN_SIZES, Curve, Pick, Stocks, build_stocks, choose_kept, least_value
+from solvers.planner.stock_taking import build_stocks, known_sizes, size_at
+from solvers.planner.stocks import Curve, Pick, Stocks, choose_kept, least_value
+from solvers.planner.tally import Worth
+from solvers.planner.wide_rows import best_ways, costs, numbers, taken_in_turn, usd_per_unit
 from solvers.planner.wide_ways import SparseWay, WayMaker
-from solvers.problem import Problem
-from solvers.sizing import Capacity, Unfit
+from solvers.sizing import Capacity
 
 MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
@@ -45,14 +48,20 @@ SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest 
 MOST_ALONE = 200  # sizes that are not worth sending to others
 SPLIT = 1e-4  # shares of ways below count as none
 MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
-NEAR_ROOM = 1e-9  # of a row's room, what rounding may take too much
-MOST_WAYS = 12  # of a service that the whole choice is made from
 CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
+USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
+HELD_SLACK = 1e-6  # relative, of what a held tier lacks
+MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
 
 
 @dataclass(slots=True, kw_only=True)
 class Wide:
-    """Ways found so far, and the rows that they share. ``gap`` is the relative gap asked of the whole decision."""
+    """Ways found so far, and the rows that they share. ``gap`` is the relative gap asked of the whole decision.
+
+    ``held_usd_per_hour`` (T,) is what the first T tiers may leave undone, in penalties; ``prices`` are those of the
+    shared rows, then those of the held tiers. ``unusable`` (R,) is room where replicas found no place, ``used`` what
+    the plan at hand takes all the same.
+    """
 
     cells: Cells
     sizer: Sizer
@@ -73,6 +82,10 @@ class Wide:
     best: float = -np.inf
     trust: float = TRUST
     is_fine: bool = False
+    values: Floats = field(default_factory=lambda: np.zeros(0))
+    held_usd_per_hour: Floats = field(default_factory=lambda: np.zeros(0))
+    unusable: Floats = field(default_factory=lambda: np.zeros(0))
+    used: Floats = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def of(cls, cells: Cells, arrays: Arrays, sizer: Sizer, crew: Crew, *, gap: float, seconds: float) -> Wide:
@@ -85,8 +98,10 @@ class Wide:
             crew=crew,
             stocks=stocks,
             shared=shared,
-            floor=USUAL * _usd_per_unit(cells, shared),
+            floor=USUAL * usd_per_unit(cells, shared),
             room=arrays.row_upper[rows],
+            unusable=np.zeros(len(rows)),
+            used=np.zeros(len(rows)),
             gap=gap,
             seconds=seconds,
             maker=WayMaker(cells=cells, sizer=sizer, stocks=stocks),
@@ -120,6 +135,7 @@ class Wide:
 
     def bound(self, is_enough: Enough) -> float:
         """Raise the bound, finding ways as it goes: loads cut coarsely first, then finely, where less is rounded."""
+        self.unusable = np.zeros(len(self.room))
         left = max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))
         for is_last in (False, True):
             left -= self._raised(left if is_last else left - LEAST_FINE, is_enough)
@@ -163,23 +179,70 @@ class Wide:
         """The best prices for the ways known so far, near the best prices so far."""
         reach = self.trust * (self.prices + self.floor)
         low = np.maximum(0.0, self.prices - reach)
-        return box_step(self._choice(self.ways), self.room, low, self.prices + reach, time_limit_s=self.seconds)
+        return box_step(self._choice(), self._rooms(), low, self.prices + reach, time_limit_s=self.seconds)
 
     def _completed(self, prices: Floats) -> bool:
         """Find ways that carry all that their parts promise, where rounding had let others fall short; True if new."""
         asked = self._asked(prices)
         return self._take(self._picks(prices, is_safe=True), asked)
 
+    def hold(self, worth: Worth) -> None:
+        """Look for no plan from now on that leaves any tier but the last more short than this one does."""
+        *above, _ = worth.lacking_usd_by_tier.items()
+        held = np.array([lacks for _, lacks in above]) * (1.0 + HELD_SLACK) + HELD_SLACK
+        prices = self.prices[len(self.room) :]
+        if not len(self.held_usd_per_hour):
+            prices = np.zeros(len(held))
+            self.floor = np.append(self.floor, np.full(len(held), USUAL_TIER))
+            self.prices = np.append(self.prices, prices)
+        else:
+            self.best += float(prices @ (self.held_usd_per_hour - held))
+        self.held_usd_per_hour = held
+        self._at_hand(worth)
+
+    def bound_beside(self, worth: Worth) -> float:
+        """The bound of the plans that leave no tier but the last more short than this one does."""
+        *above, _ = worth.lacking_usd_by_tier.values()
+        prices = self.prices[len(self.room) :]
+        return self.best - float(prices @ np.maximum(0.0, np.array(above) - self.held_usd_per_hour))
+
+    def _at_hand(self, worth: Worth) -> list[SparseWay]:
+        """The ways of a plan at hand, which stays possible whatever room turned out to be of no use."""
+        replicas = cell_counts(self.cells, worth.counts)
+        self.used = self.shared @ replicas
+        ways = list(self.maker.of_counts(replicas))
+        for way in ways:
+            self._add(way)
+        return ways
+
+    def _usable(self) -> Floats:
+        room = np.maximum(self.room - self.unusable, np.minimum(self.room, self.used))
+        return np.append(room, self.held_usd_per_hour)
+
+    def _rooms(self) -> Floats:
+        return np.append(self.room, self.held_usd_per_hour)
+
+    def _weights(self, prices: Floats) -> Floats:
+        """What each service pays for what it leaves undone, times its penalties, (S,)."""
+        of_tier = np.append(1.0 + prices[len(self.room) :], 1.0)
+        return of_tier[np.minimum(self._tiers(), len(of_tier) - 1)]
+
+    def _tiers(self) -> Ints:
+        """Place of each service's tier among those that there are, (S,)."""
+        tiers: Ints = np.unique([service.tier_rank for service in self.cells.services], return_inverse=True)[1]
+        return tiers
+
     def _priced(self, prices: Floats) -> float:
         picks = self._picks(prices)
-        value = sum(pick.value_usd_per_hour for pick in picks) - float(prices @ self.room)
+        values = np.array([pick.value_usd_per_hour for pick in picks])
+        value = float(values.sum() - prices @ self._rooms())
         self._take(picks, self._asked(prices))
         if value > self.best:
-            self.best, self.prices = value, prices
+            self.best, self.prices, self.values = value, prices, values
         return value
 
-    def choose(self, lost: Floats | None = None) -> Floats:
-        """Take one way for each service so that together they fit; (C,) replicas.
+    def choose(self, worth: Worth, lost: Floats | None = None) -> Floats:
+        """Take one way for each service so that together they fit, for less than a plan at hand; (C,) replicas.
 
         Parameters
         ----------
@@ -187,19 +250,42 @@ class Wide:
             Replicas of the last choice that found no place: so much of the room is not to be used again.
         """
         if lost is not None:
-            self.room = np.maximum(0.0, self.room - self.shared @ lost)
+            self.unusable = self.unusable + self.shared @ lost
+        self._at_hand(worth)
         for _ in range(2):
             relaxed = self._relaxed()
             self._blend(relaxed, self._asked(self._choice_prices(relaxed)))
+        return self._chosen_near(worth) if len(self.held_usd_per_hour) else self._chosen_first()
+
+    def _chosen_first(self) -> Floats:
+        """Take one way of each service, (C,) replicas, of the best of each, beginning with what fits in turn."""
         relaxed = self._relaxed()
-        ways, shares = self._promising(self._choice_prices(relaxed), relaxed.x)
+        prices = self._choice_prices(relaxed)
+        kept = best_ways(self.ways, self._priced_ways(self.ways, prices))
+        ways, shares = [self.ways[index] for index in kept], relaxed.x[kept]
         choice = self._choice(ways, is_whole=True)
+        return self._whole(ways, choice, taken_in_turn(choice, self._tiers(), shares))
+
+    def _chosen_near(self, worth: Worth) -> Floats:
+        """Take one way of each service, (C,) replicas, among those that a better plan than the one at hand may have."""
+        held = {(way.service, way.replicas): way for way in self._at_hand(worth)}
+        spare = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in held.values()) - self.best
+        over = self._priced_ways(self.ways, self.prices) - self.values[[way.service for way in self.ways]]
+        ways = [
+            way
+            for way, more in zip(self.ways, over.tolist(), strict=True)
+            if more <= spare or (way.service, way.replicas) in held
+        ]
+        start = np.array([float((way.service, way.replicas) in held) for way in ways])
+        return self._whole(ways, self._choice(ways, is_whole=True), start)
+
+    def _whole(self, ways: Sequence[SparseWay], choice: Arrays, start: Floats) -> Floats:
         chosen = solve_whole(
             choice,
             relative_gap=CHOICE_GAP * self.gap,
             time_limit_s=self.seconds,
             node_limit=max(1, min(MOST_NODES, CHOICE_WORK // len(ways))),
-            start=self._taken_in_turn(choice, shares),
+            start=start,
             run=self.crew.whole,
         )
         total = np.zeros(len(self.cells.cell_pool))
@@ -209,40 +295,41 @@ class Wide:
                     total[cell] += count
         return total
 
-    def _promising(self, prices: Floats, shares: Floats) -> tuple[list[SparseWay], Floats]:
-        """Each service's way without a replica and its best ways at the prices, in order, with their shares."""
-        asked, ranked = self._asked(prices), dict[int, list[tuple[float, int]]]()
-        for index, way in enumerate(self.ways):
-            paid = sum(float(asked[cell]) * count for cell, count in way.replicas)
-            value = way.cost_usd_per_hour + way.penalty_usd_per_hour + paid
-            ranked.setdefault(way.service, []).append((value if way.replicas else -np.inf, index))
-        kept = sorted(index for rows in ranked.values() for _, index in sorted(rows)[: MOST_WAYS + 1])
-        return [self.ways[index] for index in kept], shares[kept]
+    def improve(self, worth: Worth) -> Floats:
+        """Choose again with ways near those of a plan, and near to it in price; (C,) replicas."""
+        asked = self._asked(self.prices)
+        most = max(LEAST_NEAR, MOST_NEAR // len(self.stocks))
+        for s, way in enumerate(self.maker.of_counts(cell_counts(self.cells, worth.counts))):
+            cells = self.maker.cells_near(s, way, asked)
+            near = list({w.replicas: w for w in self.maker.near(s, way, cells)}.values())
+            for at in np.argsort(self._priced_ways(near, self.prices), kind="stable")[:most]:
+                self._add(near[int(at)])
+        return self._chosen_near(worth)
 
-    def _taken_in_turn(self, choice: Arrays, shares: Floats) -> Floats:
-        """A whole choice to begin with: the largest share of each service that still fits, else what costs least."""
-        table, room = choice.matrix.toarray(), self.room + NEAR_ROOM * np.maximum(1.0, np.abs(self.room))
-        service, used = np.argmax(table[: len(self.stocks)] > 0.0, axis=0), table[len(self.stocks) :]
-        x = np.zeros(len(shares))
-        largest = [float(shares[service == s].max(initial=0.0)) for s in range(len(self.stocks))]
-        for s in sorted(range(len(self.stocks)), key=lambda s: (self.cells.services[s].tier_rank, -largest[s], s)):
-            mine = np.flatnonzero(service == s)
-            able = mine[(used[:, mine] <= room[:, None]).all(axis=0)]
-            order = np.lexsort((choice.cost[able], -np.round(shares[able], 3)))
-            if len(able):
-                x[able[order[0]]] = 1.0
-                room = room - used[:, able[order[0]]]
-        return x
+    def _priced_ways(self, ways: Sequence[SparseWay], prices: Floats) -> Floats:
+        """What ways cost at the prices, (W,)."""
+        paid = numbers(ways, self.shared.shape[1]).T @ self._asked(prices)
+        weights = self._weights(prices)[[way.service for way in ways]]
+        cost, penalty = costs(ways)
+        priced: Floats = cost + weights * penalty + paid
+        return priced
 
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
-        asked = self._asked(prices)
+        asked, weights = self._asked(prices), self._weights(prices).tolist()
         for s, stocks in enumerate(self.stocks):
             self.kept[s] = (
                 choose_kept(stocks, asked[stocks.cells], self.wanted[s]) if stocks.demand_per_s else frozenset()
             )
         self._know()
         work = [
-            (stocks, {p: self.curves[s][p] for p in self.kept[s]}, self.kept[s], asked[stocks.cells], is_safe)
+            (
+                stocks,
+                {p: self.curves[s][p] for p in self.kept[s]},
+                self.kept[s],
+                asked[stocks.cells],
+                is_safe,
+                weights[s],
+            )
             for s, stocks in enumerate(self.stocks)
         ]
         return self.crew.each(least_value, work)
@@ -253,7 +340,7 @@ class Wide:
         asks = [
             (s, pool, size)
             for s, pool in fresh
-            for size in _known_sizes(int(self.stocks[s].most[pool]), self.stocks[s].every)
+            for size in known_sizes(int(self.stocks[s].most[pool]), self.stocks[s].every)
         ]
         if self.crew.workers > 1 and len(asks) > MOST_ALONE:
             self._size_ahead(asks)
@@ -308,11 +395,11 @@ class Wide:
         return True
 
     def _asked(self, prices: Floats) -> Floats:
-        asked: Floats = self.shared.T @ prices
+        asked: Floats = self.shared.T @ prices[: len(self.room)]
         return asked
 
     def _relaxed(self) -> Solution:
-        relaxed = solve_linear(self._choice(self.ways), time_limit_s=self.seconds)
+        relaxed = solve_linear(self._choice(), time_limit_s=self.seconds)
         if relaxed.duals is None:
             raise SolveFailed("the choice of ways gave no prices")
         return relaxed
@@ -322,23 +409,21 @@ class Wide:
         prices: Floats = np.maximum(0.0, -duals[len(self.stocks) :])
         return prices
 
-    def _choice(self, ways: Sequence[SparseWay], *, is_whole: bool = False) -> Arrays:
-        """State the choice: one way for each service, shared rows kept."""
-        count = len(ways)
-        one = sp.csr_array(
-            (np.ones(count), (np.array([way.service for way in ways]), np.arange(count))),
-            shape=(len(self.stocks), count),
-        )
-        rows = np.array([cell for way in ways for cell, _ in way.replicas], dtype=np.int64)
-        columns = np.repeat(np.arange(count), [len(way.replicas) for way in ways])
-        numbers = np.array([n for way in ways for _, n in way.replicas], dtype=float)
-        used = self.shared @ sp.csc_array((numbers, (rows, columns)), shape=(self.shared.shape[1], count))
-        ones = np.ones(len(self.stocks))
+    def _choice(self, among: Sequence[SparseWay] | None = None, *, is_whole: bool = False) -> Arrays:
+        """State the choice: one way for each service, shared rows kept, no held tier more short than it may be."""
+        ways = self.ways if among is None else among
+        count, services = len(ways), np.array([way.service for way in ways])
+        one = sp.csr_array((np.ones(count), (services, np.arange(count))), shape=(len(self.stocks), count))
+        used = self.shared @ numbers(ways, self.shared.shape[1])
+        cost, penalty = costs(ways)
+        tiers = self._tiers()[services]
+        lacks = [sp.csr_array((penalty * (tiers == t))[None, :]) for t in range(len(self.held_usd_per_hour))]
+        ones, rooms = np.ones(len(self.stocks)), self._usable()
         return Arrays(
-            cost=np.array([way.cost_usd_per_hour + way.penalty_usd_per_hour for way in ways]),
-            matrix=sp.csc_array(sp.vstack([one, used])),
-            row_lower=np.concatenate([ones, np.full(len(self.room), -np.inf)]),
-            row_upper=np.concatenate([ones, self.room]),
+            cost=cost + penalty,
+            matrix=sp.csc_array(sp.vstack([one, used, *lacks])),
+            row_lower=np.concatenate([ones, np.full(len(rooms), -np.inf)]),
+            row_upper=np.concatenate([ones, rooms]),
             lower=np.zeros(count),
             upper=np.ones(count),
             whole=np.full(count, is_whole),
@@ -356,28 +441,3 @@ class Wide:
             if len(split) > 1:
                 for blend in self.maker.blends(service, split, asked):
                     self._add(blend)
-
-
-def _usd_per_unit(cells: Cells, shared: sp.csr_array) -> Floats:
-    """What a unit of each shared row costs in the cheapest replica that uses it, USD per hour."""
-    price = np.array([option.price_usd_per_hour for option in cells.pools])[cells.cell_pool]
-    scaled = sp.csr_array((price[shared.indices] / shared.data, shared.indices, shared.indptr), shape=shared.shape)
-    least = np.zeros(shared.shape[0])
-    for row in range(shared.shape[0]):
-        inside = scaled.data[shared.indptr[row] : shared.indptr[row + 1]]
-        least[row] = inside.min() if len(inside) else 0.0
-    return least
-
-
-def _known_sizes(most: int, every: int) -> list[int]:
-    return sorted({*(n for n in KNOWN_SIZES if n < most), min(most, every)})
-
-
-def size_at(
-    problem: Problem, capacity_of: CapacityOf, asks: Sequence[tuple[PoolKey, EngineProfile, int]]
-) -> dict[tuple[PoolKey, int], Capacity | Unfit]:
-    """Capacities of pools at sizes."""
-    sizer = Sizer(problem=problem, capacity_of=capacity_of)
-    for pool, profile, size in asks:
-        sizer.at(pool, profile, size)
-    return sizer.known

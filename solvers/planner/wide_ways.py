@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE
 from solvers.planner.cells import Cells, Floats
@@ -28,6 +30,8 @@ from solvers.sizing import Capacity
 CHAIN_ROLES = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
 MOST_ADDED = 60  # blocks added to one way; a way that needs more is given up
 MOST_SHAVED = 200
+POOLS_NEAR, CELLS_NEAR = 3, 2  # of a role, and of a pool: where a near way may grow
+NEAR_AMOUNTS = (1, 2)  # replicas that come or go by themselves in a way near another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,65 @@ class WayMaker:
         """For every service, the way without a replica."""
         for s in range(len(self.stocks)):
             yield self._written(s, _Draft(by_cell={}, by_pool={}))
+
+    def of_counts(self, replicas: Floats) -> Iterator[SparseWay]:
+        """For every service, its part of replicas by cell, (C,)."""
+        for s, stocks in enumerate(self.stocks):
+            mine = np.flatnonzero(replicas[stocks.cells]) + stocks.cells.start
+            yield self._written(s, self._draft(s, {int(cell): round(float(replicas[cell])) for cell in mine}))
+
+    def near(self, service: int, way: SparseWay, cells: Sequence[int]) -> Iterator[SparseWay]:
+        """Ways with a few replicas less in one cell, a few more in another, or both, on about as many GPUs."""
+        held = dict(way.replicas)
+        for less in (None, *held):
+            for more in (None, *cells):
+                for gone, come in self._amounts(service, less, more):
+                    counts = dict(held)
+                    if less is not None:
+                        counts[less] -= gone
+                    if more is not None:
+                        counts[more] = counts.get(more, 0) + come
+                    if less != more and min(counts.values()) >= 0 and self._is_allowed(service, counts):
+                        yield self._written(service, self._draft(service, counts))
+
+    def cells_near(self, service: int, way: SparseWay, asked: Floats) -> list[int]:
+        """Cells that a way may grow in: where it is, and the cheapest cells of the cheapest pools per request."""
+        stocks, counts = self.stocks[service], [cell for cell, _ in way.replicas]
+        if stocks.demand_per_s <= 0.0:
+            return counts
+        per_request = stocks.cheapest_usd(asked[stocks.cells]) / stocks.rate_per_s
+        found = set(counts)
+        for role in Role:
+            mine = [p for p in np.argsort(per_request, kind="stable").tolist() if stocks.roles[p] is role]
+            for pool in mine[:POOLS_NEAR]:
+                found |= {stocks.cells.start + int(c) for c in stocks.units(pool, asked[stocks.cells])[2][:CELLS_NEAR]}
+        return sorted(found)
+
+    def _amounts(self, service: int, less: int | None, more: int | None) -> list[tuple[int, int]]:
+        """How many replicas go and come when one cell gives to another."""
+        if less is None or more is None:
+            return [(n, n) for n in NEAR_AMOUNTS]
+        gpus = [self.option(service, self._pool_of(service, cell)).gpus for cell in (less, more)]
+        return sorted({(1, 1), (1, max(1, gpus[0] // gpus[1])), (max(1, gpus[1] // gpus[0]), 1)})
+
+    def _draft(self, service: int, counts: dict[int, int]) -> _Draft:
+        draft = _Draft(by_cell={}, by_pool={})
+        for cell, count in sorted(counts.items()):
+            if count > 0:
+                self._put(service, draft, self._pool_of(service, cell), cell, count)
+        return draft
+
+    def _is_allowed(self, service: int, counts: dict[int, int]) -> bool:
+        """True when cells, pools and roles have room for as many, and every pool has one cap."""
+        stocks, draft, in_role = self.stocks[service], self._draft(service, counts), dict.fromkeys(Role, 0)
+        for pool, count in draft.by_pool.items():
+            in_role[stocks.roles[pool]] += count
+        return (
+            all(n <= stocks.room[cell - stocks.cells.start] for cell, n in draft.by_cell.items())
+            and all(n <= stocks.most[pool] for pool, n in draft.by_pool.items())
+            and max(in_role.values()) <= self.cells.services[service].max_replicas
+            and not other_caps(stocks, draft.by_pool) & draft.by_pool.keys()
+        )
 
     def way(self, service: int, pick: Pick, asked: Floats) -> SparseWay | None:
         """Make the pick whole: as many replicas as it needs at their exact capacity, in their cheapest cells."""

@@ -1,0 +1,77 @@
+"""From ways to a plan in a large fleet: choose, place, hold the tiers in order, and choose again among ways near it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.planner.cells import Cells, Floats
+from solvers.planner.desk import Desk
+from solvers.planner.places import cell_counts, place
+from solvers.planner.tally import Worth, best_of
+from solvers.planner.wide import Wide
+
+MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
+MOST_IMPROVED, WORK_IMPROVED = 6, 200  # times that a plan's ways are chosen again, and those times its services
+LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chooser:
+    """What a choice of ways is judged by; ``gap`` is the relative gap asked of it."""
+
+    desk: Desk
+    cells: Cells
+    wide: Wide
+    gap: float
+    placed: Callable[[Floats], Worth]
+    is_proved: Callable[[Worth], bool]
+    raise_bound: Callable[[float], None]
+
+    def run(self, best: Worth) -> Worth:
+        """Return the best plan found, no worse than the one at hand."""
+        best = self._chosen(best)
+        if best.short and not self.is_proved(best):
+            best = self._in_order(best)
+        return best if self.is_proved(best) else self._improved(best)
+
+    def _chosen(self, best: Worth) -> Worth:
+        """Take ways and place them; while some replica finds no place, choose again with less room where it should go.
+
+        Groups of bays have room in sum that no single bay may have.
+        """
+        lost = None
+        for _ in range(MOST_CHOICES):
+            replicas = self.wide.choose(best, lost)
+            best = best_of([best, found := self.placed(replicas)])
+            lost = np.maximum(0.0, replicas - cell_counts(self.cells, place(self.cells, replicas).counts))
+            if (self.is_proved(found) and not found.short) or not lost.any():
+                break
+        return best
+
+    def _in_order(self, found: Worth) -> Worth:
+        """Choose again among the plans that leave no tier but the last more short, which the bound is then of."""
+        if self.desk.is_large:
+            found = best_of([found, self.desk.repaired({})])
+        self.wide.hold(found)
+        self.wide.bound(lambda bound: False)
+        found = self._chosen(found)
+        self.raise_bound(min(self.wide.bound_beside(found), found.objective_usd_per_hour))
+        return found
+
+    def _improved(self, found: Worth) -> Worth:
+        """Choose among ways near the plan's own until that brings little."""
+        for _ in range(max(1, min(MOST_IMPROVED, WORK_IMPROVED // len(self.cells.services)))):
+            if found.short:
+                self.wide.hold(found)
+            again = self.placed(self.wide.improve(found))
+            if not again.is_better_than(found):
+                break
+            before, found = found.objective_usd_per_hour, again
+            if self.is_proved(found) or before - found.objective_usd_per_hour < LEAST_IMPROVED * self.gap * before:
+                break
+        if found.short:
+            self.raise_bound(min(self.wide.bound_beside(found), found.objective_usd_per_hour))
+        return found
