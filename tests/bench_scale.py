@@ -65,6 +65,7 @@ def measured(name: str, problem: Problem, workers: int, previous: Plan | None = 
         "objective": round(report.objective_usd_per_hour, 2),
         "bound": round(report.bound_usd_per_hour, 2),
         "gap": f"{report.gap_ratio:.2%}",
+        "penalties": round(sum(row.penalty_usd_per_hour for row in plan.services), 2),
         "unserved": unserved(plan),
         "verify_s": round(checked, 2),
         "faults": len(faults),
