@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from controller.clusters import on_cluster
 from solvers.apart import Child, WorkLost, apart
 from solvers.errors import SolveFailed
 from solvers.planner import crew, make_plan
@@ -105,6 +107,25 @@ def short_of_time(problem: Problem) -> Problem:
 def test_the_plan_is_the_same_apart() -> None:
     problem = fleets.demo(3.0)
     assert repr(make_plan(problem, is_isolated=True)) == repr(make_plan(problem))
+
+
+def where(number: int) -> tuple[int, str]:
+    """The number, and the thread that has it."""
+    return number, threading.current_thread().name
+
+
+@pytest.mark.filterwarnings("ignore")  # of the cluster's own making and closing
+def test_on_a_cluster_pieces_go_there_and_integer_solves_stay_in_a_child_here() -> None:
+    pytest.importorskip("distributed")
+    there = Crew(workers=2, is_isolated=True)
+    with on_cluster("dask", 1):  # a cluster of threads in this process
+        answers = there.each(where, [(n,) for n in range(4)])
+        assert there.whole(knapsack()).value == -9.0
+        child = apart(os.getpid, deadline_s=60.0)
+    assert [number for number, _ in answers] == [0, 1, 2, 3]
+    assert "MainThread" not in {name for _, name in answers}
+    assert child != os.getpid()
+    assert (there.lost, there.lost_solves) == (0, 0)
 
 
 def test_lost_solves_are_counted_and_others_are_not() -> None:
