@@ -17,7 +17,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -216,11 +216,18 @@ class SolverWorker:
 
 
 def _kill_group(process: SpawnProcess) -> None:
-    """Kill a child with all that it started; one that has only just begun has no group yet, and no children."""
-    if process.pid is not None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+    """Kill a child, then all that it started; one that has only just begun has no group yet, and no children."""
     process.kill()
+    if process.pid is not None:
+        _kill_all(_group(process.pid))
+
+
+def _kill_all(pids: Iterable[int]) -> None:
+    """Kill processes, but not those that wait for the end of the others to clean up after them."""
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 def serve(pipe: Connection, solver: Solver, memory_bytes: int) -> None:
@@ -253,27 +260,23 @@ def _watch(memory_bytes: int) -> None:
     parent = multiprocessing.parent_process()
     sentinels = [parent.sentinel] if parent is not None else []
     while not multiprocessing.connection.wait(sentinels, timeout=WATCH_S):
-        group = list(_group())
+        group = list(_group(os.getpgrp()))
         if sum(map(_private_bytes, group)) > memory_bytes:
             _end_with(group, OUT_OF_MEMORY)
-    _end_with(list(_group()), 0)
+    _end_with(list(_group(os.getpgrp())), 0)
 
 
 def _end_with(group: list[int], code: int) -> None:
-    for pid in group:
-        if pid != os.getpid():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    _kill_all(pid for pid in group if pid != os.getpid())
     os._exit(code)
 
 
-def _group() -> Iterator[int]:
-    """Processes of this one's group, itself included."""
-    mine = os.getpgrp()
+def _group(leader: int) -> Iterator[int]:
+    """Processes of a group, its leader included."""
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                if os.getpgid(int(entry)) == mine:
+                if os.getpgid(int(entry)) == leader:
                     yield int(entry)
 
 

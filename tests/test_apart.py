@@ -118,7 +118,7 @@ def where(number: int) -> tuple[int, str]:
 def test_on_a_cluster_pieces_go_there_and_integer_solves_stay_in_a_child_here() -> None:
     pytest.importorskip("distributed")
     there = Crew(workers=2, is_isolated=True)
-    with on_cluster("dask", 1):  # a cluster of threads in this process
+    with on_cluster("dask", 2):  # a cluster of threads in this process
         answers = there.each(where, [(n,) for n in range(4)])
         assert there.whole(knapsack()).value == -9.0
         child = apart(os.getpid, deadline_s=60.0)
