@@ -110,6 +110,7 @@ def refuted_plan(
             break
         asked |= _asked(split(problem, cuts_of(plan)), factors)
         plan = decide(problem, previous=previous, capacity_of=_tightened(asked))
+        plan = replace(plan, certificate=None)  # it was proved with less than the sizing gives
     notes = (*plan.report.notes, *said, _verdict(summary, missed, factors))
     return Refutation(
         plan=replace(plan, report=replace(plan.report, notes=notes)),

@@ -64,6 +64,7 @@ def test_a_plan_that_is_too_small_is_refuted_and_grows_until_it_holds() -> None:
     assert any(note.startswith("refuted in round 1: default/chat") for note in found.plan.report.notes)
     assert "capacities held below the formulas': default/chat" in found.plan.report.notes[-1]
     assert all(LEAST_FACTOR <= factor < 1.0 for factor in found.factors.values())
+    assert found.plan.certificate is None  # its prices are of less than the sizing gives
 
 
 def test_a_plan_that_no_tightening_helps_ends_and_says_so() -> None:
