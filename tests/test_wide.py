@@ -84,6 +84,7 @@ def test_an_overloaded_wide_fleet_gives_a_sound_short_plan() -> None:
     plan = make_plan(problem)
     assert verify(plan, problem) == ()
     assert plan.is_short
+    assert 0.0 <= plan.report.gap_ratio < 0.1
 
 
 @pytest.mark.parametrize("load", [0.4, 0.6, 0.8, 1.2])
@@ -178,6 +179,22 @@ def test_a_failed_search_leaves_the_greedy_plan() -> None:
     search = Search(desk=desk)
     worth = search.run([])
     assert worth.objective_usd_per_hour > 0.0
+
+
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+@pytest.mark.parametrize("missing", [0.5, 3.0, 40.0])
+def test_floors_raise_the_least_value_but_never_above_the_cheapest_whole_way(missing: float, weight: float) -> None:
+    made = stocks(2.0, [1.0, 3.0], [4.0, 9.0], most=20)
+    free = least_value(made, {}, frozenset(), np.zeros(2), weight=weight)
+    made = replace(made, floor_replicas=3, floor_usd_per_hour=missing, unserved_usd_per_hour=2.0)
+    floored = least_value(made, {}, frozenset(), np.zeros(2), weight=weight)
+    best = min(
+        4.0 * a + 9.0 * b + weight * (2.0 * missing * max(0, 3 - a - b) + 2.0 * max(0.0, 1.0 - (a + 3.0 * b) / 2.0))
+        for a in range(8)
+        for b in range(8)
+    )
+    assert min(12.0, 6.0 * weight * missing) - 1e-9 <= floored.value_usd_per_hour <= best + 1e-9
+    assert free.value_usd_per_hour >= 2.0 * 3.0 - 1e-9  # nothing unserved at a high penalty, at the cheaper rate
 
 
 def test_pieces_come_back_in_order() -> None:
