@@ -127,8 +127,10 @@ class Search:
             self._raise_bound(dual_bound(arrays, duals))
             wide = Wide.of(cells, arrays, self.desk.sizer, self.desk.crew, gap=self._gap(), seconds=self._seconds())
             self._raise_bound(wide.first(duals, arrays))
-            best = early = best_of([*starts, self._placed(cells, arrays, wide.together())])
-            self._tell(early)
+            told = best
+            best = early = best_of([*([best] if best else []), self._placed(cells, arrays, wide.together())])
+            if early is not told:
+                self._tell(early)
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
             self._certify(cells, arrays, wide.prices)
             self.rounds += 1
