@@ -14,7 +14,7 @@ from solvers.planner.tally import Worth, best_of
 from solvers.planner.wide import Wide
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
-MOST_IMPROVED, WORK_IMPROVED = 6, 200  # times that a plan's ways are chosen again, and those times its services
+MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 
@@ -47,7 +47,7 @@ class Chooser:
             replicas = self.wide.choose(best, lost)
             best = best_of([best, found := self.placed(replicas)])
             lost = np.maximum(0.0, replicas - cell_counts(self.cells, place(self.cells, replicas).counts))
-            if (self.is_proved(found) and not found.short) or not lost.any():
+            if self.is_proved(found) or found.short or not lost.any():  # what is short is filled from what is left
                 break
         return best
 
