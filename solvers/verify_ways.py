@@ -248,12 +248,19 @@ def _beyond(stock: Stock, asked: Asked, table: Floats, cost: float) -> _Beyond |
     begun = int(np.ceil(CURVE_ENDS * per_replica - NEAR))
     start, stretches = _shifted(table, begun) + cost, list[tuple[Floats, float, int]]()
     useful = units[: int(np.ceil((parts + 1) / per_replica))]
-    for bunch in np.array_split(useful, min(MOST_STRETCHES, len(useful))):
+    for bunch in _stretches(useful):
         slope = max(0.0, float(bunch[0]) + stock.known[stock.most][1]) / per_replica
         width = int(np.ceil(len(bunch) * per_replica))
         stretches.append((start, slope, width))
         start = _slid(start, slope, width)
     return _Beyond(begun=begun, stretches=stretches)
+
+
+def _stretches(units: Floats) -> list[Floats]:
+    """Cut ascending prices where they jump most; the first of a stretch speaks for all of it."""
+    jumps = np.diff(units)
+    largest = np.argsort(-jumps, kind="stable")[: MOST_STRETCHES - 1]
+    return np.split(units, np.sort(largest[jumps[largest] > 0.0]) + 1)
 
 
 def _shifted(table: Floats, parts: int) -> Floats:

@@ -26,7 +26,7 @@ from solvers.planner import make_plan
 from solvers.problem import Policy, Problem, Quota
 from solvers.sizing import replica_capacity
 from solvers.verify_bound import BoundCheck, recomputed, verify_bound
-from solvers.verify_ways import Asked, Stock, first_apart, least, value
+from solvers.verify_ways import MOST_STRETCHES, Asked, Stock, _stretches, first_apart, least, value
 from solvers.workload import PlacementMode
 from tests import fleets, synthetic
 
@@ -242,6 +242,16 @@ def test_large_pools_are_counted_beyond_the_sizes_told_apart() -> None:
     stocks = [stock(Role.PREFILL, 2.5, 1.0, 900), stock(Role.DECODE, 2.5, 3.0, 900)]
     asked = Asked(demand_per_s=1000.0, unserved_usd_per_hour=1e6, fair_ratio=1.0, floor=0, floor_usd_per_hour=0.0)
     assert value(stocks, first_apart(stocks), asked, 4000, rounds=40) == pytest.approx(1600.0, rel=2e-3)
+
+
+def test_prices_beyond_the_sizes_told_apart_are_cut_where_they_jump() -> None:
+    kept, new = np.full(4, -0.4), np.full(30, 1.1)
+    cut = _stretches(np.concatenate([kept, new]))
+    assert [len(bunch) for bunch in cut] == [4, 30]
+    slow = _stretches(np.arange(100.0))
+    assert [bunch[0] for bunch in slow] == sorted(bunch[0] for bunch in slow)
+    assert len(slow) == MOST_STRETCHES
+    assert sum(map(len, slow)) == 100
 
 
 @pytest.mark.parametrize(("floor", "usd_per_hour"), [(0, 2.0), (1, 2.0), (3, 6.0), (5, 18.0)])
