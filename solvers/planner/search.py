@@ -39,6 +39,7 @@ from solvers.verify import verify
 MOST_ROUNDS = 4
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
 NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
+HELD_NOTE = "the bound is that of plans that leave no tier but the last more short than this one"
 SMALL = 150  # whole columns of a model that the solver searches through in no time
 MOST_RECAPS = 4  # times that caps are chosen again and what they free is filled
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
@@ -150,8 +151,15 @@ class Search:
             gap=self._gap(),
             placed=lambda replicas: self._placed(cells, arrays, replicas),
             is_proved=self._proved,
-            raise_bound=self._raise_bound,
+            raise_bound=self._raise_held_bound,
         )
+
+    def _raise_held_bound(self, bound: float) -> None:
+        """Take a bound of the plans that keep the tiers in order as this one does, and say so."""
+        before = self.bound_usd_per_hour
+        self._raise_bound(bound)
+        if self.bound_usd_per_hour > before and HELD_NOTE not in self.notes:
+            self.notes.append(HELD_NOTE)
 
     def _tell(self, worth: Worth) -> None:
         """Hand an early plan to who asked for it, if it passes the check."""
