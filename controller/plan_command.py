@@ -25,7 +25,7 @@ from solvers.planner import make_plan
 from solvers.planner.parted import with_estimates
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
-from solvers.verify_bound import verify_bound
+from solvers.verify.bound import verify_bound
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
 

@@ -25,7 +25,7 @@ from solvers.planner.desk import Desk
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
-from solvers.verify_bound import verify_bound
+from solvers.verify.bound import verify_bound
 from tests import synthetic
 
 OVERLOADS = (1.3, 2.0)  # times the usual load

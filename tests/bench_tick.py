@@ -23,7 +23,7 @@ from solvers.planner.search import Search
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.tick import Ticker
-from solvers.tick_model import TickModel
+from solvers.tick.model import TickModel
 from solvers.workload import Demand
 from tests.synthetic import SIZES, make_problem
 

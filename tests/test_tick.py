@@ -21,7 +21,7 @@ from solvers.power import reserved_watts
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.tick import Tick, Ticker
-from solvers.tick_cells import Levels
+from solvers.tick.cells import Levels
 from tests.test_planner_caps import knowing_caps, scarce
 
 SEEDS = range(12)

@@ -18,7 +18,7 @@ from solvers.planner import make_plan
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify, verify_places
-from solvers.verify_claims import claims
+from solvers.verify.claims import claims
 from solvers.workload import PlacementMode
 from tests import fleets
 

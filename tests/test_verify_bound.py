@@ -25,8 +25,8 @@ from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.problem import Policy, Problem, Quota
 from solvers.sizing import replica_capacity
-from solvers.verify_bound import BoundCheck, recomputed, verify_bound
-from solvers.verify_ways import MOST_STRETCHES, Asked, Stock, _stretches, first_apart, least, value
+from solvers.verify.bound import BoundCheck, recomputed, verify_bound
+from solvers.verify.ways import MOST_STRETCHES, Asked, Stock, _stretches, first_apart, least, value
 from solvers.workload import PlacementMode
 from tests import fleets, synthetic
 

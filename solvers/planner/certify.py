@@ -1,4 +1,4 @@
-"""Write down what a bound rests on, so that ``solvers.verify_bound`` can find it again without any of this code."""
+"""Write down what a bound rests on, so that ``solvers.verify.bound`` can find it again without any of this code."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from solvers.planner.caps import at_cap, by_pool
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Counts
 from solvers.planner.tally import Worth
-from solvers.tick_cells import build_tick_cells, pool_cells
-from solvers.tick_model import TickModel
+from solvers.tick.cells import build_tick_cells, pool_cells
+from solvers.tick.model import TickModel
 
 WATTS = 1e-3  # a budget is kept by this much
 GIVEN = 1e-4  # of its demand: what a service may lose to rounding, before caps are rounded up

@@ -15,12 +15,12 @@ from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Placement, Plan, SolveStatus
 from solvers.power import base_watts, nodes_by_domain, reserved_watts
 from solvers.problem import Problem
-from solvers.verify_claims import CapacityOf, claims, penalties
-from solvers.verify_links import links
-from solvers.verify_nodes import groups
-from solvers.verify_pairs import pairs
-from solvers.verify_parts import part_sizes, parts
-from solvers.verify_rules import OWNED, locations, losses, on_spot, pins, quotas, relief, terms_by_bay
+from solvers.verify.claims import CapacityOf, claims, penalties
+from solvers.verify.links import links
+from solvers.verify.nodes import groups
+from solvers.verify.pairs import pairs
+from solvers.verify.parts import part_sizes, parts
+from solvers.verify.rules import OWNED, locations, losses, on_spot, pins, quotas, relief, terms_by_bay
 from solvers.workload import PlacementMode, ServedModel
 
 RELATIVE = 1e-6

@@ -22,9 +22,9 @@ from solvers.fleet import ANYWHERE, GpuClass, PoolKey
 from solvers.plan import Plan
 from solvers.power import extra_watts
 from solvers.problem import Problem
-from solvers.verify_claims import CapacityOf
-from solvers.verify_market import Market
-from solvers.verify_ways import Asked, Least, Stock, first_apart, least, refine, tell_apart
+from solvers.verify.claims import CapacityOf
+from solvers.verify.market import Market
+from solvers.verify.ways import Asked, Least, Stock, first_apart, least, refine, tell_apart
 from solvers.workload import PlacementMode, ServedModel
 
 Floats = NDArray[np.float64]

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from solvers.engine import Role
 from solvers.errors import SolveFailed
 from solvers.highs import pass_model, quiet_highs
-from solvers.tick_cells import Floats, Ints, TickCells
+from solvers.tick.cells import Floats, Ints, TickCells
 
 OVER_TIMES = 10.0  # what a kW above a budget costs, over the most that one could serve: budgets go before demand
 ROUNDING = 1e-6  # USD per hour of a kW, so that caps that nobody needs are low even when energy is free

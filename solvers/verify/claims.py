@@ -11,7 +11,7 @@ from solvers.errors import OutOfRange
 from solvers.fleet import GpuClass
 from solvers.plan import Plan, PoolPlan
 from solvers.problem import Problem
-from solvers.verify_parts import mix_of
+from solvers.verify.parts import mix_of
 
 CapacityOf = Callable[..., Any]
 """Signature of ``solvers.sizing.replica_capacity``; an answer without ``requests_per_s`` means that nothing is carried.

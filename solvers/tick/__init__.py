@@ -1,6 +1,6 @@
 """Between two plans: replicas stay where they are; caps, routing and shedding follow demand and budgets at once.
 
-One linear programme over the plan's own pools, kept alive from tick to tick (``tick_model``). What comes out is worked
+One linear programme over the plan's own pools, kept alive from tick to tick (``model``). What comes out is worked
 out again in plain arithmetic, and watts never pass a budget that the lowest caps can keep.
 """
 
@@ -21,10 +21,10 @@ from solvers.planner.pairing import Pairing
 from solvers.planner.splitting import as_whole
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
-from solvers.tick_cells import Floats, TickCells, build_tick_cells, counts_of
-from solvers.tick_links import over_links
-from solvers.tick_model import TickModel
-from solvers.tick_parts import TickParts
+from solvers.tick.cells import Floats, TickCells, build_tick_cells, counts_of
+from solvers.tick.links import over_links
+from solvers.tick.model import TickModel
+from solvers.tick.parts import TickParts
 
 WATTS = 1e-3  # a budget is kept by this much, far above the rounding of sums
 ROUNDING = 1e-6  # relative; a demand met to this is met

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.problem import Problem
-from solvers.verify_pairs import group_of_profile, kv_group
-from solvers.verify_parts import mix_of
+from solvers.verify.pairs import group_of_profile, kv_group
+from solvers.verify.parts import mix_of
 from solvers.workload import ServedModel
 
 RELATIVE = 1e-5

@@ -14,7 +14,7 @@ from solvers.certificate import GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWE
 from solvers.fleet import Node, PoolKey
 from solvers.power import base_watts, ceiling_watts, nodes_by_domain, worst_watts
 from solvers.problem import Problem
-from solvers.verify_rules import OWNED, terms_by_bay
+from solvers.verify.rules import OWNED, terms_by_bay
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -6,7 +6,7 @@ import numpy as np
 
 from solvers.fleet import PoolKey
 from solvers.planner.links import Links
-from solvers.tick_cells import Floats, TickCells
+from solvers.tick.cells import Floats, TickCells
 
 
 def over_links(
