@@ -6,7 +6,7 @@ TRACE ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets test lint unit demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-splitting bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
+.PHONY: help setup assets test lint unit cluster demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-splitting bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +30,13 @@ lint: $(VENV)/ready ## Check style, types and import contracts
 	$(BIN)/lint-imports --no-cache
 
 test: setup lint ## Set up everything, then run all checks and tests
-	$(BIN)/pytest $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory -j2 unit cluster
 
 unit: $(VENV)/ready ## Run the tests that need no cluster
 	$(BIN)/pytest -m "not cluster" $(PYTEST_ARGS)
+
+cluster: setup ## Run the tests that need the simulated cluster; what they print comes at their end
+	@$(BIN)/pytest -m cluster $(PYTEST_ARGS) >$(VENV)/cluster.log 2>&1; status=$$?; cat $(VENV)/cluster.log; exit $$status
 
 demo: setup ## Run the operator on a simulated cluster replaying a trace (TRACE=FILE)
 	$(BIN)/penstock demo $(if $(TRACE),--trace $(TRACE))
