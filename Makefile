@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRACE ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup assets test lint unit cluster demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-splitting bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
@@ -54,63 +55,63 @@ chart: crds ## Copy the resource definitions into the chart and render deploy/op
 	$(BIN)/python -m tests.render_chart
 
 bench-baselines: $(VENV)/ready ## Set our plans beside those of four baselines
-	$(BIN)/python -m tests.bench_baselines
+	$(BIN)/python -m tests.bench_baselines $(BENCH_ARGS)
 
 bench-explain: $(VENV)/ready ## Predict what losses cost, and decide anew to compare
-	$(BIN)/python -m tests.bench_explain
+	$(BIN)/python -m tests.bench_explain $(BENCH_ARGS)
 
 bench-brute-force: $(VENV)/ready ## Hold plans against every count of 2,000 tiny fleets
-	$(BIN)/python -m tests.bench_brute_force
+	$(BIN)/python -m tests.bench_brute_force $(BENCH_ARGS)
 
 bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten services
-	$(BIN)/python -m tests.bench_planner
+	$(BIN)/python -m tests.bench_planner $(BENCH_ARGS)
 
 bench-splitting: $(VENV)/ready ## Plan fleets whose routers split by size beside those whose do not
-	$(BIN)/python -m tests.bench_splitting
+	$(BIN)/python -m tests.bench_splitting $(BENCH_ARGS)
 
 bench-scale: $(VENV)/ready ## Plan synthetic fleets of 100, 1,000 and 12,500 nodes: time, gap, memory
-	$(BIN)/python -m tests.bench_scale
+	$(BIN)/python -m tests.bench_scale $(BENCH_ARGS)
 
 bench-tick: $(VENV)/ready ## Time caps, routing and shedding between plans, up to 12,500 nodes
-	$(BIN)/python -m tests.bench_tick
+	$(BIN)/python -m tests.bench_tick $(BENCH_ARGS)
 
 bench-caps: $(VENV)/ready ## Show what power caps bring where watts are short
-	$(BIN)/python -m tests.bench_caps
+	$(BIN)/python -m tests.bench_caps $(BENCH_ARGS)
 
 bench-simulate: $(VENV)/ready ## Time the request-level simulation, plain and compiled
-	$(BIN)/python -m tests.bench_simulate
+	$(BIN)/python -m tests.bench_simulate $(BENCH_ARGS)
 
 .PHONY: bench-sim-oracle
 bench-sim-oracle: $(VENV)/ready ## Hold the simulation against a step-by-step one on 2,000 random fleets
-	$(BIN)/python -m tests.bench_sim_oracle
+	$(BIN)/python -m tests.bench_sim_oracle $(BENCH_ARGS)
 
 bench-simcluster: setup ## Bring up 1,000 nodes with 10,000 pods
-	$(BIN)/python -m tests.bench_simcluster
+	$(BIN)/python -m tests.bench_simcluster $(BENCH_ARGS)
 
 bench-operator: setup ## Time the operator on 1,000 nodes with 10,000 pods
-	$(BIN)/python -m tests.bench_operator
+	$(BIN)/python -m tests.bench_operator $(BENCH_ARGS)
 
 .PHONY: bench-packing bench-openb
 bench-packing: $(VENV)/ready ## Pack bins, class by class, and say what is proved
-	$(BIN)/python -m tests.bench_packing
+	$(BIN)/python -m tests.bench_packing $(BENCH_ARGS)
 
 bench-openb: $(VENV)/ready ## Fill a fleet with tasks as they come (needs the openb lists)
-	$(BIN)/python -m tests.bench_openb
+	$(BIN)/python -m tests.bench_openb $(BENCH_ARGS)
 
 .PHONY: bench-profiles
 bench-profiles: $(VENV)/ready ## Compare profiles with measured servers
-	$(BIN)/python -m tests.bench_profiles
+	$(BIN)/python -m tests.bench_profiles $(BENCH_ARGS)
 
 .PHONY: bench-formulas bench-claims
 bench-formulas: $(VENV)/ready ## Set queueing formulas beside the simulation over load
-	$(BIN)/python -m tests.bench_formulas
+	$(BIN)/python -m tests.bench_formulas $(BENCH_ARGS)
 
 .PHONY: bench-policies
 bench-policies: $(VENV)/ready ## Serve the Azure traces under seven policies: cost, joules, SLOs
-	$(BIN)/python -m tests.bench_policies
+	$(BIN)/python -m tests.bench_policies $(BENCH_ARGS)
 
 bench-claims: $(VENV)/ready ## Colocated, chunked and disaggregated serving, goodput per GPU
-	$(BIN)/python -m tests.bench_claims
+	$(BIN)/python -m tests.bench_claims $(BENCH_ARGS)
 
 lock: ## Pin the dependencies again (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dask --extra dev --extra fast --extra report --extra silicon pyproject.toml -o requirements.lock
