@@ -26,7 +26,12 @@ SERVED = ("demo/chat-70b", "demo/chat-8b", "demo/moe")
 
 def _domain(name: str = CUT, /, **changes: Any) -> DomainNow:
     usual = DomainNow(
-        name=name, budget_watts=10_000.0, usable_watts=9_500.0, reserved_watts=8_000.0, measured_watts=6_000.0
+        name=name,
+        budget_watts=10_000.0,
+        usable_watts=9_500.0,
+        reserved_watts=8_000.0,
+        measured_watts=6_000.0,
+        fixed_watts=300.0,
     )
     return replace(usual, **changes)
 
@@ -90,7 +95,7 @@ def _whole_run() -> Run:
 
 
 def test_a_fleet_inside_its_budgets_breaks_none() -> None:
-    at_the_edge = _domain(reserved_watts=9_500.0, measured_watts=10_000.0)
+    at_the_edge = _domain(reserved_watts=9_500.0, measured_watts=9_700.0)
     run = _run(_sample(10.0), _sample(20.0, at_the_edge))
     assert exceeded(run) == []
     assert not has_failed(run)
@@ -100,7 +105,7 @@ def test_a_fleet_inside_its_budgets_breaks_none() -> None:
 @pytest.mark.parametrize(
     ("over", "told"),
     [
-        ({"measured_watts": 10_100.0}, "measured 10100 W of 10000 W"),
+        ({"measured_watts": 9_800.0}, "measured 10100 W of 10000 W"),
         ({"reserved_watts": 9_600.0}, "reserved 9600 W of 9500 W"),
     ],
 )
@@ -127,7 +132,7 @@ def test_only_the_cut_domain_has_that_while() -> None:
 
 
 def test_before_the_cut_there_is_no_such_while() -> None:
-    assert len(exceeded(_run(_sample(CUT_AT_S - 1, _domain(measured_watts=10_001.0))))) == 1
+    assert len(exceeded(_run(_sample(CUT_AT_S - 1, _domain(measured_watts=9_701.0))))) == 1
 
 
 # ---------------------------------------------------------------- the summary
@@ -161,7 +166,7 @@ def test_a_missed_slo_is_told_and_an_unknown_one_is_not_made_up() -> None:
 
 def test_power_is_told_with_the_peaks_and_the_least_budget() -> None:
     power = summary(_whole_run()).split("\n\n")[1].splitlines()
-    assert power[2].split() == f"{CUT} 10 000 8 000 8 000 6 000 no".split()
+    assert power[2].split() == f"{CUT} 10 000 8 000 300 8 000 6 000 no".split()
 
 
 def test_pools_are_told_over_time_by_gpu_class() -> None:

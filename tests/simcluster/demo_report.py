@@ -47,7 +47,7 @@ def live_header(services: Sequence[str]) -> str:
 def live_line(sample: Sample, services: Sequence[str]) -> str:
     """One line of the live table; latencies in ms at the SLO's percentile over the last window."""
     cells = "".join(f" | {_service_cell(sample.services.get(name, {}))}" for name in services)
-    top = max((domain.measured_watts for domain in sample.domains), default=0.0)
+    top = max((domain.drawn_watts for domain in sample.domains), default=0.0)
     fleet = f" | {sample.pods:>4} {sum(sample.gpus.values()):>4} {top / 1000:>6.1f} {sample.usd_per_hour:>7.2f}"
     return f"{sample.at_s:>5.0f} s{cells}{fleet}"
 
@@ -80,7 +80,8 @@ def _figures(run: Run) -> Iterator[str]:
         _service_rows(run),
     )
     yield "Power\n" + render_table(
-        ("DOMAIN", "BUDGET W", "LEAST BUDGET W", "PEAK RESERVED W", "PEAK MEASURED W", "OVER"), _power_rows(run)
+        ("DOMAIN", "BUDGET W", "LEAST BUDGET W", "FIXED W", "PEAK RESERVED W", "PEAK MEASURED W", "OVER"),
+        _power_rows(run),
     )
     yield "Ready replicas over time, by GPU class\n" + _pools_table(run)
     costs = [sample.usd_per_hour for sample in run.samples]
@@ -120,6 +121,7 @@ def _power_rows(run: Run) -> Iterator[tuple[Cell, ...]]:
             name,
             round(history[0].budget_watts),
             round(min(now.budget_watts for now in history)),
+            round(max(now.fixed_watts for now in history)),
             round(max(now.reserved_watts for now in history)),
             round(max(now.measured_watts for now in history)),
             "YES" if name in over else "no",
@@ -156,7 +158,7 @@ def _breaches(run: Run) -> Iterator[tuple[str, Sample, str]]:
     for sample in run.samples:
         for domain in sample.domains:
             if domain.is_over and not _in_grace(run.script, domain.name, sample.at_s):
-                measured = f"measured {domain.measured_watts:.0f} W of {domain.budget_watts:.0f} W"
+                measured = f"measured {domain.drawn_watts:.0f} W of {domain.budget_watts:.0f} W"
                 reserved = f"reserved {domain.reserved_watts:.0f} W of {domain.usable_watts:.0f} W"
                 yield domain.name, sample, f"{measured}, {reserved}"
 

@@ -35,18 +35,24 @@ SLOWLY_CHANGING = frozenset(PLURALS) - {"PowerDomain"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainNow:
-    """Watts of one power domain; ``measured_watts`` holds GPUs, hosts and the domain's fixed draw."""
+    """Watts of one power domain. ``fixed_watts`` count against the budget beside what is reserved and measured."""
 
     name: str
     budget_watts: float
     usable_watts: float
     reserved_watts: float
     measured_watts: float
+    fixed_watts: float
+
+    @property
+    def drawn_watts(self) -> float:
+        """What counts against the budget now."""
+        return self.measured_watts + self.fixed_watts
 
     @property
     def is_over(self) -> bool:
         """True when the meters show more than the budget, or the worst case is more than may be used."""
-        return self.measured_watts > self.budget_watts or self.reserved_watts > self.usable_watts + 1.0
+        return self.drawn_watts > self.budget_watts or self.reserved_watts > self.usable_watts + 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +153,8 @@ def _domains(specs: Specs, records: Records, state: Mapping[str, Any]) -> Iterab
             budget_watts=domain.budget_watts,
             usable_watts=domain.usable_watts,
             reserved_watts=reserved.get(name, 0.0),
-            measured_watts=(measured.get(name) or 0.0) + fixed[name],
+            measured_watts=measured.get(name) or 0.0,
+            fixed_watts=fixed[name],
         )
 
 
