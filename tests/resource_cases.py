@@ -272,12 +272,23 @@ def crd_bodies() -> list[Body]:
 
 
 def install_crds(cluster: SimCluster) -> None:
-    """Apply the committed definitions and wait until the server serves them."""
+    """Apply the committed definitions and wait until the server serves them and tells clients that it does.
+
+    What the server lists (discovery) lags what it serves, and kubectl keeps its own copy of the list, which
+    ``api-resources`` renews; without it ``kubectl get penstock`` may not know the category yet.
+    """
     bodies = crd_bodies()
     cluster.apply(bodies)
-    for body in bodies:
-        path = f"/apis/penstock.dev/v1alpha1/{body['spec']['names']['plural']}"
+    plurals = [body["spec"]["names"]["plural"] for body in bodies]
+    for plural in plurals:
+        path = f"/apis/penstock.dev/v1alpha1/{plural}"
         wait_until(lambda path=path: cluster.api.find(path), f"{path} to be served")  # type: ignore[misc]
+    wait_until(lambda: set(plurals) <= _listed_in_category(cluster), "the server to list every kind")
+
+
+def _listed_in_category(cluster: SimCluster) -> set[str]:
+    names = cluster.kubectl("api-resources", "--categories=penstock", "--output=name").split()
+    return {name.partition(".")[0] for name in names}
 
 
 def corrections() -> list[Body]:
