@@ -162,6 +162,18 @@ def test_incidents_of_one_moment_come_as_they_were_given(rows: list[tuple[int, W
     assert timeline.left == 0
 
 
+def test_given_and_drawn_incidents_come_in_order_of_time_and_given_ones_first_at_equal_times() -> None:
+    nodes = [Node(name="n", gpu_class="h", location="r", gpus_total=8, gpus_usable=8)]
+    storm = Failures(gpu_mtbf_hours=1.0, repair_s=1.0, seed=4)
+    drawn = list(islice(Timeline((), storm, nodes).due(float("inf")), 3))
+    second = drawn[1].at_s
+    asked = [Incident(at_s=at, what=What.DRAIN, pool="p") for at in (0.0, second, second + 1e-9, drawn[2].at_s * 2)]
+    timeline = Timeline(asked, storm, nodes)
+    taken = list(islice(timeline.due(float("inf")), 6))
+    assert taken == [asked[0], drawn[0], asked[1], drawn[1], asked[2], drawn[2]]
+    assert (timeline.left, timeline.next_s <= asked[3].at_s) == (1, True)
+
+
 # ---------------------------------------------------------------- files
 
 
