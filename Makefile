@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets test lint unit cluster demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-scale bench-splitting bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
+.PHONY: help setup assets test lint unit cluster demo demo-short lock protos crds chart bench-baselines bench-explain bench-brute-force bench-planner bench-pairs bench-scale bench-splitting bench-simulate bench-tick bench-caps bench-simcluster bench-operator clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-planner: $(VENV)/ready ## Time the planner on a 1,213-node fleet with ten 
 
 bench-splitting: $(VENV)/ready ## Plan fleets whose routers split by size beside those whose do not
 	$(BIN)/python -m tests.bench_splitting $(BENCH_ARGS)
+
+bench-pairs: $(VENV)/ready ## Plan large fleets whose prefill and decode pair by place or over links: gap and time
+	$(BIN)/python -m tests.bench_pairs $(BENCH_ARGS)
 
 bench-scale: $(VENV)/ready ## Plan synthetic fleets of 100, 1,000 and 12,500 nodes: time, gap, memory
 	$(BIN)/python -m tests.bench_scale $(BENCH_ARGS)

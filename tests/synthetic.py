@@ -112,7 +112,7 @@ def make_problem(
         profiles={key: p for key, p in sorted(profiles.items()) if key.gpu_class in {n.gpu_class for n in nodes}},
         policy=policy or Policy(),
     )
-    problem = replace(problem, domains=_domains(problem, power_ratio))
+    problem = replace(problem, domains=domains(problem, power_ratio))
     return replace(problem, demands=_demands(problem, load, rng))
 
 
@@ -166,7 +166,7 @@ def _gpu_class(name: str) -> GpuClass:
     )
 
 
-def _domains(problem: Problem, ratio: float) -> dict[str, PowerDomain]:
+def domains(problem: Problem, ratio: float) -> dict[str, PowerDomain]:
     """Racks get a tenth more than their row's ratio, the site a twentieth less than the rows together."""
     idle: dict[str, float] = {}
     extra: dict[str, float] = {}
