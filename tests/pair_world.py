@@ -20,7 +20,7 @@ COSTLY = 0.1  # of what the fleet costs, all keys and values over a link
 
 
 def room_of(node: Node, rooms: int) -> str:
-    """Rows in turn: every room has some of each design."""
+    """Rows in turn: a room has some of the designs."""
     return f"room-{int(node.location.split('-')[1]) % rooms}"
 
 
@@ -90,8 +90,8 @@ def bounded(problem: Problem) -> Problem:
 
 
 def priced(problem: Problem) -> Problem:
-    """Links that carry everything, at a price."""
-    return linked(problem, ratio=1.0, usd_ratio=COSTLY)
+    """Links that carry everything each, at a price."""
+    return linked(problem, ratio=float(ROOMS), usd_ratio=COSTLY)
 
 
 WORLDS: Mapping[str, Callable[[Problem], Problem]] = {
