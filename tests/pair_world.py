@@ -36,8 +36,7 @@ def with_rooms(problem: Problem, rooms: int = ROOMS) -> Problem:
 def some_split(problem: Problem, *, may_cross: bool = True) -> Problem:
     """Let one service in three have prefill and decode replicas only."""
     services = tuple(
-        replace(s, roles=SPLIT, kv_may_cross=may_cross) if i % EVERY == 0 else s
-        for i, s in enumerate(problem.services)
+        replace(s, roles=SPLIT, kv_may_cross=may_cross) if i % EVERY == 0 else s for i, s in enumerate(problem.services)
     )
     return replace(problem, services=services)
 
