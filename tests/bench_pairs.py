@@ -1,9 +1,9 @@
-"""Plan large fleets where one service in three pairs prefill and decode by place: gap and time, beside those that do not.
+"""Plan large fleets where one service in three pairs prefill and decode by place: gap and time beside the others.
 
 Run: ``python -m tests.bench_pairs [--sizes S,M] [--seeds 1] [--worlds rooms,racks] [--workers 1] [-o json]``.
-*free* is the baseline: the same fleet and services, whose keys and values may go anywhere at no cost. *x free* is what a
-plan costs over that. *rooms* and *racks*: keys and values may not leave one. *fabrics*: pairs inside one GPU class only.
-*bounded* and *priced*: links between four rooms that carry little, or cost by the byte.
+*free* is the baseline: the same fleet and services, whose keys and values may go anywhere at no cost. *x free* is what
+a plan costs over that. *rooms* and *racks*: keys and values may not leave one. *fabrics*: pairs inside one GPU class
+only. *bounded* and *priced*: links between four rooms that carry little, or cost by the byte.
 """
 
 from __future__ import annotations
