@@ -1,10 +1,11 @@
 """What ``solvers.explain.predict`` says of changes against deciding anew: ``python -m tests.bench_explain``.
 
-Random small fleets (the demonstration's, at drawn demand and budgets) and larger ones, five changes each: a GPU less, a
-kilowatt less, a service less, mostly where a limit binds. Each is predicted, then decided anew from the plan in force.
-*Within* says whether the real change lies between what was predicted as least and most, *near* whether it is what was
-expected, both to within the gap of the new decision. *Duals* is what the prices alone would have said (units times
-price; the cost of a service for a service), the baseline. The exit code is 1 when a case is not within.
+Random small fleets (the demonstration's, at drawn demand and budgets) and larger ones, five changes each: a GPU less,
+a kilowatt less, a service less, mostly where a limit binds. Each is predicted, then decided anew from the plan in
+force. *Within* says whether the real change lies between what was predicted as least and most, *near* whether it is
+what was expected, both to within the gap of the new decision. *Duals* is what the prices alone would have said (units
+times price; the cost of a service for a service), the baseline. The exit code is 1 when a case is not within. With
+``--split`` the fleets have a service that may be split by size.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from solvers.explain.predict import Prediction, Predictor
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.grouping import Grouping
-from solvers.problem import Problem
-from tests import fleets, synthetic
+from solvers.problem import Policy, Problem
+from tests import fleets, split_world, synthetic
 
 PER_FLEET = 5
 SMALL_SHARE = 0.6
@@ -59,6 +60,15 @@ def draw_fleet(index: int, cases: int, rng: np.random.Generator) -> tuple[str, P
     nodes, load, power = int(rng.integers(40, 160)), float(rng.uniform(0.3, 0.6)), float(rng.uniform(0.5, 0.7))
     size = synthetic.Size(nodes=nodes, services=nodes // 12, rows=4, designs=4)
     return f"{nodes} nodes", synthetic.make_problem(size, index, load=load, power_ratio=power)
+
+
+def draw_split(index: int, rng: np.random.Generator) -> tuple[str, Problem]:
+    """A service that may be split by size, on more or less of cheap and of fast GPUs, and not always the watts."""
+    problem = split_world.documents(float(rng.uniform(20.0, 90.0)), policy=Policy())
+    fast, cheap = int(rng.integers(1, 4)), int(rng.integers(1, 6))
+    domains = {name: replace(d, budget_watts=float(rng.uniform(4e3, 4e4))) for name, d in problem.domains.items()}
+    nodes = (*problem.nodes[:fast], *problem.nodes[6 : 6 + cheap])
+    return f"split {index}", replace(problem, nodes=nodes, domains=domains)
 
 
 def draw_changes(predictor: Predictor, rng: np.random.Generator) -> list[Change]:
@@ -110,7 +120,7 @@ def measure(args: argparse.Namespace) -> Iterator[Case]:
     """Draw, predict, decide anew."""
     rng = fleets.seeded(args.seed)
     for index in range(-(-args.cases // PER_FLEET)):
-        name, problem = draw_fleet(index, args.cases, rng)
+        name, problem = draw_split(index, rng) if args.split else draw_fleet(index, args.cases, rng)
         policy = replace(problem.policy, relative_gap=args.gap, min_saving_ratio=0.0, start_cost_hours=0.0)
         problem = replace(problem, policy=replace(policy, time_limit_s=args.limit))
         predictor = Predictor.of(problem, make_plan(problem))
@@ -185,6 +195,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--gap", type=float, default=0.01, help="relative gap that every decision is asked for")
+    parser.add_argument("--split", action="store_true", help="draw fleets whose service may be split by size instead")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds that a decision may take")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     args = parser.parse_args()

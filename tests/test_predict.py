@@ -18,7 +18,7 @@ from solvers.planner import make_plan
 from solvers.planner.desk import Desk
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
-from tests import bench_explain, fleets
+from tests import bench_explain, fleets, split_world
 
 CALM_OFF = Policy(start_cost_hours=0.0, min_saving_ratio=0.0)
 
@@ -77,6 +77,49 @@ def test_a_loss_that_leaves_someone_short_says_whom(predictor: Predictor) -> Non
     told = predictor.after(RemoveWatts(domain="site", watts=30_000.0))
     assert told.short
     assert told.low_usd_per_hour > 0.0
+
+
+SPLIT_CHANGES: Sequence[Change] = (
+    RemoveGpus(gpu_class="h100-sxm", location="rack-a", gpus=4),
+    RemoveGpus(gpu_class="h100-sxm", location="rack-a", gpus=8),
+    RemoveGpus(gpu_class="l40s", location="rack-b", gpus=8),
+    RemoveWatts(domain="rack-b", watts=4000.0),
+    RemoveService(service=split_world.CHAT),
+)
+
+
+@pytest.fixture(scope="module")
+def split() -> Predictor:
+    """Chats on two nodes of cheap GPUs, documents on one of fast ones, watts scarce where the chats are."""
+    problem = split_world.documents(policy=CALM_OFF)
+    domains = {**problem.domains, "rack-b": replace(problem.domains["rack-b"], budget_watts=9000.0)}
+    problem = replace(problem, nodes=(problem.nodes[0], *problem.nodes[6:8]), domains=domains)
+    plan = make_plan(problem)
+    assert [row.sizes for row in plan.parts] == ["p0-4095", "p4096-up"]
+    return Predictor.of(problem, plan)
+
+
+@pytest.mark.parametrize("change", SPLIT_CHANGES, ids=str)
+def test_changes_of_a_service_that_is_split_by_size_are_predicted(split: Predictor, change: Change) -> None:
+    """Deciding anew may split otherwise: what was predicted as least bounds that too."""
+    case = bench_explain.judged("split", split, change)
+    assert case.is_within, case
+    told = split.after(change)
+    assert not told.keeps_cuts
+    assert set(told.short) <= {split_world.CHAT}
+
+
+def test_a_part_of_a_service_cannot_be_taken_away_by_itself(split: Predictor) -> None:
+    with pytest.raises(InvalidInput, match=r"is not planned; planned are: default/chat$"):
+        split.after(RemoveService(service=f"{split_world.CHAT}:p0-4095"))
+
+
+def test_the_losses_of_a_split_service_are_told_once_and_of_the_whole(split: Predictor) -> None:
+    told = explain_priced(split.plan, split.problem, split_world.CHAT, with_losses=True)
+    names = [loss.change for loss in told.losses]
+    assert len(names) == len(set(names))
+    assert names[0] == f"without {split_world.CHAT}"
+    assert told.losses[0].high_usd_per_hour == pytest.approx(-split.plan.report.objective_usd_per_hour)
 
 
 @pytest.mark.parametrize(

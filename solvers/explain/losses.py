@@ -9,6 +9,7 @@ from solvers.explain.changes import Change, RemoveGpus, RemoveService, RemoveWat
 from solvers.explain.predict import Predictor
 from solvers.explain.shadow import Loss
 from solvers.fleet import ANYWHERE
+from solvers.planner.splitting import whole_name
 from solvers.power import charged_domains
 
 MOST_PLACES = 3
@@ -16,7 +17,10 @@ MOST_FEEDS = 3
 
 
 def losses(predictor: Predictor, service: str) -> tuple[Loss, ...]:
-    """Predict losing the service, a GPU where most of it runs, and a kilowatt of the fullest feeds there."""
+    """Predict losing the service, a GPU where most of it runs, and a kilowatt of the fullest feeds there.
+
+    Of a part of a service that is split by size: losing all of the service, and what that part uses.
+    """
     found = []
     for change in _changes(predictor, service):
         try:
@@ -31,14 +35,15 @@ def losses(predictor: Predictor, service: str) -> tuple[Loss, ...]:
                 expected_usd_per_hour=told.expected_usd_per_hour,
                 high_usd_per_hour=told.high_usd_per_hour,
                 short=told.short,
+                keeps_cuts=told.keeps_cuts,
             )
         )
     return tuple(found)
 
 
 def _changes(predictor: Predictor, service: str) -> Iterator[Change]:
-    yield RemoveService(service=service)
-    rows = [row for row in predictor.plan.placements if row.pool.service == service and row.location != ANYWHERE]
+    yield RemoveService(service=whole_name(service)[0])
+    rows = [row for row in predictor.opened.plan.placements if row.pool.service == service and row.location != ANYWHERE]
     held: dict[tuple[str, str], int] = {}
     for row in rows:
         key = (row.pool.gpu_class, row.location)

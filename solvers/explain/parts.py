@@ -44,7 +44,7 @@ def explained_whole(plan: Plan, service: str, explain_one: Callable[[str], Expla
         prices=tuple({(p.limit, p.subject): p for p in _all(whys, "prices")}.values()),
         short_because=row.short_because,
         relief=plan.relief if row.short_because else (),
-        losses=_all(whys, "losses"),
+        losses=tuple(dict.fromkeys(_all(whys, "losses"))),
         unfit=tuple(f"{why.service}: {reason}" for why in whys for reason in why.unfit),
     )
     return renamed(whole, plan)

@@ -8,18 +8,19 @@ be dearer than that). Between the two lies what a decision made anew would come 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from solvers.errors import InvalidInput
 from solvers.explain.changes import Change, changed, is_loss
 from solvers.explain.market import Market
+from solvers.explain.other_cuts import Opened
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner import desk_for
 from solvers.planner.caps import planned_counts
 from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf, Options
-from solvers.planner.splitting import opened
+from solvers.planner.splitting import whole_name
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 
@@ -36,61 +37,90 @@ class Prediction:
         By how much the bound moves, kept between the two: what is left open before and after cancels in it.
     short : tuple of str
         Services that would lack demand or replicas in the repaired plan.
+    keeps_cuts : bool
+        ``low`` is of plans that split services by size as this one does; another split might undercut it.
     """
 
     low_usd_per_hour: float
     high_usd_per_hour: float
     expected_usd_per_hour: float
     short: tuple[str, ...]
+    keeps_cuts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
-    """One plan, its problem and its prices, to predict from more than once."""
+    """One plan, its problem and its prices, to predict from more than once.
+
+    Attributes
+    ----------
+    problem, plan
+        As they were given; where a service is split by size, ``opened`` has its parts as services of their own.
+    told : dict
+        What was predicted already.
+    """
 
     problem: Problem
     plan: Plan
     capacity_of: CapacityOf
+    opened: Opened
     market: Market
+    told: dict[Change, Prediction] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem, plan: Plan, capacity_of: CapacityOf = replica_capacity) -> Predictor:
-        """Price the problem that the plan answers; parts of services that are split are services of their own."""
-        plan, problem = opened(plan, problem)
-        market = Market.of(desk_for(problem, capacity_of, plan))
-        return cls(problem=problem, plan=plan, capacity_of=capacity_of, market=market)
+        """Price the problem that the plan answers."""
+        opened = Opened.of(problem, plan, capacity_of)
+        market = Market.of(desk_for(opened.problem, capacity_of, opened.plan))
+        return cls(problem=problem, plan=plan, capacity_of=capacity_of, opened=opened, market=market)
 
     def after(self, change: Change) -> Prediction:
-        """Predict what the change does to the objective."""
-        desk = desk_for(changed(self.problem, change), self.capacity_of, self.plan)
-        return self._predicted(desk, is_loss=is_loss(change))
+        """Predict what the change does to the objective.
+
+        Raises
+        ------
+        InvalidInput
+            The change names what is not there, a part of a service that is split by size among it.
+        SolveFailed
+            The relaxation gave no prices.
+        """
+        if change not in self.told:
+            opened = Opened.of(changed(self.problem, change), self.plan, self.capacity_of)
+            desk = desk_for(opened.problem, self.capacity_of, opened.plan)
+            self.told[change] = self._predicted(desk, opened, is_loss=is_loss(change))
+        return self.told[change]
 
     def with_only(self, service: str, pools: Collection[PoolKey]) -> Prediction:
-        """Predict what it costs to serve the service by these pools, at any power caps, and no others."""
+        """Predict what it costs to serve the service by these pools, at any power caps, and no others.
+
+        Services that are split by size keep their parts; ``service`` may be one of them.
+        """
         desk, wanted = self.market.desk, {pool.uncapped for pool in pools}
         kept = tuple(o for o in desk.options.pools if o.pool.service != service or o.pool.uncapped in wanted)
         if not any(option.pool.service == service for option in kept):
             raise InvalidInput(f"ServedModel/{service}", "", "has none of these pools", "take some that fit")
         options = Options(pools=kept, unfit=desk.options.unfit)
-        return self._predicted(replace(desk, options=options), is_loss=True)
+        return self._predicted(replace(desk, options=options), replace(self.opened, book=None), is_loss=True)
 
-    def _predicted(self, desk: Desk, *, is_loss: bool) -> Prediction:
+    def _predicted(self, desk: Desk, opened: Opened, *, is_loss: bool) -> Prediction:
+        now, stops = self.plan.report.objective_usd_per_hour, opened.stops_usd_per_hour
         if not desk.problem.services:  # nothing is asked: there is no model to price
-            gone = desk.repaired({}).objective_usd_per_hour - self.plan.report.objective_usd_per_hour
+            gone = stops + desk.repaired({}).objective_usd_per_hour - now
             return Prediction(low_usd_per_hour=gone, high_usd_per_hour=gone, expected_usd_per_hour=gone, short=())
         market = Market.of(desk)
-        repaired = market.best([desk.repaired(planned_counts(desk.problem, self.plan))])
-        now, before = self.plan.report.objective_usd_per_hour, self.market.bound_usd_per_hour
-        bound = market.bound_usd_per_hour
+        repaired = market.best([desk.repaired(planned_counts(desk.problem, opened.plan))])
+        same = self.opened if opened.book is not None else replace(self.opened, book=None)
+        before = same.bound_usd_per_hour(self.market.bound_usd_per_hour)
+        bound = after = opened.bound_usd_per_hour(market.bound_usd_per_hour)
         if is_loss and desk.penalties == self.market.desk.penalties:  # what bounded plans before does so after
-            bound = max(bound, before, self.plan.report.bound_usd_per_hour)
-        low, high = bound - now, repaired.objective_usd_per_hour - now
-        moved = market.bound_usd_per_hour - before
+            bound = max(after, before, self.plan.report.bound_usd_per_hour)
+        low, high = bound - now, stops + repaired.objective_usd_per_hour - now
         return Prediction(
             low_usd_per_hour=min(low, high),
             high_usd_per_hour=high,
-            expected_usd_per_hour=min(max(moved, low), high),
-            short=repaired.short,
+            expected_usd_per_hour=min(max(after - before, low), high),
+            short=tuple(dict.fromkeys(whole_name(name)[0] for name in repaired.short)),
+            keeps_cuts=opened.keeps_cuts,
         )
 
 

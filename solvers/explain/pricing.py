@@ -25,7 +25,6 @@ from solvers.planner.assemble import PRICE_FLOOR, UNITS
 from solvers.planner.cells import Floats
 from solvers.planner.limits import WHOLE
 from solvers.planner.options import CapacityOf
-from solvers.planner.splitting import opened
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 
@@ -73,13 +72,12 @@ def explain_priced(
     SolveFailed
         The relaxation gave no prices.
     """
-    plain, parted = opened(plan, problem)
-    predictor = Predictor.of(parted, plain, capacity_of)
+    predictor = Predictor.of(problem, plan, capacity_of)
     return explained_whole(plan, service, lambda name: _priced_one(predictor, name, with_losses, capacity_of))
 
 
 def _priced_one(predictor: Predictor, service: str, with_losses: bool, capacity_of: CapacityOf) -> Explanation:
-    case = Case.of(predictor.plan, predictor.problem, service, capacity_of)
+    case = Case.of(predictor.opened.plan, predictor.opened.problem, service, capacity_of)
     told = case.explained()
     rejected = []
     for way, ranked in zip(told.rejected, case.rejected, strict=True):

@@ -33,3 +33,4 @@ class Loss:
     expected_usd_per_hour: float
     high_usd_per_hour: float
     short: tuple[str, ...]
+    keeps_cuts: bool = False

@@ -110,7 +110,8 @@ def _loss(loss: Loss) -> str:
     cost = usd_range(loss.low_usd_per_hour, loss.high_usd_per_hour)
     about = f", about {loss.expected_usd_per_hour:+.2f}" if " to " in cost else ""
     short = f"; {', '.join(loss.short)} would be short" if loss.short else ""
-    return f"{loss.change}: {cost}{about}{short}"
+    kept = " (services split as they are; another split might cost less)" if loss.keeps_cuts else ""
+    return f"{loss.change}: {cost}{about}{short}{kept}"
 
 
 def relief_words(rows: Sequence[Relief]) -> str:

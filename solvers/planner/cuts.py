@@ -149,6 +149,8 @@ def open_book(
     crew : Crew, optional
         Who sizes the pools of large fleets.
     """
+    if not problem.services:
+        return Book(starts={}, serving_usd_per_request={}, alone_usd_per_hour={}, bound_usd_per_hour=0.0)
     starts = _starts(problem, known, services)
     ranged = ranged_problem(problem, starts)
     sizer = Sizer(problem=ranged, capacity_of=capacity_of)
