@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from controller.clusters import on_cluster
+from solvers import planner
 from solvers.apart import Child, WorkLost, apart
 from solvers.errors import SolveFailed
 from solvers.planner import crew, make_plan
@@ -91,7 +93,7 @@ def test_a_plan_comes_and_says_that_solves_were_lost(
     """The solver in the child dies or hangs at every integer solve; the decision falls back and is checked."""
     problem = short_of_time(fleets.demo(3.0))
     best = make_plan(problem)
-    monkeypatch.setattr(crew, "solve", broken)
+    monkeypatch.setattr(planner, "Crew", partial(Crew, solve=broken))
     monkeypatch.setattr(crew, "GRACE_S", grace_s)
     plan = make_plan(problem, is_isolated=True)
     assert verify(plan, problem) == ()

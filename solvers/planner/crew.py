@@ -40,7 +40,7 @@ class Crew:
     is_isolated: bool = False
     lost: int = field(default=0)
     lost_solves: int = field(default=0)
-    solve: Callable[[Programme], Solution] = field(default_factory=lambda: solve)
+    solve: Callable[[Programme], Solution] = solve
 
     def __post_init__(self) -> None:
         if self.is_isolated:

@@ -13,22 +13,21 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import scipy.sparse as sp
 
-from solvers.engine import EngineProfile
 from solvers.errors import SolveFailed
-from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.compose import Enough, shared_rows
-from solvers.planner.crew import Crew, of_service
+from solvers.planner.crew import Crew
+from solvers.planner.curve_book import CurveBook
 from solvers.planner.options import Sizer
 from solvers.planner.places import cell_counts
 from solvers.planner.price_box import BoxStep, box_step
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
-from solvers.planner.stock_taking import build_stocks, known_sizes, size_at
-from solvers.planner.stocks import Curve, Pick, Stocks, choose_kept, least_value
+from solvers.planner.stock_taking import build_stocks
+from solvers.planner.stocks import Pick, Stocks, choose_kept, least_value
 from solvers.planner.tally import Worth
-from solvers.planner.wide_rows import best_ways, costs, numbers, taken_in_turn, usd_per_unit
+from solvers.planner.way_table import WayTable
+from solvers.planner.wide_rows import best_ways, priced_ways, taken_in_turn, usd_per_unit
 from solvers.planner.wide_ways import SparseWay, WayMaker
-from solvers.sizing import Capacity
 
 MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
@@ -45,7 +44,6 @@ LEAST_FINE = 6  # pricings kept for finely cut loads
 WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
 CLOSED = 0.3  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
-MOST_ALONE = 200  # sizes that are not worth sending to others
 SPLIT = 1e-4  # shares of ways below count as none
 MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
 CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
@@ -64,20 +62,18 @@ class Wide:
     """
 
     cells: Cells
-    sizer: Sizer
     crew: Crew
     stocks: Sequence[Stocks]
     shared: sp.csr_array
+    table: WayTable
     room: Floats
     gap: float
     seconds: float
     maker: WayMaker
-    curves: list[dict[int, Curve]]
+    book: CurveBook
     kept: list[frozenset[int]]
     wanted: list[frozenset[int]]
     floor: Floats
-    ways: list[SparseWay] = field(default_factory=list)
-    known: set[tuple[int, tuple[tuple[int, int], ...]]] = field(default_factory=set)
     prices: Floats = field(default_factory=lambda: np.zeros(0))
     best: float = -np.inf
     trust: float = TRUST
@@ -91,21 +87,22 @@ class Wide:
     def of(cls, cells: Cells, arrays: Arrays, sizer: Sizer, crew: Crew, *, gap: float, seconds: float) -> Wide:
         rows = shared_rows(arrays)
         stocks = build_stocks(cells)
+        maker = WayMaker(cells=cells, sizer=sizer, stocks=stocks)
         shared = sp.csr_array(arrays.matrix.tocsr()[rows][:, arrays.columns["replicas"]])
         return cls(
             cells=cells,
-            sizer=sizer,
             crew=crew,
             stocks=stocks,
             shared=shared,
+            table=WayTable(shared=shared, tiers=_tiers(cells)),
             floor=USUAL * usd_per_unit(cells, shared),
             room=arrays.row_upper[rows],
             unusable=np.zeros(len(rows)),
             used=np.zeros(len(rows)),
             gap=gap,
             seconds=seconds,
-            maker=WayMaker(cells=cells, sizer=sizer, stocks=stocks),
-            curves=[{} for _ in stocks],
+            maker=maker,
+            book=CurveBook(cells=cells, maker=maker, crew=crew, curves=tuple({} for _ in stocks)),
             kept=[frozenset() for _ in stocks],
             wanted=[frozenset() for _ in stocks],
         )
@@ -114,13 +111,13 @@ class Wide:
         """Bound the objective at the prices of the relaxed model's rows, and find a first way of each service."""
         self.prices = np.maximum(0.0, -duals[shared_rows(arrays)])
         for way in self.maker.nothing():
-            self._add(way)
+            self.table.add(way)
         self.best = self._priced(self.prices)
         return self.best
 
     def together(self) -> Floats:
         """Every service's latest way, higher tiers first, each as far as there is room; (C,) replicas."""
-        latest = {way.service: way for way in self.ways}
+        latest = {way.service: way for way in self.table.ways}
         room, columns = self.room.copy(), self.shared.tocsc()
         total = np.zeros(len(self.cells.cell_pool))
         for s in sorted(latest, key=lambda s: (self.cells.services[s].tier_rank, s)):
@@ -163,11 +160,11 @@ class Wide:
             if is_closed:
                 self.trust *= WIDER
                 continue
-            before, best = len(self.ways), self.best
+            before, best = len(self.table.ways), self.best
             value = self._priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
-            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and len(self.ways) == before):
+            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and len(self.table.ways) == before):
                 self.trust /= 2.0
-            stalled = 0 if value > best + STALLED * abs(best) or len(self.ways) > before else stalled + 1
+            stalled = 0 if value > best + STALLED * abs(best) or len(self.table.ways) > before else stalled + 1
         return pricings
 
     def _cut_finer(self) -> None:
@@ -212,7 +209,7 @@ class Wide:
         self.used = self.shared @ replicas
         ways = list(self.maker.of_counts(replicas))
         for way in ways:
-            self._add(way)
+            self.table.add(way)
         return ways
 
     def _usable(self) -> Floats:
@@ -225,12 +222,7 @@ class Wide:
     def _weights(self, prices: Floats) -> Floats:
         """What each service pays for what it leaves undone, times its penalties, (S,)."""
         of_tier = np.append(1.0 + prices[len(self.room) :], 1.0)
-        return of_tier[np.minimum(self._tiers(), len(of_tier) - 1)]
-
-    def _tiers(self) -> Ints:
-        """Place of each service's tier among those that there are, (S,)."""
-        tiers: Ints = np.unique([service.tier_rank for service in self.cells.services], return_inverse=True)[1]
-        return tiers
+        return of_tier[np.minimum(self.table.tiers, len(of_tier) - 1)]
 
     def _priced(self, prices: Floats) -> float:
         picks = self._picks(prices)
@@ -260,39 +252,33 @@ class Wide:
     def _chosen_first(self) -> Floats:
         """Take one way of each service, (C,) replicas, of the best of each, beginning with what fits in turn."""
         relaxed = self._relaxed()
-        prices = self._choice_prices(relaxed)
-        kept = best_ways(self.ways, self._priced_ways(self.ways, prices))
-        ways, shares = [self.ways[index] for index in kept], relaxed.x[kept]
-        choice = self._choice(ways, is_whole=True)
-        return self._whole(ways, choice, taken_in_turn(choice, self._tiers(), shares))
+        kept = best_ways(self.table.ways, self._priced_ways(self._choice_prices(relaxed)))
+        choice = self._choice(kept, is_whole=True)
+        return self._whole(kept, choice, taken_in_turn(choice, self.table.tiers, relaxed.x[kept]))
 
     def _chosen_near(self, worth: Worth) -> Floats:
         """Take one way of each service, (C,) replicas, among those that a better plan than the one at hand may have."""
-        held = {(way.service, way.replicas): way for way in self._at_hand(worth)}
-        spare = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in held.values()) - self.best
-        over = self._priced_ways(self.ways, self.prices) - self.values[[way.service for way in self.ways]]
-        ways = [
-            way
-            for way, more in zip(self.ways, over.tolist(), strict=True)
-            if more <= spare or (way.service, way.replicas) in held
-        ]
-        start = np.array([float((way.service, way.replicas) in held) for way in ways])
-        return self._whole(ways, self._choice(ways, is_whole=True), start)
+        held = self._at_hand(worth)
+        is_held = np.zeros(len(self.table.ways), dtype=bool)
+        is_held[[self.table.index(way) for way in held]] = True
+        spare = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in held) - self.best
+        over = self._priced_ways(self.prices) - self.values[self.table.service]
+        among = np.flatnonzero((over <= spare) | is_held)
+        return self._whole(among.tolist(), self._choice(among.tolist(), is_whole=True), is_held[among].astype(float))
 
-    def _whole(self, ways: Sequence[SparseWay], choice: Arrays, start: Floats) -> Floats:
+    def _whole(self, among: Sequence[int], choice: Arrays, start: Floats) -> Floats:
         chosen = solve_whole(
             choice,
             relative_gap=CHOICE_GAP * self.gap,
             time_limit_s=self.seconds,
-            node_limit=max(1, min(MOST_NODES, CHOICE_WORK // len(ways))),
+            node_limit=max(1, min(MOST_NODES, CHOICE_WORK // len(among))),
             start=start,
             run=self.crew.whole,
         )
         total = np.zeros(len(self.cells.cell_pool))
-        for way, share in zip(ways, chosen.x, strict=True):
-            if share > 0.5:
-                for cell, count in way.replicas:
-                    total[cell] += count
+        for way in (self.table.ways[index] for index, share in zip(among, chosen.x, strict=True) if share > 0.5):
+            for cell, count in way.replicas:
+                total[cell] += count
         return total
 
     def improve(self, worth: Worth) -> Floats:
@@ -302,17 +288,14 @@ class Wide:
         for s, way in enumerate(self.maker.of_counts(cell_counts(self.cells, worth.counts))):
             cells = self.maker.cells_near(s, way, asked)
             near = list({w.replicas: w for w in self.maker.near(s, way, cells)}.values())
-            for at in np.argsort(self._priced_ways(near, self.prices), kind="stable")[:most]:
-                self._add(near[int(at)])
+            values = priced_ways(near, asked, self._weights(self.prices))
+            for at in np.argsort(values, kind="stable")[:most]:
+                self.table.add(near[int(at)])
         return self._chosen_near(worth)
 
-    def _priced_ways(self, ways: Sequence[SparseWay], prices: Floats) -> Floats:
-        """What ways cost at the prices, (W,)."""
-        paid = numbers(ways, self.shared.shape[1]).T @ self._asked(prices)
-        weights = self._weights(prices)[[way.service for way in ways]]
-        cost, penalty = costs(ways)
-        priced: Floats = cost + weights * penalty + paid
-        return priced
+    def _priced_ways(self, prices: Floats) -> Floats:
+        """What the ways known so far cost at the prices, (W,)."""
+        return self.table.priced(prices[: len(self.room)], self._weights(prices))
 
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         asked, weights = self._asked(prices), self._weights(prices).tolist()
@@ -320,11 +303,11 @@ class Wide:
             self.kept[s] = (
                 choose_kept(stocks, asked[stocks.cells], self.wanted[s]) if stocks.demand_per_s else frozenset()
             )
-        self._know()
+        self.book.know(self.kept)
         work = [
             (
                 stocks,
-                {p: self.curves[s][p] for p in self.kept[s]},
+                {p: self.book.curves[s][p] for p in self.kept[s]},
                 self.kept[s],
                 asked[stocks.cells],
                 is_safe,
@@ -334,65 +317,16 @@ class Wide:
         ]
         return self.crew.each(least_value, work)
 
-    def _know(self) -> None:
-        """Size the pools that are told apart at a few sizes."""
-        fresh = [(s, p) for s in range(len(self.stocks)) for p in sorted(self.kept[s] - self.curves[s].keys())]
-        asks = [
-            (s, pool, size)
-            for s, pool in fresh
-            for size in known_sizes(int(self.stocks[s].most[pool]), self.stocks[s].every)
-        ]
-        if self.crew.workers > 1 and len(asks) > MOST_ALONE:
-            self._size_ahead(asks)
-        for s, pool in fresh:
-            self.curves[s][pool] = Curve()
-        for s, pool, size in asks:
-            self._learn(s, pool, size)
-
-    def _size_ahead(self, asks: Sequence[tuple[int, int, int]]) -> None:
-        """Let the crew size pools, so that what follows looks it up."""
-        by_service: dict[int, list[tuple[PoolKey, EngineProfile, int]]] = {}
-        for s, pool, size in asks:
-            option = self.maker.option(s, pool)
-            if (option.pool, size) not in self.sizer.known:
-                by_service.setdefault(s, []).append((option.pool, option.profile, size))
-        problem = self.cells.problem
-        work = [
-            (of_service(problem, self.cells.services[s]), self.sizer.capacity_of, tuple(pools))
-            for s, pools in sorted(by_service.items())
-        ]
-        for known in self.crew.each(size_at, work):
-            self.sizer.known.update(known)
-
-    def _learn(self, service: int, pool: int, size: int) -> None:
-        option = self.maker.option(service, pool)
-        sized = self.sizer.at(option.pool, option.profile, size)
-        rate, watts = 0.0, option.profile.idle_watts_per_gpu
-        if isinstance(sized, Capacity):
-            rate, watts = sized.requests_per_s, sized.gpu_watts
-        curve, energy = self.curves[service][pool], self.cells.policy.energy_usd_per_kilowatt_hour
-        curve.rate_per_s[size] = size * rate
-        curve.run_usd_per_hour[size] = size * (
-            option.price_usd_per_hour + energy * option.replica_watts(watts) / 1000.0
-        )
-
     def _take(self, picks: Sequence[Pick], asked: Floats) -> bool:
         """Remember the ways of the picks, and size what they rest on."""
         is_new = False
         for s, pick in enumerate(picks):
             self.wanted[s] |= pick.wanted
             for pool, size in pick.asked_sizes:
-                self._learn(s, pool, size)
+                self.book.learn(s, pool, size)
                 is_new = True
-            is_new = self._add(self.maker.way(s, pick, asked)) or bool(pick.wanted) or is_new
+            is_new = self.table.add(self.maker.way(s, pick, asked)) or bool(pick.wanted) or is_new
         return is_new
-
-    def _add(self, way: SparseWay | None) -> bool:
-        if way is None or (way.service, way.replicas) in self.known:
-            return False
-        self.known.add((way.service, way.replicas))
-        self.ways.append(way)
-        return True
 
     def _asked(self, prices: Floats) -> Floats:
         asked: Floats = self.shared.T @ prices[: len(self.room)]
@@ -409,35 +343,22 @@ class Wide:
         prices: Floats = np.maximum(0.0, -duals[len(self.stocks) :])
         return prices
 
-    def _choice(self, among: Sequence[SparseWay] | None = None, *, is_whole: bool = False) -> Arrays:
-        """State the choice: one way for each service, shared rows kept, no held tier more short than it may be."""
-        ways = self.ways if among is None else among
-        count, services = len(ways), np.array([way.service for way in ways])
-        one = sp.csr_array((np.ones(count), (services, np.arange(count))), shape=(len(self.stocks), count))
-        used = self.shared @ numbers(ways, self.shared.shape[1])
-        cost, penalty = costs(ways)
-        tiers = self._tiers()[services]
-        lacks = [sp.csr_array((penalty * (tiers == t))[None, :]) for t in range(len(self.held_usd_per_hour))]
-        ones, rooms = np.ones(len(self.stocks)), self._usable()
-        return Arrays(
-            cost=cost + penalty,
-            matrix=sp.csc_array(sp.vstack([one, used, *lacks])),
-            row_lower=np.concatenate([ones, np.full(len(rooms), -np.inf)]),
-            row_upper=np.concatenate([ones, rooms]),
-            lower=np.zeros(count),
-            upper=np.ones(count),
-            whole=np.full(count, is_whole),
-            columns={},
-            rows=(),
-        )
+    def _choice(self, among: Sequence[int] | None = None, *, is_whole: bool = False) -> Arrays:
+        return self.table.choice(self._usable(), len(self.held_usd_per_hour), among, is_whole=is_whole)
 
     def _blend(self, relaxed: Solution, asked: Floats) -> None:
         """Turn each split choice into whole ways that use about as much of each place."""
         shares: dict[int, list[tuple[SparseWay, float]]] = {}
-        for way, share in zip(self.ways, relaxed.x.tolist(), strict=True):
+        for way, share in zip(self.table.ways, relaxed.x.tolist(), strict=True):
             if share > SPLIT:
                 shares.setdefault(way.service, []).append((way, share))
         for service, split in sorted(shares.items()):
             if len(split) > 1:
                 for blend in self.maker.blends(service, split, asked):
-                    self._add(blend)
+                    self.table.add(blend)
+
+
+def _tiers(cells: Cells) -> Ints:
+    """Place of each service's tier among those that there are, (S,)."""
+    tiers: Ints = np.unique([service.tier_rank for service in cells.services], return_inverse=True)[1]
+    return tiers

@@ -19,13 +19,20 @@ def numbers(ways: Sequence[SparseWay], cells: int) -> sp.csc_array:
     """Replicas by cell and way, (C, W)."""
     rows = np.array([cell for way in ways for cell, _ in way.replicas], dtype=np.int64)
     columns = np.repeat(np.arange(len(ways)), [len(way.replicas) for way in ways])
-    numbers = np.array([n for way in ways for _, n in way.replicas], dtype=float)
-    return sp.csc_array((numbers, (rows, columns)), shape=(cells, len(ways)))
+    counts = np.array([n for way in ways for _, n in way.replicas], dtype=float)
+    return sp.csc_array((counts, (rows, columns)), shape=(cells, len(ways)))
 
 
 def costs(ways: Sequence[SparseWay]) -> tuple[Floats, Floats]:
     """What ways cost, and the penalties of what they leave undone, (W,) each."""
     return np.array([way.cost_usd_per_hour for way in ways]), np.array([way.penalty_usd_per_hour for way in ways])
+
+
+def priced_ways(ways: Sequence[SparseWay], asked: Floats, weights: Floats) -> Floats:
+    """What ways cost where a replica of each cell is ``asked``, (C,), and penalties weigh as for each service, (S,)."""
+    cost, penalty = costs(ways)
+    priced: Floats = cost + weights[[way.service for way in ways]] * penalty + numbers(ways, len(asked)).T @ asked
+    return priced
 
 
 def usd_per_unit(cells: Cells, shared: sp.csr_array) -> Floats:
