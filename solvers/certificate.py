@@ -44,14 +44,28 @@ class ServiceWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldTier:
+    """A tier that no plan in question leaves more short than ``lacking_usd_per_hour``, in penalties.
+
+    Its penalties weigh ``1 + price_ratio`` times as much, and ``price_ratio`` times what may lack is given back.
+    """
+
+    tier_rank: int
+    lacking_usd_per_hour: float
+    price_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """Why no plan costs less than ``usd_per_hour``: at these prices the services' least values say so.
 
     ``is_searched`` says that the plan's bound may lie above that, by a solver's branch and bound, which leaves no
-    evidence that could be checked in seconds.
+    evidence that could be checked in seconds. With tiers in ``held`` the bound is of the plans that leave none of them
+    more short than this plan does.
     """
 
     usd_per_hour: float
     rows: tuple[PricedRow, ...]
     weights: tuple[ServiceWeights, ...]
     is_searched: bool = False
+    held: tuple[HeldTier, ...] = ()

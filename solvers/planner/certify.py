@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from solvers.certificate import (
     GPUS,
@@ -12,6 +14,7 @@ from solvers.certificate import (
     QUOTA_GPUS,
     QUOTA_POWER,
     Certificate,
+    HeldTier,
     PricedRow,
     ServiceWeights,
 )
@@ -20,9 +23,46 @@ from solvers.planner.compose import shared_rows
 from solvers.planner.grouping import BayGroup, DomainGroup
 from solvers.planner.quotas import QuotaRow, quota_rows
 from solvers.planner.relax import Arrays
+from solvers.planner.tally import Worth
 
 SHOWN = frozenset({GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER})
 """Limits whose prices are shown; a bound that others priced too may not be found again."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Evidence:
+    """What a search's bound rests on; ``free`` and ``free_usd_per_hour`` are true whatever the tiers lack."""
+
+    shown: Certificate | None = None
+    held: tuple[HeldTier, ...] = ()
+    free: Certificate | None = None
+    free_usd_per_hour: float = 0.0
+
+    def hold(self, free_usd_per_hour: float, held: tuple[HeldTier, ...]) -> None:
+        """Say that from now on the bound is of plans that leave no tier more short than these."""
+        if not self.held:
+            self.free, self.free_usd_per_hour = self.shown, free_usd_per_hour
+        self.held = held
+
+    def of(self, worth: Worth, bound_usd_per_hour: float) -> tuple[float, Certificate | None]:
+        """The bound of the plans that leave no held tier more short than this one does, and its evidence."""
+        prices = np.array([tier.price_ratio for tier in self.held])
+        held, beyond = held_tiers(worth, prices), 0.0
+        for tier, mine in zip(self.held, held, strict=True):
+            beyond += tier.price_ratio * max(0.0, mine.lacking_usd_per_hour - tier.lacking_usd_per_hour)
+        bound, shown = bound_usd_per_hour - beyond, self.shown and replace(self.shown, held=held)
+        if self.held and bound <= self.free_usd_per_hour:
+            bound, bound_usd_per_hour, shown = self.free_usd_per_hour, self.free_usd_per_hour, self.free
+        return bound, shown and replace(shown, is_searched=bound_usd_per_hour > shown.usd_per_hour)
+
+
+def held_tiers(worth: Worth, prices: Floats) -> tuple[HeldTier, ...]:
+    """What a plan leaves undone in each of the tiers that have a price, from the top."""
+    lacking = sorted(worth.lacking_usd_by_tier.items())[: len(prices)]
+    return tuple(
+        HeldTier(tier_rank=rank, lacking_usd_per_hour=lacks, price_ratio=price)
+        for (rank, lacks), price in zip(lacking, prices.tolist(), strict=True)
+    )
 
 
 def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: float) -> Certificate:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import cvxpy as cp
 import numpy as np
 
-from solvers.certificate import Certificate
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
@@ -16,7 +15,7 @@ from solvers.planner.assemble import Prices, assemble, read_prices
 from solvers.planner.bound import dual_bound
 from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.certify import certificate
+from solvers.planner.certify import Evidence, certificate, held_tiers
 from solvers.planner.compose import Composer, Enough, shared_rows
 from solvers.planner.desk import Desk
 from solvers.planner.fine import fine_counts
@@ -58,7 +57,7 @@ class Search:
     on_plan: Callable[[Plan], None] | None = None
     bound_usd_per_hour: float = 0.0
     prices: Prices = field(default_factory=Prices)
-    certificate: Certificate | None = None
+    evidence: Evidence = field(default_factory=Evidence)
     rounds: int = 0
     composer: Composer | None = None
     notes: list[str] = field(default_factory=list)
@@ -151,15 +150,17 @@ class Search:
             gap=self._gap(),
             placed=lambda replicas: self._placed(cells, arrays, replicas),
             is_proved=self._proved,
-            raise_bound=self._raise_held_bound,
+            raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
         )
 
-    def _raise_held_bound(self, bound: float) -> None:
+    def _raise_held_bound(self, cells: Cells, arrays: Arrays, wide: Wide, worth: Worth) -> None:
         """Take a bound of the plans that keep the tiers in order as this one does, and say so."""
-        before = self.bound_usd_per_hour
+        before, bound = self.bound_usd_per_hour, min(wide.bound_beside(worth), worth.objective_usd_per_hour)
         self._raise_bound(bound)
-        if self.bound_usd_per_hour > before and HELD_NOTE not in self.notes:
-            self.notes.append(HELD_NOTE)
+        if self.bound_usd_per_hour > before:
+            self.evidence.hold(before, held_tiers(worth, wide.prices[len(wide.room) :]))
+            self._certify(cells, arrays, wide.prices[: len(wide.room)])
+            self.notes += [] if HELD_NOTE in self.notes else [HELD_NOTE]
 
     def _tell(self, worth: Worth) -> None:
         """Hand an early plan to who asked for it, if it passes the check."""
@@ -295,11 +296,7 @@ class Search:
     def _certify(self, cells: Cells, arrays: Arrays, prices: Floats) -> None:
         """Keep the prices that the bound so far rests on; what rises later rises by search."""
         if not self.base:
-            self.certificate = certificate(cells, arrays, prices, self.bound_usd_per_hour)
-
-    def _shown(self) -> Certificate | None:
-        shown = self.certificate
-        return shown and replace(shown, is_searched=self.bound_usd_per_hour > shown.usd_per_hour)
+            self.evidence.shown = certificate(cells, arrays, prices, self.bound_usd_per_hour)
 
     def _raise_bound(self, bound: float) -> None:
         if np.isfinite(bound):
@@ -425,16 +422,17 @@ class Search:
 
     def write(self, worth: Worth, notes: Collection[str] = ()) -> tuple[Plan, tuple[str, ...]]:
         """Write a plan and check it; a plan with violations must not be used."""
+        bound, shown = self.evidence.of(worth, self.bound_usd_per_hour)
         plan = assemble(
             self.desk.problem,
             worth,
             prices=self.prices,
-            bound_usd_per_hour=self.bound_usd_per_hour,
+            bound_usd_per_hour=bound,
             rounds=self.rounds,
             notes=(*notes, *self.notes),
             reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
         )
-        plan = replace(plan, certificate=self._shown())
+        plan = replace(plan, certificate=shown)
         return plan, verify(plan, self.desk.problem, capacity_of=self.desk.sizer.capacity_of)
 
 

@@ -20,7 +20,10 @@ LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chooser:
-    """What a choice of ways is judged by; ``gap`` is the relative gap asked of it."""
+    """What a choice of ways is judged by; ``gap`` is the relative gap asked of it.
+
+    ``raise_bound`` is told a plan whose bound, once the tiers are held as it holds them, may be the best so far.
+    """
 
     desk: Desk
     cells: Cells
@@ -28,7 +31,7 @@ class Chooser:
     gap: float
     placed: Callable[[Floats], Worth]
     is_proved: Callable[[Worth], bool]
-    raise_bound: Callable[[float], None]
+    raise_bound: Callable[[Worth], None]
 
     def run(self, best: Worth) -> Worth:
         """Return the best plan found, no worse than the one at hand."""
@@ -58,7 +61,7 @@ class Chooser:
         self.wide.hold(found)
         self.wide.bound(lambda bound: False)
         found = self._chosen(found)
-        self.raise_bound(min(self.wide.bound_beside(found), found.objective_usd_per_hour))
+        self.raise_bound(found)
         return found
 
     def _improved(self, found: Worth) -> Worth:
@@ -73,5 +76,5 @@ class Chooser:
             if self.is_proved(found) or before - found.objective_usd_per_hour < LEAST_IMPROVED * self.gap * before:
                 break
         if found.short:
-            self.raise_bound(min(self.wide.bound_beside(found), found.objective_usd_per_hour))
+            self.raise_bound(found)
         return found

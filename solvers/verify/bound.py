@@ -8,13 +8,13 @@ worked out here, from the problem, without its modeller or anything else of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.certificate import Certificate
+from solvers.certificate import Certificate, HeldTier, ServiceWeights
 from solvers.engine import EngineProfile
 from solvers.engine.curves import capped
 from solvers.errors import OutOfRange
@@ -23,6 +23,7 @@ from solvers.plan import Plan
 from solvers.power import extra_watts
 from solvers.problem import Problem
 from solvers.verify.claims import CapacityOf
+from solvers.verify.evidence import evidence_faults
 from solvers.verify.market import Market
 from solvers.verify.ways import Asked, Least, Stock, first_apart, least, refine, tell_apart
 from solvers.workload import PlacementMode, ServedModel
@@ -36,7 +37,6 @@ MOST_ROUNDS = 40
 MOST_FLOOR = 6  # replicas below a floor that are counted in the close look; more count for nothing
 FLOOR_UNITS = 4096  # replicas of a pool up to which floors are counted: they are small print of large fleets
 RELATIVE = 1e-9
-SERVED = 1e-5  # of a demand, what sums of loads round by
 GRID_TOLERANCE = 1e-3
 """Of the bound: loads are rounded up to parts here and elsewhere, by at most a part for each pool of a way."""
 
@@ -55,6 +55,8 @@ class BoundCheck:
         What follows from them here.
     is_searched : bool
         The rest comes from a solver's branch and bound, which leaves no evidence.
+    is_held : bool
+        The bound is of the plans that leave no tier but the last more short than this one.
     fault : str
         What makes the evidence worthless by itself; empty for nothing.
     """
@@ -63,7 +65,15 @@ class BoundCheck:
     priced_usd_per_hour: float
     recomputed_usd_per_hour: float
     is_searched: bool
+    is_held: bool = False
     fault: str = ""
+
+    @property
+    def supported_ratio(self) -> float:
+        """How much of the claimed bound was found again, at most all of it; 0 where the evidence is worthless."""
+        if self.fault or not self.recomputed_usd_per_hour > 0.0:
+            return 0.0 if self.fault or self.claimed_usd_per_hour > 0.0 else 1.0
+        return min(1.0, self.recomputed_usd_per_hour / max(self.claimed_usd_per_hour, 1e-9))
 
     @property
     def is_supported(self) -> bool:
@@ -79,8 +89,10 @@ class BoundCheck:
             claimed = f"{self.priced_usd_per_hour:.6f}"
             return f"claimed bound not supported: claimed {claimed}, recomputed {recomputed}"
         if self.is_searched:
-            return f"bound by search: claimed {claimed}, prices alone support {recomputed}"
-        return f"bound supported: claimed {claimed}, recomputed {recomputed}"
+            share = f"{math.floor(1000.0 * self.supported_ratio) / 10.0:.1f} %"  # never rounded up to all of it
+            return f"bound by search: claimed {claimed}, prices alone support {recomputed} ({share})"
+        of = ", of plans that leave no tier but the last more short" if self.is_held else ""
+        return f"bound supported: claimed {claimed}, recomputed {recomputed}{of}"
 
 
 def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> BoundCheck | None:
@@ -99,27 +111,17 @@ def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> Bo
     shown = plan.certificate
     if shown is None:
         return None
-    claimed = plan.report.bound_usd_per_hour
+    claimed, fault = plan.report.bound_usd_per_hour, next(evidence_faults(plan, problem, shown), "")
     is_searched = shown.is_searched and claimed > shown.usd_per_hour * (1.0 + RELATIVE)
     priced = min(claimed, shown.usd_per_hour) if shown.is_searched else claimed
     return BoundCheck(
         claimed_usd_per_hour=claimed,
         priced_usd_per_hour=priced,
-        recomputed_usd_per_hour=recomputed(shown, problem, capacity_of, enough=priced),
+        recomputed_usd_per_hour=-math.inf if fault else recomputed(shown, problem, capacity_of, enough=priced),
         is_searched=is_searched,
-        fault=next(_light_failures(plan, shown), ""),
+        is_held=bool(shown.held),
+        fault=fault,
     )
-
-
-def _light_failures(plan: Plan, shown: Certificate) -> Iterator[str]:
-    """Find services that pay less for failing than the weights say: such a bound is of another problem."""
-    weights = {row.service: row for row in shown.weights}
-    for row in (row for row in plan.services if row.service in weights and row.demand_requests_per_s > 0.0):
-        w, lacks = weights[row.service], row.unserved_requests_per_s / row.demand_requests_per_s
-        due = w.unserved_usd_per_hour * (lacks + max(0.0, lacks - w.fair_ratio)) * (1.0 - SERVED)
-        if row.penalty_usd_per_hour < due - w.unserved_usd_per_hour * SERVED:
-            paid = f"pays {row.penalty_usd_per_hour:.6f} USD/h for what it lacks"
-            yield f"{row.service} {paid}, its weights say {due:.6f}"
 
 
 def recomputed(shown: Certificate, problem: Problem, capacity_of: CapacityOf, *, enough: float = math.inf) -> float:
@@ -128,14 +130,16 @@ def recomputed(shown: Certificate, problem: Problem, capacity_of: CapacityOf, *,
     Prices below 0 count as 0, and weights are taken as shown: with them the objective is told.
     """
     market = Market.of(problem, shown)
-    weights = {row.service: row for row in shown.weights}
+    weights = _weights(problem, shown)
     if any(service.name not in weights for service in problem.services):
         return -math.inf
     cases = [
         _Case(problem=problem, service=service, market=market, capacity_of=capacity_of)
         for service in sorted(problem.services, key=lambda s: s.name)
     ]
-    fetched = market.fetched_usd_per_hour()
+    fetched = market.fetched_usd_per_hour() + math.fsum(
+        price * max(0.0, tier.lacking_usd_per_hour) for tier, price in _held(shown)
+    )
     for parts, with_floors in LOOKS:
         for case in cases:
             w = weights[case.service.name]
@@ -147,6 +151,26 @@ def recomputed(shown: Certificate, problem: Problem, capacity_of: CapacityOf, *,
             if not any(changed):
                 break
     return _sum(cases, fetched)
+
+
+def _held(shown: Certificate) -> list[tuple[HeldTier, float]]:
+    """Held tiers with what their prices count as; a price of no amount is none."""
+    return [(tier, tier.price_ratio if 0.0 < tier.price_ratio < math.inf else 0.0) for tier in shown.held]
+
+
+def _weights(problem: Problem, shown: Certificate) -> dict[str, ServiceWeights]:
+    """What failing weighs by service: those of a held tier pay its price too."""
+    times: dict[int, float] = {}
+    for tier, price in _held(shown):
+        times[tier.tier_rank] = times.get(tier.tier_rank, 1.0) + price
+    ranks = {service.name: service.tier_rank for service in problem.services}
+    weights: dict[str, ServiceWeights] = {}
+    for row in shown.weights:
+        w = times.get(ranks.get(row.service, -1), 1.0)
+        weights[row.service] = replace(
+            row, unserved_usd_per_hour=w * row.unserved_usd_per_hour, floor_usd_per_hour=w * row.floor_usd_per_hour
+        )
+    return weights
 
 
 def _sum(cases: Sequence[_Case], fetched: float) -> float:

@@ -9,6 +9,7 @@ from math import inf
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.problem import Problem, Quota
+from solvers.workload import Pin, ServedModel
 
 RELATIVE = 1e-9
 SERVED = 1e-6
@@ -18,23 +19,37 @@ CHAINS = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
 def pins(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
     """Find the pins that are not kept: (service, what is missing)."""
     for service in problem.services:
-        rows = [row for row in plan.placements if row.pool.service == service.name]
-        for pin in service.pins:
-            there = [r for r in rows if r.location == pin.location and pin.role in (None, r.pool.role)]
-            count = sum(r.replicas for r in there if pin.gpu_class in ("", r.pool.gpu_class))
-            if count < pin.replicas:
-                yield service.name, f"pins[{service.name} {pin}]: {count} replicas, at least {pin.replicas}"
+        for pin, missing in pins_missing(plan, service):
+            count = pin.replicas - missing
+            yield service.name, f"pins[{service.name} {pin}]: {count} replicas, at least {pin.replicas}"
+
+
+def pins_missing(plan: Plan, service: ServedModel) -> Iterator[tuple[Pin, int]]:
+    """Find the service's pins that are not kept, and how many replicas each lacks."""
+    rows = [row for row in plan.placements if row.pool.service == service.name]
+    for pin in service.pins:
+        there = [r for r in rows if r.location == pin.location and pin.role in (None, r.pool.role)]
+        count = sum(r.replicas for r in there if pin.gpu_class in ("", r.pool.gpu_class))
+        if count < pin.replicas:
+            yield pin, pin.replicas - count
 
 
 def locations(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
     """Find the chains at too few locations: (service, what is missing)."""
     for service in problem.services:
-        rows = [row for row in plan.placements if row.pool.service == service.name]
-        for chain in CHAINS if service.min_locations > 1 else ():
-            count = len({row.location for row in rows if row.pool.role in chain})
-            if count < service.min_locations:
-                fault = f"{' + '.join(chain)} at {count} locations, at least {service.min_locations}"
-                yield service.name, f"locations[{service.name}]: {fault}"
+        for chain, missing in locations_missing(plan, service):
+            count = service.min_locations - missing
+            fault = f"{' + '.join(chain)} at {count} locations, at least {service.min_locations}"
+            yield service.name, f"locations[{service.name}]: {fault}"
+
+
+def locations_missing(plan: Plan, service: ServedModel) -> Iterator[tuple[tuple[Role, Role], int]]:
+    """Find the service's chains at too few locations, and how many each lacks."""
+    rows = [row for row in plan.placements if row.pool.service == service.name]
+    for chain in CHAINS if service.min_locations > 1 else ():
+        count = len({row.location for row in rows if row.pool.role in chain})
+        if count < service.min_locations:
+            yield chain, service.min_locations - count
 
 
 OWNED = (0.0, 1.0)
