@@ -48,7 +48,7 @@ def priced(times: float) -> Corrupt:
     )
 
 
-def weight(**how: float) -> Corrupt:
+def weight(**how: Any) -> Corrupt:
     return lambda shown: replace(shown, weights=(replace(shown.weights[0], **how), *shown.weights[1:]))
 
 
