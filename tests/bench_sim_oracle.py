@@ -1,9 +1,10 @@
 """Hold the simulation against the step-by-step truth on many random fleets: ``--fleets 2000 [--seed 0] [-o json]``.
 
-Each fleet has replicas that come late, drain, fail and change their power cap, shared links, one of four ways to
-route, prefix caches, a gateway that gives up, clients that ask again. Every token of every request must come at the
-very same picosecond, every energy be the same nanojoule; where numba is there the compiled kernel must agree with the
-plain one to the byte. The exit code is 1 when any fleet differs.
+Each fleet has replicas that come late, drain, fail and change their power cap, shared links, domains that pair over
+links between them in changing proportions, one of four ways to route, prefix caches, a gateway that gives up, clients
+that ask again. Every token of every request must come at the very same picosecond, every energy be the same nanojoule;
+where numba is there the compiled kernel must agree with the plain one to the byte. The exit code is 1 when
+any fleet differs.
 """
 
 from __future__ import annotations

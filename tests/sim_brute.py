@@ -10,7 +10,7 @@ from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSourc
 from solvers.simulate import Routing, SimRequest
 from solvers.simulate.tables import NEVER, TICKS_PER_S, compile_profile, to_ticks
 from tests.sim_blocks import BlockCache, Path, Stretches
-from tests.sim_engine import Engine, Link, Sequence
+from tests.sim_engine import Engine, Link, Sequence, Way
 
 STRIDE = 1 << 20
 
@@ -59,6 +59,9 @@ class BruteFleet:
         self.stranded: list[Sequence] = []
         self.links: list[Link] = []
         self.named: dict[str, tuple[Link, float]] = {}
+        self.crossings: dict[str, tuple[Link, Link, float]] = {}
+        self.ways: dict[str, list[Way]] = {}
+        self.turns: dict[str, int] = {}
         self.services: list[str] = []
         self.gone_energy = 0
         self.now = 0
@@ -70,6 +73,48 @@ class BruteFleet:
     def add_link(self, name: str, bytes_per_s: float) -> None:
         self.named[name] = self.new_link(is_shared=True), bytes_per_s
 
+    def add_crossing(self, name: str, bytes_per_s: float) -> None:
+        self.crossings[name] = self.new_link(is_shared=True), self.new_link(is_shared=True), bytes_per_s
+
+    def add_way(
+        self, service: str, giver: str, receiver: str, out: str | None, into: str | None, bytes_per_token: float
+    ) -> None:
+        ways = self.ways.setdefault(service, [])
+        if not ways:
+            ways.append(Way(index=0, giver=None, receiver=None))
+        crossed = [self.crossings[name] for name in (out, into) if name]
+        ends = [end for end, name in enumerate((out, into)) if name]
+        over = [(c[e], round(bytes_per_token * TICKS_PER_S / c[2])) for c, e in zip(crossed, ends, strict=True)]
+        ways.append(Way(index=len(ways), giver=giver, receiver=receiver, over=tuple(over)))  # type: ignore[arg-type]
+
+    def share_out(self, service: str, mixed: float, shares: dict[tuple[str, str], float]) -> None:
+        total, now = mixed + sum(shares.values()), self.turns.get(service, 0)
+        for way in self.ways[service]:
+            share = mixed if way.index == 0 else shares.get((str(way.giver), str(way.receiver)), 0.0)
+            part = share / total if total else 0.0
+            stride = round(STRIDE / part) if part >= 1e-6 else 0
+            if stride != way.stride:
+                way.stride, way.turn = stride, now + stride // 2
+
+    def ways_between(self, giver: Engine, taker: Engine) -> list[Way | None]:
+        """Ways that lead from one to the other; one without a name where a service says nothing."""
+        named = self.ways.get(giver.service)
+        if giver is taker:
+            return [named[0] if named else None]
+        if named is None:
+            return [None] if giver.domain == taker.domain == "" else []
+        return [way for way in named[1:] if (way.giver, way.receiver) == (giver.domain, taker.domain)]
+
+    def turn(self, service: str, way: Way | None) -> tuple[int, int]:
+        if way is None:
+            return 0, 0
+        return max(way.turn, self.turns.get(service, 0)) if way.stride else NEVER, way.index
+
+    def take(self, service: str, way: Way | None) -> None:
+        if way and way.stride:
+            self.turns[service], _ = self.turn(service, way)
+            way.turn = self.turns[service] + way.stride
+
     def add(
         self,
         name: str,
@@ -80,6 +125,7 @@ class BruteFleet:
         link: str | None = None,
         weight: float = 1.0,
         cap_watts: float | None = None,
+        domain: str = "",
     ) -> None:
         tables = compile_profile(profile, cap_watts)
         on, speed = None, profile.transfer_bytes_per_s
@@ -88,7 +134,7 @@ class BruteFleet:
         engine = Engine(
             index=self.made, name=name, service=service, role=role, profile=profile, tables=tables, link=on,
             transfer=round(profile.kv_bytes_per_token * TICKS_PER_S / speed), stride=max(1, round(STRIDE / weight)),
-            blocks=BlockCache(self.stretches, is_on=role is not Role.DECODE),
+            blocks=BlockCache(self.stretches, is_on=role is not Role.DECODE), domain=domain,
         )  # fmt: skip
         engine.since, engine.milliwatts = self.now, engine.tables.idle_milliwatts
         engine.is_open, engine.due = True, max(self.now, ready_at)
@@ -126,7 +172,7 @@ class BruteFleet:
         engine = self.engines.pop(name)
         engine.charge(self.now, 0)
         self.gone_energy += engine.energy
-        flying = [s for s in self.sequences if s.remaining is not None and engine in (s.prompt_at, s.output_at)]
+        flying = [s for s in self.sequences if s.remaining and engine in (s.prompt_at, s.output_at)]
         stranded = [s for s in self.stranded if s.prompt_at is engine]
         self.stranded = [s for s in self.stranded if s not in stranded]
         for link in self.links:
@@ -195,28 +241,44 @@ class BruteFleet:
     def route(self, sequence: Sequence) -> bool:
         service = sequence.asked.service
         mixed, givers, takers = (self.serving(service, role) for role in (Role.MIXED, Role.PREFILL, Role.DECODE))
-        ways = [(e, e) for e in mixed] + [(giver, taker) for giver in givers for taker in takers]
-        reachable = [way for way in ways if all(e.fits(sequence) for e in way)]
-        free = [way for way in reachable if all(len(e.queue) < self.queue_limit for e in way)]
+        pairs = [(e, e) for e in mixed] + [(giver, taker) for giver in givers for taker in takers]
+        ways = [(giver, taker, way) for giver, taker in pairs for way in self.ways_between(giver, taker)]
+        reachable = [way for way in ways if all(e.fits(sequence) for e in way[:2])]
+        free = [way for way in reachable if all(len(e.queue) < self.queue_limit for e in way[:2])]
+        begun = {way.giver for way in self.ways.get(service, ())} or {""}
+        givers = [e for e in givers if e.domain in begun]
         if (ways and not reachable) or (not ways and givers and not any(e.fits(sequence) for e in givers)):
             sequence.is_rejected = True
             self.call_again(sequence)
         elif not free:
             return False
         else:
-            giver, taker = min(free, key=lambda way: self.preference(way, sequence))
+            giver, taker, sequence.way = min(free, key=lambda way: self.preference(way, sequence))
+            self.take(service, sequence.way)
             self.charge(sequence, giver, taker)
             self.enqueue(giver, sequence)
         return True
 
-    def preference(self, way: tuple[Engine, Engine], sequence: Sequence) -> tuple[int, ...]:
-        """Least load ahead; mixed before chains; in a chain the lightest of each side, the first among equals."""
-        giver, taker = way
+    def preference(self, way: tuple[Engine, Engine, Way | None], sequence: Sequence) -> tuple[int, ...]:
+        """Whose turn it is; least load ahead; mixed before chains; in a chain the lightest of each side, the first
+        among equals."""
+        giver, taker, named = way
         first, second = self.score(giver, sequence), self.score(taker, sequence) if taker is not giver else 0
         ahead = first if self.policy(giver.service) is Routing.WEIGHTED else first + second
         is_aware = self.policy(giver.service) is Routing.PREFIX_AWARE
         given = giver.prompts_given if is_aware else 0
-        return ahead, giver is not taker, first, given, giver.index, second, taker.index
+        if named:  # each side by itself
+            ahead = 0
+        return (
+            *self.turn(giver.service, named),
+            ahead,
+            giver is not taker,
+            first,
+            given,
+            giver.index,
+            second,
+            taker.index,
+        )
 
     def charge(self, sequence: Sequence, giver: Engine, taker: Engine) -> None:
         policy = self.policy(giver.service)
@@ -246,11 +308,14 @@ class BruteFleet:
             engine.due = self.now
 
     def hand_on(self, sequence: Sequence) -> None:
-        decoders = self.serving(sequence.asked.service, Role.DECODE)
-        fitting = [d for d in decoders if d.fits(sequence)]
+        service, giver = sequence.asked.service, sequence.prompt_at
+        assert giver is not None
+        decoders = self.serving(service, Role.DECODE)
+        ways = [(d, way) for d in decoders for way in self.ways_between(giver, d)]
+        fitting = [(d, way) for d, way in ways if d.fits(sequence)]
         if sequence.output_at not in decoders:
             sequence.output_at = None
-        if not decoders:
+        if sequence.output_at is None and not ways:
             self.stranded.append(sequence)
         elif sequence.output_at is None and not fitting:
             self.release(sequence)
@@ -258,7 +323,11 @@ class BruteFleet:
             self.call_again(sequence)
         else:
             if sequence.output_at is None:
-                self.bind(sequence, min(fitting, key=lambda d: (self.load(d), d.index)))
+                taker, sequence.way = min(
+                    fitting, key=lambda x: (*self.turn(service, x[1]), self.load(x[0]), x[0].index)
+                )
+                self.take(service, sequence.way)
+                self.bind(sequence, taker)
             self.fly(sequence)
 
     def fly(self, sequence: Sequence) -> None:
@@ -269,14 +338,20 @@ class BruteFleet:
         link.serve(self.now)
         if not link.is_shared:
             link.free = max(self.now, link.free) + size
-        sequence.remaining = size if link.is_shared else link.free - self.now
+        sequence.remaining[link.index] = size if link.is_shared else link.free - self.now
         link.flying.append(sequence)
+        for crossed, per_token in sequence.way.over if sequence.way else ():
+            crossed.serve(self.now)
+            sequence.remaining[crossed.index] = sequence.asked.prompt_tokens * per_token
+            crossed.flying.append(sequence)
 
     def land(self, link: Link) -> None:
         link.serve(self.now)
         sequence = link.first()
         link.flying.remove(sequence)
-        sequence.remaining = None
+        del sequence.remaining[link.index]
+        if sequence.remaining:
+            return
         self.release(sequence)
         assert sequence.output_at is not None
         self.enqueue(sequence.output_at, sequence)

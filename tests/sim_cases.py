@@ -108,25 +108,57 @@ def random_story(rng: np.random.Generator, services: list[str]) -> Story:
     return sorted(story, key=lambda act: act[0])
 
 
+def paired(rng: np.random.Generator, services: list[str], story: Story) -> Story:
+    """The same story of services some of which say which domains pair, and over which links."""
+    first: Story = [(0.0, "crossing", (f"up-{at}", float(rng.uniform(1e7, 1e9)))) for at in DOMAINS]
+    homes: dict[str, str] = {}
+    for service in services:
+        if rng.random() < 0.4:
+            continue
+        domains = DOMAINS[: int(rng.integers(1, 4))]
+        ways = [(x, y) for x in domains for y in domains if rng.random() < (0.8 if x == y else 0.5)]
+        for x, y in ways:
+            out, into = (f"up-{at}" if x != y and rng.random() < 0.7 else None for at in (x, y))
+            first.append((0.0, "way", (service, x, y, out, into, float(rng.integers(1, 100) * 10_000))))
+        for at in (0.0, *rng.uniform(0, 2, int(rng.integers(0, 3)))) if ways else ():
+            shares = {way: float(rng.choice([0.0, 1.0, 2.5, rng.random()])) for way in ways}
+            first.append((float(at), "shares", (service, float(rng.choice([0.0, 1.0])), shares)))
+        mine = [words[0] for _, verb, words in story if verb == "add" and words[1] == service]
+        homes |= {name.removesuffix("-again"): str(rng.choice(domains)) for name in mine}
+    told = [
+        (at, verb, (*words, homes.get(words[0].removesuffix("-again"), "")) if verb == "add" else words)
+        for at, verb, words in story
+    ]
+    return sorted([*first, *told], key=lambda act: act[0])
+
+
+DOMAINS = ("x", "y", "z")
 VERBS = {
+    "crossing": "add_crossing",
+    "way": "add_way",
+    "shares": "share_out",
     "add": "add_replica",
     "drain": "drain_replica",
     "remove": "remove_replica",
     "cap": "set_cap",
     "link": "add_link",
 }
+NAMED = {
+    "add": (5, ("link", "weight", "cap_watts", "domain")),
+    "way": (3, ("out", "into", "bytes_per_token")),
+}  # words of an act before those that have names
 
 
 def tell(story: Story, fleet: Fleet | BruteFleet) -> None:
     for at, verb, words in story:
         if isinstance(fleet, Fleet):
             fleet.advance(at)
-            named = dict(zip(("link", "weight", "cap_watts"), words[5:], strict=False))
-            getattr(fleet, VERBS[verb])(*words[:5], **named)
+            after, names = NAMED.get(verb, (len(words), ()))
+            getattr(fleet, VERBS[verb])(*words[:after], **dict(zip(names, words[after:], strict=False)))
             continue
         fleet.advance(to_ticks(at))
         told = (*words[:4], to_ticks(words[4]), *words[5:]) if verb == "add" else words
-        getattr(fleet, "add_link" if verb == "link" else verb)(*told)
+        getattr(fleet, verb if hasattr(fleet, verb) else VERBS[verb])(*told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +178,12 @@ class Case:
 
 
 def random_case(seed: int) -> Case:
-    """Half of the fleets hold requests back at a gateway that gives up; others route, link, cache, ask in turn."""
+    """Half of the fleets hold requests back at a gateway that gives up, half have ways between domains; others route,
+    link, cache, ask in turn."""
     rng = np.random.default_rng(seed)
     services = ["a", "b"][: int(rng.integers(1, 3))]
     requests, story = random_requests(rng, services), random_story(rng, services)
+    story = paired(np.random.default_rng([seed, 1]), services, story) if seed % 4 in (1, 2) else story
     held = bool(seed % 2)
     limit, patience_s = (int(rng.integers(1, 6)), float(rng.choice([0.0, 0.1, 0.4, 2.0]))) if held else (None, None)
     block_tokens = int(rng.choice([4, 16, 40]))

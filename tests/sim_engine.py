@@ -32,14 +32,15 @@ class Sequence:
     times: list[int] = field(default_factory=list)
     prompt_at: Engine | None = None
     output_at: Engine | None = None
-    remaining: int | None = None
+    remaining: dict[int, int] = field(default_factory=dict)  # by link; none while it is not under way
+    way: Way | None = None
     is_rejected: bool = False
     timed_out_at: int = NEVER
 
     def restart(self) -> None:
         self.left, self.emitted, self.reserved, self.context, self.hits = self.asked.prompt_tokens, 0, 0, 0, 0
-        self.is_prefilled, self.times, self.remaining, self.cached = False, [], None, None
-        self.prompt_at = self.output_at = None
+        self.is_prefilled, self.times, self.remaining, self.cached = False, [], {}, None
+        self.prompt_at = self.output_at = self.way = None
 
     @property
     def is_over(self) -> bool:
@@ -58,20 +59,30 @@ class Link:
 
     def serve(self, now: int) -> None:
         elapsed, self.at = now - self.at, now
-        if self.is_shared:
-            for sequence in self.flying:
-                sequence.remaining = (sequence.remaining or 0) - elapsed // len(self.flying)
-            return
-        for sequence in self.flying:  # each remaining counts what is ahead of it too
-            sequence.remaining = (sequence.remaining or 0) - elapsed
+        for sequence in self.flying:  # one after the other, each remaining counts what is ahead of it too
+            sequence.remaining[self.index] -= elapsed // len(self.flying) if self.is_shared else elapsed
 
     def first(self) -> Sequence:
-        return min(self.flying, key=lambda s: (s.remaining, s.index))
+        return min(self.flying, key=lambda s: (s.remaining[self.index], s.index))
 
     def due(self) -> int:
         if not self.flying:
             return NEVER
-        return self.at + max(0, self.first().remaining or 0) * (len(self.flying) if self.is_shared else 1)
+        left = max(0, self.first().remaining[self.index])
+        return self.at + left * (len(self.flying) if self.is_shared else 1)
+
+
+@dataclass(kw_only=True, eq=False)
+class Way:
+    """Between domains, or for the mixed replicas of a service; ``over`` are the links that it crosses, with the ticks
+    that a token takes of each."""
+
+    index: int
+    giver: str | None
+    receiver: str | None
+    over: tuple[tuple[Link, int], ...] = ()
+    stride: int = 0
+    turn: int = 0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -86,6 +97,7 @@ class Engine:
     transfer: int
     stride: int
     blocks: BlockCache
+    domain: str = ""
     given: int = 0
     prompts_given: int = 0
     whole: int = 0

@@ -89,6 +89,10 @@ def compare(seed: int) -> Counter[str]:
             assert (row.preemptions, row.reroutes) == (sequence.preemptions, sequence.reroutes), at
             assert row.cached_tokens == (sequence.cached or 0), at
             assert row.late_gaps == late_gaps(sequence), at
+            ends = [engine.name for engine in (sequence.prompt_at, sequence.output_at) if engine]
+            assert [row.prefill_replica, row.replica] == ends, at
+            seen["crossed"] += bool(sequence.way and sequence.way.over)
+            seen["by_ways"] += sequence.way is not None
         seen.update(tokens=len(sequence.times), preemptions=sequence.preemptions, reroutes=sequence.reroutes)
         seen["cached"] += sequence.cached or 0
         late += late_gaps(sequence)

@@ -22,6 +22,7 @@ LOG_ROWS = 1 << 16
 METERED = (
     "energy", "busy", "prompt_tokens", "cached_tokens", "output_tokens", "preemptions", "service", "role", "late_gaps",
 )  # fmt: skip
+NEXT_ON = ("next", "out_next", "into_next")  # by leg
 FIRSTS = ("service", "replica", "waited", "in_engine")
 
 
@@ -169,14 +170,15 @@ class FleetBooks(RequestQueue):
         return int(rep.queued) + int(rep.active) + self._on_the_way(r)
 
     def _on_the_way(self, r: int) -> int:
-        count = 0
+        found: set[int] = set()
         for link in self._memory["links"]:
             q = int(link.head)
             while q != NONE:
                 request = self._memory["requests"][q]
-                count += r in (request.prefill_replica, request.replica)
-                q = int(request.next)
-        return count
+                if r in (request.prefill_replica, request.replica):
+                    found.add(q)
+                q = int(getattr(request, NEXT_ON[link.leg]))
+        return len(found)
 
     def queued(self, service: str) -> int:
         """Requests of a service that wait at the gateway because no replica could take them."""
@@ -236,12 +238,18 @@ class FleetBooks(RequestQueue):
         self._asked.append(0)
         policy = self._policies.get(name, LEAST_WORK)
         late_limit = to_ticks_or_never(self.itl_limits_s.get(name))
-        self._memory.add("services", s, policy=policy, late_limit=late_limit)
+        self._memory.add("services", s, policy=policy, late_limit=late_limit, home=len(self._members))
         self._memory.entity("gateway", s)
-        for g in range(3 * s, 3 * s + 3):
-            self._memory.add("groups", g)
-            self._members.append(0)
+        self._add_groups(s)
         return s
+
+    def _add_groups(self, s: int) -> int:
+        """Make room for replicas of each role of a service in one more domain; return the first group."""
+        first = len(self._members)
+        for role in range(3):
+            self._memory.add("groups", first + role, service=s, role=role)
+            self._members.append(0)
+        return first
 
     def _find(self, replica_id: str) -> int:
         if replica_id not in self._alive:
@@ -260,8 +268,7 @@ class FleetBooks(RequestQueue):
 
     def _forget(self, replica_id: str) -> None:
         r = self._alive.pop(replica_id)
-        rep = self._memory["replicas"][r]
-        self._members[3 * int(rep.service) + int(rep.role)] -= 1
+        self._members[int(self._memory["replicas"][r].group)] -= 1
 
     def _drain(self) -> None:
         """Take over what the kernel logged."""
@@ -297,7 +304,8 @@ class FleetBooks(RequestQueue):
     def _too_large(self, s: int, prompt: int, output: int) -> str:
         """Say why a request is rejected."""
         replicas, members, groups = self._memory["replicas"], self._memory["members"], self._memory["groups"]
-        among = [int(members[g.first + i]) for g in (groups[3 * s + k] for k in range(3)) for i in range(int(g.count))]
+        mine_of = [groups[g] for g in range(len(self._members)) if groups[g].service == s]
+        among = [int(members[g.first + i]) for g in mine_of for i in range(int(g.count))]
         mine = [r for r in self._alive.values() if replicas[r].service == s]
         room = max((self._capacity[r] for r in among or mine), default=0)
         return (

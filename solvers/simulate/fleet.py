@@ -18,17 +18,13 @@ import numpy as np
 from solvers.engine import EngineProfile, Role
 from solvers.errors import InvalidInput
 from solvers.simulate.arrivals import Clients, Workload, check_workload
-from solvers.simulate.books import FleetBooks
 from solvers.simulate.kernel import loop
 from solvers.simulate.kernel.clock import settle_leaf
 from solvers.simulate.kernel.records import LEAST_LOADED, LEAST_WORK, NONE, PREFIX_AWARE, WEIGHTED
-from solvers.simulate.kernel.routing import number_group
 from solvers.simulate.prefixes import build_tree
 from solvers.simulate.results import SimRequest
 from solvers.simulate.tables import NEVER, TICKS_PER_S, EngineTables, compile_profile, to_ticks, to_ticks_or_never
-
-ROLES = (Role.MIXED, Role.PREFILL, Role.DECODE)  # in the kernel's order
-STRIDE = 1 << 20
+from solvers.simulate.ways import ROLES, STRIDE, FleetWays
 
 
 class Routing(StrEnum):
@@ -48,7 +44,7 @@ POLICIES = {
 }
 
 
-class Fleet(FleetBooks):
+class Fleet(FleetWays):
     """A fleet of simulated replicas serving requests of several services.
 
     Parameters
@@ -100,35 +96,14 @@ class Fleet(FleetBooks):
         super().__init__(itl_limits_s=itl_limits_s or {}, policies=policies, record_runs=record_runs, compiled=compiled)
         self._prefix_caching = prefix_caching
         self._tables: dict[int, tuple[int, EngineTables]] = {}
-        self._used = {"knots": 0, "watts": 0, "prefixes": 0, "rows": 0, "groups": 0, "cached": 0}
-        self._links: dict[str, tuple[int, float]] = {}
-        self._link_count = self._client_count = self._source_count = 0
+        self._used |= {"knots": 0, "watts": 0, "prefixes": 0, "rows": 0, "cached": 0}
+        self._client_count = self._source_count = 0
         state = self._memory.state
         state.patience = to_ticks_or_never(gateway_patience_s)
         state.queue_limit = NEVER if replica_queue_limit is None else replica_queue_limit
         state.record_firsts = int(record_first_tokens)
 
     # ------------------------------------------------------------------ replicas
-
-    def add_link(self, link: str, bytes_per_s: float) -> None:
-        """Declare a link that prefill replicas share; its transfers go on all at once, in equal shares.
-
-        Raises
-        ------
-        InvalidInput
-            When the name is taken or nothing fits through.
-        """
-        if link in self._links or not bytes_per_s > 0:
-            problem = "exists already" if link in self._links else f"carries {bytes_per_s} bytes a second"
-            raise InvalidInput(f"link/{link}", "", problem, "give each link one name and a bandwidth above 0")
-        self._links[link] = (self._new_link(is_shared=1), bytes_per_s)
-
-    def _new_link(self, *, is_shared: int) -> int:
-        index = self._link_count
-        self._link_count += 1
-        self._memory.entity("link", index)
-        self._memory.add("links", index, is_shared=is_shared, free=int(self._memory.state.now))
-        return index
 
     def add_replica(
         self,
@@ -141,6 +116,7 @@ class Fleet(FleetBooks):
         link: str | None = None,
         weight: float = 1.0,
         cap_watts: float | None = None,
+        domain: str = "",
     ) -> None:
         """Add a replica; it draws idle power at once and serves from ``ready_at_s`` (default: now).
 
@@ -153,6 +129,9 @@ class Fleet(FleetBooks):
             Share of the requests under weighted routing.
         cap_watts : float, optional
             Power cap of each of its GPUs.
+        domain : str
+            What ways lead from and to (see ``add_way``): prefill and decode replicas of a named one are reached by
+            ways only. Of no meaning for mixed replicas.
 
         Raises
         ------
@@ -173,9 +152,9 @@ class Fleet(FleetBooks):
             on_link = self._new_link(is_shared=0) if link is None else self._links[link][0]
             speed = profile.transfer_bytes_per_s if link is None else self._links[link][1]
             transfer = round(profile.kv_bytes_per_token * TICKS_PER_S / speed)
-        entity = self._memory.entity("replica", r)
+        entity, group = self._memory.entity("replica", r), self._group(s, role, domain)
         self._memory.add(
-            "replicas", r, service=s, role=ROLES.index(role), table=self._table(tables), link=on_link,
+            "replicas", r, service=s, role=ROLES.index(role), group=group, table=self._table(tables), link=on_link,
             transfer=transfer, row=self._used["rows"], stride=max(1, round(STRIDE / weight)), run_start=now,
             milliwatts=tables.idle_milliwatts, metered=now, late_limit=int(self._memory["services"][s].late_limit),
         )  # fmt: skip
@@ -184,7 +163,7 @@ class Fleet(FleetBooks):
         for name in ("leave", "member"):
             self._memory.ensure(name, self._used["rows"])
         self._give_cache(r)
-        self._widen_group(3 * s + ROLES.index(role))
+        self._widen_group(group)
         self._memory.state.replicas = r + 1
         self._make_log_room(tables.max_batch)
         ready_at = now if ready_at_s is None else max(now, to_ticks(ready_at_s))
@@ -386,19 +365,3 @@ class Fleet(FleetBooks):
         )  # fmt: skip
         self._tables[id(tables)] = (index, tables)  # kept alive, so that no other one gets its id
         return index
-
-    def _widen_group(self, g: int) -> None:
-        """Make room for one more replica in a group, at a new place when the old one is full."""
-        self._members[g] += 1
-        memory, group = self._memory, self._memory["groups"][g]
-        if self._members[g] <= group.room:
-            return
-        old, first, room = int(group.first), self._used["groups"], max(1, 2 * int(group.room))
-        self._used["groups"] += room
-        for name in ("load", "members"):
-            memory.ensure(name, self._used["groups"])
-        memory.ensure("lightest", 2 * self._used["groups"])
-        group = memory["groups"][g]
-        memory["members"][first : first + group.count] = memory["members"][old : old + group.count]
-        group.first, group.room = first, room
-        number_group(memory.world(), g)

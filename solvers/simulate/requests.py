@@ -13,7 +13,7 @@ Ints = NDArray[np.int64]
 SLICE = 1 << 16  # requests handed to the kernel at once, so that memory stays bounded
 PENDING = ("arrival", "serial", "service", "prompt", "output", "path")
 CHAINS = {  # fields that hold the number of a request
-    "requests": ("next",),
+    "requests": ("next", "out_next", "into_next"),
     "replicas": ("head", "tail", "fresh_head"),
     "links": ("head",),
     "services": ("head", "tail", "stranded_head", "stranded_tail"),

@@ -15,10 +15,10 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, cast
 
 from solvers.errors import InvalidInput
-from solvers.simulate.kernel import accounts, clock, curves, engine, links, loop, prefix, records, routing
+from solvers.simulate.kernel import accounts, choice, clock, curves, engine, links, loop, prefix, records, routing
 from solvers.simulate.kernel.records import World
 
-MODULES: tuple[ModuleType, ...] = (records, clock, prefix, curves, engine, accounts, links, routing, loop)
+MODULES: tuple[ModuleType, ...] = (records, clock, prefix, curves, engine, accounts, links, choice, routing, loop)
 
 UNCOUNTED = {"_nrt": False}  # the kernel allocates nothing; counting references to its arrays would cost ten times more
 INNER = {**UNCOUNTED, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}

@@ -3,29 +3,76 @@
 On a shared link with ``n`` transfers each is served an ``n``-th of the time; shares are rounded down to whole ticks
 whenever a transfer comes or goes. What each has been served since the link was last idle is one number, ``served``, so
 a transfer ends when that reaches what it was plus its own size.
+
+A transfer that crosses between places has several *legs* at once, as a stream does: the link of its prefill replica,
+the one out of its place and the one into the other. Each serves it as if alone; it lands when the last has served it.
 """
 
 from __future__ import annotations
 
 from solvers.simulate.kernel.clock import schedule
-from solvers.simulate.kernel.records import NEVER, NONE, Link, Request, World
+from solvers.simulate.kernel.records import NEVER, NONE, OUT, OWN, Link, Request, World
 
 
 def start_transfer(w: World, q: int, now: int) -> None:
-    """Put a computed prompt on the link of its prefill replica."""
+    """Put a computed prompt on the link of its prefill replica, and on those between its replicas' places."""
     req = w.requests[q]
     giver = w.replicas[req.prefill_replica]
-    link = w.links[giver.link]
-    size = req.prompt * giver.transfer
+    req.legs = 1
+    enter_link(w, giver.link, q, req.prompt * giver.transfer, now)
+    if req.way != NONE:
+        way = w.ways[req.way]
+        if way.out_link != NONE:
+            req.legs += 1
+            enter_link(w, way.out_link, q, req.prompt * way.out_transfer, now)
+        if way.into_link != NONE:
+            req.legs += 1
+            enter_link(w, way.into_link, q, req.prompt * way.into_transfer, now)
+
+
+def enter_link(w: World, link_index: int, q: int, size: int, now: int) -> None:
+    """Begin one leg of a transfer, of so many ticks of the whole link."""
+    link, req = w.links[link_index], w.requests[q]
     if link.is_shared:
         serve_link(link, now)
-        req.due = link.served + size
+        due = link.served + size
     else:
         link.free = max(now, link.free) + size
-        req.due = link.free
-    insert_by_due(w, link, q, req)
+        due = link.free
+    set_due(req, link.leg, due)
+    insert_by_due(w, link, q, req, due)
     link.active += 1
-    schedule_link(w, giver.link, now)
+    schedule_link(w, link_index, now)
+
+
+def due_on(req: Request, leg: int) -> int:
+    """When a leg of a request is over, as its link counts."""
+    return req.due if leg == OWN else (req.out_due if leg == OUT else req.into_due)
+
+
+def set_due(req: Request, leg: int, due: int) -> None:
+    """Say when a leg of a request is over."""
+    if leg == OWN:
+        req.due = due
+    elif leg == OUT:
+        req.out_due = due
+    else:
+        req.into_due = due
+
+
+def next_on(req: Request, leg: int) -> int:
+    """The request behind one on the link of a leg."""
+    return req.next if leg == OWN else (req.out_next if leg == OUT else req.into_next)
+
+
+def set_next(req: Request, leg: int, after: int) -> None:
+    """Put a request behind another one on the link of a leg."""
+    if leg == OWN:
+        req.next = after
+    elif leg == OUT:
+        req.out_next = after
+    else:
+        req.into_next = after
 
 
 def serve_link(link: Link, now: int) -> None:
@@ -37,16 +84,19 @@ def serve_link(link: Link, now: int) -> None:
     link.at = now
 
 
-def insert_by_due(w: World, link: Link, q: int, req: Request) -> None:
+def insert_by_due(w: World, link: Link, q: int, req: Request, due: int) -> None:
     """Put a request where its due belongs, at equal dues by index."""
-    before, after = NONE, link.head
-    while after != NONE and (w.requests[after].due < req.due or (w.requests[after].due == req.due and after < q)):
-        before, after = after, w.requests[after].next
-    req.next = after
+    leg, before, after = link.leg, NONE, link.head
+    while after != NONE:
+        other = due_on(w.requests[after], leg)
+        if other > due or (other == due and after > q):
+            break
+        before, after = after, next_on(w.requests[after], leg)
+    set_next(req, leg, after)
     if before == NONE:
         link.head = q
     else:
-        w.requests[before].next = q
+        set_next(w.requests[before], leg, q)
 
 
 def schedule_link(w: World, link_index: int, now: int) -> None:
@@ -54,44 +104,48 @@ def schedule_link(w: World, link_index: int, now: int) -> None:
     link = w.links[link_index]
     at = NEVER
     if link.head != NONE:
-        due = w.requests[link.head].due
+        due = due_on(w.requests[link.head], link.leg)
         at = now + max(0, due - link.served) * link.active if link.is_shared else due
     schedule(w, w.states[0].first_link + link_index, at)
 
 
 def land(w: World, link_index: int, now: int) -> int:
-    """End the next transfer of a link; return its request."""
+    """End the next transfer of a link; return its request, or none while other legs of it go on."""
     link = w.links[link_index]
     if link.is_shared:
         serve_link(link, now)
     q = link.head
     req = w.requests[q]
-    link.head = req.next
+    link.head = next_on(req, link.leg)
     link.active -= 1
-    req.due = NEVER
+    set_due(req, link.leg, NEVER)
+    req.legs -= 1
     schedule_link(w, link_index, now)
-    return q
+    return q if req.legs == 0 else NONE
 
 
 def cut_transfers(w: World, r: int, now: int) -> None:
-    """Take every transfer from or to a replica off its link and add it to ``lost``."""
+    """Take every transfer from or to a replica off its links and add it to ``lost``."""
     state = w.states[0]
     for i in range(len(w.links)):
         link = w.links[i]
         before, q, gone = NONE, link.head, 0
         while q != NONE:
             req = w.requests[q]
-            after = req.next
+            after = next_on(req, link.leg)
             if req.prefill_replica == r or req.replica == r:
                 if gone == 0 and link.is_shared:
                     serve_link(link, now)
                 gone += 1
-                w.lost[state.lost] = q
-                state.lost += 1
+                set_due(req, link.leg, NEVER)
+                if req.legs != NONE:
+                    req.legs = NONE
+                    w.lost[state.lost] = q
+                    state.lost += 1
                 if before == NONE:
                     link.head = after
                 else:
-                    w.requests[before].next = after
+                    set_next(w.requests[before], link.leg, after)
             else:
                 before = q
             q = after

@@ -111,8 +111,10 @@ def ask(w: World, client: int, now: int) -> None:
 
 
 def deliver(w: World, link: int, now: int) -> None:
-    """A prompt comes to its decode replica."""
+    """A leg of a transfer is over; after the last one the prompt comes to its decode replica."""
     q = land(w, link, now)
+    if q == NONE:
+        return
     w.requests[q].transferred = now
     free_prompt(w, q, now)
     enqueue(w, w.requests[q].replica, q, now)
@@ -260,8 +262,8 @@ def begin_again(w: World, r: int, count: int, now: int) -> None:
     w.services[s].rerouted += count
     for i in range(count):
         q = w.lost[i]
-        if w.requests[q].due != NEVER:  # it was on a link: both ends forget it
-            w.requests[q].due = NEVER
+        if w.requests[q].legs == NONE:  # it was on a link: both ends forget it
+            w.requests[q].legs = 0
             free_prompt(w, q, now)
         unbind(w, q)
         restart(w, q)
@@ -276,5 +278,6 @@ def restart(w: World, q: int) -> None:
     req.left, req.emitted, req.kv, req.hits, req.order = req.prompt, 0, 0, 0, 0
     req.prefill_start, req.prefill_end, req.transferred, req.first_token = NONE, NONE, NONE, NONE
     req.last_token, req.routed, req.prefill_replica, req.replica = NONE, NONE, NONE, NONE
+    req.way = NONE
     req.late_at_join, req.late_gaps, req.prompt_charge, req.sequence_charge, req.cached = 0, 0, 0, 0, 0
     req.reroutes += 1

@@ -13,6 +13,7 @@ NEVER = 1 << 62
 MIXED, PREFILL, DECODE = 0, 1, 2  # roles; a service has a group of replicas for each
 WAITING, FINISHED, REJECTED, TIMED_OUT = 0, 1, 2, 3  # what became of a request
 LEAST_WORK, LEAST_LOADED, WEIGHTED, PREFIX_AWARE = 0, 1, 2, 3  # how a service routes
+OWN, OUT, INTO = 0, 1, 2  # legs of a transfer: the link of its prefill replica, those that leave and enter a place
 METER_TICKS = 1_000_000  # energy is counted in milliwatt microseconds, which 64 bits hold for days
 
 
@@ -20,6 +21,8 @@ METER_TICKS = 1_000_000  # energy is counted in milliwatt microseconds, which 64
 class Request:
     """A request; ``next`` chains it in whatever queue it stands, ``due`` is its end on a link.
 
+    ``legs`` of its transfer are not over yet (none: cut off); what begins with ``out`` or ``into`` is for the links
+    that it crosses on its ``way``.
     ``kv`` tokens are reserved for it, of which ``hits`` blocks are pinned in the prefix cache; ``cached`` tokens were
     found there at its first admission. Charges are what the router counts for it on its replicas.
     """
@@ -38,6 +41,12 @@ class Request:
     order: int = 0
     next: int = NONE
     due: int = NEVER
+    way: int = NONE
+    legs: int = 0
+    out_next: int = NONE
+    out_due: int = NEVER
+    into_next: int = NONE
+    into_due: int = NEVER
     prefill_replica: int = NONE
     replica: int = NONE
     prompt_charge: int = 0
@@ -69,6 +78,7 @@ class Replica:
 
     service: int = 0
     role: int = MIXED
+    group: int = 0
     table: int = 0
     link: int = NONE
     transfer: int = 0
@@ -147,8 +157,11 @@ class Table:
 
 @dataclass(slots=True)
 class Group:
-    """Replicas of one role of one service: ``count`` in use of ``room``, from ``first`` on in ``World.members``."""
+    """Replicas of one role of one service in one domain: ``count`` in use of ``room``, from ``first`` on in
+    ``World.members``."""
 
+    service: int = 0
+    role: int = MIXED
     first: int = 0
     room: int = 0
     count: int = 0
@@ -156,9 +169,15 @@ class Group:
 
 @dataclass(slots=True)
 class Service:
-    """A service: how it routes, who waits at its gateway, and prompts computed but bound nowhere (``stranded``)."""
+    """A service: how it routes, who waits at its gateway, and prompts computed but bound nowhere (``stranded``).
+
+    Its groups are at ``home`` plus their role. One that says which of its replicas pair has ways from ``first_way`` on.
+    """
 
     policy: int = LEAST_WORK
+    home: int = 0
+    first_way: int = NONE
+    turn: int = 0
     late_limit: int = NEVER
     head: int = NONE
     tail: int = NONE
@@ -175,6 +194,25 @@ class Service:
 
 
 @dataclass(slots=True)
+class Way:
+    """Two groups that pair, the same one twice for mixed replicas, and what lies between them.
+
+    Each has its turn after ``stride``, the next at ``turn``; with no stride only when no other one is open. A token
+    takes ``out_transfer`` and ``into_transfer`` ticks of the links that it crosses.
+    """
+
+    giver: int = 0
+    receiver: int = 0
+    stride: int = 0
+    turn: int = 0
+    next: int = NONE
+    out_link: int = NONE
+    out_transfer: int = 0
+    into_link: int = NONE
+    into_transfer: int = 0
+
+
+@dataclass(slots=True)
 class Link:
     """A link: transfers one after the other, or (``is_shared``) all at once in equal shares.
 
@@ -183,6 +221,7 @@ class Link:
     """
 
     is_shared: int = 0
+    leg: int = OWN
     head: int = NONE
     free: int = 0
     active: int = 0
@@ -257,6 +296,7 @@ class State:
     lost: int = 0
     giver: int = NONE
     receiver: int = NONE
+    way: int = NONE
     events: int = 0
 
 
@@ -268,6 +308,7 @@ class World(NamedTuple):
     tables: list[Table]
     groups: list[Group]
     services: list[Service]
+    ways: list[Way]
     links: list[Link]
     clients: list[Client]
     sources: list[Source]

@@ -1,37 +1,23 @@
 """Where requests go: groups of replicas by role, what waits at the gateway for them, prompts on links.
 
-A request has two ways to its end: one mixed replica, or a *chain* of a prefill and a decode replica, both bound and
-charged at once. Ways are compared by the loads of their replicas, which the policy of the service defines:
-
-- least work: ticks of outstanding work, prompts by their curve and sequences by a nominal output;
-- least loaded: requests outstanding;
-- weighted: what each replica was given so far, over its weight;
-- prefix-aware: least work, after the prompt is added as far as the replica's cache does not hold it; among equals the
-  replica that was given the fewest prompt tokens, so that caches fill evenly.
-
-Among equals the first one is taken, and a mixed replica before a chain.
+``choice`` finds the way of a request; here it is charged to its replicas, sent on, or kept.
 """
 
 from __future__ import annotations
 
+from solvers.simulate.kernel.choice import choose_way, has_receiver, may_serve, prompt_cost, receiver_for, take_turn
 from solvers.simulate.kernel.clock import build_tournament, end_request, schedule, settle_leaf
-from solvers.simulate.kernel.curves import behind_ticks, prompt_ticks, steps_until, time_of
+from solvers.simulate.kernel.curves import prompt_ticks
 from solvers.simulate.kernel.engine import enqueue, release_kv, wake
 from solvers.simulate.kernel.links import start_transfer
-from solvers.simulate.kernel.prefix import evict, find_hits
 from solvers.simulate.kernel.records import (
-    DECODE,
     LEAST_LOADED,
     LEAST_WORK,
-    MIXED,
     NEVER,
     NONE,
-    PREFILL,
-    PREFIX_AWARE,
     REJECTED,
     TIMED_OUT,
     WEIGHTED,
-    Request,
     World,
 )
 
@@ -41,14 +27,14 @@ def add_load(w: World, r: int, amount: int) -> None:
     rep = w.replicas[r]
     rep.load += amount
     if rep.slot != NONE and amount != 0:
-        group = w.groups[3 * rep.service + rep.role]
+        group = w.groups[rep.group]
         settle_leaf(w.load, w.lightest, group.first, group.room, rep.slot, rep.load)
 
 
 def join_group(w: World, r: int) -> None:
     """Route to a replica from now on; members stand in the order of their index."""
     rep = w.replicas[r]
-    g = 3 * rep.service + rep.role
+    g = rep.group
     group = w.groups[g]
     if w.services[rep.service].policy == WEIGHTED and group.count > 0:
         rep.load = max(rep.load, w.load[group.first + w.lightest[2 * group.first + 1]])
@@ -66,7 +52,7 @@ def leave_group(w: World, r: int) -> None:
     rep = w.replicas[r]
     if rep.slot == NONE:
         return
-    g = 3 * rep.service + rep.role
+    g = rep.group
     group = w.groups[g]
     for i in range(rep.slot, group.count - 1):
         w.members[group.first + i] = w.members[group.first + i + 1]
@@ -87,111 +73,7 @@ def number_group(w: World, g: int) -> None:
     build_tournament(w.load, w.lightest, group.first, group.room)
 
 
-# ---------------------------------------------------------------- which way
-
-
-def fits(w: World, r: int, req: Request) -> bool:
-    """True when an otherwise empty replica could serve the request to the end of its part."""
-    rep = w.replicas[r]
-    grown = 1 if rep.role == PREFILL else req.output
-    return req.prompt + grown <= w.tables[rep.table].kv_capacity
-
-
-def score(w: World, r: int, req: Request) -> int:
-    """Load of a replica as the policy compares it for this request."""
-    rep = w.replicas[r]
-    if rep.role == DECODE or w.services[rep.service].policy != PREFIX_AWARE:
-        return rep.load
-    return rep.load + prompt_cost(w, r, req)
-
-
-def prompt_cost(w: World, r: int, req: Request) -> int:
-    """Ticks of a prompt on a replica, as far as its cache does not hold it now."""
-    rep = w.replicas[r]
-    table = w.tables[rep.table]
-    hits = 0
-    if rep.cache != NONE and req.path != NONE:
-        if rep.spare > 0 and rep.active > 0 and rep.run_steps > 1:
-            evict_until_now(w, r)
-        hits, _ = find_hits(w, rep, req.path)
-    done = hits * w.states[0].block_tokens
-    return behind_ticks(w, table, done, req.prompt - done)
-
-
-def evict_until_now(w: World, r: int) -> None:
-    """Drop the blocks that the steps done so far in a run have pushed out, which it would find only at its end.
-
-    A step that ends now is done if the replica's turn at this tick is over.
-    """
-    rep, state = w.replicas[r], w.states[0]
-    elapsed = state.now - rep.run_start
-    done = steps_until(rep, elapsed)
-    if time_of(rep, done) > elapsed or state.first_replica + r >= state.entity:
-        done -= 1
-    grown = rep.active * min(done, rep.run_steps - 1)
-    rep.kv += grown
-    evict(w, rep, w.tables[rep.table].kv_capacity)
-    rep.kv -= grown
-
-
-def lightest_of(w: World, g: int, req: Request, queue_limit: int) -> int:
-    """Member of a group with the least score that fits and whose queue is shorter than the limit, or none."""
-    group = w.groups[g]
-    if group.count == 0:
-        return NONE
-    is_aware = g % 3 != DECODE and w.services[g // 3].policy == PREFIX_AWARE
-    if not is_aware:
-        r = w.members[group.first + w.lightest[2 * group.first + 1]]
-        if w.replicas[r].queued < queue_limit and fits(w, r, req):
-            return r
-    best, least, fewest = NONE, NEVER, 0
-    for slot in range(group.count):
-        r = w.members[group.first + slot]
-        if w.replicas[r].queued < queue_limit and fits(w, r, req):
-            mine, given = score(w, r, req), w.replicas[r].given if is_aware else 0
-            if mine < least or (mine == least and given < fewest):
-                best, least, fewest = r, mine, given
-    return best
-
-
-def choose_way(w: World, s: int, req: Request) -> bool:
-    """Find where to compute the prompt and where to decode; False when every way is full or there is none."""
-    state = w.states[0]
-    limit = state.queue_limit
-    alone = lightest_of(w, 3 * s + MIXED, req, limit)
-    receiver = lightest_of(w, 3 * s + DECODE, req, limit)
-    giver = lightest_of(w, 3 * s + PREFILL, req, limit) if receiver != NONE else NONE
-    state.giver, state.receiver = giver, receiver
-    if giver == NONE or receiver == NONE:
-        state.giver, state.receiver = alone, alone
-        return alone != NONE
-    if alone != NONE:
-        ahead = score(w, giver, req)
-        if w.services[s].policy != WEIGHTED:
-            ahead += score(w, receiver, req)
-        if score(w, alone, req) <= ahead:
-            state.giver, state.receiver = alone, alone
-    return True
-
-
-def any_fits(w: World, g: int, req: Request) -> bool:
-    """True when a member of the group could hold the request."""
-    group = w.groups[g]
-    for slot in range(group.count):  # noqa: SIM110  (a generator does not compile)
-        if fits(w, w.members[group.first + slot], req):
-            return True
-    return False
-
-
-def may_serve(w: World, s: int, req: Request) -> bool:
-    """False when the request is too large for every way; with no way at all it may wait for one, unless the prefill
-    side is there and too small.
-    """
-    mixed, prefill, decode = w.groups[3 * s + MIXED], w.groups[3 * s + PREFILL], w.groups[3 * s + DECODE]
-    if mixed.count > 0 or (prefill.count > 0 and decode.count > 0):
-        by_chain = any_fits(w, 3 * s + PREFILL, req) and any_fits(w, 3 * s + DECODE, req)
-        return by_chain or any_fits(w, 3 * s + MIXED, req)
-    return prefill.count == 0 or any_fits(w, 3 * s + PREFILL, req)
+# ---------------------------------------------------------------- on the way
 
 
 def charge(w: World, s: int, q: int, giver: int, receiver: int) -> None:
@@ -235,7 +117,9 @@ def route(w: World, s: int, q: int, now: int) -> bool:
         w.services[s].rejected += 1
         end_request(w, q, REJECTED, now)
         return True
-    req.routed = now
+    req.routed, req.way = now, state.way
+    if state.way != NONE:
+        take_turn(w, s, state.way)
     charge(w, s, q, state.giver, state.receiver)
     enqueue(w, state.giver, q, now)
     return True
@@ -331,9 +215,9 @@ def hand_on(w: World, q: int, now: int) -> None:
     s = req.service
     if req.replica == NONE or w.replicas[req.replica].slot == NONE:
         unbind(w, q)
-        receiver = lightest_of(w, 3 * s + DECODE, req, NEVER)
+        receiver = receiver_for(w, req)
         if receiver == NONE:
-            if w.groups[3 * s + DECODE].count == 0:
+            if not has_receiver(w, req):
                 strand(w, s, q)
             else:
                 free_prompt(w, q, now)
