@@ -11,8 +11,7 @@ from solvers.simulate import Routing, SimRequest
 from solvers.simulate.tables import NEVER, TICKS_PER_S, compile_profile, to_ticks
 from tests.sim_blocks import BlockCache, Path, Stretches
 from tests.sim_engine import Engine, Link, Sequence, Way
-
-STRIDE = 1 << 20
+from tests.sim_ways import STRIDE, BruteWays
 
 
 def make_profile(**changes: object) -> EngineProfile:
@@ -38,7 +37,7 @@ def make_profile(**changes: object) -> EngineProfile:
     return EngineProfile(**{**values, **changes})  # type: ignore[arg-type]
 
 
-class BruteFleet:
+class BruteFleet(BruteWays):
     """The same interface in ticks, stepped one token at a time."""
 
     def __init__(
@@ -48,6 +47,7 @@ class BruteFleet:
         routing: dict[str, Routing] | None = None,
         stretches: Stretches | None = None,
     ) -> None:
+        super().__init__()
         self.queue_limit, self.patience, self.routing = queue_limit, patience, routing or {}
         self.stretches = stretches or Stretches((), 1)
         self.engines: dict[str, Engine] = {}
@@ -57,63 +57,8 @@ class BruteFleet:
         self.clients: list[tuple[int, list[Sequence], int]] = []  # due, what they ask in turn, pause
         self.waiting: list[Sequence] = []
         self.stranded: list[Sequence] = []
-        self.links: list[Link] = []
-        self.named: dict[str, tuple[Link, float]] = {}
-        self.crossings: dict[str, tuple[Link, Link, float]] = {}
-        self.ways: dict[str, list[Way]] = {}
-        self.turns: dict[str, int] = {}
         self.services: list[str] = []
         self.gone_energy = 0
-        self.now = 0
-
-    def new_link(self, *, is_shared: bool) -> Link:
-        self.links.append(Link(index=len(self.links), is_shared=is_shared, at=self.now))
-        return self.links[-1]
-
-    def add_link(self, name: str, bytes_per_s: float) -> None:
-        self.named[name] = self.new_link(is_shared=True), bytes_per_s
-
-    def add_crossing(self, name: str, bytes_per_s: float) -> None:
-        self.crossings[name] = self.new_link(is_shared=True), self.new_link(is_shared=True), bytes_per_s
-
-    def add_way(
-        self, service: str, giver: str, receiver: str, out: str | None, into: str | None, bytes_per_token: float
-    ) -> None:
-        ways = self.ways.setdefault(service, [])
-        if not ways:
-            ways.append(Way(index=0, giver=None, receiver=None))
-        crossed = [self.crossings[name] for name in (out, into) if name]
-        ends = [end for end, name in enumerate((out, into)) if name]
-        over = [(c[e], round(bytes_per_token * TICKS_PER_S / c[2])) for c, e in zip(crossed, ends, strict=True)]
-        ways.append(Way(index=len(ways), giver=giver, receiver=receiver, over=tuple(over)))  # type: ignore[arg-type]
-
-    def share_out(self, service: str, mixed: float, shares: dict[tuple[str, str], float]) -> None:
-        total, now = mixed + sum(shares.values()), self.turns.get(service, 0)
-        for way in self.ways[service]:
-            share = mixed if way.index == 0 else shares.get((str(way.giver), str(way.receiver)), 0.0)
-            part = share / total if total else 0.0
-            stride = round(STRIDE / part) if part >= 1e-6 else 0
-            if stride != way.stride:
-                way.stride, way.turn = stride, now + stride // 2
-
-    def ways_between(self, giver: Engine, taker: Engine) -> list[Way | None]:
-        """Ways that lead from one to the other; one without a name where a service says nothing."""
-        named = self.ways.get(giver.service)
-        if giver is taker:
-            return [named[0] if named else None]
-        if named is None:
-            return [None] if giver.domain == taker.domain == "" else []
-        return [way for way in named[1:] if (way.giver, way.receiver) == (giver.domain, taker.domain)]
-
-    def turn(self, service: str, way: Way | None) -> tuple[int, int]:
-        if way is None:
-            return 0, 0
-        return max(way.turn, self.turns.get(service, 0)) if way.stride else NEVER, way.index
-
-    def take(self, service: str, way: Way | None) -> None:
-        if way and way.stride:
-            self.turns[service], _ = self.turn(service, way)
-            way.turn = self.turns[service] + way.stride
 
     def add(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from types import MappingProxyType
 
@@ -12,9 +12,12 @@ from solvers.engine import EngineProfile, ProfileKey, Role
 from solvers.engine.curves import prefill_speed_ratio
 from solvers.errors import InvalidInput, OutOfRange
 from solvers.evaluate.incidents import Happened, Incident, What
+from solvers.evaluate.meters import Meter
+from solvers.evaluate.ways import Ways
 from solvers.fleet import ANYWHERE, Node, PoolKey, Replica, ReplicaState, Snapshot
+from solvers.plan import Plan
 from solvers.problem import Problem
-from solvers.simulate import Fleet, GapHistogram, ReplicaView
+from solvers.simulate import Fleet
 from solvers.spans import islands, node_sizes, nodes_taken
 
 Place = tuple[PoolKey, str]
@@ -40,55 +43,6 @@ class Live:
         return self.nodes[0] if self.nodes else ""
 
 
-@dataclass(slots=True, kw_only=True)
-class Meter:
-    """Totals of one place: what its replicas did and drew so far."""
-
-    joules: float = 0.0
-    gpu_s: float = 0.0
-    busy_s: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    preemptions: int = 0
-    gaps: GapHistogram = field(default_factory=GapHistogram)
-
-    def add(self, view: ReplicaView, gpu_s: float) -> None:
-        """Count one replica in, as it stands."""
-        self.joules += view.energy_joules
-        self.gpu_s += gpu_s
-        self.busy_s += view.busy_s
-        self.prompt_tokens += view.prompt_tokens
-        self.cached_tokens += view.cached_tokens
-        self.output_tokens += view.output_tokens
-        self.preemptions += view.preemptions
-        self.gaps.merge(view.gaps)
-
-    def merge(self, other: Meter) -> None:
-        """Add the totals of ``other``."""
-        self.joules += other.joules
-        self.gpu_s += other.gpu_s
-        self.busy_s += other.busy_s
-        self.prompt_tokens += other.prompt_tokens
-        self.cached_tokens += other.cached_tokens
-        self.output_tokens += other.output_tokens
-        self.preemptions += other.preemptions
-        self.gaps.merge(other.gaps)
-
-    def minus(self, earlier: Meter) -> Meter:
-        """What was counted since ``earlier``."""
-        return Meter(
-            joules=self.joules - earlier.joules,
-            gpu_s=self.gpu_s - earlier.gpu_s,
-            busy_s=self.busy_s - earlier.busy_s,
-            prompt_tokens=self.prompt_tokens - earlier.prompt_tokens,
-            cached_tokens=self.cached_tokens - earlier.cached_tokens,
-            output_tokens=self.output_tokens - earlier.output_tokens,
-            preemptions=self.preemptions - earlier.preemptions,
-            gaps=self.gaps.minus(earlier.gaps),
-        )
-
-
 def known_pools(problem: Problem) -> dict[str, PoolKey]:
     """Pools that could be started, by how they are written: every role of a service on every profile of its model."""
     pools = (
@@ -104,14 +58,16 @@ def known_pools(problem: Problem) -> dict[str, PoolKey]:
 class RunningFleet:
     """A simulated fleet with the nodes under it. Counts are asked for; what has no node waits for one.
 
+    ``plan`` says how much of the requests goes over which of the ways that pair replicas (see ``ways``).
+
     Raises
     ------
     InvalidInput
         When something is asked for that the problem does not know.
     """
 
-    def __init__(self, problem: Problem, fleet: Fleet) -> None:
-        self.problem, self.fleet = problem, fleet
+    def __init__(self, problem: Problem, fleet: Fleet, plan: Plan | None = None) -> None:
+        self.problem, self.fleet, self.ways = problem, fleet, Ways(problem, plan, fleet)
         self.asked: dict[Place, int] = {}
         self.live: dict[str, Live] = {}
         self._free = {node.name: node.gpus_usable for node in problem.nodes}
@@ -121,7 +77,7 @@ class RunningFleet:
         self._caps: dict[PoolKey, float] = {}
         self._limits: dict[tuple[str, ...], Incident] = {}
         self._broken: list[tuple[float, str, int]] = []
-        self._made = 0
+        self._made, self._paired_s = 0, 0.0
 
     def profile(self, pool: PoolKey) -> EngineProfile:
         """Profile of one replica of a pool."""
@@ -211,6 +167,20 @@ class RunningFleet:
                 if not nodes:
                     break
                 self._add(place, nodes, cold=True)
+
+    def pair(self, now_s: float) -> None:
+        """Let requests go over the ways in the proportions of what is Ready by then."""
+        self._paired_s = now_s
+        ready: dict[Place, int] = defaultdict(int)
+        for live in self.live.values() if self.ways.is_any else ():
+            ready[live.place] += live.ready_s <= now_s and not live.is_leaving
+        self.ways.share_out(ready)
+
+    @property
+    def next_ready_s(self) -> float:
+        """Second from which ways may have other proportions."""
+        starting = (live.ready_s for live in self.live.values() if live.ready_s > self._paired_s)
+        return min(starting, default=inf) if self.ways.is_any else inf
 
     # ------------------------------------------------------------------ from outside
 
@@ -344,7 +314,8 @@ class RunningFleet:
         self._made += 1
         ready_s = now_s + profile.cold_start_s if cold else now_s
         cap = self._cap_of(place, nodes[0] if nodes else "", name)
-        self.fleet.add_replica(name, pool.service, pool.role, profile, ready_s if cold else None, cap_watts=cap)
+        ready, domain = ready_s if cold else None, self.ways.domain(place)
+        self.fleet.add_replica(name, pool.service, pool.role, profile, ready, cap_watts=cap, domain=domain)
         gpus = pool.config.gpus
         each = gpus if len(nodes) <= 1 else self._sizes[pool.gpu_class]
         self.live[name] = Live(

@@ -15,9 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from solvers.errors import InvalidInput
-from solvers.evaluate.fleet_state import Counts, Meter, Place, RunningFleet
+from solvers.evaluate.fleet_state import Counts, Place, RunningFleet
 from solvers.evaluate.incidents import Failures, Happened, Incident, Timeline
 from solvers.evaluate.load import Load, hand_in
+from solvers.evaluate.meters import Meter
 from solvers.fleet import PoolKey, Snapshot
 from solvers.forecast import Load as LoadSample
 from solvers.plan import Plan
@@ -195,9 +196,10 @@ class _Run:
             compiled=settings.may_compile and is_worth_compiling(load.requests),
         )
         self.problem, self.load, self.policy, self.settings = problem, load, policy, settings
-        self.running = RunningFleet(problem, self.fleet)
+        self.running = RunningFleet(problem, self.fleet, plan)
         self.running.cap(caps_of(plan))
         self.running.begin_with(counts_of(plan))
+        self.running.pair(0.0)
         hand_in(self.fleet, load)
         self.finished: list[FinishedRequest] = []
         self.rejected: list[Rejected] = []
@@ -284,7 +286,7 @@ class _Run:
     # ------------------------------------------------------------------ incidents
 
     def _next_change_s(self) -> float:
-        return min(self.timeline.next_s, self.running.next_repair_s)
+        return min(self.timeline.next_s, self.running.next_repair_s, self.running.next_ready_s)
 
     def _let_happen(self, now_s: float) -> None:
         """Repair what is due, then let incidents happen; drained replicas of a fleet that nobody tends go here too."""
@@ -294,6 +296,7 @@ class _Run:
         if self.happened:
             self.running.reap()
             self.running.start_pending()
+        self.running.pair(now_s)
 
     # ------------------------------------------------------------------ decisions
 
@@ -304,6 +307,7 @@ class _Run:
         wish = self.policy.decide(self._seen())
         self.running.cap(wish.cap_watts)
         self.running.ask(wish.counts, wish.leaving)
+        self.running.pair(self.fleet.now_s)
         moved = [count - before.get(place, 0) for place, count in self.running.asked.items()]
         self.starts += sum(max(0, change) for change in moved)
         self.stops += sum(max(0, -change) for change in moved)

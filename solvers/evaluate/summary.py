@@ -13,8 +13,9 @@ from math import nan
 import numpy as np
 
 from solvers.evaluate.confidence import NOTHING, Estimate, Floats, half_width, mean, quantile
-from solvers.evaluate.fleet_state import Meter, Place
+from solvers.evaluate.fleet_state import Place
 from solvers.evaluate.incidents import Happened
+from solvers.evaluate.meters import Meter
 from solvers.evaluate.run import Record, Window
 from solvers.fleet import PoolKey
 from solvers.power import base_watts, charged_domains, nodes_by_domain

@@ -65,6 +65,18 @@ class Route:
             flows[role, domain] = near * self._local(domain) + crossed.get((role, domain), 0.0)
         return flows
 
+    def pairs(self, served_per_s: float) -> dict[tuple[Domain, Domain], float]:
+        """Requests per second from the prefill of one side to the decode of another, or of the same."""
+        near, crossed = self._divided(served_per_s)
+        pairs = {(domain, domain): near * self._local(domain) for domain in self._domains()}
+        leaving = {domain: rate for (role, domain), rate in crossed.items() if role is Role.PREFILL and rate > 0.0}
+        coming = {domain: rate for (role, domain), rate in crossed.items() if role is Role.DECODE and rate > 0.0}
+        for giver, given in leaving.items():
+            takers = {domain: rate for domain, rate in coming.items() if domain.group == giver.group}
+            for taker, taken in takers.items():
+                pairs[giver, taker] = given * taken / sum(takers.values())
+        return pairs
+
     def traffic(self, served_per_s: float) -> dict[tuple[str, Role], float]:
         """Bytes per second that leave and enter each side of a link."""
         found: dict[tuple[str, Role], float] = {}
