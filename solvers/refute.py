@@ -3,14 +3,16 @@
 Queueing formulas size the pools; they assume less than a fleet does. So the plan's own demand (Poisson at the planned
 mix and the rate that the plan serves) is replayed on the plan's own replicas. Where an SLO is missed by more than the
 run's scatter explains, the roles that the SLO depends on are held to carry less from then on, and the problem is
-solved again, at most ``ROUNDS`` times. The notes of the plan say what was refuted. Whoever waits for the answer may
-end it before any replay or solve but the first (``goes_on``); the plan then is the last one, with a note.
+solved again, at most ``ROUNDS`` times. Where prompts wait longer for their transfer than for prefill, the busy links
+between locations are held to less instead: a plan may fill a link, and what comes in bursts then waits for it. The
+notes of the plan say what was refuted. Whoever waits for the answer may end it before any replay or solve but the
+first (``goes_on``); the plan then is the last one, with a note.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -38,6 +40,7 @@ MOST_REQUESTS = (
 WINDOWS = 20
 STEP_AT_MOST, STEP_AT_LEAST = 0.75, 0.97  # what one round takes off a capacity at most, and at least
 LEAST_FACTOR = 0.55  # of the formula's capacity; below, the profile is wrong and no plan helps
+BUSY_LINK_RATIO = 0.5  # from here on a link is thought to keep prompts waiting
 
 ROLES: Mapping[SloMetric, tuple[Role, ...]] = {
     SloMetric.TTFT: (Role.PREFILL, Role.MIXED),
@@ -53,13 +56,17 @@ Asked = tuple[str, tuple[SizeBucket, ...], tuple[Slo, ...], Role]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refutation:
-    """A plan after its replay. ``rounds`` solves followed the first; ``kept`` is False when an SLO is still missed."""
+    """A plan after its replay. ``rounds`` solves followed the first; ``kept`` is False when an SLO is still missed.
+
+    ``links`` says of which part of their bytes the plan makes use, where the replay held links to less than all.
+    """
 
     plan: Plan
     summary: Summary | None
     rounds: int
     kept: bool
     factors: Mapping[tuple[str, Role], float]
+    links: Mapping[str, float] = field(default_factory=dict)
 
 
 def refuted_plan(
@@ -94,6 +101,7 @@ def refuted_plan(
         As ``decide``.
     """
     factors: Factors = {}
+    links: dict[str, float] = {}
     asked: dict[Asked, float] = {}
     said: list[str] = []
     plan = decide(problem, previous=previous)
@@ -104,20 +112,21 @@ def refuted_plan(
         missed = _missed(summary) if summary else []
         if not missed or number == ROUNDS or not goes_on():
             break
-        changed = [_tighten(factors, service, kept) for service, kept in missed]
+        changed = [_hold(factors, links, problem, plan, summary, service, kept) for service, kept in missed]
         said += [_told(number + 1, service, kept) for service, kept in missed]
         if not any(changed):
             break
         asked |= _asked(split(problem, cuts_of(plan)), factors)
-        plan = decide(problem, previous=previous, capacity_of=_tightened(asked))
+        plan = decide(_narrowed(problem, links), previous=previous, capacity_of=_tightened(asked))
         plan = replace(plan, certificate=None)  # it was proved with less than the sizing gives
-    notes = (*plan.report.notes, *said, _verdict(summary, missed, factors))
+    notes = (*plan.report.notes, *said, _verdict(summary, missed, factors, links))
     return Refutation(
         plan=replace(plan, report=replace(plan.report, notes=notes)),
         summary=summary,
         rounds=number,
         kept=not missed,
         factors=dict(factors),
+        links=dict(links),
     )
 
 
@@ -187,15 +196,61 @@ def _missed(summary: Summary) -> list[tuple[str, Kept]]:
     return [(name, kept) for name, service in summary.services.items() for kept in service.slos if kept.is_refuted]
 
 
-def _tighten(factors: Factors, service: str, kept: Kept) -> bool:
-    """Take capacity off the roles behind a missed SLO, the more the more was missed; False at the bound."""
+def _hold(
+    factors: Factors,
+    links: dict[str, float],
+    problem: Problem,
+    plan: Plan,
+    summary: Summary | None,
+    service: str,
+    kept: Kept,
+) -> bool:
+    """Hold what is behind a missed SLO to less: links that prompts wait for, else roles; False at the bound."""
+    busy = _busy_links(problem, plan, summary, service, kept) if summary else ()
+    if not busy:
+        return _tighten(factors, service, kept)
+    before = dict(links)
+    for name in busy:
+        links[name] = max(LEAST_FACTOR, links.get(name, 1.0) * _step(kept))
+    return links != before
+
+
+def _busy_links(problem: Problem, plan: Plan, summary: Summary, service: str, kept: Kept) -> tuple[str, ...]:
+    """Busy links, if the prompts of a service wait longer for their transfer than for prefill."""
+    latencies = summary.services[service].latencies_s
+    ratio = min(latencies["queue"], key=lambda known: abs(known - kept.slo.percentile_ratio))
+    if kept.slo.metric is not SloMetric.TTFT or not plan.links:
+        return ()
+    if latencies["transfer"][ratio].value <= latencies["queue"][ratio].value:
+        return ()
+    room = {link.name: BUSY_LINK_RATIO * link.bytes_per_s for link in problem.policy.kv_links}
+    most = {row.link: max(row.outgoing_bytes_per_s, row.incoming_bytes_per_s) for row in plan.links}
+    return tuple(name for name, sent in most.items() if sent >= room[name])
+
+
+def _narrowed(problem: Problem, links: Mapping[str, float]) -> Problem:
+    """The problem with links that carry less."""
+    if not links:
+        return problem
+    left = tuple(
+        replace(link, bytes_per_s=links.get(link.name, 1.0) * link.bytes_per_s) for link in problem.policy.kv_links
+    )
+    return replace(problem, policy=replace(problem.policy, kv_links=left))
+
+
+def _step(kept: Kept) -> float:
+    """What one round leaves of a capacity, the less the more was missed."""
     allowed = 1.0 - kept.slo.percentile_ratio
-    share = (allowed / max(1.0 - kept.within_ratio.value, 1e-9)) ** 0.5  # misses grow faster than load
-    step = min(STEP_AT_LEAST, max(STEP_AT_MOST, share))
+    share = float((allowed / max(1.0 - kept.within_ratio.value, 1e-9)) ** 0.5)  # misses grow faster than load
+    return min(STEP_AT_LEAST, max(STEP_AT_MOST, share))
+
+
+def _tighten(factors: Factors, service: str, kept: Kept) -> bool:
+    """Take capacity off the roles behind a missed SLO; False at the bound."""
     changed = False
     for role in ROLES[kept.slo.metric]:
         before = factors.get((service, role), 1.0)
-        factors[service, role] = max(LEAST_FACTOR, before * step)
+        factors[service, role] = max(LEAST_FACTOR, before * _step(kept))
         changed = changed or factors[service, role] < before
     return changed
 
@@ -238,12 +293,16 @@ def _told(number: int, service: str, kept: Kept) -> str:
     )
 
 
-def _verdict(summary: Summary | None, missed: list[tuple[str, Kept]], factors: Factors) -> str:
+def _verdict(
+    summary: Summary | None, missed: list[tuple[str, Kept]], factors: Factors, links: Mapping[str, float]
+) -> str:
     if summary is None:
         return "not replayed: nothing is served"
     asked = sum(service.submitted for service in summary.services.values())
     held = ", ".join(f"{name} {role} at {factor:.2f}" for (name, role), factor in sorted(factors.items()))
     tightened = f"; capacities held below the formulas': {held}" if held else ""
+    narrowed = ", ".join(f"{name} at {factor:.2f}" for name, factor in sorted(links.items()))
+    tightened += f"; links held below what they carry: {narrowed}" if narrowed else ""
     if missed:
         names = ", ".join(dict.fromkeys(name for name, _ in missed))
         return f"the replay of {asked} requests still refutes {names}{tightened}"
