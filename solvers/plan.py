@@ -109,6 +109,14 @@ class Relief:
     """So much more of a limit would help a short plan; a plan's rows belong together.
 
     ``usd_per_hour`` is what it costs to have: list price of GPUs, of watts; next to nothing for a word in a policy.
+
+    Attributes
+    ----------
+    is_estimate : bool
+        The linear relaxation decided, which knows no whole replicas and may ask for a little less than is needed.
+    first_serves_requests_per_s, first_saves_usd_per_hour : float
+        What the first unit would do by itself, at the relaxation: more served, and fewer penalties; 0 for one that
+        helps only together with the others.
     """
 
     limit: str
@@ -116,6 +124,9 @@ class Relief:
     unit: str
     amount: float
     usd_per_hour: float
+    is_estimate: bool = False
+    first_serves_requests_per_s: float = 0.0
+    first_saves_usd_per_hour: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

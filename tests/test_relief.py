@@ -8,10 +8,13 @@ import pytest
 
 from solvers.engine import Role
 from solvers.plan import Plan, Relief
-from solvers.planner import make_plan
+from solvers.planner import desk_for, make_plan
+from solvers.planner.relief import find_relief
 from solvers.problem import Policy, Problem, Quota
 from solvers.verify import verify
-from tests import fleets
+from tests import fleets, synthetic
+from tests.test_links import decided, two_kinds, uplink
+from tests.test_shelves import AMPLE, CORES, problem_on, rack
 
 
 def one_class(rate: float, *, nodes: int = 1, site_watts: float = 1e9, **how: object) -> Problem:
@@ -111,3 +114,72 @@ def test_relief_of_no_amount_or_for_nothing_is_caught() -> None:
     assert any(fault.startswith("relief[gpus rack-1+1/h100-sxm]") for fault in verify(nothing, problem))
     calm = planned(one_class(6.0))
     assert any(f.startswith("relief: 1 limits") for f in verify(replace(calm, relief=plan.relief), one_class(6.0)))
+
+
+def test_each_limit_says_what_its_first_unit_does_alone() -> None:
+    """A GPU carries 1.5 requests/s at the planned size; row and site hold together, and neither helps alone."""
+    (row,) = planned(one_class(30.0)).relief
+    assert row.first_serves_requests_per_s == pytest.approx(1.5, rel=0.05)
+    assert row.first_saves_usd_per_hour > row.usd_per_hour / row.amount
+    problem, watts = one_class(12.0), 16 * 70.0 + 4 * 780.0
+    narrow = {"row-a": watts, "site": watts + 100.0}
+    domains = {name: replace(problem.domains[name], budget_watts=budget) for name, budget in narrow.items()}
+    both = {row.subject: row for row in planned(replace(problem, domains={**problem.domains, **domains})).relief}
+    assert set(both) == {"row-a", "site"}
+    assert both["site"].first_serves_requests_per_s == 0.0 == both["site"].first_saves_usd_per_hour
+    assert 0.0 < both["row-a"].first_serves_requests_per_s < 0.5, "a tenth of a kW, then the site is full"
+    assert not any(row.is_estimate for row in both.values())
+
+
+def test_cores_are_asked_for_where_nodes_have_too_few() -> None:
+    """Eight cores for each replica, and a node of four: none fits, whatever GPUs there are."""
+    problem = problem_on(rack(AMPLE | {"cpu": 4_000}), CORES, rate=6.0)
+    plan = planned(problem)
+    (row,) = plan.relief
+    assert (row.limit, row.subject, row.unit) == ("resources", "cpu of rack-1/h100-sxm", "core")
+    assert row.amount % 8.0 == 0.0
+    nodes = (replace(n, resources={**n.resources, "cpu": 4_000 + 1000 * int(row.amount)}) for n in problem.nodes)
+    assert not planned(replace(problem, nodes=tuple(nodes))).is_short
+
+
+def test_nodes_that_are_asked_for_come_with_their_own_cores() -> None:
+    plan = planned(problem_on(rack(AMPLE | {"cpu": 48_000}), CORES, rate=40.0))
+    assert {row.limit for row in plan.relief} == {"gpus"}
+
+
+def test_room_of_a_link_is_asked_for_where_keys_and_values_wait_for_it() -> None:
+    needed = decided(two_kinds(uplink("rack-1"), uplink("rack-2"))).links[0].outgoing_bytes_per_s
+    problem = two_kinds(uplink("rack-1"), uplink("rack-2", bytes_per_s=needed / 3.0))
+    plan = decided(problem)
+    (row,) = plan.relief
+    assert (row.limit, row.subject, row.unit) == ("link", "up-rack-2", "GB/s")
+    assert 1e9 * row.amount >= needed * 2.0 / 3.0
+    links = tuple(replace(link, bytes_per_s=link.bytes_per_s + 1e9 * row.amount) for link in problem.policy.kv_links)
+    assert not decided(replace(problem, policy=replace(problem.policy, kv_links=links))).is_short
+
+
+def test_relief_does_not_depend_on_seconds() -> None:
+    problem = fleets.demo(9.0, budget_ratio=0.6)
+    found = []
+    for seconds in (5.0, 500.0):
+        policy = replace(problem.policy, time_limit_s=seconds)
+        found.append(find_relief(desk_for(replace(problem, policy=policy))))
+    assert found[0]
+    assert found[0] == found[1]
+
+
+def test_a_large_fleet_is_told_estimates_that_serve_more() -> None:
+    """More than 512 GPUs: the relaxation decides, and greedy filling serves more with what it asks for."""
+    problem = synthetic.make_problem(synthetic.Size(nodes=80, services=8, rows=4, designs=4), 1, load=1.0)
+    desk = desk_for(problem)
+    relief = find_relief(desk)
+    assert desk.is_wide
+    assert relief
+    assert all(row.is_estimate for row in relief)
+    assert any(row.first_serves_requests_per_s > 0.0 < row.first_saves_usd_per_hour for row in relief)
+    domains = dict(problem.domains)
+    for row in (row for row in relief if row.limit == "power" and "+" not in row.subject):
+        more = replace(domains[row.subject], budget_watts=domains[row.subject].budget_watts + 1000.0 * row.amount)
+        domains[row.subject] = more
+    served = [sum(d.repaired({}).served_per_s.values()) for d in (desk, desk_for(replace(problem, domains=domains)))]
+    assert served[1] > served[0]

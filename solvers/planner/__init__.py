@@ -140,8 +140,8 @@ def _with_losses(crew: Crew, plan: Plan) -> Plan:
 
 def _with_relief(desk: Desk, plan: Plan) -> Plan:
     """Say what would help a plan that is short; a solver that fails at it takes nothing from the plan."""
-    if desk.is_large or not any(service.short_because for service in plan.services):
-        return plan  # in the largest fleets the search for relief would take as long as the decision
+    if not any(service.short_because for service in plan.services):
+        return plan
     try:
         return replace(plan, relief=find_relief(desk))
     except SOLVER_FAULTS as fault:

@@ -1,50 +1,47 @@
 """The cheapest way out of a shortage: the same model with limits that give way at a price.
 
-What may move: GPUs (beside those that are there), watts of a power domain, quotas, and replica ceilings. Their
-prices are what they cost to have, in USD per hour; words cost next to nothing, so a quota is raised before a node is
-bought. Floors, pins, spread, SLOs and which classes a service allows stay as they are.
+What may move: GPUs (beside those that are there), watts of a power domain, CPU and memory of nodes, room of links,
+quotas, and replica ceilings (``relief_ways.py``). Their prices are what they cost to have, in USD per hour; words cost
+next to nothing, so a quota is raised before a node is bought. Floors, pins, spread, SLOs and which classes a service
+allows stay as they are.
+
+Work is counted in columns and nodes of the search, so that the same problem gets the same relief on any machine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import highspy
 import numpy as np
 import scipy.sparse as sp
 
 from solvers.errors import SolveFailed
+from solvers.highs import pass_model, quiet_highs
 from solvers.plan import Relief
 from solvers.planner.cells import Cells, build_cells
 from solvers.planner.desk import Desk
 from solvers.planner.grouping import find_bays
 from solvers.planner.options import Options, find_options
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
+from solvers.planner.relief_ways import Way, ways_out
+from solvers.planner.shelves import requests_by_role
+from solvers.problem import Problem
 from solvers.spans import node_sizes
 
-KILOWATT_USD_PER_HOUR = 0.25  # 180 USD for a kW and month: what colocation asks for power and cooling to go with it
-WORD_USD_PER_HOUR = 0.02  # for a GPU, kW or replica more in a quota or ceiling: a word, but not one too many
 MUCH = 64  # times the fleet, as far as the sizes of pools look
-MOST_CELLS = 3000  # beyond, a decision has no time left for this
-WHOLE_CELLS = 1000  # up to so many, whole replicas count; beyond, their relaxation, which asks for a little less
+SPLIT_CELLS = 3000  # up to so many, bays are told apart by what runs there
+PLACE_CELLS = 1500  # up to so many, bays are told apart one by one where links count
+WHOLE_COLUMNS = 1500  # up to so many, whole replicas count; beyond, their relaxation, which asks for a little less
 NODE_LIMIT = 20
 GAP = 0.05
 LEAST = 1e-6
 MOST_ROWS = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
-    """One limit that may give way: rows it eases by how much for a unit, and what a unit costs."""
-
-    limit: str
-    subject: str
-    unit: str
-    eases: tuple[tuple[int, float], ...]
-    usd_per_hour: float
-    per_unit: float = 1.0
-    is_whole: bool = False
+LACKS = ("unserved", "excess", "missing", "unpinned", "unparted")
+"""Columns whose cost is a penalty."""
 
 
 def find_relief(desk: Desk) -> tuple[Relief, ...]:
@@ -53,23 +50,37 @@ def find_relief(desk: Desk) -> tuple[Relief, ...]:
     Returns
     -------
     tuple of Relief
-        Sorted; together they are enough as far as the model over groups sees. Empty when nothing helps or the fleet is
-        too large to look.
+        Sorted; together they are enough as far as the model over groups sees. Estimates where the relaxation decided.
+        Each also says what its first unit would do alone, at the relaxation. Empty when nothing helps.
     """
-    if len(desk.options.pools) > MOST_CELLS:
-        return ()
     options = _open_options(desk)
-    cells = build_cells(desk.problem, options)
-    if not cells.pools or len(cells.cell_pool) > MOST_CELLS:
+    cells = _cells(desk, options)
+    if not cells.pools:
         return ()
     arrays = state(cells)
-    ways = list(_ways(cells, arrays))
-    eased = _eased(cells, arrays, ways)
-    seconds, is_small = desk.problem.policy.time_limit_s / 10.0, len(cells.cell_pool) <= WHOLE_CELLS
-    solution = _solve(desk, eased, seconds) if is_small else solve_linear(eased, time_limit_s=seconds)
-    amounts = solution.x[len(arrays.cost) :]
-    found = [_relief(way, float(amount)) for way, amount in zip(ways, amounts, strict=True) if amount > LEAST]
-    return tuple(sorted(found, key=lambda r: (-r.usd_per_hour, r.limit, r.subject))[:MOST_ROWS])
+    ways = ways_out(cells, arrays)
+    eased, seconds = _eased(cells, arrays, ways), desk.problem.policy.time_limit_s
+    solution = None if desk.is_wide or len(eased.cost) > WHOLE_COLUMNS else _solve_whole(desk, eased, seconds)
+    is_estimate, count = solution is None, len(arrays.cost)
+    if solution is None:
+        solution = solve_linear(eased, time_limit_s=seconds)
+    asked = [(way, float(amount), k) for k, (way, amount) in enumerate(zip(ways, solution.x[count:], strict=True))]
+    rows = [(_relief(way, amount, is_estimate), k) for way, amount, k in asked if amount > LEAST]
+    rows = sorted(rows, key=lambda row: (-row[0].usd_per_hour, row[0].limit, row[0].subject))[:MOST_ROWS]
+    alone = _Alone.of(eased, cells, ways, seconds)
+    return tuple(alone.told(row, k) for row, k in rows)
+
+
+def _cells(desk: Desk, options: Options) -> Cells:
+    """Groups of bays; where links count and there are few, every bay by itself, as like links are not used alike."""
+    if desk.sizer.links.order:
+        cells = build_cells(desk.problem, options, one_by_one=True)
+        if len(cells.cell_pool) <= PLACE_CELLS:
+            return cells
+    cells = build_cells(desk.problem, options, split_running=False)
+    if len(cells.cell_pool) > SPLIT_CELLS:
+        return cells
+    return build_cells(desk.problem, options)
 
 
 def _open_options(desk: Desk) -> Options:
@@ -82,12 +93,18 @@ def _open_options(desk: Desk) -> Options:
     grown = replace(
         problem,
         nodes=tuple(
-            replace(n, gpus_usable=MUCH * n.gpus_usable, gpus_total=MUCH * n.gpus_total) for n in problem.nodes
+            replace(
+                n,
+                gpus_usable=MUCH * n.gpus_usable,
+                gpus_total=MUCH * n.gpus_total,
+                resources=_grown(n.resources, problem),
+            )
+            for n in problem.nodes
         ),
         services=tuple(replace(s, max_replicas=MUCH * max(1, s.max_replicas)) for s in problem.services),
         policy=replace(problem.policy, quotas=()),
     )
-    options = find_options(grown, desk.sizer, wanted=desk.wanted)
+    options = find_options(grown, desk.sizer, wanted=desk.wanted, is_wide=desk.is_wide)
     sizes, single = node_sizes(problem.nodes), {s.name for s in problem.services if s.is_one_pod}
     fit = tuple(
         option
@@ -98,45 +115,16 @@ def _open_options(desk: Desk) -> Options:
     return replace(options, pools=fit)
 
 
-def _ways(cells: Cells, arrays: Arrays) -> Iterator[_Way]:
-    for row, (limit, subject) in enumerate(arrays.rows):
-        if limit == "power":
-            unit = {"unit": "kW", "eases": ((row, 1.0),), "usd_per_hour": KILOWATT_USD_PER_HOUR}
-            yield _Way(limit=limit, subject=subject, **unit)  # type: ignore[arg-type]
-        elif limit in ("quota_gpus", "quota_power", "ceiling"):
-            unit_name = {"quota_gpus": "GPU", "quota_power": "kW", "ceiling": "replica"}[limit]
-            eases = ((row, 1.0),)
-            yield _Way(limit=limit, subject=subject, unit=unit_name, eases=eases, usd_per_hour=WORD_USD_PER_HOUR)
-    yield from (_node_way(cells, arrays, g) for g in range(len(cells.grouping.groups)))
+def _grown(resources: Mapping[str, int], problem: Problem) -> dict[str, int]:
+    """As much as so many more GPUs would come with, and at least what one replica of any service asks for."""
+    least: dict[str, int] = {}
+    for asked in requests_by_role(problem).values():
+        for name, amount in asked:
+            least[name] = max(least.get(name, 0), amount)
+    return {name: MUCH * max(amount, least.get(name, 0)) for name, amount in resources.items()}
 
 
-def _node_way(cells: Cells, arrays: Arrays, g: int) -> _Way:
-    """GPUs more in a group of bays, as many as its largest replicas take, less the watts that they idle at."""
-    group, problem = cells.grouping.groups[g], cells.problem
-    gpu_class = problem.gpu_classes[group.gpu_class]
-    named = [
-        (row, *subject.rpartition(" x")[::2]) for row, (limit, subject) in enumerate(arrays.rows) if limit == "gpus"
-    ]
-    sizes = [(row, int(size)) for row, label, size in named if label == group.label]
-    gpus = max(size for _, size in sizes)
-    eases = [(row, float(gpus // size)) for row, size in sizes]
-    power = {subject: row for row, (limit, subject) in enumerate(arrays.rows) if limit == "power"}
-    for d, domain in enumerate(cells.grouping.domain_groups):
-        if times := cells.grouping.charges.get((g, d), 0):
-            eases.append((power[domain.label], -times * gpus * gpu_class.idle_watts / 1000.0))
-    energy = problem.policy.energy_usd_per_kilowatt_hour * gpu_class.idle_watts / 1000.0
-    return _Way(
-        limit="gpus",
-        subject=group.label,
-        unit="GPU",
-        eases=tuple(eases),
-        usd_per_hour=gpus * (gpu_class.price_usd_per_hour + energy),
-        per_unit=float(gpus),
-        is_whole=True,
-    )
-
-
-def _eased(cells: Cells, arrays: Arrays, ways: list[_Way]) -> Arrays:
+def _eased(cells: Cells, arrays: Arrays, ways: list[Way]) -> Arrays:
     """The model without its rounding of watts, with a column for every limit that may give way."""
     kept = [row for row, (limit, _) in enumerate(arrays.rows) if limit != "power_whole"]
     entries = [(row, column, -by) for column, way in enumerate(ways) for row, by in way.eases]
@@ -158,18 +146,74 @@ def _eased(cells: Cells, arrays: Arrays, ways: list[_Way]) -> Arrays:
     )
 
 
-def _solve(desk: Desk, arrays: Arrays, seconds: float) -> Solution:
-    """Whole replicas where that is quick, else the relaxation, which asks for a little less."""
+def _solve_whole(desk: Desk, arrays: Arrays, seconds: float) -> Solution | None:
+    """Whole replicas, to so many nodes of the search; None when that leads nowhere. Seconds are a safety net."""
     try:
         return solve_whole(arrays, relative_gap=GAP, time_limit_s=seconds, node_limit=NODE_LIMIT, run=desk.crew.whole)
     except SolveFailed:
-        return solve_linear(arrays, time_limit_s=seconds)
+        return None
 
 
-def _relief(way: _Way, amount: float) -> Relief:
-    """Round up to what can be asked for: whole GPUs and replicas, tenths of a kW."""
+def _relief(way: Way, amount: float, is_estimate: bool) -> Relief:
+    """Round up to what can be asked for: whole GPUs, replicas, cores and GiB, tenths of a kW and of a GB/s."""
     asked = (math.ceil(amount - 1e-6) if way.is_whole else amount) * way.per_unit
-    parts = 10.0 if way.unit == "kW" else 1.0
+    parts = 10.0 if way.unit in ("kW", "GB/s") else 1.0
     rounded = math.ceil(asked * parts - 1e-6) / parts
     price = rounded * way.usd_per_hour / way.per_unit
-    return Relief(limit=way.limit, subject=way.subject, unit=way.unit, amount=rounded, usd_per_hour=price)
+    return Relief(
+        limit=way.limit,
+        subject=way.subject,
+        unit=way.unit,
+        amount=rounded,
+        usd_per_hour=price,
+        is_estimate=is_estimate,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Alone:
+    """What one unit of one limit would do, all others as they are: one linear problem, whose columns open in turn."""
+
+    eased: Arrays
+    cells: Cells
+    ways: list[Way]
+    highs: Any
+    before: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def of(cls, eased: Arrays, cells: Cells, ways: list[Way], seconds: float) -> _Alone:
+        """Solve it with none of anything."""
+        upper = eased.upper.copy()
+        upper[len(upper) - len(ways) :] = 0.0
+        highs = quiet_highs(time_limit=seconds, solver="simplex")
+        rows = (eased.row_lower, eased.row_upper)
+        pass_model(highs, matrix=eased.matrix, cost=eased.cost, columns=(eased.lower, upper), rows=rows, whole=None)
+        alone = cls(eased=eased, cells=cells, ways=ways, highs=highs)
+        alone.before = alone._solved()
+        return alone
+
+    def told(self, row: Relief, way: int) -> Relief:
+        """Add what the first unit serves more and what it saves in penalties."""
+        column, unit = len(self.eased.cost) - len(self.ways) + way, self.ways[way].per_unit
+        self.highs.changeColBounds(column, 0.0, 1.0)
+        served, penalties = (after - now for after, now in zip(self._solved(), self.before, strict=True))
+        self.highs.changeColBounds(column, 0.0, 0.0)
+        return replace(
+            row,
+            first_serves_requests_per_s=_clean(served / unit),
+            first_saves_usd_per_hour=_clean(-penalties / unit),
+        )
+
+    def _solved(self) -> tuple[float, float]:
+        """Requests/s served (less the demand) and USD/h of penalties."""
+        self.highs.run()
+        if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            raise SolveFailed("the worth of the relief was not found")
+        x = np.array(self.highs.getSolution().col_value)
+        lacking = sum(float(self.eased.cost[at] @ x[at]) for at in (self.eased.columns[name] for name in LACKS))
+        return -float(self.cells.demand_per_s @ x[self.eased.columns["unserved"]]), lacking
+
+
+def _clean(value: float) -> float:
+    """Nothing, rather than the solver's rounding."""
+    return value if value > LEAST else 0.0

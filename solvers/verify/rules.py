@@ -101,7 +101,8 @@ def losses(plan: Plan, problem: Problem) -> Iterator[str]:
 def relief(plan: Plan) -> Iterator[str]:
     """Check that what would help is said in finite amounts, and only where something is short."""
     for row in plan.relief:
-        if not (0.0 < row.amount < inf and 0.0 <= row.usd_per_hour < inf):
+        first = (row.first_serves_requests_per_s, row.first_saves_usd_per_hour)
+        if not (0.0 < row.amount < inf and all(0.0 <= value < inf for value in (row.usd_per_hour, *first))):
             yield f"relief[{row.limit} {row.subject}]: {row.amount:g} {row.unit} for {row.usd_per_hour:g} USD/h"
     if plan.relief and not any(service.short_because for service in plan.services):
         yield f"relief: {len(plan.relief)} limits should give way while nothing is short"
