@@ -19,6 +19,7 @@ from solvers.planner.overload import is_far_beyond, said_in_full, within_reach
 from solvers.planner.parted import concerns, plan_parts
 from solvers.planner.relief import find_relief
 from solvers.planner.search import SOLVER_FAULTS, Search
+from solvers.planner.sizings import Sizings
 from solvers.planner.tally import Worth, best_of
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
@@ -44,6 +45,7 @@ def make_plan(
     workers: int = 1,
     is_isolated: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
+    sizings: Sizings | None = None,
 ) -> Plan:
     """Decide pools, counts and places for the whole fleet.
 
@@ -61,6 +63,9 @@ def make_plan(
         counted and told in the notes, and the decision falls back as for any solve that fails.
     on_plan : callable, optional
         Told every verified plan that an early stage of a large fleet leaves, before the last one is returned.
+    sizings : Sizings, optional
+        What sizing said in earlier decisions, and where this one's answers are kept. The plan is the same without; not
+        used for services that are split by size.
 
     Returns
     -------
@@ -87,7 +92,7 @@ def make_plan(
         early = {"on_plan": on_plan} if on_plan is not None else {}
         plan = plan_parts(problem, previous, decide, capacity_of, crew=crew(), **early)
         return replace(plan, certificate=None)  # its prices are of one cut
-    return _decided(problem, previous, capacity_of, crew(), on_plan)
+    return _decided(problem, previous, capacity_of, replace(crew(), sizings=sizings), on_plan)
 
 
 def _decided(

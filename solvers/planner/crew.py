@@ -11,6 +11,7 @@ from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 
 from solvers.apart import WorkLost, apart, make_ready
+from solvers.planner.sizings import Sizings
 from solvers.problem import Problem
 from solvers.programme import Programme, Solution, solve
 from solvers.workload import ServedModel
@@ -34,6 +35,8 @@ class Crew:
         Pieces that no worker answered, one having died or hung: done here.
     lost_solves : int
         Integer solves that a crash or a hang ended; they are not done again, as this process would share their fate.
+    sizings : Sizings, optional
+        What sizing said in earlier decisions.
     """
 
     workers: int = 1
@@ -41,6 +44,7 @@ class Crew:
     lost: int = field(default=0)
     lost_solves: int = field(default=0)
     solve: Callable[[Programme], Solution] = solve
+    sizings: Sizings | None = None
 
     def __post_init__(self) -> None:
         if self.is_isolated:

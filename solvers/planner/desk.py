@@ -51,7 +51,8 @@ class Desk:
         wanted = frozenset(pool for (pool, _), count in problem.running.items() if count)
         if previous is not None:
             wanted |= {pool for pool, _ in planned_counts(problem, previous)}
-        sizer = Sizer(problem=problem, capacity_of=capacity_of)
+        known = crew.sizings.of(problem, capacity_of) if crew and crew.sizings else {}
+        sizer = Sizer(problem=problem, capacity_of=capacity_of, known=known)
         options = find_options(problem, sizer, wanted=wanted, is_wide=is_wide(problem), crew=crew)
         return cls(
             problem=problem,

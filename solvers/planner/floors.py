@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
-from solvers.workload import Pin, ServedModel
+from solvers.workload import Demand, Pin, ServedModel
 
 CHAIN_ROLES = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
 
@@ -53,3 +54,15 @@ def missing_of_pin(pin: Pin, places: Places) -> int:
     """Replicas that the pin still wants."""
     there = sum(n for (pool, at), n in places.items() if pin.counts(pool.role, pool.gpu_class, at))
     return max(0, pin.replicas - there)
+
+
+def least_useful(service: ServedModel, pool: PoolKey) -> int:
+    """Replicas that a pool must be able to have, however little it carries."""
+    return max(service.min_replicas, least_locations(service), pinned_most(service, pool))
+
+
+def spread_demand(service: ServedModel, demand: Demand) -> Demand:
+    """What the replicas of one pool carry together at most where two locations stand in for each other."""
+    keeps = 1.0 - min(service.max_share_per_location_ratio, service.max_spot_ratio)
+    factor = max(1.0, 2.0 * keeps)
+    return replace(demand, requests_per_s=factor * demand.requests_per_s)

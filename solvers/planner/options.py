@@ -15,11 +15,12 @@ from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
 from solvers.planner.caps import at_cap, levels_watts, limited_classes, profile_at
 from solvers.planner.crew import Crew, of_service
-from solvers.planner.floors import least_locations, pinned_most
+from solvers.planner.floors import least_useful, spread_demand
 from solvers.planner.links import Links
 from solvers.planner.pairing import Pairing
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.reclaim import Reclaims
+from solvers.planner.sizings import UnknownSize, refuse
 from solvers.planner.slots import SlotsKind, find_slots, kind_of, no_room
 from solvers.power import pool_extra_watts
 from solvers.problem import Problem
@@ -173,7 +174,7 @@ def size_pools(
     sizer = Sizer(problem=problem, capacity_of=capacity_of)
     services = {service.name: service for service in problem.services}
     for pool, profile, room, least in asks:
-        demand = _spread_demand(services[pool.service], problem.demands[pool.service])
+        demand = spread_demand(services[pool.service], problem.demands[pool.service])
         _useful_size(pool, profile, demand, room, least, sizer)
     return sizer.known
 
@@ -243,22 +244,29 @@ def _size_ahead(
     levels: Callable[[PoolKey, EngineProfile], Iterable[float]],
     crew: Crew,
 ) -> None:
-    """Let the crew size every pool, so that what follows looks it up."""
-    work = []
+    """Let the crew size every pool that is not known in full, so that what follows looks it up."""
+    work, known = [], replace(sizer, capacity_of=refuse)
     for service in sorted(problem.services, key=lambda s: s.name):
         asks = []
         for pool, profile in _candidates(problem, service, sizer, levels):
             mine = slots[kind_of(service)]
             room = min(service.max_replicas, mine.get((pool.gpu_class, pool.config.gpus), 0))
-            if room > 0:
-                asks.append((pool, profile, room, _least_useful(service, pool)))
+            ask = (pool, profile, room, least_useful(service, pool))
+            if room > 0 and not _is_known(service, problem.demands[service.name], ask, known):
+                asks.append(ask)
         work.append((of_service(problem, service), sizer.capacity_of, tuple(asks)))
-    for known in crew.each(size_pools, work):
-        sizer.known.update(known)
+    for found in crew.each(size_pools, work):
+        sizer.known.update(found)
 
 
-def _least_useful(service: ServedModel, pool: PoolKey) -> int:
-    return max(service.min_replicas, least_locations(service), pinned_most(service, pool))
+def _is_known(service: ServedModel, demand: Demand, ask: Ask, known: Sizer) -> bool:
+    """True when the search for the useful size asks for nothing new."""
+    pool, profile, room, least = ask
+    try:
+        _useful_size(pool, profile, spread_demand(service, demand), room, least, known)
+    except UnknownSize:
+        return False
+    return True
 
 
 def _candidates(
@@ -291,8 +299,8 @@ def _option(
     room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
     if room <= 0 or quotas.room(pool, 1) == 0:
         return no_room(problem, service, pool, quotas)
-    least = _least_useful(service, pool)
-    most = _useful_size(pool, profile, _spread_demand(service, demand), room, least, sizer)
+    least = least_useful(service, pool)
+    most = _useful_size(pool, profile, spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
         return most
     most = min(room, most + int(service.is_spread))
@@ -307,13 +315,6 @@ def _option(
         host_watts=gpus * gpu_class.host_share_watts,
         steps=_one_step(pool, profile, most, sizer) if refined is None else _steps(pool, profile, most, refined, sizer),
     )
-
-
-def _spread_demand(service: ServedModel, demand: Demand) -> Demand:
-    """What the replicas of one pool carry together at most where two locations stand in for each other."""
-    keeps = 1.0 - min(service.max_share_per_location_ratio, service.max_spot_ratio)
-    factor = max(1.0, 2.0 * keeps)
-    return replace(demand, requests_per_s=factor * demand.requests_per_s)
 
 
 def _useful_size(
