@@ -19,17 +19,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
 
 from solvers.errors import PenstockError, SolveFailed
 from solvers.plan import Plan
 from solvers.problem import Problem
+
+if TYPE_CHECKING:
+    from solvers.planner.sizings import Sizings
 
 log = logging.getLogger("penstock.worker")
 
@@ -69,7 +72,7 @@ def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1, de
     from solvers.explain.brief import with_reasons
     from solvers.planner import make_plan
 
-    decide = partial(make_plan, workers=workers, is_isolated=True)
+    decide = partial(make_plan, workers=workers, is_isolated=True, sizings=_sizings())
     if problem.policy.replay:
         plan = _refuted(problem, previous, decide, Allowance(REPLAY_SHARE * deadline_s))
     else:
@@ -80,6 +83,14 @@ def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1, de
     except Exception as fault:  # noqa: BLE001 - a decision is not lost for want of words about it
         notes = (*plan.report.notes, f"its reasons could not be worked out: {type(fault).__name__}: {fault}")
         return replace(plan, report=replace(plan.report, notes=notes))
+
+
+@cache
+def _sizings() -> Sizings:
+    """What sizing said in this process so far; as it rests on no rate, most decisions ask for little that is new."""
+    from solvers.planner.sizings import Sizings
+
+    return Sizings()
 
 
 def _refuted(problem: Problem, previous: Plan | None, decide: Callable[..., Plan], in_time: Allowance) -> Plan:

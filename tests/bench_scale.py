@@ -5,7 +5,7 @@ The baseline, planned in the same process, fills service by service in the order
 per request (``Desk.repaired``); *x cheaper* is its objective over the plan's. Seconds are this machine's: *cpu* counts
 this process alone, and is what to judge by where others share the machine. Warm plans start from the running plan with
 every demand shifted by a normal factor of spread ``--sigma``, with ``minSavingRatio`` 0: what is kept for calm is
-measured elsewhere.
+measured elsewhere. They know what sizing said for the cold plan, as an operator's process does (``Sizings``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from controller.tables import render_table
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.desk import Desk
+from solvers.planner.sizings import Sizings
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
@@ -42,12 +43,18 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, int, float]]:
                 yield size, seed, load
 
 
-def measured(name: str, problem: Problem, workers: int, previous: Plan | None = None) -> tuple[Plan, Row]:
+def measured(
+    name: str, problem: Problem, workers: int, previous: Plan | None = None, sizings: Sizings | None = None
+) -> tuple[Plan, Row]:
     """Plan once; times, evidence, and the check's own time."""
     first: list[float] = []
     wall, cpu = time.perf_counter(), time.process_time()
     plan = make_plan(
-        problem, previous=previous, workers=workers, on_plan=lambda _: first.append(time.perf_counter() - wall)
+        problem,
+        previous=previous,
+        workers=workers,
+        on_plan=lambda _: first.append(time.perf_counter() - wall),
+        sizings=sizings,
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     began = time.process_time()
@@ -91,13 +98,16 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
         problem = synthetic.make_problem(synthetic.SIZES[size], seed, load=load, policy=policy)
         name = f"{size} seed {seed} load {load:g}"
         print(f"planning {name}: {len(problem.nodes)} nodes, {len(problem.services)} services", file=sys.stderr)
-        plan, row = measured(name, problem, args.workers)
+        sizings = (
+            Sizings()
+        )  # empty for the cold plan; the warm one begins with what that asked for, as an operator does
+        plan, row = measured(name, problem, args.workers, sizings=sizings)
         if args.baseline:
             row["x cheaper"] = round(greedy_usd_per_hour(problem) / plan.report.objective_usd_per_hour, 3)
         yield row
         if args.warm:
             moved = synthetic.shifted(problem, plan, args.sigma, seed)
-            yield measured(f"{name}, shifted", moved, args.workers, plan)[1]
+            yield measured(f"{name}, shifted", moved, args.workers, plan, sizings)[1]
 
 
 def greedy_usd_per_hour(problem: Problem) -> float:

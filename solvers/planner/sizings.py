@@ -11,7 +11,7 @@ from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit, replica_capacity
 from solvers.workload import Demand, ServedModel, SizeBucket, Slo
 
-MOST = 400_000
+MOST = 200_000
 """Answers that are kept, of some 300 bytes each; with more, a decision begins with none."""
 
 Known = dict[tuple[PoolKey, int], Capacity | Unfit]
