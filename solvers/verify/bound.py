@@ -25,12 +25,12 @@ from solvers.problem import Problem
 from solvers.verify.claims import CapacityOf
 from solvers.verify.evidence import evidence_faults
 from solvers.verify.market import Market
-from solvers.verify.ways import Asked, Least, Stock, first_apart, least, refine, tell_apart
+from solvers.verify.ways import Asked, Least, Stock, Tables, first_apart, least, refine, tell_apart
 from solvers.workload import PlacementMode, ServedModel
 
 Floats = NDArray[np.float64]
 
-LOOKS = ((1000, False), (4000, False), (4000, True), (16000, True))
+LOOKS = ((4000, False), (4000, True), (16000, True))
 """Parts of a service's demand that loads are rounded up to, and whether floors are counted: closer and closer looks."""
 
 MOST_ROUNDS = 40
@@ -192,6 +192,7 @@ class _Case:
     asked: Asked | None = None
     parts: int = 0
     found: Least | None = None
+    tables: Tables = field(default_factory=dict)
 
     @property
     def usd_per_hour(self) -> float:
@@ -215,7 +216,7 @@ class _Case:
             floor_usd_per_hour=floor,
         )
         self.parts = parts
-        self.found = least(self.stocks, self.apart, self.asked, parts)
+        self.found = least(self.stocks, self.apart, self.asked, parts, self.tables)
 
     def refine(self) -> bool:
         """Make exact what the value rests on; False when all of it was."""
@@ -223,7 +224,7 @@ class _Case:
             return False
         if not refine(self.stocks, self.apart, self.found):
             return False
-        self.found = least(self.stocks, self.apart, self.asked, self.parts)
+        self.found = least(self.stocks, self.apart, self.asked, self.parts, self.tables)
         return True
 
     def _floor(self) -> int:

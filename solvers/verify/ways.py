@@ -48,6 +48,7 @@ class Stock:
     idle_usd_per_hour: float
     sized: Callable[[int], tuple[float, float]]
     known: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _curve: tuple[tuple[float, int, int], tuple[Ints, Floats]] | None = None
 
     @property
     def most(self) -> int:
@@ -73,6 +74,12 @@ class Stock:
 
     def curve(self, demand_per_s: float, parts: int) -> tuple[Ints, Floats]:
         """Parts carried and price of every size from 0 that is told apart."""
+        key = demand_per_s, parts, len(self.known)
+        if self._curve is None or self._curve[0] != key:
+            self._curve = key, self._found_curve(demand_per_s, parts)
+        return self._curve[1]
+
+    def _found_curve(self, demand_per_s: float, parts: int) -> tuple[Ints, Floats]:
         sizes = np.arange(self.most + 1)
         known = np.array(sorted(self.known))
         rates, runs = np.array([self.known[n] for n in known.tolist()]).T
@@ -147,17 +154,30 @@ def tell_apart(stock: Stock) -> None:
             stock.ask(size)
 
 
-def least(stocks: Sequence[Stock], apart: set[int], asked: Asked, parts: int) -> Least:
-    """Find a value that no way of running the service undercuts."""
+Tables = dict[Role, tuple[object, Floats, list["_Stage"]]]
+"""What the last look found of each role, and what it rests on."""
+
+
+def least(
+    stocks: Sequence[Stock], apart: set[int], asked: Asked, parts: int, tables_before: Tables | None = None
+) -> Least:
+    """Find a value that no way of running the service undercuts.
+
+    Parameters
+    ----------
+    tables_before : dict, optional
+        Of the last look at the same service, for the roles of which nothing new is known; brought up to date.
+    """
+    memo: Tables = {} if tables_before is None else tables_before
     parts = parts if asked.demand_per_s > 0.0 else 0
     empty = np.full((asked.floor + 1, parts + 1), np.inf)
     empty[0, 0] = 0.0
     tables, stages = {}, {}
     for role in (Role.PREFILL, Role.DECODE):
-        tables[role], stages[role] = _combined(stocks, apart, asked, role, empty)
+        tables[role], stages[role] = _remembered(memo, stocks, apart, asked, role, empty)
     kept = {role: _with_missing(table, asked.floor_usd_per_hour) for role, table in tables.items()}
     pair = kept[Role.PREFILL][0] + kept[Role.DECODE][0]
-    table, stages[Role.MIXED] = _combined(stocks, apart, asked, Role.MIXED, pair)
+    table, stages[Role.MIXED] = _remembered(memo, stocks, apart, asked, Role.MIXED, pair)
     lacking = 1.0 - np.arange(parts + 1) / max(1, parts) if parts else np.zeros(1)
     beyond = np.maximum(0.0, lacking - asked.fair_ratio)
     paid = table[asked.floor] + asked.unserved_usd_per_hour * (lacking + beyond)
@@ -184,6 +204,17 @@ def _with_missing(table: Floats, floor_usd_per_hour: float) -> tuple[Floats, Int
         kept[floor] = np.argmin(lacking, axis=0)
         paid[floor] = np.min(lacking, axis=0)
     return paid, kept
+
+
+def _remembered(
+    memo: Tables, stocks: Sequence[Stock], apart: set[int], asked: Asked, role: Role, table: Floats
+) -> tuple[Floats, list[_Stage]]:
+    """The tables of a role, found anew only when a pool of it, or the table to begin with, is another."""
+    mine = tuple((len(s.known), i in apart) for i, s in enumerate(stocks) if s.role is role)
+    before = memo.get(role)
+    if before is None or before[0] != (mine, asked, table.shape, table.tobytes()):
+        memo[role] = (mine, asked, table.shape, table.tobytes()), *_combined(stocks, apart, asked, role, table)
+    return memo[role][1], memo[role][2]
 
 
 def _combined(
