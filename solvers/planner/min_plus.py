@@ -43,10 +43,20 @@ def divided(tables: Sequence[Floats], paid: Floats) -> list[int]:
     paid : (N,) float
         Beside the tables, by load.
     """
+    totals = in_turn(tables)
+    return parts_of(tables, totals, int(np.argmin(totals[-1] + paid)))
+
+
+def in_turn(tables: Sequence[Floats]) -> list[Floats]:
+    """Least cost by load of the first table, of the first two, and so on."""
     totals = [tables[0]]
     for table in tables[1:]:
         totals.append(shared_out([totals[-1], table]))
-    load = int(np.argmin(totals[-1] + paid))
+    return totals
+
+
+def parts_of(tables: Sequence[Floats], totals: Sequence[Floats], load: int) -> list[int]:
+    """Parts of a load that each table takes at least cost; ``totals`` as ``in_turn`` finds them."""
     parts: list[int] = []
     for table, before in zip(tables[:0:-1], totals[-2::-1], strict=True):
         part = int(np.argmin(table[: load + 1] + before[load::-1]))

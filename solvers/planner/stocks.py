@@ -18,7 +18,7 @@ from scipy.ndimage import minimum_filter1d
 
 from solvers.engine import Role
 from solvers.planner.cells import Floats, Ints
-from solvers.planner.min_plus import shared_out
+from solvers.planner.min_plus import in_turn, parts_of
 from solvers.planner.penalties import EXCESS_WEIGHT
 
 PARTS = 1000  # of the demand; a load is rounded up to whole parts
@@ -29,7 +29,8 @@ KNOWN_SIZES = (1, 2, 4, 8, 16, 32)  # sized before they are used; sizes between 
 KEPT = 6  # pools of a role told apart
 MOST_APART = 96  # sizes of a role told apart, when its pools are small and there is room for more of them
 FAR = 1.35  # times the cheapest rate of the role; dearer pools never make a way
-ROLES = (Role.PREFILL, Role.DECODE, Role.MIXED)
+PAIR_ROLES = (Role.PREFILL, Role.DECODE)
+ROLES = (*PAIR_ROLES, Role.MIXED)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -136,6 +137,8 @@ class Pick:
     wanted: frozenset[int]
     asked_sizes: tuple[tuple[int, int], ...]
     """(pool, size) that the value rests on and that only a hopeful guess stands for so far."""
+    by_side: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """Sizes by (pool, side), where it matters on which side of what pairs may not cross replicas are."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -149,6 +152,14 @@ class _Stage:
     lines: tuple[tuple[Floats, Floats, int], ...] = ()  # (table before, slope by part as table, parts)
     rest: int = -1
     part_rate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Group:
+    """Least cost of pairs of one KV group by parts carried, and how it came about."""
+
+    table: Floats
+    stages: Mapping[Role, list[_Stage]]
 
 
 def least_value(
@@ -180,21 +191,17 @@ def least_value(
     empty = np.full(stocks.parts + 1, np.inf)
     empty[0] = 0.0
     of_role = partial(_role_table, stocks, curves, kept, asked, ratio, is_safe)
-    pairs: list[Floats] = []
-    best: tuple[float, int, dict[Role, list[_Stage]]] = (np.inf, 0, {role: [] for role in ROLES})
+    groups: list[_Group] = []
     for group in stocks.pair_groups:
-        stages: dict[Role, list[_Stage]] = {role: [] for role in ROLES}
-        sides = [of_role(role, group, empty, stages[role]) for role in (Role.PREFILL, Role.DECODE)]
-        pairs.append(sides[0] + sides[1])
-        paid = _paid(stocks, floor, weight, of_role(Role.MIXED, "", pairs[-1], stages[Role.MIXED]))
-        part = int(np.argmin(paid))
-        best = (float(paid[part]), part, stages) if paid[part] < best[0] or not pairs[1:] else best
-    value, part, stages = best
-    if len(pairs) > 1:  # groups may be mixed, which ways from here do not
-        value = float(_paid(stocks, floor, weight, of_role(Role.MIXED, "", shared_out(pairs), [])).min())
-    sizes, wanted, guessed = _way_back(stocks, curves, stages, part)
+        stages: dict[Role, list[_Stage]] = {role: [] for role in PAIR_ROLES}
+        table = sum(of_role(role, group, empty, stages[role]) for role in PAIR_ROLES)
+        groups.append(_Group(table=np.asarray(table), stages=stages))
+    totals, mixed = in_turn([group.table for group in groups]), list[_Stage]()
+    paid = _paid(stocks, floor, weight, of_role(Role.MIXED, "", totals[-1], mixed))
+    part = int(np.argmin(paid))
+    sizes, wanted, guessed = _way_back(stocks, curves, groups, totals, mixed, part)
     return Pick(
-        value_usd_per_hour=value + stocks.stop_all_usd_per_hour,
+        value_usd_per_hour=float(paid[part]) + stocks.stop_all_usd_per_hour,
         sizes=sizes,
         served_ratio=part / stocks.parts,
         wanted=frozenset(wanted),
@@ -335,13 +342,19 @@ def _slide(values: Floats, width: int) -> Floats:
 
 
 def _way_back(
-    stocks: Stocks, curves: Mapping[int, Curve], stages: Mapping[Role, list[_Stage]], part: int
+    stocks: Stocks,
+    curves: Mapping[int, Curve],
+    groups: Sequence[_Group],
+    totals: Sequence[Floats],
+    mixed: Sequence[_Stage],
+    part: int,
 ) -> tuple[dict[int, int], set[int], list[tuple[int, int]]]:
     sizes: dict[int, int] = {}
     wanted: set[int] = set()
-    part = _role_back(stages[Role.MIXED], part, sizes, wanted)
-    for role in (Role.PREFILL, Role.DECODE):
-        _role_back(stages[role], part, sizes, wanted)
+    part = _role_back(mixed, part, sizes, wanted)
+    for group, mine in zip(groups, parts_of([g.table for g in groups], totals, part), strict=True):
+        for role in PAIR_ROLES:
+            _role_back(group.stages[role], mine, sizes, wanted)
     guessed = [
         (p, n) for p, n in sorted(sizes.items()) if p in curves and n <= stocks.every and n not in curves[p].rate_per_s
     ]

@@ -27,6 +27,7 @@ from solvers.planner.stocks import Pick, Stocks, choose_kept, least_value
 from solvers.planner.tally import Worth
 from solvers.planner.way_table import WayTable
 from solvers.planner.wide_rows import best_ways, priced_ways, taken_in_turn, usd_per_unit
+from solvers.planner.wide_sides import Sides, asked_of
 from solvers.planner.wide_ways import SparseWay, WayMaker
 
 MOST_PRICINGS, LEAST_PRICINGS = 60, 10
@@ -64,6 +65,7 @@ class Wide:
     cells: Cells
     crew: Crew
     stocks: Sequence[Stocks]
+    sides: list[Sides | None]
     shared: sp.csr_array
     table: WayTable
     room: Floats
@@ -87,12 +89,14 @@ class Wide:
     def of(cls, cells: Cells, arrays: Arrays, sizer: Sizer, crew: Crew, *, gap: float, seconds: float) -> Wide:
         rows = shared_rows(arrays)
         stocks = build_stocks(cells)
-        maker = WayMaker(cells=cells, sizer=sizer, stocks=stocks)
+        sides = [Sides.of(cells, mine) for mine in stocks]
+        maker = WayMaker(cells=cells, sizer=sizer, stocks=stocks, sides=sides)
         shared = sp.csr_array(arrays.matrix.tocsr()[rows][:, arrays.columns["replicas"]])
         return cls(
             cells=cells,
             crew=crew,
             stocks=stocks,
+            sides=sides,
             shared=shared,
             table=WayTable(shared=shared, tiers=_tiers(cells)),
             floor=USUAL * usd_per_unit(cells, shared),
@@ -171,6 +175,7 @@ class Wide:
         parts = max(FINE_PARTS[0], min(FINE_PARTS[1], FINE_WORK // max(1, len(self.stocks))))
         self.is_fine, self.trust = True, max(self.trust, FINE_TRUST)
         self.stocks = [replace(stocks, parts=max(stocks.parts, parts)) for stocks in self.stocks]
+        self.sides = [cut and cut.finer(parts) for cut in self.sides]
 
     def _step(self) -> BoxStep:
         """The best prices for the ways known so far, near the best prices so far."""
@@ -299,23 +304,24 @@ class Wide:
 
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         asked, weights = self._asked(prices), self._weights(prices).tolist()
-        for s, stocks in enumerate(self.stocks):
-            self.kept[s] = (
-                choose_kept(stocks, asked[stocks.cells], self.wanted[s]) if stocks.demand_per_s else frozenset()
-            )
+        views = [stocks if cut is None else cut.stocks for stocks, cut in zip(self.stocks, self.sides, strict=True)]
+        priced = [asked_of(cut, asked[stocks.cells]) for stocks, cut in zip(self.stocks, self.sides, strict=True)]
+        apart = [
+            choose_kept(view, usd, self.wanted[s]) if view.demand_per_s else frozenset[int]()
+            for s, (view, usd) in enumerate(zip(views, priced, strict=True))
+        ]
+        self.kept = [kept if cut is None else cut.pools(kept) for kept, cut in zip(apart, self.sides, strict=True)]
         self.book.know(self.kept)
         work = [
-            (
-                stocks,
-                {p: self.book.curves[s][p] for p in self.kept[s]},
-                self.kept[s],
-                asked[stocks.cells],
-                is_safe,
-                weights[s],
-            )
-            for s, stocks in enumerate(self.stocks)
+            (view, self._curves(s, apart[s]), apart[s], priced[s], is_safe, weights[s]) for s, view in enumerate(views)
         ]
-        return self.crew.each(least_value, work)
+        picks = self.crew.each(least_value, work)
+        return [pick if cut is None else cut.pick(pick) for pick, cut in zip(picks, self.sides, strict=True)]
+
+    def _curves(self, service: int, apart: frozenset[int]) -> dict[int, Curve]:
+        """What the pools told apart carry and cost; of parts of them where the service is cut by side."""
+        known, cut = self.book.curves[service], self.sides[service]
+        return {pool: known[pool] for pool in apart} if cut is None else cut.curves(known, apart)
 
     def _take(self, picks: Sequence[Pick], asked: Floats) -> bool:
         """Remember the ways of the picks, and size what they rest on."""

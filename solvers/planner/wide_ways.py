@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from solvers.engine import Role
-from solvers.fleet import ANYWHERE
+from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.options import PoolOption, Sizer
 from solvers.planner.pairing import Domain, Pairs
@@ -25,6 +25,7 @@ from solvers.planner.wide_rules import (
     pin_cells,
     pool_of,
 )
+from solvers.planner.wide_sides import EVERYWHERE, Sides, by_side, where
 from solvers.sizing import Capacity
 
 CHAIN_ROLES = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
@@ -59,6 +60,7 @@ class WayMaker:
     cells: Cells
     sizer: Sizer
     stocks: Sequence[Stocks]
+    sides: Sequence[Sides | None] = ()
 
     def option(self, service: int, pool: int) -> PoolOption:
         """The pool by its index inside the service."""
@@ -133,8 +135,9 @@ class WayMaker:
         """Make the pick whole: as many replicas as it needs at their exact capacity, in their cheapest cells."""
         draft, sizes = _Draft(by_cell={}, by_pool={}), at_one_cap(self.stocks[service], pick.sizes)
         self._pins_kept(service, draft, asked, sorted(sizes))
-        for pool, size in sorted(sizes.items()):
-            self._add(service, draft, pool, size - draft.by_pool.get(pool, 0), asked)
+        for (pool, side), size in sorted(by_side(self.stocks[service], pick, sizes).items()):
+            here = self._by_side(service, draft).get((pool, side), 0)
+            self._add(service, draft, pool, size - here, asked, side)
         served = pick.served_ratio
         if served < 1.0:  # loads were rounded up: what is left unserved anyway need not be carried to the last part
             served = max(0.0, served - (len(pick.sizes) + 1) / self.stocks[service].parts)
@@ -168,8 +171,22 @@ class WayMaker:
         draft.by_cell[cell] = draft.by_cell.get(cell, 0) + count
         draft.by_pool[pool] = draft.by_pool.get(pool, 0) + count
 
-    def _add(self, service: int, draft: _Draft, pool: int, count: int, asked: Floats) -> int:
-        """Put replicas into their cheapest cells; returns how many found room."""
+    def _by_side(self, service: int, draft: _Draft) -> dict[tuple[int, int], int]:
+        """Replicas by pool and side."""
+        found: dict[tuple[int, int], int] = {}
+        for cell, count in draft.by_cell.items():
+            key = self._pool_of(service, cell), self._side(service, cell)
+            found[key] = found.get(key, 0) + count
+        return found
+
+    def _side(self, service: int, cell: int) -> int:
+        """Side of pairs that the cell is on, where that matters."""
+        cut = self.sides[service] if self.sides else None
+        is_mixed = self.stocks[service].roles[self._pool_of(service, cell)] is Role.MIXED
+        return EVERYWHERE if cut is None or is_mixed else int(cut.of_cell[cell - self.stocks[service].cells.start])
+
+    def _add(self, service: int, draft: _Draft, pool: int, count: int, asked: Floats, side: int = EVERYWHERE) -> int:
+        """Put replicas into their cheapest cells, on one side or on any; returns how many found room."""
         stocks, left = (
             self.stocks[service],
             min(count, int(self.stocks[service].most[pool]) - draft.by_pool.get(pool, 0)),
@@ -178,6 +195,8 @@ class WayMaker:
         held = {c: draft.by_cell.get(stocks.cells.start + c, 0) for c in set(cells.tolist())}
         added = 0
         for number, inside in zip(numbers.tolist(), cells.tolist(), strict=True):
+            if side not in (EVERYWHERE, self._side(service, stocks.cells.start + inside)):
+                continue
             gone = min(number, held[inside])  # what the draft holds of a cell is what was cheapest there
             held[inside] -= gone
             taken = min(left - added, number - gone)
@@ -192,15 +211,17 @@ class WayMaker:
         option = self.option(service, pool)
         return self.sizer.carried(option.pool, option.profile, size) if size > 0 else 0.0
 
-    def _pairs(self, service: int, by_pool: dict[int, int]) -> Pairs:
-        carried = {
-            (self.option(service, pool).pool, ANYWHERE): self._carried(service, pool, size)
-            for pool, size in sorted(by_pool.items())
-        }
+    def _pairs(self, service: int, draft: _Draft) -> Pairs:
+        carried: dict[tuple[PoolKey, str], float] = {}
+        for (pool, side), count in sorted(self._by_side(service, draft).items()):
+            if count > 0:
+                size = draft.by_pool[pool]
+                key = self.option(service, pool).pool, where(side)
+                carried[key] = self._carried(service, pool, size) * (count / size if count < size else 1.0)
         return self.sizer.pairing.pairs(self.cells.services[service].name, carried)
 
-    def _domain(self, service: int, pool: int) -> Domain:
-        return self.sizer.pairing.domain(self.option(service, pool).pool, ANYWHERE)
+    def _domain(self, service: int, pool: int, side: int) -> Domain:
+        return self.sizer.pairing.domain(self.option(service, pool).pool, where(side))
 
     def _finished(
         self, service: int, draft: _Draft, served_ratio: float, asked: Floats, pools: Sequence[int]
@@ -237,31 +258,43 @@ class WayMaker:
         stocks = self.stocks[service]
         if self.cells.services[service].name in self.sizer.pairing.parted:
             pools = range(len(stocks.roles))
-        least = stocks.cheapest_usd(asked[stocks.cells])
-        blocked: set[tuple[int, int]] = set()
+        least = self._least_by_side(service, pools, asked)
+        blocked: set[tuple[int, int, int]] = set()
         for _ in range(MOST_ADDED):
-            pairs = self._pairs(service, draft.by_pool)
+            pairs = self._pairs(service, draft)
             if target - pairs.able_per_s <= ROUNDING * target:
                 return True
-            best: tuple[float, int, int] | None = None
+            best: tuple[float, int, int, int] | None = None
             others = other_caps(self.stocks[service], draft.by_pool)
-            for pool in (p for p in pools if p not in others):
-                wanted = pairs.wants(stocks.roles[pool], self._domain(service, pool), target)
+            for (pool, side), usd in least.items():
+                if pool in others:
+                    continue
+                wanted = pairs.wants(stocks.roles[pool], self._domain(service, pool, side), target)
                 now = draft.by_pool.get(pool, 0)
                 base, rate = self._carried(service, pool, now), float(stocks.rate_per_s[pool])
                 for block in sorted({1, max(1, math.ceil(max(wanted) / rate - 1e-9))}):
-                    if (pool, block) in blocked or now + block > stocks.most[pool]:
+                    if (pool, block, side) in blocked or now + block > stocks.most[pool]:
                         continue
                     gain = self._carried(service, pool, now + block) - base
                     useful = sum(min(gain, want) for want in wanted)
                     if useful > 0.0:
-                        tried = (block * float(least[pool]) / useful, pool, block)
+                        tried = (block * usd / useful, pool, block, side)
                         best = tried if best is None or tried < best else best
             if best is None:
                 return False
-            if self._add(service, draft, best[1], best[2], asked) < best[2]:
-                blocked.add((best[1], best[2]))
+            if self._add(service, draft, best[1], best[2], asked, best[3]) < best[2]:
+                blocked.add(best[1:])
         return False
+
+    def _least_by_side(self, service: int, pools: Iterable[int], asked: Floats) -> dict[tuple[int, int], float]:
+        """Least price of a replica by pool and side."""
+        stocks = self.stocks[service]
+        least = stocks.cheapest_usd(asked[stocks.cells])
+        cut = self.sides[service] if self.sides else None
+        if cut is None:
+            return {(pool, EVERYWHERE): float(least[pool]) for pool in pools}
+        by_part = cut.stocks.cheapest_usd(asked[stocks.cells][cut.order]).tolist()
+        return {part: usd for part, usd in zip(cut.whole, by_part, strict=True) if part[0] in pools}
 
     def _floors_kept(self, service: int, draft: _Draft, asked: Floats, pools: Sequence[int]) -> None:
         """Add the cheapest replicas that a floor lacks, where the way has a pool for them."""
@@ -325,16 +358,15 @@ class WayMaker:
         price = stocks.cheapest_usd(asked[stocks.cells])
         for pool in sorted(draft.by_pool, key=lambda p: (-price[p], p)):
             for _ in range(MOST_SHAVED):
-                fewer = {**draft.by_pool, pool: draft.by_pool[pool] - 1}
-                if draft.by_pool[pool] <= 0 or not self._suffices(service, fewer, draft.by_pool, target, least):
-                    break
                 pinned = self._pinned_cells(service, draft)
                 held = (c for c in draft.by_cell if draft.by_cell[c] > 0 and c not in pinned)
                 mine = [c for c in held if self._pool_of(service, c) == pool]
-                if not mine:
+                dearest = sorted(mine, key=lambda c: (-asked[c] - self._last_usd(service, pool, c, draft), -c))
+                able = {self._side(service, c): c for c in reversed(dearest)}.values()  # one of each side will do
+                spare = [c for c in dearest if c in able and self._suffices(service, draft, c, target, least)][:1]
+                if not spare:
                     break
-                dearest = max(mine, key=lambda c: (asked[c] + self._last_usd(service, pool, c, draft), c))
-                draft.by_cell[dearest] -= 1
+                draft.by_cell[spare[0]] -= 1
                 draft.by_pool[pool] -= 1
 
     def _pinned_cells(self, service: int, draft: _Draft) -> set[int]:
@@ -353,10 +385,14 @@ class WayMaker:
         churn = stocks.start_usd_per_hour[pool] if is_new else -stocks.stop_usd_per_hour[pool]
         return float(churn + stocks.terms_usd_per_hour[cell - stocks.cells.start])
 
-    def _suffices(self, service: int, fewer: dict[int, int], now: dict[int, int], target: float, least: int) -> bool:
-        roles = self.stocks[service].roles
+    def _suffices(self, service: int, now: _Draft, cell: int, target: float, least: int) -> bool:
+        """Tell whether the way does without one replica of the cell."""
+        roles, pool = self.stocks[service].roles, self._pool_of(service, cell)
+        fewer = _Draft(
+            by_cell={**now.by_cell, cell: now.by_cell[cell] - 1}, by_pool={**now.by_pool, pool: now.by_pool[pool] - 1}
+        )
         for chain in CHAIN_ROLES:
-            left, had = (sum(n for p, n in sizes.items() if roles[p] in chain) for sizes in (fewer, now))
+            left, had = (sum(n for p, n in draft.by_pool.items() if roles[p] in chain) for draft in (fewer, now))
             if left < min(least, had):
                 return False
         able = self._pairs(service, fewer).able_per_s
@@ -404,7 +440,7 @@ class WayMaker:
             missing += max(0, pin.replicas - there)
         lacking = 0.0
         if stocks.demand_per_s > 0.0:
-            able = self._pairs(service, by_pool).able_per_s
+            able = self._pairs(service, draft).able_per_s
             lacking = max(0.0, 1.0 - able * (1.0 + ROUNDING) / stocks.demand_per_s)
         beyond = max(0.0, lacking - float(self.cells.fair_ratio[service]))
         unserved = stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)

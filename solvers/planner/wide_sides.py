@@ -1,0 +1,150 @@
+"""Stocks of a service whose pairs may not leave a location, cut by where they are.
+
+Each prefill and decode pool is cut into one for every class of interchangeable locations, and pairs form in each class
+by themselves, as in KV groups. A pool keeps the capacity of its whole size, which its parts do not know: they carry
+what no size of the whole pool could better, and draw the least, so that the value stays below that of every way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solvers.engine import Role
+from solvers.fleet import ANYWHERE
+from solvers.planner.cells import Cells, Floats, Ints
+from solvers.planner.stocks import Curve, Pick, Stocks
+
+EVERYWHERE = -1  # side of mixed pools
+MOST_PARTS = 2000  # of the demand; adding up sides takes their square
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sides:
+    """A service's pools, prefill and decode once for every side that they are on.
+
+    Attributes
+    ----------
+    stocks : Stocks
+        Of the parts; their KV groups name the side too.
+    whole : tuple of (int, int)
+        The service's pool and the side, of each part.
+    order : (C,) int
+        Where each cell of ``stocks`` is among the service's own.
+    of_cell : (C,) int
+        Side of each of the service's own cells.
+    are_whole : tuple of bool
+        True for parts that have all cells of their pool.
+    """
+
+    stocks: Stocks
+    whole: tuple[tuple[int, int], ...]
+    order: Ints
+    of_cell: Ints
+    are_whole: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, cells: Cells, stocks: Stocks) -> Sides | None:
+        """Cut the stocks; None for services whose pairs may be anywhere."""
+        if cells.services[stocks.service].name not in cells.pairing.local or not stocks.roles:
+            return None
+        of_cell = np.array([cells.grouping.group_site[g] for g in cells.cell_group[stocks.cells]], dtype=np.int64)
+        parts: list[tuple[int, int]] = []
+        inside: list[Ints] = []
+        for pool, role in enumerate(stocks.roles):
+            mine = np.arange(stocks.first[pool], stocks.first[pool + 1])
+            sides = [EVERYWHERE] if role is Role.MIXED else sorted({int(side) for side in of_cell[mine]})
+            for side in sides:
+                parts.append((pool, side))
+                inside.append(mine if side == EVERYWHERE else mine[of_cell[mine] == side])
+        order = np.concatenate(inside)
+        return cls(
+            stocks=_cut(stocks, parts, inside, order),
+            whole=tuple(parts),
+            order=order,
+            of_cell=of_cell,
+            are_whole=tuple(
+                len(cells_) == int(stocks.first[pool + 1] - stocks.first[pool])
+                for (pool, _), cells_ in zip(parts, inside, strict=True)
+            ),
+        )
+
+    def finer(self, parts: int) -> Sides:
+        """The same with loads cut into so many parts, up to a number that many sides can be added up in."""
+        return replace(self, stocks=replace(self.stocks, parts=max(self.stocks.parts, min(MOST_PARTS, parts))))
+
+    def pools(self, parts: Collection[int]) -> frozenset[int]:
+        """The service's pools that parts are of."""
+        return frozenset(self.whole[part][0] for part in parts)
+
+    def curves(self, curves: Mapping[int, Curve], parts: Collection[int]) -> dict[int, Curve]:
+        """What parts carry and cost at most and at least, by what is known of their pools."""
+        return {
+            part: curves[self.whole[part][0]] if self.are_whole[part] else self._hopeful(part, curves)
+            for part in sorted(parts)
+        }
+
+    def _hopeful(self, part: int, curves: Mapping[int, Curve]) -> Curve:
+        """Every replica at the rate of the pool's largest size."""
+        curve, rate = curves[self.whole[part][0]], float(self.stocks.rate_per_s[part])
+        return Curve(rate_per_s={n: n * rate for n in curve.rate_per_s}, run_usd_per_hour=curve.run_usd_per_hour)
+
+    def pick(self, pick: Pick) -> Pick:
+        """What was picked of parts in terms of the service's pools; the parts wanted stay parts."""
+        sizes: dict[int, int] = {}
+        for part, size in pick.sizes.items():
+            pool = self.whole[part][0]
+            sizes[pool] = sizes.get(pool, 0) + size
+        return replace(
+            pick,
+            sizes=sizes,
+            asked_sizes=tuple((self.whole[part][0], size) for part, size in pick.asked_sizes if self.are_whole[part]),
+            by_side={self.whole[part]: size for part, size in sorted(pick.sizes.items())},
+        )
+
+
+def _cut(stocks: Stocks, parts: list[tuple[int, int]], inside: list[Ints], order: Ints) -> Stocks:
+    at = np.array([pool for pool, _ in parts], dtype=np.int64)
+    index = {part: i for i, part in enumerate(parts)}
+    room = np.array([int(stocks.room[mine].sum()) for mine in inside], dtype=np.int64)
+    named = [f"{stocks.groups[pool] if stocks.groups else ''}@{side}" for pool, side in parts]
+    first = min((name for name, (_, side) in zip(named, parts, strict=True) if side != EVERYWHERE), default="")
+    return replace(
+        stocks,
+        roles=tuple(stocks.roles[pool] for pool in at),
+        first=np.concatenate([[0], np.cumsum([len(mine) for mine in inside])]),
+        base=np.array([index[int(stocks.base[pool]), side] for pool, side in parts], dtype=np.int64),
+        terms_usd_per_hour=stocks.terms_usd_per_hour[order],
+        room=stocks.room[order],
+        now=stocks.now[order],
+        most=np.minimum(stocks.most[at], room),
+        rate_per_s=stocks.rate_per_s[at],
+        run_usd_per_hour=stocks.run_usd_per_hour[at],
+        start_usd_per_hour=stocks.start_usd_per_hour[at],
+        stop_usd_per_hour=stocks.stop_usd_per_hour[at],
+        groups=tuple(first if side == EVERYWHERE else name for name, (_, side) in zip(named, parts, strict=True)),
+    )
+
+
+def asked_of(sides: Sides | None, asked: Floats) -> Floats:
+    """Prices of a service's cells in the order of what its stocks are cut into."""
+    return asked if sides is None else asked[sides.order]
+
+
+def where(side: int) -> str:
+    """A name of the side that serves as a location of pairs."""
+    return ANYWHERE if side == EVERYWHERE else f"side {side}"
+
+
+def by_side(stocks: Stocks, pick: Pick, sizes: Mapping[int, int]) -> dict[tuple[int, int], int]:
+    """Sizes by pool and side, each pool at the cap that it has in ``sizes``; everywhere, where sides do not matter."""
+    if not pick.by_side:
+        return {(pool, EVERYWHERE): size for pool, size in sizes.items()}
+    level = {int(stocks.base[pool]): pool for pool in sizes}
+    found: dict[tuple[int, int], int] = {}
+    for (pool, side), size in pick.by_side.items():
+        key = level[int(stocks.base[pool])], side
+        found[key] = found.get(key, 0) + size
+    return found
