@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from solvers.planner import desk, make_plan
+from solvers.planner.search import HELD_NOTE
 from solvers.problem import Problem
 from solvers.verify import verify
 from solvers.workload import Pin
+from tests.pair_world import in_rooms
 from tests.test_against_brute_force import TOLERANCE, best_by_trying, drawn
+from tests.test_pairing import Grouped, grouped
 from tests.test_planner_caps import best_by_trying as best_with_caps
 from tests.test_planner_caps import drawn as capped_fleets
 from tests.test_rules_together import Together, with_rules
@@ -101,3 +104,30 @@ def test_the_bound_lies_below_the_best_of_all_counts_and_caps() -> None:
         plan = make_plan(case.problem, capacity_of=case.capacity_of)
         assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
         assert plan.report.bound_usd_per_hour <= best_with_caps(case) * (1.0 + TOLERANCE), seed
+
+
+@pytest.mark.usefixtures("every_fleet_is_wide")
+@pytest.mark.parametrize(("first", "is_local"), [(11000, False), (11100, True), (11200, True)])
+def test_the_bound_lies_below_the_best_of_all_counts_in_pairs(first: int, is_local: bool) -> None:
+    """KV groups, no crossing, both; most plans are the best of all."""
+    equal = []
+    for seed, drawn_case in drawn(first, 30):
+        problem = grouped(drawn_case.problem, np.random.default_rng(seed)) if first != 11100 else drawn_case.problem
+        services = tuple(replace(s, kv_may_cross=not is_local) for s in problem.services)
+        case = Grouped(problem=replace(problem, services=services), table=drawn_case.table)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
+        best, found = best_by_trying(case), plan.report.objective_usd_per_hour
+        assert found >= best * (1.0 - TOLERANCE), seed
+        equal.append(found <= best * (1.0 + TOLERANCE))
+        if HELD_NOTE not in plan.report.notes:
+            assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
+    assert sum(equal) > 0.6 * len(equal)
+
+
+def test_a_wide_fleet_whose_pairs_stay_in_rooms_is_proved_near_the_best() -> None:
+    problem = in_rooms(drawn_wide())
+    plan = make_plan(problem)
+    assert verify(plan, problem) == ()
+    assert not plan.is_short
+    assert 0.0 <= plan.report.gap_ratio < WORST_GAP

@@ -23,7 +23,7 @@ from solvers.planner.places import cell_counts
 from solvers.planner.price_box import BoxStep, box_step
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
 from solvers.planner.stock_taking import build_stocks
-from solvers.planner.stocks import Pick, Stocks, choose_kept, least_value
+from solvers.planner.stocks import Curve, Pick, Stocks, choose_kept, least_value
 from solvers.planner.tally import Worth
 from solvers.planner.way_table import WayTable
 from solvers.planner.wide_rows import best_ways, priced_ways, taken_in_turn, usd_per_unit
