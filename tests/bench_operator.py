@@ -26,11 +26,13 @@ from controller.tables import Cell, render_table
 from tests import fleets
 from tests.bench_simcluster import MEBIBYTE, deployments, lap, nodes, wait_for_pods
 from tests.list_costs import compare
-from tests.operator_harness import CRDS, child_pids
+from tests.operator_harness import child_pids
+from tests.resource_cases import crd_bodies
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.components import ClusterConfig
 from tests.simcluster.demo_world import ROOT
+from tests.simcluster.kinds import install_kinds
 from tests.simcluster.nodes import RACK_LABEL
 from tests.simcluster.poll import DeadlineError, wait_until
 from tests.simcluster.process import Command, Supervisor, free_ports, minimal_environment
@@ -190,8 +192,7 @@ def settle(cluster: SimCluster, operator: OperatorProcess, what: str) -> None:
 def run(options: argparse.Namespace) -> None:
     """Bring up cluster and pods, then measure one operator on it."""
     with SimCluster.start(ClusterConfig(node_grace_s=40, prometheus=False)) as cluster:
-        for path in sorted(CRDS.glob("*.yaml")):
-            cluster.apply(path)
+        install_kinds(cluster.api, crd_bodies())
         made = nodes(options.nodes)
         with lap(f"{options.nodes} nodes and {options.pods} pods of others"):
             cluster.add_nodes(made, timeout_s=1200.0)

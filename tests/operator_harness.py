@@ -28,31 +28,31 @@ from controller.schema import API_VERSION
 from controller.settings import Settings
 from controller.turn import Turn
 from solvers.fleet import ReplicaState
+from tests.resource_cases import crd_bodies
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
+from tests.simcluster.kinds import install_kinds
 from tests.simcluster.monitoring import ScrapeJob
 from tests.simcluster.nodes import is_ready
-from tests.simcluster.poll import wait_until
+from tests.simcluster.poll import PATIENCE_S, wait_until
 from tests.world_bodies import MODEL, NAMESPACE, domains, fleet_policy, gpu_classes, gpu_nodes, profiles, served_model
 
-CRDS = Path(__file__).parents[1] / "deploy" / "crds"
 OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
-PATIENCE_S = 60.0
 
 
 def settings(cluster: SimCluster, name: str = "one", **changes: Any) -> Settings:
-    """Settings that turn and elect quickly."""
+    """Settings that turn quickly, and keep the Lease on a busy machine."""
     quick = Settings(
         kubeconfig=str(cluster.kubeconfig),
         identity=name,
         metrics_port=0,
         tick_s=0.5,
         decision_s=3.0,
-        lease_duration_s=6.0,
-        renew_deadline_s=4.0,
+        lease_duration_s=12.0,  # twenty renewals: a busy machine must not cost the Lease
+        renew_deadline_s=8.0,
         retry_period_s=0.5,
-        request_timeout_s=2.0,
+        request_timeout_s=5.0,
         rate_window_s=5.0,
     )
     return replace(quick, **changes)
@@ -73,19 +73,13 @@ class World:
             L40S nodes of four GPUs in each rack.
         policy : fields of the FleetPolicy's spec
         """
-        for path in sorted(CRDS.glob("*.yaml")):
-            self.cluster.apply(path)
-        wait_until(lambda: self._kinds() == 6, "the resource definitions to be served")
+        install_kinds(self.cluster.api, crd_bodies())
         for namespace in (NAMESPACE, "penstock-system"):
             self.cluster.create_namespace(namespace)
         racks = nodes or {"rack-1": 2, "rack-2": 2}
         self.cluster.add_nodes(gpu_nodes(racks))
         self.cluster.create([*gpu_classes(), *profiles(), *domains(racks), fleet_policy(**policy)])
         return self
-
-    def _kinds(self) -> int:
-        served = self.cluster.api.find(f"/apis/{API_VERSION}") or {}
-        return sum("/" not in kind["name"] for kind in served.get("resources", ()))
 
     def serve(self, name: str = "chat", requests_per_s: float = 4.0, **changes: Any) -> None:
         """Create a ServedModel with a declared demand."""
@@ -248,7 +242,7 @@ class Gateway:
     def __enter__(self) -> Gateway:
         self._thread.start()
         url = f"http://127.0.0.1:{self._server.server_port}/metrics"
-        self._cluster.set_scrape_jobs([ScrapeJob(name="gateway", url=url, honor_labels=True, interval_s=0.2)])
+        self._cluster.set_scrape_jobs([ScrapeJob(name="gateway", url=url, honor_labels=True, interval_s=0.5)])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -264,13 +258,15 @@ def pods_version(world: World) -> str:
     return str(world.cluster.api.get(f"{PODS}?limit=1")["metadata"]["resourceVersion"])
 
 
-def costs_at_leaving(world: World, version: str) -> dict[str, int]:
-    """Deletion cost that each pod had when it began to leave, of all that did since a version."""
+def costs_at_leaving(world: World, version: str, left: Collection[str]) -> dict[str, int]:
+    """Deletion cost that each pod had when it began to leave, from a version on until all of ``left`` did."""
     costs: dict[str, int] = {}
-    for event in world.cluster.api.watch(PODS, version, timeout_s=1):  # what is past comes at once, and none is missed
+    for event in world.cluster.api.watch(PODS, version, timeout_s=round(PATIENCE_S)):  # what is past comes too
         metadata = event["object"]["metadata"]
         if event["type"] == "DELETED" or metadata.get("deletionTimestamp"):
             costs.setdefault(metadata["name"], int((metadata.get("annotations") or {}).get(DELETION_COST, "0")))
+        if costs.keys() >= set(left):
+            break
     return costs
 
 
@@ -308,7 +304,7 @@ class OperatorProcess:
     def close(self) -> None:
         """End it and wait for it."""
         self.process.terminate()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=PATIENCE_S)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()

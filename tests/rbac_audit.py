@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tests.simcluster.api import Json
+from tests.simcluster.api import Json, KubeApi
+from tests.simcluster.poll import wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -38,6 +39,31 @@ def granted(rules: Iterable[Json]) -> set[Right]:
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
+
+
+def may(api: KubeApi, user: str, right: Right, *, namespace: str = "", name: str = "") -> bool:
+    """Ask the API server whether a user may; without a namespace, in every one."""
+    resource, _, subresource = right.resource.partition("/")
+    attributes = {"group": right.group, "resource": resource, "subresource": subresource, "verb": right.verb}
+    body = {"spec": {"user": user, "resourceAttributes": attributes | {"namespace": namespace, "name": name}}}
+    answer = api.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body)
+    return bool(answer["status"]["allowed"])
+
+
+def wait_granted(api: KubeApi, user: str, rules: Iterable[Json], *, namespace: str = "") -> None:
+    """Wait until the API server lets a user do what rules say; it stores them before it goes by them.
+
+    Raises
+    ------
+    DeadlineError
+        Names the rights that were not granted in time.
+    """
+    asked = [(right, (rule.get("resourceNames") or [""])[0]) for rule in rules for right in sorted(granted([rule]))]
+
+    def missing() -> list[str]:
+        return [str(right) for right, name in asked if not may(api, user, right, namespace=namespace, name=name)]
+
+    wait_until(lambda: not missing(), lambda: f"{user} to be granted {', '.join(missing())}")
 
 
 def requests_of(events: Iterable[Json], user: str) -> Iterator[Request]:

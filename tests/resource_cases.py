@@ -32,6 +32,7 @@ from solvers.plan import (
 )
 from solvers.workload import SloMetric
 from tests.simcluster.cluster import SimCluster
+from tests.simcluster.kinds import install_kinds
 from tests.simcluster.poll import wait_until
 
 Body = dict[str, Any]
@@ -272,18 +273,15 @@ def crd_bodies() -> list[Body]:
 
 
 def install_crds(cluster: SimCluster) -> None:
-    """Apply the committed definitions and wait until the server serves them and tells clients that it does.
+    """Install the committed definitions and wait until kubectl knows them too.
 
-    What the server lists (discovery) lags what it serves, and kubectl keeps its own copy of the list, which
-    ``api-resources`` renews; without it ``kubectl get penstock`` may not know the category yet.
+    It keeps its own copy of what the server lists, which ``api-resources`` renews; without that
+    ``kubectl get penstock`` may not know the category yet.
     """
     bodies = crd_bodies()
-    cluster.apply(bodies)
-    plurals = [body["spec"]["names"]["plural"] for body in bodies]
-    for plural in plurals:
-        path = f"/apis/penstock.dev/v1alpha1/{plural}"
-        wait_until(lambda path=path: cluster.api.find(path), f"{path} to be served")  # type: ignore[misc]
-    wait_until(lambda: set(plurals) <= _listed_in_category(cluster), "the server to list every kind")
+    install_kinds(cluster.api, bodies)
+    plurals = {body["spec"]["names"]["plural"] for body in bodies}
+    wait_until(lambda: plurals <= _listed_in_category(cluster), "kubectl to list every kind")
 
 
 def _listed_in_category(cluster: SimCluster) -> set[str]:

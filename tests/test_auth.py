@@ -36,6 +36,7 @@ from controller.client import Transport, Unreachable, load_configuration
 from controller.placement_pb2_grpc import PlacementStub
 from solvers.errors import InvalidInput
 from tests import placement_world as world
+from tests.rbac_audit import wait_granted
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
 
@@ -225,14 +226,14 @@ def test_tokens_are_asked_of_every_call_but_health(guarded: tuple[ApiServer, Rev
         bad = (("authorization", "Bearer bad"),)
         get, what_if, watch = pb.GetPlanRequest(), pb.WhatIfRequest(), pb.WatchPlansRequest()
         outcomes = [
-            code_of(stub.GetPlan.future(get, timeout=10.0)),
-            code_of(stub.GetPlan.future(get, timeout=10.0, metadata=bad)),
-            code_of(stub.GetPlan.future(get, timeout=10.0, metadata=good)),
-            code_of(stub.WhatIf.future(what_if, timeout=10.0, metadata=good)),
-            first_code_of(stub.WatchPlans(watch, timeout=10.0)),
-            first_code_of(stub.WatchPlans(watch, timeout=10.0, metadata=good)),
+            code_of(stub.GetPlan.future(get, timeout=60.0)),
+            code_of(stub.GetPlan.future(get, timeout=60.0, metadata=bad)),
+            code_of(stub.GetPlan.future(get, timeout=60.0, metadata=good)),
+            code_of(stub.WhatIf.future(what_if, timeout=60.0, metadata=good)),
+            first_code_of(stub.WatchPlans(watch, timeout=60.0)),
+            first_code_of(stub.WatchPlans(watch, timeout=60.0, metadata=good)),
         ]
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10.0)
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60.0)
     status = grpc.StatusCode
     assert outcomes == [
         status.UNAUTHENTICATED,
@@ -284,7 +285,7 @@ def ask(port: int, ca: Path, pair: tuple[Path, Path] | None) -> grpc.StatusCode:
     certificate, key = (path.read_bytes() for path in pair) if pair else (None, None)
     credentials = grpc.ssl_channel_credentials(ca.read_bytes(), key, certificate)
     with grpc.secure_channel(f"localhost:{port}", credentials, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        return code_of(PlacementStub(channel).GetPlan.future(pb.GetPlanRequest(), timeout=10.0))
+        return code_of(PlacementStub(channel).GetPlan.future(pb.GetPlanRequest(), timeout=60.0))
 
 
 @pytest.fixture
@@ -378,6 +379,8 @@ def test_a_real_api_server_proves_tokens_and_grants(simcluster: SimCluster) -> N
     rules = [{"apiGroups": ["penstock.dev"], "resources": ["fleetplans"], "verbs": ["get", "watch"]}]
     what_if_only = [{"apiGroups": ["penstock.dev"], "resources": ["fleetplans/whatif"], "verbs": ["create"]}]
     simcluster.create(rbac("reader", rules) + rbac("asker", what_if_only))
+    wait_granted(simcluster.api, "system:serviceaccount:default:reader", rules)
+    wait_granted(simcluster.api, "system:serviceaccount:default:asker", what_if_only)
     transport = Transport(load_configuration(str(simcluster.kubeconfig)))
     gate = TokenGate(review_by(transport), AUDIENCE)
     reader, asker = mint(simcluster, "reader", AUDIENCE), mint(simcluster, "asker", AUDIENCE)

@@ -9,7 +9,7 @@ from solvers.correction import Phase
 from tests.operator_harness import World, latest, running, wait_settled
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.monitoring import ScrapeJob
-from tests.simcluster.poll import wait_until
+from tests.simcluster.poll import PATIENCE_S, wait_until
 from tests.simcluster.twin import Twin
 from tests.simcluster.twin_traffic import Traffic
 from tests.simcluster.twin_watch import ClusterWatch
@@ -53,9 +53,13 @@ def corrected(world: World, prometheus_url: str, name: str) -> Factors:
     with running(world.cluster, name, prometheus_url=prometheus_url, time_scale=TIME_SCALE) as operator:
         wait_settled(operator, world, chat=RATE)
         wait_until(
-            lambda: any(profile.corrections for profile in latest(operator).problem.profiles.values()),
-            "a plan with a correction",
-            timeout_s=150.0,
+            lambda: any(
+                phase == Phase.DECODE
+                for profile in latest(operator).problem.profiles.values()
+                for phase, _ in profile.corrections
+            ),
+            "a plan with corrected decode steps",
+            timeout_s=2 * PATIENCE_S,
         )
         found = {
             (key.gpu_class, key.config.label, phase): value

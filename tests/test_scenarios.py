@@ -26,7 +26,8 @@ from tests.operator_harness import (
 )
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
-from tests.simcluster.poll import wait_until
+from tests.simcluster.nodes import condition
+from tests.simcluster.poll import PATIENCE_S, wait_until
 from tests.world_bodies import NAMESPACE, autoscaler, power_domain
 
 
@@ -78,9 +79,35 @@ def says(world: World, name: str, condition: str) -> str:
     return world.condition(condition, "servedmodels", name, NAMESPACE)[1]
 
 
+def of_chat(world: World, condition: str) -> tuple[str, str]:
+    """Status and reason of a condition of the service that most tests have."""
+    return world.condition(condition, "servedmodels", "chat", NAMESPACE)
+
+
 def fresh(world: World) -> tuple[str, str]:
     """What the service says of its telemetry."""
-    return world.condition("TelemetryFresh", "servedmodels", "chat", NAMESPACE)
+    return of_chat(world, "TelemetryFresh")
+
+
+def counts(world: World, name: str) -> str:
+    """Ready and wanted mixed replicas, as the service's status has them."""
+    found: str = world.get("servedmodels", name, NAMESPACE).get("status", {}).get("mixed", "")
+    return found
+
+
+def events(world: World, reason: str) -> list[str]:
+    """Messages of the events with a reason."""
+    found = world.cluster.api.list_all(f"/api/v1/namespaces/{NAMESPACE}/events")
+    return [event["message"] for event in found if event["reason"] == reason]
+
+
+def is_complete(deployment: Json) -> bool:
+    """Say whether the Deployment's controller has seen its last change carried out, and so writes no more."""
+    wanted, status = deployment["spec"]["replicas"], deployment["status"]
+    is_seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    counted = (status.get(f"{what}Replicas", 0) for what in ("ready", "updated", "available"))
+    is_told = not wanted or condition(deployment, "Progressing").get("reason") == "NewReplicaSetAvailable"
+    return is_seen and is_told and set(counted) == {wanted}
 
 
 def _deployments(world: World) -> list[Json]:
@@ -93,6 +120,7 @@ def test_first_placement_and_a_second_turn_that_does_nothing(world: World) -> No
         turn = wait_settled(operator, world, chat=6.0)
         assert not turn.plan.is_short
         assert len(world.ready()) == sum(row.replicas for row in turn.plan.placements) >= 2
+        wait_until(lambda: all(map(is_complete, _deployments(world))), "the last word of their own controller")
         versions = {d["metadata"]["name"]: d["metadata"]["resourceVersion"] for d in _deployments(world)}
         wait_until(lambda: latest(operator).problem is not turn.problem, "another decision")
         decided_s = latest(operator).taken_at_s
@@ -100,11 +128,12 @@ def test_first_placement_and_a_second_turn_that_does_nothing(world: World) -> No
         assert {d["metadata"]["name"]: d["metadata"]["resourceVersion"] for d in _deployments(world)} == versions
         assert [plan["spec"]["number"] for plan in world.plans()] == [1]
         assert latest(operator).report.actions == ()
-    status = world.get("servedmodels", "chat", NAMESPACE)["status"]
-    replicas = len(world.ready())
-    assert status["mixed"] == f"{replicas}/{replicas}"
-    assert world.condition("Ready", "servedmodels", "chat", NAMESPACE) == ("True", "Serving")
-    assert world.condition("Applied", "servedmodels", "chat", NAMESPACE) == ("True", "Applied")
+        replicas = len(world.ready())
+        wait_until(
+            lambda: counts(world, "chat") == f"{replicas}/{replicas}", lambda: f"counts: {counts(world, 'chat')}"
+        )
+        wait_until(lambda: of_chat(world, "Ready") == ("True", "Serving"), "Ready to be said")
+        wait_until(lambda: of_chat(world, "Applied") == ("True", "Applied"), "Applied to be said")
     assert world.get("fleetpolicies", "default")["status"]["activePlan"] == "plan-000001"
 
 
@@ -120,7 +149,7 @@ def test_a_surge_is_met_without_a_new_replica_set_and_the_right_pods_leave_after
         wait_settled(operator, world, chat=8.0)
         left = crowd - world.ready()
     assert len(world.ready()) < len(crowd)
-    costs = costs_at_leaving(world, version)
+    costs = costs_at_leaving(world, version, left)
     assert left <= costs.keys()
     assert all(cost < 0 for cost in costs.values()), f"who leaves is marked first: {costs}"
     assert world.replica_sets() == sorted(world.deployments()), "a change of counts must not change a template"
@@ -142,13 +171,14 @@ def test_a_cut_budget_is_kept_at_once_and_the_service_moves(world: World) -> Non
             f"{rack} to be inside its budget",
         )
         turn = wait_settled(operator, world, chat=12.0)
+        within = ("True", "WithinBudget")
+        wait_until(lambda: world.condition("WithinPowerBudget", "powerdomains", rack) == within, "that to be said")
     by_rack: dict[str, int] = {"rack-1": 0, "rack-2": 0}
     for row in turn.plan.placements:
         by_rack[row.location] += row.replicas * row.pool.config.gpus
     assert by_rack[rack] <= 1
     assert by_rack[other] > 1
     assert not turn.plan.is_short
-    assert world.condition("WithinPowerBudget", "powerdomains", rack) == ("True", "WithinBudget")
 
 
 def test_replicas_of_a_lost_node_are_placed_elsewhere_and_its_watts_stay_reserved(world: World) -> None:
@@ -195,7 +225,7 @@ def test_a_model_is_added_and_removed_and_its_pods_keep_serving(world: World) ->
         world.cluster.api.delete(f"/apis/penstock.dev/v1alpha1/namespaces/{NAMESPACE}/servedmodels/code")
         world.cluster.api.delete(f"/apis/penstock.dev/v1alpha1/namespaces/{NAMESPACE}/servedmodels/passing")
         # The garbage collector looks for new kinds every 30 s.
-        wait_until(lambda: not world.pods("passing"), "pods of a model with deletionPolicy Delete to go", timeout_s=90)
+        wait_until(lambda: not world.pods("passing"), "pods of a model with deletionPolicy Delete to go")
         wait_until(
             lambda: [s.service for s in latest(operator).plan.services] == ["team-a/chat"], "a plan without them"
         )
@@ -206,8 +236,8 @@ def test_a_model_is_added_and_removed_and_its_pods_keep_serving(world: World) ->
 
 def test_a_rollout_goes_on_where_a_killed_operator_left_it(world: World) -> None:
     world.install(churn={"maxStartsPerTurn": 1}).serve(requests_per_s=20.0, cold_start_s=2.0)
-    with OperatorProcess(world.cluster, "one") as first:
-        wait_until(lambda: len(world.pods()) >= 2, "the rollout to be under way", timeout_s=60)
+    with OperatorProcess(world.cluster, "one", tick_s=2.0) as first:  # slow, to be killed before its end
+        wait_until(lambda: len(world.pods()) >= 2, "the rollout to be under way")
         first.kill()
     begun, recorded = {pod["metadata"]["name"] for pod in world.pods()}, world.plans()
     assert len(recorded) == 1
@@ -225,7 +255,7 @@ def test_of_two_operators_one_leads_and_the_other_takes_over(world: World) -> No
         with running(world.cluster, "second") as standby:
             wait_until(lambda: number_of(standby.latest()) == 1, "the standby to read the recorded plan")
             assert not standby.elector.is_leader
-            assert standby.unready_because() == ""
+            wait_until(lambda: not standby.unready_because(), standby.unready_because)
             first.kill()
             wait_until(lambda: standby.elector.is_leader, "the standby to take over")
             world.demand(12.0)
@@ -267,7 +297,7 @@ def test_no_ghosts_after_a_pause_in_which_pods_went_and_the_api_server_restarted
             there = {f"{NAMESPACE}/{pod['metadata']['name']}" for pod in world.cluster.pods(NAMESPACE)}
             return bool(there) and set(operator.cache()) == there and not there & {f"{NAMESPACE}/{p}" for p in paused}
 
-        wait_until(equal, lambda: f"no ghosts: cache {sorted(operator.cache())}", timeout_s=90)
+        wait_until(equal, lambda: f"no ghosts: cache {sorted(operator.cache())}")
 
 
 def test_an_autoscaler_that_takes_the_replicas_keeps_them(world: World) -> None:
@@ -278,12 +308,11 @@ def test_an_autoscaler_that_takes_the_replicas_keeps_them(world: World) -> None:
         world.cluster.create([autoscaler(name, count + 1)])
         wait_until(lambda: world.deployments()[name] == count + 1, "the autoscaler to act")
         wait_until(
-            lambda: world.condition("Applied", "servedmodels", "chat", NAMESPACE) == ("False", "ReplicasOwnedByOther"),
+            lambda: of_chat(world, "Applied") == ("False", "ReplicasOwnedByOther"),
             "the operator to yield and say so",
         )
         assert holds_for(lambda: world.deployments()[name] == count + 1, 2.0)
-        events = world.cluster.api.list_all(f"/api/v1/namespaces/{NAMESPACE}/events")
-        said = [event["message"] for event in events if event["reason"] == "ReplicasOwnedByOther"]
+        said = wait_until(lambda: events(world, "ReplicasOwnedByOther"), "an event")
         assert "kube-controller-manager owns the replicas" in said[0]
         assert turn.number == 1
 
@@ -351,13 +380,13 @@ def test_the_command_runs_leads_and_stops_cleanly_on_sigterm(world: World, tmp_p
     with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
         try:
             # Ready means that all that is planned runs, so that no pod comes while the command stops.
-            wait_until(lambda: says(world, "chat", "Ready") == "Serving", log.read_text, timeout_s=60)
+            wait_until(lambda: says(world, "chat", "Ready") == "Serving", log.read_text)
             serving = world.ready()
             assert holder(world) == "command"
             children = child_pids(process.pid)
             assert children, "the solver has a process of its own"
             process.terminate()
-            assert process.wait(timeout=30) == 0, log.read_text()
+            assert process.wait(timeout=PATIENCE_S) == 0, log.read_text()
         finally:
             process.kill()
     assert "Traceback" not in log.read_text()

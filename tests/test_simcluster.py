@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +23,11 @@ from tests.simcluster.components import ClusterConfig
 from tests.simcluster.drivers import UnsupportedError, is_api_ready
 from tests.simcluster.monitoring import ScrapeJob
 from tests.simcluster.nodes import GPU_RESOURCE, RACK_LABEL, GpuNode, condition, gpu_deployment, gpu_pod, is_ready
-from tests.simcluster.poll import DeadlineError, wait_until
+from tests.simcluster.poll import PATIENCE_S, DeadlineError, wait_until
 from tests.simcluster.process import ProcessError
 from tests.test_simcluster_assets import pinned_version
 
+LONG_S = 2 * round(PATIENCE_S)  # nobody waits so long: what takes less was not this
 H100 = "NVIDIA-H100-80GB-HBM3"
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +43,15 @@ def pod(cluster: SimCluster, name: str) -> dict[str, Any]:
 def wait_pod_ready(cluster: SimCluster, name: str) -> dict[str, Any]:
     wait_until(lambda: is_ready(pod(cluster, name)), f"{name} to be Ready")
     return pod(cluster, name)
+
+
+def states(cluster: SimCluster, name: str, version: str) -> Iterator[dict[str, Any]]:
+    """Every state that a pod had after a version, however late we ask; the last one is that in which it went."""
+    for event in cluster.api.watch("/api/v1/namespaces/default/pods", version, timeout_s=round(PATIENCE_S)):
+        if event["object"]["metadata"].get("name") == name:
+            yield event["object"]
+            if event["type"] == "DELETED":
+                return
 
 
 def seconds(timestamp: str) -> float:
@@ -84,8 +95,9 @@ def test_the_scheduler_packs_gpu_pods_and_holds_back_what_does_not_fit(simcluste
 
 def test_a_cold_start_runs_first_and_is_ready_only_later(simcluster: SimCluster) -> None:
     simcluster.add_nodes(h100_nodes(1))
-    simcluster.create([gpu_pod("cold", gpus=8, cold_start_s=2.0)])
-    running = wait_until(lambda: (seen := pod(simcluster, "cold"))["status"]["phase"] == "Running" and seen, "Running")
+    (created,) = simcluster.create([gpu_pod("cold", gpus=8, cold_start_s=2.0)])
+    seen = states(simcluster, "cold", created["metadata"]["resourceVersion"])
+    running = next(state for state in seen if state["status"]["phase"] == "Running")
     assert not is_ready(running)
     assert running["status"]["podIP"].startswith("127.32.")
     ready = condition(wait_pod_ready(simcluster, "cold"), "Ready")
@@ -95,14 +107,15 @@ def test_a_cold_start_runs_first_and_is_ready_only_later(simcluster: SimCluster)
 
 def test_changing_a_starting_pod_does_not_start_its_cold_start_anew(simcluster: SimCluster) -> None:
     simcluster.add_nodes(h100_nodes(1))
-    simcluster.create([gpu_pod("cold", gpus=1, cold_start_s=3.0)])
+    simcluster.create([gpu_pod("cold", gpus=1, cold_start_s=12.0)])
     before = wait_until(lambda: _promise(simcluster, "cold"), "a time to be Ready")
+    promised = int(seconds(before.removeprefix("ready at ")))
+    wait_until(lambda: time.time() > promised - 4.0, "most of the delay to be over")
     cost = {"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "5"}}}
     changed = simcluster.api.merge("/api/v1/namespaces/default/pods/cold", cost)
     assert condition(changed, "ContainersReady")["message"] == before
     ready = condition(wait_pod_ready(simcluster, "cold"), "Ready")["lastTransitionTime"]
-    promised = int(seconds(before.removeprefix("ready at ")))
-    assert seconds(ready) - promised < 3.0  # a delay that had begun anew would end this much later
+    assert seconds(ready) - promised < 8.0  # a delay that had begun anew would end this much later
 
 
 def _promise(cluster: SimCluster, name: str) -> str:
@@ -113,21 +126,24 @@ def _promise(cluster: SimCluster, name: str) -> str:
 def test_a_deleted_pod_drains_as_long_as_its_annotation_says(simcluster: SimCluster) -> None:
     simcluster.add_nodes(h100_nodes(1))
     simcluster.create([gpu_pod("leaving", gpus=1, drain_s=1.0)])
-    wait_pod_ready(simcluster, "leaving")
-    simcluster.api.delete("/api/v1/namespaces/default/pods/leaving")
-    draining = pod(simcluster, "leaving")
-    assert draining["metadata"]["deletionGracePeriodSeconds"] == 30
+    version = wait_pod_ready(simcluster, "leaving")["metadata"]["resourceVersion"]
+    simcluster.api.delete("/api/v1/namespaces/default/pods/leaving", grace_s=LONG_S)
+    draining, *_ = states(simcluster, "leaving", version)
+    assert draining["metadata"]["deletionGracePeriodSeconds"] == LONG_S
     assert is_ready(draining)
-    wait_until(lambda: not simcluster.pods(), "the pod to be gone", timeout_s=20.0)
+    assert not simcluster.pods()
 
 
 def test_a_deleted_pod_without_that_annotation_drains_for_its_grace_period(simcluster: SimCluster) -> None:
     simcluster.add_nodes(h100_nodes(1))
-    simcluster.create([gpu_pod("leaving", gpus=1)])
-    wait_pod_ready(simcluster, "leaving")
+    leaving = gpu_pod("leaving", gpus=1)
+    leaving["spec"]["terminationGracePeriodSeconds"] = LONG_S
+    simcluster.create([leaving])
+    version = wait_pod_ready(simcluster, "leaving")["metadata"]["resourceVersion"]
     simcluster.api.delete("/api/v1/namespaces/default/pods/leaving", grace_s=1)
-    assert pod(simcluster, "leaving")["metadata"]["deletionGracePeriodSeconds"] == 1
-    wait_until(lambda: not simcluster.pods(), "the pod to be gone", timeout_s=20.0)
+    draining, *_ = states(simcluster, "leaving", version)
+    assert draining["metadata"]["deletionGracePeriodSeconds"] == 1
+    assert not simcluster.pods()
 
 
 # Faults
@@ -147,14 +163,15 @@ def test_a_failed_node_is_not_ready_and_its_pods_are_replaced_elsewhere(simclust
     assert not is_ready(pod(simcluster, "starting"))  # its cold start is over, but its node is dead
 
     def replaced() -> list[dict[str, Any]]:
-        return [found for found in simcluster.pods(label_selector="app=engine") if is_ready(found)]
+        pods = simcluster.pods(label_selector="app=engine")
+        return [found for found in pods if is_ready(found) and found["metadata"]["uid"] != first["metadata"]["uid"]]
 
-    (second,) = wait_until(replaced, "a replacement", timeout_s=60.0)
+    (second,) = wait_until(replaced, "a replacement")
     assert second["spec"]["nodeName"] != lost
     assert "deletionTimestamp" in pod(simcluster, first["metadata"]["name"])["metadata"]  # nobody ends it
 
     simcluster.recover_node(lost)
-    wait_until(lambda: len(simcluster.pods(label_selector="app=engine")) == 1, "the old pod to be gone", timeout_s=60.0)
+    wait_until(lambda: len(simcluster.pods(label_selector="app=engine")) == 1, "the old pod to be gone")
 
 
 def _pinned(node: str) -> dict[str, Any]:
@@ -195,7 +212,7 @@ def test_work_waits_for_a_stopped_controller_and_is_done_once_it_is_back(
     simcluster.create([gpu_deployment("engine", replicas=1, gpus=1)])
     assert not any(is_ready(found) for found in simcluster.pods())
     simcluster.start_component(component)
-    wait_until(lambda: any(is_ready(found) for found in simcluster.pods()), "a Ready pod", timeout_s=60.0)
+    wait_until(lambda: any(is_ready(found) for found in simcluster.pods()), "a Ready pod")
 
 
 def test_reconnect_makes_the_controllers_go_on_at_once_after_an_outage(simcluster: SimCluster) -> None:
@@ -208,7 +225,7 @@ def test_reconnect_makes_the_controllers_go_on_at_once_after_an_outage(simcluste
     simcluster.reconnect()
     simcluster.wait_ready()
     simcluster.create([gpu_deployment("engine", replicas=1, gpus=8)])
-    wait_until(lambda: any(is_ready(found) for found in simcluster.pods()), "a Ready pod", timeout_s=60.0)
+    wait_until(lambda: any(is_ready(found) for found in simcluster.pods()), "a Ready pod")
     after = simcluster.pids()
     assert {name for name in before if after[name] == before[name]} == {"prometheus"}
 

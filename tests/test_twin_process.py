@@ -20,7 +20,9 @@ from controller.records import (
     MODEL_LABEL,
 )
 from controller.telemetry import Prometheus, Telemetry
+from tests.resource_cases import crd_bodies
 from tests.simcluster.cluster import SimCluster
+from tests.simcluster.kinds import install_kinds
 from tests.simcluster.monitoring import ScrapeJob
 from tests.simcluster.nodes import GpuNode, gpu_pod
 from tests.simcluster.poll import wait_until
@@ -75,7 +77,7 @@ def running_twin() -> Iterator[Twin]:
 
 
 def ask(twin: Twin, path: str, body: Any = None) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(urlsplit(twin.url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(twin.url).netloc, timeout=60)
     try:
         if body is None:
             connection.request("GET", path)
@@ -193,12 +195,11 @@ def fully_read(telemetry: Telemetry) -> list[EngineReading]:
 
 
 def test_a_pod_that_becomes_ready_appears_in_prometheus(simcluster: SimCluster) -> None:
-    for folder, pattern in (("deploy/crds", "*.yaml"), ("deploy/samples/demo", "[gs]*.yaml")):
-        if pattern.startswith("["):
-            simcluster.create_namespace("demo")
-        for file in sorted((ROOT / folder).glob(pattern)):
-            simcluster.apply(file)
-    simcluster.apply(ROOT / "deploy/samples/demo/profiles-llama-3.1-8b.yaml")
+    install_kinds(simcluster.api, crd_bodies())
+    simcluster.create_namespace("demo")
+    samples = ROOT / "deploy/samples/demo"
+    for file in (*sorted(samples.glob("[gs]*.yaml")), samples / "profiles-llama-3.1-8b.yaml"):
+        simcluster.apply(file)
     simcluster.add_nodes([GpuNode(name="n1", gpu_product="NVIDIA-H100-80GB-HBM3", rack="r1")])
     watch = ClusterWatch(simcluster.kubeconfig)
     watch.start()
@@ -216,7 +217,7 @@ def test_a_pod_that_becomes_ready_appears_in_prometheus(simcluster: SimCluster) 
         monitoring.wait_for('inference_objective_request_total{inference_pool="chat-8b"} > 0')
         prometheus = Prometheus(monitoring.url)
         telemetry = Telemetry(ask=prometheus.query, rate_window_s=5.0, time_scale=20.0, asks_engines=True)
-        (engine,) = wait_until(lambda: fully_read(telemetry), "every row of the engine", timeout_s=60.0)
+        (engine,) = wait_until(lambda: fully_read(telemetry), "every row of the engine")
         prometheus.close()
         assert 0.5 < engine.prompts_per_s < 20.0, "steady traffic of five requests per virtual second"
         assert 0.0 < (engine.prefill_s or 0.0) <= (engine.ttft_s or 0.0)

@@ -30,7 +30,7 @@ _RETRY_WHEN_BUSY = urllib3.Retry(
     allowed_methods=None,
     raise_on_status=False,
 )
-_TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
+_TIMEOUT = urllib3.Timeout(connect=30.0, read=60.0)
 
 
 class ApiError(RuntimeError):
@@ -145,7 +145,7 @@ class KubeApi:
         """
         query = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(timeout_s)}
         url = f"{self.server}{path}?{urlencode(query | {'resourceVersion': resource_version})}"
-        timeout = urllib3.Timeout(connect=5.0, read=timeout_s + 10.0)
+        timeout = urllib3.Timeout(connect=30.0, read=timeout_s + 60.0)
         try:
             answer = self._pool.request("GET", url, headers=self._headers, preload_content=False, timeout=timeout)
             try:

@@ -27,7 +27,7 @@ from tests.simcluster.drivers import DRIVER_VARIABLE, ControlPlane, is_api_ready
 from tests.simcluster.monitoring import Monitoring, ScrapeJob
 from tests.simcluster.nodes import GpuNode, is_ready
 from tests.simcluster.pki import write_kubeconfig
-from tests.simcluster.poll import wait_until
+from tests.simcluster.poll import PATIENCE_S, wait_until
 from tests.simcluster.process import Listener, Supervisor, free_ports, minimal_environment
 from tests.simcluster.reset import reset, take_baseline
 
@@ -138,7 +138,7 @@ class SimCluster:
 
     # Nodes
 
-    def add_nodes(self, nodes: Iterable[GpuNode], *, wait: bool = True, timeout_s: float = 60.0) -> None:
+    def add_nodes(self, nodes: Iterable[GpuNode], *, wait: bool = True, timeout_s: float = PATIENCE_S) -> None:
         """Create GPU nodes and, unless told otherwise, wait until they are Ready."""
         wanted = list(nodes)
         self.api.create_all(node.manifest() for node in wanted)
@@ -153,13 +153,13 @@ class SimCluster:
         """
         self._merge_node(name, {"metadata": {"labels": {FAILED_LABEL: "true"}}})
         if wait:
-            self._wait_nodes({name}, ready=False, timeout_s=self.config.node_grace_s + 30.0)
+            self._wait_nodes({name}, ready=False, timeout_s=self.config.node_grace_s + PATIENCE_S)
 
     def recover_node(self, name: str, *, wait: bool = True) -> None:
         """Bring a dead node back: heartbeats go on, and its pods start, stop or become Ready again."""
         self._merge_node(name, {"metadata": {"labels": {FAILED_LABEL: None}}})
         if wait:
-            self._wait_nodes({name}, ready=True, timeout_s=self.config.node_grace_s + 30.0)
+            self._wait_nodes({name}, ready=True, timeout_s=self.config.node_grace_s + PATIENCE_S)
 
     def delete_node(self, name: str) -> None:
         """Remove a node for good; its pods are collected by the controllers after 40 to 60 s."""
@@ -213,7 +213,7 @@ class SimCluster:
         nodes = self.api.list_all("/api/v1/nodes", label_selector=f"{SIMULATED_LABEL}=true")
         self.api.delete_all(f"{_LEASES}/{node['metadata']['name']}" for node in nodes)
 
-    def wait_ready(self, *, timeout_s: float = 120.0) -> None:
+    def wait_ready(self, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the API server is ready and every simulated node that was not failed is Ready.
 
         Raises

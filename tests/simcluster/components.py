@@ -10,6 +10,7 @@ import yaml
 
 from tests.simcluster.assets import Assets
 from tests.simcluster.pki import Authority, KeyPair, certificate_user, write_kubeconfig, write_signing_key
+from tests.simcluster.poll import PATIENCE_S
 from tests.simcluster.process import Command, free_ports, minimal_environment
 
 HERE = Path(__file__).parent
@@ -46,7 +47,7 @@ class ClusterConfig:
     not_ready_toleration_s: int = 5
     audit: bool = False
     prometheus: bool = True
-    start_timeout_s: float = 60.0
+    start_timeout_s: float = PATIENCE_S
 
     @property
     def node_lease_s(self) -> int:

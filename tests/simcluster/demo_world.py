@@ -17,6 +17,7 @@ import yaml
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.components import SIMULATED_LABEL, ClusterConfig
+from tests.simcluster.kinds import install_kinds
 from tests.simcluster.monitoring import ScrapeJob, answers_ok
 from tests.simcluster.nodes import COLD_START_ANNOTATION, go_duration, is_ready
 from tests.simcluster.poll import wait_until
@@ -161,7 +162,7 @@ class World:
             self.check()
             return answers_ok(self._pool, url)
 
-        wait_until(answers, f"the {name} to answer at {url}", timeout_s=60.0)
+        wait_until(answers, f"the {name} to answer at {url}")
 
 
 @contextmanager
@@ -188,9 +189,7 @@ def _keep_logs(supervisor: Supervisor) -> None:
 
 
 def _install_sample(cluster: SimCluster, cold_start_s: float) -> None:
-    for path in sorted(CRDS.glob("*.yaml")):
-        cluster.apply(path)
-    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    install_kinds(cluster.api, (yaml.safe_load(path.read_text()) for path in sorted(CRDS.glob("*.yaml"))))
     for namespace in (SYSTEM_NAMESPACE, SERVED_NAMESPACE):
         cluster.create_namespace(namespace)
     objects = sample_objects()

@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 import urllib3
 import yaml
 
-from tests.simcluster.poll import wait_until
+from tests.simcluster.poll import PATIENCE_S, wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Monitoring:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._jobs: dict[str, ScrapeJob] = {}
-        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(10.0))
+        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(60.0))
         self.write(())
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Monitoring:
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
 
-    def wait_for(self, expression: str, *, timeout_s: float = 30.0) -> list[dict[str, Any]]:
+    def wait_for(self, expression: str, *, timeout_s: float = PATIENCE_S) -> list[dict[str, Any]]:
         """Return the answer to a query once it has one."""
         return wait_until(lambda: self.query(expression), f"an answer to {expression}", timeout_s=timeout_s)
 

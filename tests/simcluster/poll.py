@@ -8,13 +8,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+PATIENCE_S = 180.0  # what comes at all comes within seconds, but a busy machine can take many times as long
+
 
 class DeadlineError(TimeoutError):
     """Something did not come true in time."""
 
 
 def wait_until(
-    probe: Callable[[], T], what: str | Callable[[], str], *, timeout_s: float = 30.0, interval_s: float = 0.05
+    probe: Callable[[], T], what: str | Callable[[], str], *, timeout_s: float = PATIENCE_S, interval_s: float = 0.05
 ) -> T:
     """Call ``probe`` until it returns something true, and return that.
 

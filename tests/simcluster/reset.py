@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.simcluster.api import ApiError, Json, KubeApi
 from tests.simcluster.components import SIMULATED_LABEL
-from tests.simcluster.poll import wait_until
+from tests.simcluster.poll import PATIENCE_S, wait_until
 
 _SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
 _NODES = "/api/v1/nodes"
@@ -63,7 +63,7 @@ def take_baseline(api: KubeApi) -> Baseline:
     return Baseline(uids=frozenset(obj["metadata"]["uid"] for path in paths for obj in api.list_all(path)))
 
 
-def reset(api: KubeApi, baseline: Baseline, *, force: bool, timeout_s: float = 60.0) -> None:
+def reset(api: KubeApi, baseline: Baseline, *, force: bool, timeout_s: float = PATIENCE_S) -> None:
     """Delete what came since the baseline: simulated nodes, namespaces, workloads, custom resources, cluster roles.
 
     Pods go at once, whatever their grace period; finalizers of custom resources are removed.

@@ -158,7 +158,7 @@ class ClusterWatch:
         self._gpu_classes = Watched(self._api, f"{PENSTOCK}/gpuclasses", parse_gpu_class)
         self._all = (self._pods, self._nodes, self._services, self._profiles, self._gpu_classes)
 
-    def start(self, *, timeout_s: float = 10.0) -> None:
+    def start(self, *, timeout_s: float = 60.0) -> None:
         """Begin, and wait until pods and nodes were listed once (or the time is over: it goes on trying)."""
         for watched in self._all:
             watched.start()
