@@ -165,14 +165,14 @@ class Gate:
 
     def __call__(self, changed: Problem, deadline_s: float) -> Plan:
         self._entered.release()
-        if not self._open.wait(30.0):
+        if not self._open.wait(120.0):
             raise TimeoutError("the test never opened the gate")
         return replace(plan(), routing="through the gate")
 
     def wait_for(self, solves: int) -> None:
         """Return once so many solves are inside."""
         for _ in range(solves):
-            assert self._entered.acquire(timeout=10.0), "no solve came in"
+            assert self._entered.acquire(timeout=60.0), "no solve came in"
 
     def open(self) -> None:
         self._open.set()

@@ -63,7 +63,7 @@ def stub(channel: grpc.Channel) -> PlacementStub:
     return PlacementStub(channel)
 
 
-def refusal(call: Any, request: object, timeout_s: float | None = 10.0) -> Any:
+def refusal(call: Any, request: object, timeout_s: float | None = 60.0) -> Any:
     """Ask what must be refused, and return the refusal."""
     with pytest.raises(grpc.RpcError) as caught:
         call(request, timeout=timeout_s)
@@ -71,7 +71,7 @@ def refusal(call: Any, request: object, timeout_s: float | None = 10.0) -> Any:
 
 
 def watch(stub: PlacementStub, after_number: int = 0) -> Any:
-    return stub.WatchPlans(pb.WatchPlansRequest(after_number=after_number), timeout=10.0)
+    return stub.WatchPlans(pb.WatchPlansRequest(after_number=after_number), timeout=60.0)
 
 
 def violations(error: Any) -> dict[str, str]:
@@ -87,7 +87,7 @@ def violations(error: Any) -> dict[str, str]:
 
 def test_the_plan_in_force_is_returned_whole(source: world.Source, stub: PlacementStub) -> None:
     assert source.turn is not None
-    plan = stub.GetPlan(pb.GetPlanRequest(), timeout=10.0).plan
+    plan = stub.GetPlan(pb.GetPlanRequest(), timeout=60.0).plan
     assert plan.number == source.turn.number
     assert plan.decision_hash == source.turn.plan.decision_hash
     chat = plan.pools[0]
@@ -104,8 +104,8 @@ def test_a_recent_plan_is_returned_by_number_and_an_unknown_one_is_not_found(
     assert source.turn is not None
     first = source.turn.number
     source.decide(first + 1, chat_replicas=5)
-    assert stub.GetPlan(pb.GetPlanRequest(), timeout=10.0).plan.number == first + 1
-    assert stub.GetPlan(pb.GetPlanRequest(number=first), timeout=10.0).plan.pools[0].replicas == 2
+    assert stub.GetPlan(pb.GetPlanRequest(), timeout=60.0).plan.number == first + 1
+    assert stub.GetPlan(pb.GetPlanRequest(number=first), timeout=60.0).plan.pools[0].replicas == 2
     error = refusal(stub.GetPlan, pb.GetPlanRequest(number=first + 99))
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert f"plan {first + 99}" in error.details()
@@ -127,11 +127,11 @@ def test_what_if_solves_the_changed_problem_and_says_what_differs(source: world.
         demands=[pb.DemandChange(service=world.CHAT, requests_per_s=25.0)],
         budgets=[pb.BudgetChange(domain="rack-a", budget_watts=15_000.0)],
     )
-    answer = stub.WhatIf(request, timeout=10.0)
+    answer = stub.WhatIf(request, timeout=60.0)
     changed, deadline_s = source.asked[0]
     assert changed.demands[world.CHAT].requests_per_s == 25.0
     assert changed.domains["rack-a"].budget_watts == 15_000.0
-    assert 0.0 < deadline_s < 10.0
+    assert 0.0 < deadline_s < 60.0
     assert (answer.plan.number, answer.base_number) == (0, source.turn.number)
     (difference,) = answer.difference.placements
     assert (difference.location, difference.from_replicas, difference.to_replicas) == ("rack-a", 2, 3)
@@ -192,12 +192,13 @@ def test_a_solver_without_an_answer_is_an_internal_error(source: world.Source, s
 def test_a_deadline_ends_the_wait_and_bounds_the_solve(source: world.Source, stub: PlacementStub) -> None:
     source.solve = gate = world.Gate()
     try:
-        error = refusal(stub.WhatIf, pb.WhatIfRequest(), timeout_s=0.5)
-        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        question: Any = stub.WhatIf.future(pb.WhatIfRequest(), timeout=2.0)
+        gate.wait_for(1)
+        assert question.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         changed, deadline_s = source.asked[0]
-        assert deadline_s < 0.5
+        assert deadline_s < 2.0
         assert changed.policy.time_limit_s < deadline_s
-        assert stub.GetPlan(pb.GetPlanRequest(), timeout=10.0).plan.number  # the others are answered meanwhile
+        assert stub.GetPlan(pb.GetPlanRequest(), timeout=60.0).plan.number  # the others are answered meanwhile
     finally:
         gate.open()
 
@@ -217,7 +218,7 @@ def test_the_servers_own_limit_ends_the_wait_too(
 
 def test_a_cancelled_question_frees_its_slot_when_its_solve_ends(source: world.Source, stub: PlacementStub) -> None:
     source.solve = gate = world.Gate()
-    questions: list[Any] = [stub.WhatIf.future(pb.WhatIfRequest(), timeout=30.0) for _ in range(MAX_SOLVES)]
+    questions: list[Any] = [stub.WhatIf.future(pb.WhatIfRequest(), timeout=120.0) for _ in range(MAX_SOLVES)]
     gate.wait_for(MAX_SOLVES)
     for question in questions:
         assert question.cancel()
@@ -228,15 +229,15 @@ def test_a_cancelled_question_frees_its_slot_when_its_solve_ends(source: world.S
 
 
 def until_answered(stub: PlacementStub) -> None:
-    give_up, pause = time.monotonic() + 10.0, threading.Event()
+    give_up, pause = time.monotonic() + 60.0, threading.Event()
     while (code := outcome(stub)) is not grpc.StatusCode.OK:
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert time.monotonic() < give_up, "no slot became free within 10 s"
+        assert time.monotonic() < give_up, "no slot became free within 60 s"
         pause.wait(0.02)
 
 
 def outcome(stub: PlacementStub) -> grpc.StatusCode:
-    question: Any = stub.WhatIf.future(pb.WhatIfRequest(), timeout=5.0)
+    question: Any = stub.WhatIf.future(pb.WhatIfRequest(), timeout=60.0)
     code: grpc.StatusCode = question.code()
     return code
 
@@ -291,7 +292,7 @@ def test_requests_beyond_the_size_limit_are_refused(source: world.Source, stub: 
 def test_health_says_serving(source: world.Source, channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", SERVICE):
-        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10.0)
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60.0)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -340,7 +341,7 @@ def test_a_service_is_explained_in_words_and_numbers(stub: PlacementStub, source
     assert source.turn is not None
     number = source.turn.number + 1
     source.put(world.Turn(plan=plan, problem=problem, number=number))
-    why = stub.Explain(pb.ExplainRequest(service="default/chat-70b"), timeout=10.0)
+    why = stub.Explain(pb.ExplainRequest(service="default/chat-70b"), timeout=60.0)
     assert why.number == number
     assert why.text == explain(plan, problem, "default/chat-70b").text()
     assert why.service.service == "default/chat-70b"

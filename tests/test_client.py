@@ -83,7 +83,7 @@ def client(script: Script, *, leader: bool = True, patience_s: float = 5.0) -> K
 
 
 def transport(script: Script) -> Transport:
-    return Transport(Configuration(host=script.url, proxy=""), timeout_s=2.0)
+    return Transport(Configuration(host=script.url, proxy=""), timeout_s=30.0)
 
 
 def status(code: int, reason: str, message: str = "no", **details: Any) -> tuple[int, dict[str, Any]]:

@@ -50,7 +50,7 @@ class Gate:
 
     def solve(self, problem: Problem, previous: Plan | None = None, deadline_s: float = 60.0) -> Plan:
         self.replays.append(problem.policy.replay)
-        assert self.open.wait(20.0)
+        assert self.open.wait(120.0)
         if self.fault is not None:
             raise self.fault
         return self.answer

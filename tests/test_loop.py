@@ -105,7 +105,7 @@ class Bench:
 
     def turn(self, pause_s: float = 5.0) -> Report:
         """Take one turn, after waiting for a solve in flight."""
-        wait_until(lambda: not self.decider.is_solving or self.decider.has_answer, "the solve", timeout_s=60)
+        wait_until(lambda: not self.decider.is_solving or self.decider.has_answer, "the solve")
         self.clock.now_s += pause_s
         return self.cycle.turn()
 
