@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from solvers.planner import desk, make_plan
-from solvers.planner.search import HELD_NOTE
+from solvers.engine import Role
+from solvers.planner import desk, desk_for, make_plan
+from solvers.planner.search import HELD_NOTE, Search
+from solvers.planner.stock_taking import build_stocks
+from solvers.planner.stocks import Pick
+from solvers.planner.wide_rules import is_spot
+from solvers.planner.wide_ways import WayMaker
 from solvers.problem import Problem
 from solvers.verify import verify
 from solvers.workload import Pin
@@ -96,6 +102,33 @@ def test_each_pool_of_a_capped_wide_plan_has_one_cap() -> None:
     plan = make_plan(capped(drawn_wide()))
     assert len({row.pool for row in plan.pools}) == len(plan.pools)
     assert all(row.pool.cap_watts == 0.0 for row in plan.pools)
+
+
+@pytest.mark.parametrize("most", [0.25, 0.5, 0.75, 1.0])
+def test_a_way_fills_the_cheaper_spot_nodes_as_far_as_the_service_allows(most: float) -> None:
+    problem = spot(drawn_wide())
+    service = replace(problem.services[0], max_spot_ratio=most)
+    alone = replace(problem, services=(service,), demands={service.name: problem.demands[service.name]})
+    made = desk_for(alone)
+    cells = Search(desk=made)._cells()
+    maker = WayMaker(cells=cells, sizer=made.sizer, stocks=build_stocks(cells))
+    (stocks,) = maker.stocks
+    mixed = [p for p, role in enumerate(stocks.roles) if role is Role.MIXED]
+    carried = {p: partial(made.sizer.carried, maker.option(0, p).pool, maker.option(0, p).profile) for p in mixed}
+    pool, size = next(
+        (p, n) for p in mixed for n in range(1, stocks.most[p] + 1) if carried[p](n) >= stocks.demand_per_s
+    )
+    pick = Pick(value_usd_per_hour=0.0, sizes={pool: size}, served_ratio=1.0, wanted=frozenset(), asked_sizes=())
+    way = maker.way(0, pick, np.zeros(len(cells.cell_pool)))
+    assert way is not None
+    assert way.penalty_usd_per_hour == 0.0
+    counts = dict(way.replicas)
+    there = sum(n for cell, n in counts.items() if is_spot(cells, cell))
+    rate = carried[pool](sum(counts.values())) / sum(counts.values())
+    must_stay = (1.0 - most) * stocks.demand_per_s
+    owned = sum(counts.values()) - there
+    assert owned * rate >= must_stay * (1.0 - 1e-9)
+    assert (owned - 1) * rate < must_stay, "one more could be on spot nodes"
 
 
 @pytest.mark.usefixtures("every_fleet_is_wide")
