@@ -39,7 +39,6 @@ ENGINE_QUERIES: Mapping[str, str] = {
 }
 
 RATES = ("prompts_per_s", "prompt_tokens_per_s", "output_tokens_per_s")
-OPTIONAL = ("ttft_s", "prefill_s", "itl_s", "gpu_watts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,10 @@ def engines_of(vectors: Mapping[str, Sequence[Sample]], time_scale: float = 1.0)
             waiting=cell("waiting", pod) or 0.0,
             as_of_s=columns["engine_pod_as_of_s"][pod],
             **{name: (cell(name, pod) or 0.0) / time_scale for name in RATES},
-            **{name: cell(name, pod) for name in OPTIONAL},  # type: ignore[arg-type]
+            ttft_s=cell("ttft_s", pod),
+            prefill_s=cell("prefill_s", pod),
+            itl_s=cell("itl_s", pod),
+            gpu_watts=cell("gpu_watts", pod),
         )
     return found
 

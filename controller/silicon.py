@@ -111,14 +111,24 @@ def silicon_profile(
     ``source_detail``. Watts are modelled, not measured.
     """
     tables = open_tables(model, gpu_class, config)
+    key = ProfileKey(model=model, gpu_class=gpu_class, config=config)
+    profile = _tabulated(tables, key, chunk_tokens=chunk_tokens, cold_start_s=cold_start_s, is_wide=is_wide)
+    check_profile(profile)
+    return profile
+
+
+def _tabulated(
+    tables: Tables, key: ProfileKey, *, chunk_tokens: int | None, cold_start_s: float, is_wide: bool
+) -> EngineProfile:
+    """Read the tables at the points of our grids."""
     capacity = tables.kv_capacity_tokens()
     prompts, contexts = within(PROMPT_GRID, capacity), within(CONTEXT_GRID, capacity)
     raw_prefill = np.array([tables.prefill_s(tokens) for tokens in prompts])
     raw_decode = np.array([[tables.decode_s(batch, context) for context in contexts] for batch in BATCH_GRID])
     prefill, decode = growing(raw_prefill), growing(raw_decode)
     idle, prefill_watts, decode_watts = draw_watts(tables.gpu, BATCH_GRID)
-    profile = EngineProfile(
-        key=ProfileKey(model=model, gpu_class=gpu_class, config=config),
+    return EngineProfile(
+        key=key,
         source=ProfileSource.SILICON,
         source_detail=tables.provenance() + smoothing((raw_prefill, prefill), (raw_decode, decode)),
         prefill_tokens=prompts,
@@ -128,7 +138,7 @@ def silicon_profile(
         decode_step_s=tuple(tuple(row) for row in decode.tolist()),
         kv_capacity_tokens=capacity,
         kv_bytes_per_token=tables.kv_bytes_per_token(),
-        transfer_bytes_per_s=transfer_bytes_per_s(tables.gpu, config),
+        transfer_bytes_per_s=transfer_bytes_per_s(tables.gpu, key.config),
         prefill_chunk_tokens=chunk_tokens or chunk_for(prompts, prefill.tolist()),
         idle_watts_per_gpu=idle,
         prefill_watts_per_gpu=prefill_watts,
@@ -137,8 +147,6 @@ def silicon_profile(
         **cap_curves(idle, tables.gpu.max_watts),
         **(wide_tables(tables.prefill_s, prompts, prefill, capacity) if is_wide else {}),
     )
-    check_profile(profile)
-    return profile
 
 
 def bundled_model(model: str) -> str | None:

@@ -11,7 +11,7 @@ first (``goes_on``); the plan then is the last one, with a note.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -119,9 +119,9 @@ def refuted_plan(
         asked |= _asked(split(problem, cuts_of(plan)), factors)
         plan = decide(_narrowed(problem, links), previous=previous, capacity_of=_tightened(asked))
         plan = replace(plan, certificate=None)  # it was proved with less than the sizing gives
-    notes = (*plan.report.notes, *said, _verdict(summary, missed, factors, links))
+    said.append(_verdict(summary, missed, factors, links))
     return Refutation(
-        plan=replace(plan, report=replace(plan.report, notes=notes)),
+        plan=_with_notes(plan, said),
         summary=summary,
         rounds=number,
         kept=not missed,
@@ -133,9 +133,12 @@ def refuted_plan(
 def _ended(plan: Plan, said: list[str], rounds: int, factors: Factors) -> Refutation:
     """The plan as far as time allowed: nobody knows whether a replay would refute it."""
     what = "this plan was not replayed again" if said else "it was not replayed"
-    notes = (*plan.report.notes, *said, f"{what}: the time for it was over")
-    told = replace(plan, report=replace(plan.report, notes=notes))
+    told = _with_notes(plan, [*said, f"{what}: the time for it was over"])
     return Refutation(plan=told, summary=None, rounds=rounds, kept=False, factors=dict(factors))
+
+
+def _with_notes(plan: Plan, notes: Iterable[str]) -> Plan:
+    return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *notes)))
 
 
 def replayed(problem: Problem, plan: Plan, seed: int) -> Summary | None:

@@ -9,7 +9,7 @@ over bays, and the integer model over groups bounds the one over bays from below
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from solvers.fleet import ANYWHERE, Node
@@ -178,35 +178,36 @@ def group_bays(
     running = _running_by_bay(problem) if split_running else {}
     marks = {location: _marks(problem, location) for location in sorted({bay.location for bay in bays})}
     seeds: list[tuple[object, ...]] = [
-        (
-            bay.gpu_class,
-            tuple(bay.slots(q) for q in sorted(sizes[bay.gpu_class])),
-            running.get(bay.key, ()),
-            marks[bay.location],
-            bay.terms,
-            bay.shelf and bay.shelf.outline,
-        )
+        (bay.key,) if one_by_one else _seed(bay, sizes[bay.gpu_class], running.get(bay.key, ()), marks[bay.location])
         for bay in bays
     ]
-    if one_by_one:
-        seeds = [(bay.key,) for bay in bays]
     locations = _spread_over(problem, bays)
     links = _links(problem)
     hangs_on = {at: LINK + link.name for link in problem.policy.kv_links for at in link.locations if links}
-    touched = [
-        (
-            *bay.charged,
-            *(loc for loc in (LOCATION + bay.location,) if loc in locations),
-            *(hangs_on[at] for at in (bay.location,) if at in hangs_on),
-        )
-        for bay in bays
-    ]
+    touched = [(*bay.charged, *_vertices(bay.location, locations, hangs_on)) for bay in bays]
     bay_colours, colours = _refine(touched, seeds, {**_domain_seeds(problem, rooms), **locations, **links})
     grouping = _collect(problem, bays, rooms, bay_colours, {d: colours[d] for d in rooms})
     if links:
         grouping = _with_links(grouping, links, hangs_on, colours)
-    if not locations:
-        return grouping
+    return _with_sites(grouping, locations, colours) if locations else grouping
+
+
+def _seed(bay: Bay, sizes: Collection[int], running: object, marks: object) -> tuple[object, ...]:
+    """What tells a bay from another, whatever it hangs on."""
+    slots = tuple(bay.slots(size) for size in sorted(sizes))
+    return bay.gpu_class, slots, running, marks, bay.terms, bay.shelf and bay.shelf.outline
+
+
+def _vertices(at: str, locations: Mapping[str, object], hangs_on: Mapping[str, str]) -> Iterator[str]:
+    """Vertices that a bay at a location touches beside its power domains."""
+    if LOCATION + at in locations:
+        yield LOCATION + at
+    if at in hangs_on:
+        yield hangs_on[at]
+
+
+def _with_sites(grouping: Grouping, locations: Collection[str], colours: Mapping[str, int]) -> Grouping:
+    """Say of every group which class of locations it lies in, and how many there are of each."""
     order = sorted({colours[location] for location in locations})
     members = [sum(colours[location] == colour for location in locations) for colour in order]
     sites = [order.index(colours[LOCATION + group.bays[0].location]) for group in grouping.groups]

@@ -140,18 +140,10 @@ class Fleet(FleetWays):
         OutOfRange
             When the profile does not know so low a cap.
         """
-        if replica_id in self._alive:
-            raise InvalidInput(f"replica/{replica_id}", "", "exists already", "remove it first or use another name")
-        if not weight > 0 or (link is not None and link not in self._links):
-            problem = f"names no link: {link!r}" if weight > 0 else f"has weight {weight}"
-            raise InvalidInput(f"replica/{replica_id}", "", problem, "declare its link first; give a weight above 0")
+        self._check_new(replica_id, link, weight)
         tables = compile_profile(profile, cap_watts)
         r, s, now = len(self._ids), self._service(service), int(self._memory.state.now)
-        on_link, transfer = NONE, 0
-        if role is Role.PREFILL:
-            on_link = self._new_link(is_shared=0) if link is None else self._links[link][0]
-            speed = profile.transfer_bytes_per_s if link is None else self._links[link][1]
-            transfer = round(profile.kv_bytes_per_token * TICKS_PER_S / speed)
+        on_link, transfer = self._moves_over(link, profile) if role is Role.PREFILL else (NONE, 0)
         entity, group = self._memory.entity("replica", r), self._group(s, role, domain)
         self._memory.add(
             "replicas", r, service=s, role=ROLES.index(role), group=group, table=self._table(tables), link=on_link,
@@ -171,6 +163,19 @@ class Fleet(FleetWays):
             self._do(loop.READY, r)
         else:
             self._schedule(entity, ready_at)
+
+    def _check_new(self, replica_id: str, link: str | None, weight: float) -> None:
+        if replica_id in self._alive:
+            raise InvalidInput(f"replica/{replica_id}", "", "exists already", "remove it first or use another name")
+        if not weight > 0 or (link is not None and link not in self._links):
+            problem = f"names no link: {link!r}" if weight > 0 else f"has weight {weight}"
+            raise InvalidInput(f"replica/{replica_id}", "", problem, "declare its link first; give a weight above 0")
+
+    def _moves_over(self, link: str | None, profile: EngineProfile) -> tuple[int, int]:
+        """Link over which a prefill replica moves KV caches, a new one where none is named, and ticks for a token."""
+        on_link = self._new_link(is_shared=0) if link is None else self._links[link][0]
+        speed = profile.transfer_bytes_per_s if link is None else self._links[link][1]
+        return on_link, round(profile.kv_bytes_per_token * TICKS_PER_S / speed)
 
     def set_cap(self, replica_id: str, cap_watts: float | None) -> None:
         """Change the power cap of a replica's GPUs now; None lifts it.
