@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, ReplicaState
 from solvers.problem import Policy
@@ -192,6 +194,13 @@ def test_a_cut_is_not_answered_twice_while_the_first_answer_is_leaving() -> None
     assert next_step(snapshot([A], going, {"a": IDLE + 2 * EXTRA}), want, POLICY) == ()
     not_seen_yet = snapshot([A], running, {"a": IDLE + 2 * EXTRA}, desired={(pool(), "a"): 2})
     assert next_step(not_seen_yet, want, POLICY) == ()
+
+
+@pytest.mark.parametrize("spare", [0.0, -1.0])
+def test_a_budget_that_is_used_up_to_the_last_watt_is_kept(spare: float) -> None:
+    state = snapshot([A], replicas(pool(), "a", 3, "a1"), {"a": IDLE + 3 * EXTRA + spare})
+    cut = [("tp2", "a", 3, 2)] if spare < 0.0 else []
+    assert moves(next_step(state, plan({(pool(), "a"): 3}), POLICY)) == cut
 
 
 def test_nothing_starts_under_a_domain_that_is_over_its_budget() -> None:

@@ -227,6 +227,12 @@ def test_a_replica_stands_on_whole_nodes_of_one_island() -> None:
     assert not spanned & others
 
 
+def test_a_large_island_stays_whole_while_a_smaller_one_will_do() -> None:
+    nodes = rack((8, 8, 8, 8, 8), ("a", "a", "a", "b", "b"))
+    packing = pack(problem_on(nodes), {(pool(16), "rack-1"): 1})
+    assert {node for _, _, node, _ in packing.on_node} == {nodes[3].name, nodes[4].name}
+
+
 def test_a_node_with_a_broken_gpu_is_no_part_of_one() -> None:
     plan = make_plan(problem_on(rack((8, 7), ("a", "a")), (16,)), capacity_of=fleets.plain_capacity)
     assert plan.pools == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from solvers.engine import Role
+from solvers.engine import EngineProfile, Role
 from solvers.engine.curves import capped
 from solvers.errors import InvalidInput
 from solvers.fleet import GpuClass
@@ -19,12 +20,14 @@ from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.power import reserved_watts
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import Capacity, Unfit, replica_capacity
 from solvers.tick import Tick, Ticker
 from solvers.tick.cells import Levels
+from solvers.workload import SizeBucket, Slo
 from tests.test_planner_caps import knowing_caps, scarce
 
 SEEDS = range(12)
+Mix, Slos = Sequence[SizeBucket], Sequence[Slo]
 
 
 @cache
@@ -208,6 +211,28 @@ def test_capacity_between_levels_is_a_safe_reading_of_the_sizing() -> None:
                 pool_replicas=replicas,
             )
             assert rates[c] <= getattr(sized, "requests_per_s", 0.0) * 1.005
+
+
+def test_caps_between_levels_that_gain_late_are_raised_until_they_carry_what_is_asked() -> None:
+    """Speed that comes with the last watts: a cap on the straight line between far levels carries less than it says."""
+    problem, plan = planned()
+
+    def late(curves: EngineProfile, role: Role, mix: Mix, slos: Slos, *, pool_replicas: int = 1) -> Capacity | Unfit:
+        sized, full = (
+            replica_capacity(at, role, mix, slos, pool_replicas=pool_replicas)
+            for at in (curves, problem.profiles[curves.key])
+        )
+        assert isinstance(full, Capacity)
+        if isinstance(sized, Unfit):
+            return sized
+        return replace(sized, requests_per_s=full.requests_per_s * (sized.requests_per_s / full.requests_per_s) ** 3)
+
+    ticker = Ticker(lowest_known(problem), plan, capacity_of=late)
+    most = ticker.tick(dict.fromkeys(problem.demands, 1e6))
+    asked = {name: 0.7 * most.served_per_s[s] for s, name in enumerate(most.services)}
+    tick = ticker.tick(asked)
+    assert tick.unserved_per_s == {}
+    assert (tick.cap_watts < most.cap_watts - 1.0).any()
 
 
 def test_hot_ticks_say_what_a_cold_one_says() -> None:
