@@ -27,7 +27,6 @@ from solvers.workload import SizeBucket, Slo
 from tests.test_planner_caps import knowing_caps, scarce
 
 SEEDS = range(12)
-Mix, Slos = Sequence[SizeBucket], Sequence[Slo]
 
 
 @cache
@@ -217,7 +216,9 @@ def test_caps_between_levels_that_gain_late_are_raised_until_they_carry_what_is_
     """Speed that comes with the last watts: a cap on the straight line between far levels carries less than it says."""
     problem, plan = planned()
 
-    def late(curves: EngineProfile, role: Role, mix: Mix, slos: Slos, *, pool_replicas: int = 1) -> Capacity | Unfit:
+    def late(
+        curves: EngineProfile, role: Role, mix: Sequence[SizeBucket], slos: Sequence[Slo], *, pool_replicas: int = 1
+    ) -> Capacity | Unfit:
         sized, full = (
             replica_capacity(at, role, mix, slos, pool_replicas=pool_replicas)
             for at in (curves, problem.profiles[curves.key])
