@@ -27,10 +27,12 @@ from controller import placement_pb2 as pb
 from controller import placement_pb2_grpc
 from controller.api_convert import difference_message, explanation_message, plan_message
 from controller.auth import Listen, Post, TokenGate, TokenInterceptor, check_listen
+from controller.explain_apart import explained_apart
 from controller.tls import server_credentials
 from controller.what_if import BadRequest, FieldViolation, changed_problem
+from solvers.apart import WorkLost
 from solvers.errors import InvalidInput, SolveFailed
-from solvers.explain import explain
+from solvers.explain import Explanation, explain
 from solvers.plan import Plan
 from solvers.problem import Problem
 
@@ -132,8 +134,25 @@ class PlacementService(placement_pb2_grpc.PlacementServicer):
         if request.service not in names:
             problem = f"plan {turn.number} knows no service {request.service!r}; known: {', '.join(names) or 'none'}"
             await context.abort(grpc.StatusCode.NOT_FOUND, problem)
-        work = await self._begun(self._explanations, context, explain, turn.plan, turn.problem, request.service)
-        return explanation_message(await work, turn.plan, turn.number)
+        if request.with_prices or request.with_losses:
+            why = await self._priced(turn, request, context)
+        else:
+            asked = turn.plan, turn.problem, request.service
+            why = await (await self._begun(self._explanations, context, explain, *asked))
+        return explanation_message(why, turn.plan, turn.number)
+
+    async def _priced(self, turn: PlanTurn, request: pb.ExplainRequest, context: Context) -> Explanation:
+        """Explain with prices: in a process of its own, no longer than the caller waits."""
+        left_s = solve_time_s(context.time_remaining())
+        asked = (turn.plan, turn.problem, request.service, request.with_losses, left_s)
+        work = await self._begun(self._explanations, context, explained_apart, *asked)
+        try:
+            return await asyncio.wait_for(asyncio.shield(work), left_s + ANSWER_S / 2.0)
+        except (TimeoutError, WorkLost):
+            late = f"no prices within {left_s:.1f} s; allow a longer deadline or ask without prices and losses"
+            return await _aborted(context, grpc.StatusCode.DEADLINE_EXCEEDED, late)
+        except SolveFailed as error:
+            return await _aborted(context, grpc.StatusCode.INTERNAL, f"nothing could be priced: {error}")
 
     async def WhatIf(self, request: pb.WhatIfRequest, context: Context) -> pb.WhatIfResponse:
         turn = await self._turn(0, context)

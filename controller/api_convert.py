@@ -8,13 +8,17 @@ from collections.abc import Iterable, Mapping
 from controller import placement_pb2 as pb
 from solvers.engine import EngineConfig, Role
 from solvers.explain import Alternative, CountChange, DemandRange, Explanation, PriceSwitch, difference
+from solvers.explain.reasons import CapReason
+from solvers.explain.shadow import Loss, ShadowPrice
 from solvers.fleet import PoolKey
 from solvers.plan import (
     Binding,
     DomainPlan,
+    LinkPlan,
     PartPlan,
     Plan,
     PoolPlan,
+    Relief,
     ServicePlan,
     SolveReport,
     SolveStatus,
@@ -47,6 +51,8 @@ def plan_message(plan: Plan, number: int) -> pb.Plan:
         is_short=plan.is_short,
         parts=map(_part_message, plan.parts),
         splits=map(_split_message, plan.splits),
+        relief=map(relief_message, plan.relief),
+        links=map(_link_message, plan.links),
     )
 
 
@@ -112,6 +118,68 @@ def explanation_message(why: Explanation, plan: Plan, number: int) -> pb.Explain
         ],
         demand_range=_range_message(why.demand_range),
         switches=map(_switch_message, why.switches),
+        caps=map(_cap_message, why.caps),
+        relief=map(relief_message, why.relief),
+        prices=map(_price_message, why.prices),
+        losses=map(_loss_message, why.losses),
+    )
+
+
+def _cap_message(cap: CapReason) -> pb.CapReason:
+    return pb.CapReason(
+        pool=cap.pool,
+        cap_watts=cap.cap_watts,
+        max_cap_watts=cap.max_cap_watts,
+        speed_ratio=cap.speed_ratio,
+        saved_watts=cap.saved_watts,
+        worth_usd_per_hour=cap.worth_usd_per_hour,
+    )
+
+
+def _price_message(price: ShadowPrice) -> pb.ShadowPrice:
+    return pb.ShadowPrice(
+        limit=price.limit,
+        subject=price.subject,
+        unit=price.unit,
+        more_usd_per_hour=price.more_usd_per_hour,
+        more_holds_for_units=price.more_holds_for,
+        less_usd_per_hour=price.less_usd_per_hour,
+        less_holds_for_units=price.less_holds_for,
+    )
+
+
+def _loss_message(loss: Loss) -> pb.Loss:
+    return pb.Loss(
+        change=loss.change,
+        low_usd_per_hour=loss.low_usd_per_hour,
+        expected_usd_per_hour=loss.expected_usd_per_hour,
+        high_usd_per_hour=loss.high_usd_per_hour,
+        short=loss.short,
+        keeps_cuts=loss.keeps_cuts,
+    )
+
+
+def relief_message(row: Relief) -> pb.Relief:
+    """Render what would help a plan that is short."""
+    return pb.Relief(
+        limit=row.limit,
+        subject=row.subject,
+        unit=row.unit,
+        amount_units=row.amount,
+        price_usd_per_hour=row.usd_per_hour,
+        is_estimate=row.is_estimate,
+        first_serves_requests_per_s=row.first_serves_requests_per_s,
+        first_saves_usd_per_hour=row.first_saves_usd_per_hour,
+    )
+
+
+def _link_message(row: LinkPlan) -> pb.LinkPlan:
+    return pb.LinkPlan(
+        link=row.link,
+        bytes_per_s=row.bytes_per_s,
+        outgoing_bytes_per_s=row.outgoing_bytes_per_s,
+        incoming_bytes_per_s=row.incoming_bytes_per_s,
+        cost_usd_per_hour=row.usd_per_hour,
     )
 
 
@@ -140,6 +208,9 @@ def _alternative_message(way: Alternative) -> pb.Alternative:
         extra_usd_per_hour=way.extra_usd_per_hour,
         extra_at_scarcity_usd_per_hour=way.extra_at_scarcity_usd_per_hour,
         blocked_by=way.blocked_by,
+        fleet_low_usd_per_hour=way.fleet_low_usd_per_hour,
+        fleet_high_usd_per_hour=way.fleet_high_usd_per_hour,
+        fleet_expected_usd_per_hour=way.fleet_expected_usd_per_hour,
     )
 
 

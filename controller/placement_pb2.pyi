@@ -164,6 +164,40 @@ class Binding(_message.Message):
     price_usd_per_hour: float
     def __init__(self, limit: _Optional[str] = ..., subject: _Optional[str] = ..., unit: _Optional[str] = ..., price_usd_per_hour: _Optional[float] = ...) -> None: ...
 
+class Relief(_message.Message):
+    __slots__ = ("limit", "subject", "unit", "amount_units", "price_usd_per_hour", "is_estimate", "first_serves_requests_per_s", "first_saves_usd_per_hour")
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_UNITS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    IS_ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SERVES_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SAVES_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    limit: str
+    subject: str
+    unit: str
+    amount_units: float
+    price_usd_per_hour: float
+    is_estimate: bool
+    first_serves_requests_per_s: float
+    first_saves_usd_per_hour: float
+    def __init__(self, limit: _Optional[str] = ..., subject: _Optional[str] = ..., unit: _Optional[str] = ..., amount_units: _Optional[float] = ..., price_usd_per_hour: _Optional[float] = ..., is_estimate: _Optional[bool] = ..., first_serves_requests_per_s: _Optional[float] = ..., first_saves_usd_per_hour: _Optional[float] = ...) -> None: ...
+
+class LinkPlan(_message.Message):
+    __slots__ = ("link", "bytes_per_s", "outgoing_bytes_per_s", "incoming_bytes_per_s", "cost_usd_per_hour")
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    OUTGOING_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    INCOMING_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    link: str
+    bytes_per_s: float
+    outgoing_bytes_per_s: float
+    incoming_bytes_per_s: float
+    cost_usd_per_hour: float
+    def __init__(self, link: _Optional[str] = ..., bytes_per_s: _Optional[float] = ..., outgoing_bytes_per_s: _Optional[float] = ..., incoming_bytes_per_s: _Optional[float] = ..., cost_usd_per_hour: _Optional[float] = ...) -> None: ...
+
 class SolveReport(_message.Message):
     __slots__ = ("status", "objective_usd_per_hour", "bound_usd_per_hour", "gap_ratio", "cost_usd_per_hour", "rounds", "notes")
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -183,7 +217,7 @@ class SolveReport(_message.Message):
     def __init__(self, status: _Optional[_Union[SolveStatus, str]] = ..., objective_usd_per_hour: _Optional[float] = ..., bound_usd_per_hour: _Optional[float] = ..., gap_ratio: _Optional[float] = ..., cost_usd_per_hour: _Optional[float] = ..., rounds: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("number", "decision_hash", "pools", "services", "domains", "bindings", "report", "routing", "is_short", "parts", "splits")
+    __slots__ = ("number", "decision_hash", "pools", "services", "domains", "bindings", "report", "routing", "is_short", "parts", "splits", "relief", "links")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     DECISION_HASH_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +229,8 @@ class Plan(_message.Message):
     IS_SHORT_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     SPLITS_FIELD_NUMBER: _ClassVar[int]
+    RELIEF_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     number: int
     decision_hash: str
     pools: _containers.RepeatedCompositeFieldContainer[PoolPlan]
@@ -206,7 +242,9 @@ class Plan(_message.Message):
     is_short: bool
     parts: _containers.RepeatedCompositeFieldContainer[PartPlan]
     splits: _containers.RepeatedCompositeFieldContainer[SplitPrice]
-    def __init__(self, number: _Optional[int] = ..., decision_hash: _Optional[str] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServicePlan, _Mapping]]] = ..., domains: _Optional[_Iterable[_Union[DomainPlan, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., report: _Optional[_Union[SolveReport, _Mapping]] = ..., routing: _Optional[str] = ..., is_short: _Optional[bool] = ..., parts: _Optional[_Iterable[_Union[PartPlan, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[SplitPrice, _Mapping]]] = ...) -> None: ...
+    relief: _containers.RepeatedCompositeFieldContainer[Relief]
+    links: _containers.RepeatedCompositeFieldContainer[LinkPlan]
+    def __init__(self, number: _Optional[int] = ..., decision_hash: _Optional[str] = ..., pools: _Optional[_Iterable[_Union[PoolPlan, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServicePlan, _Mapping]]] = ..., domains: _Optional[_Iterable[_Union[DomainPlan, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., report: _Optional[_Union[SolveReport, _Mapping]] = ..., routing: _Optional[str] = ..., is_short: _Optional[bool] = ..., parts: _Optional[_Iterable[_Union[PartPlan, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[SplitPrice, _Mapping]]] = ..., relief: _Optional[_Iterable[_Union[Relief, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkPlan, _Mapping]]] = ...) -> None: ...
 
 class GetPlanRequest(_message.Message):
     __slots__ = ("number",)
@@ -347,12 +385,16 @@ class WhatIfResponse(_message.Message):
     def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., base_number: _Optional[int] = ..., difference: _Optional[_Union[PlanDifference, _Mapping]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("service", "number")
+    __slots__ = ("service", "number", "with_prices", "with_losses")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    WITH_PRICES_FIELD_NUMBER: _ClassVar[int]
+    WITH_LOSSES_FIELD_NUMBER: _ClassVar[int]
     service: str
     number: int
-    def __init__(self, service: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
+    with_prices: bool
+    with_losses: bool
+    def __init__(self, service: _Optional[str] = ..., number: _Optional[int] = ..., with_prices: _Optional[bool] = ..., with_losses: _Optional[bool] = ...) -> None: ...
 
 class PoolCount(_message.Message):
     __slots__ = ("pool", "replicas")
@@ -373,20 +415,76 @@ class ChosenPool(_message.Message):
     def __init__(self, pool: _Optional[_Union[PoolPlan, _Mapping]] = ..., used_ratio: _Optional[float] = ..., cost_usd_per_thousand_requests: _Optional[float] = ...) -> None: ...
 
 class Alternative(_message.Message):
-    __slots__ = ("pools", "cost_usd_per_hour", "cost_usd_per_thousand_requests", "extra_usd_per_hour", "extra_at_scarcity_usd_per_hour", "blocked_by")
+    __slots__ = ("pools", "cost_usd_per_hour", "cost_usd_per_thousand_requests", "extra_usd_per_hour", "extra_at_scarcity_usd_per_hour", "blocked_by", "fleet_low_usd_per_hour", "fleet_high_usd_per_hour", "fleet_expected_usd_per_hour")
     POOLS_FIELD_NUMBER: _ClassVar[int]
     COST_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     COST_USD_PER_THOUSAND_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     EXTRA_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     EXTRA_AT_SCARCITY_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     BLOCKED_BY_FIELD_NUMBER: _ClassVar[int]
+    FLEET_LOW_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    FLEET_HIGH_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    FLEET_EXPECTED_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     pools: _containers.RepeatedCompositeFieldContainer[PoolCount]
     cost_usd_per_hour: float
     cost_usd_per_thousand_requests: float
     extra_usd_per_hour: float
     extra_at_scarcity_usd_per_hour: float
     blocked_by: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ..., cost_usd_per_hour: _Optional[float] = ..., cost_usd_per_thousand_requests: _Optional[float] = ..., extra_usd_per_hour: _Optional[float] = ..., extra_at_scarcity_usd_per_hour: _Optional[float] = ..., blocked_by: _Optional[_Iterable[str]] = ...) -> None: ...
+    fleet_low_usd_per_hour: float
+    fleet_high_usd_per_hour: float
+    fleet_expected_usd_per_hour: float
+    def __init__(self, pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ..., cost_usd_per_hour: _Optional[float] = ..., cost_usd_per_thousand_requests: _Optional[float] = ..., extra_usd_per_hour: _Optional[float] = ..., extra_at_scarcity_usd_per_hour: _Optional[float] = ..., blocked_by: _Optional[_Iterable[str]] = ..., fleet_low_usd_per_hour: _Optional[float] = ..., fleet_high_usd_per_hour: _Optional[float] = ..., fleet_expected_usd_per_hour: _Optional[float] = ...) -> None: ...
+
+class CapReason(_message.Message):
+    __slots__ = ("pool", "cap_watts", "max_cap_watts", "speed_ratio", "saved_watts", "worth_usd_per_hour")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    CAP_WATTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CAP_WATTS_FIELD_NUMBER: _ClassVar[int]
+    SPEED_RATIO_FIELD_NUMBER: _ClassVar[int]
+    SAVED_WATTS_FIELD_NUMBER: _ClassVar[int]
+    WORTH_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    cap_watts: float
+    max_cap_watts: float
+    speed_ratio: float
+    saved_watts: float
+    worth_usd_per_hour: float
+    def __init__(self, pool: _Optional[str] = ..., cap_watts: _Optional[float] = ..., max_cap_watts: _Optional[float] = ..., speed_ratio: _Optional[float] = ..., saved_watts: _Optional[float] = ..., worth_usd_per_hour: _Optional[float] = ...) -> None: ...
+
+class ShadowPrice(_message.Message):
+    __slots__ = ("limit", "subject", "unit", "more_usd_per_hour", "more_holds_for_units", "less_usd_per_hour", "less_holds_for_units")
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    MORE_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    MORE_HOLDS_FOR_UNITS_FIELD_NUMBER: _ClassVar[int]
+    LESS_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    LESS_HOLDS_FOR_UNITS_FIELD_NUMBER: _ClassVar[int]
+    limit: str
+    subject: str
+    unit: str
+    more_usd_per_hour: float
+    more_holds_for_units: float
+    less_usd_per_hour: float
+    less_holds_for_units: float
+    def __init__(self, limit: _Optional[str] = ..., subject: _Optional[str] = ..., unit: _Optional[str] = ..., more_usd_per_hour: _Optional[float] = ..., more_holds_for_units: _Optional[float] = ..., less_usd_per_hour: _Optional[float] = ..., less_holds_for_units: _Optional[float] = ...) -> None: ...
+
+class Loss(_message.Message):
+    __slots__ = ("change", "low_usd_per_hour", "expected_usd_per_hour", "high_usd_per_hour", "short", "keeps_cuts")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    LOW_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    HIGH_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    SHORT_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_CUTS_FIELD_NUMBER: _ClassVar[int]
+    change: str
+    low_usd_per_hour: float
+    expected_usd_per_hour: float
+    high_usd_per_hour: float
+    short: _containers.RepeatedScalarFieldContainer[str]
+    keeps_cuts: bool
+    def __init__(self, change: _Optional[str] = ..., low_usd_per_hour: _Optional[float] = ..., expected_usd_per_hour: _Optional[float] = ..., high_usd_per_hour: _Optional[float] = ..., short: _Optional[_Iterable[str]] = ..., keeps_cuts: _Optional[bool] = ...) -> None: ...
 
 class CountReason(_message.Message):
     __slots__ = ("pool", "replicas", "kept_by", "one_less_serves_requests_per_s")
@@ -421,7 +519,7 @@ class PriceSwitch(_message.Message):
     def __init__(self, gpu_class: _Optional[str] = ..., now_usd_per_hour: _Optional[float] = ..., at_usd_per_hour: _Optional[float] = ..., pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit", "counts", "demand_range", "switches")
+    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit", "counts", "demand_range", "switches", "caps", "relief", "prices", "losses")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -432,6 +530,10 @@ class ExplainResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     DEMAND_RANGE_FIELD_NUMBER: _ClassVar[int]
     SWITCHES_FIELD_NUMBER: _ClassVar[int]
+    CAPS_FIELD_NUMBER: _ClassVar[int]
+    RELIEF_FIELD_NUMBER: _ClassVar[int]
+    PRICES_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
     number: int
     text: str
     service: ServicePlan
@@ -442,4 +544,8 @@ class ExplainResponse(_message.Message):
     counts: _containers.RepeatedCompositeFieldContainer[CountReason]
     demand_range: DemandRange
     switches: _containers.RepeatedCompositeFieldContainer[PriceSwitch]
-    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ..., counts: _Optional[_Iterable[_Union[CountReason, _Mapping]]] = ..., demand_range: _Optional[_Union[DemandRange, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[PriceSwitch, _Mapping]]] = ...) -> None: ...
+    caps: _containers.RepeatedCompositeFieldContainer[CapReason]
+    relief: _containers.RepeatedCompositeFieldContainer[Relief]
+    prices: _containers.RepeatedCompositeFieldContainer[ShadowPrice]
+    losses: _containers.RepeatedCompositeFieldContainer[Loss]
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ..., counts: _Optional[_Iterable[_Union[CountReason, _Mapping]]] = ..., demand_range: _Optional[_Union[DemandRange, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[PriceSwitch, _Mapping]]] = ..., caps: _Optional[_Iterable[_Union[CapReason, _Mapping]]] = ..., relief: _Optional[_Iterable[_Union[Relief, _Mapping]]] = ..., prices: _Optional[_Iterable[_Union[ShadowPrice, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ...) -> None: ...

@@ -81,7 +81,8 @@ class PlacementServicer:
 
     def Explain(self, request, context):
         """Says why a service got what it got. NOT_FOUND for a service that the plan does not know; RESOURCE_EXHAUSTED
-        while too many explanations are being worked out.
+        while too many explanations are being worked out. Prices and losses are worked out on request, in a process of
+        their own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

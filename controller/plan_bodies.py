@@ -196,6 +196,9 @@ def _render_relief(row: Relief) -> Row:
         "unit": row.unit[:63],
         "milliAmount": round(row.amount * 1e3),
         "priceMilliUsdPerHour": round(row.usd_per_hour * 1e3),
+        **({"isEstimate": True} if row.is_estimate else {}),
+        "firstMilliRequestsPerSecond": round(row.first_serves_requests_per_s * 1e3),
+        "firstMilliUsdPerHour": round(row.first_saves_usd_per_hour * 1e3),
     }
 
 
@@ -338,8 +341,16 @@ def _parse_bindings(specs: Sequence[FleetPlanSpec]) -> Iterator[Binding]:
 
 def _parse_relief(specs: Sequence[FleetPlanSpec]) -> Iterator[Relief]:
     for row in (row for spec in specs for row in spec.relief):
-        amount, price = row.milli_amount / 1e3, row.price_milli_usd_per_hour / 1e3
-        yield Relief(limit=row.limit, subject=row.subject, unit=row.unit, amount=amount, usd_per_hour=price)
+        yield Relief(
+            limit=row.limit,
+            subject=row.subject,
+            unit=row.unit,
+            amount=row.milli_amount / 1e3,
+            usd_per_hour=row.price_milli_usd_per_hour / 1e3,
+            is_estimate=row.is_estimate,
+            first_serves_requests_per_s=row.first_milli_requests_per_second / 1e3,
+            first_saves_usd_per_hour=row.first_milli_usd_per_hour / 1e3,
+        )
 
 
 def _parse_parts(specs: Sequence[FleetPlanSpec]) -> Iterator[PartPlan]:

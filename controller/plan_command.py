@@ -19,6 +19,7 @@ from controller.specs import PLAN_FEASIBLE
 from controller.tables import MISSING, Cell, render_table
 from solvers.baselines import BASELINES
 from solvers.baselines.compare import Standing, compare
+from solvers.explain.words import relief_row
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner import make_plan
@@ -163,7 +164,7 @@ def _link_rows(plan: Plan) -> Iterator[tuple[Cell, ...]]:
 def _relief_lines(plan: Plan) -> Iterator[str]:
     """What together would be enough, the dearest first."""
     for row in plan.relief:
-        yield f"relief: {row.amount:g} {row.unit} more of {row.limit}[{row.subject}], {row.usd_per_hour:.2f} USD/h"
+        yield f"relief: {relief_row(row)}"
 
 
 def split_lines(plan: Plan) -> Iterator[str]:

@@ -137,11 +137,17 @@ class PlanRelief(Resource):
     subject: Annotated[str, text(253)]
     """Where, or whose."""
     unit: Annotated[str, text(63)]
-    """GPU, kW or replica."""
+    """GPU, kW, core, GiB, GB/s or replica."""
     milli_amount: Amount
     """How much more, in thousandths of the unit."""
     price_milli_usd_per_hour: Amount
     """What that costs to have."""
+    is_estimate: bool = False
+    """The relaxation decided, which knows no whole replicas: a little more may be needed."""
+    first_milli_requests_per_second: Amount = 0
+    """What the first unit would serve more by itself; 0 for one that helps only together with the others."""
+    first_milli_usd_per_hour: Amount = 0
+    """What the first unit would save by itself in penalties of unserved demand."""
 
 
 class PlanSizeRange(Resource):

@@ -65,7 +65,18 @@ def small_plan(replicas: int = 2) -> Plan:
         ),
         domains=(DomainPlan(domain="rack-1", budget_watts=6000.0, reserved_watts=2150.0, planned_watts=1400.0),),
         bindings=(Binding(limit="slo", subject="default/chat", unit="request/s", price_usd_per_hour=0.3),),
-        relief=(Relief(limit="power", subject="rack-1", unit="kW", amount=1.5, usd_per_hour=0.375),),
+        relief=(
+            Relief(
+                limit="power",
+                subject="rack-1",
+                unit="kW",
+                amount=1.5,
+                usd_per_hour=0.375,
+                is_estimate=True,
+                first_serves_requests_per_s=0.75,
+                first_saves_usd_per_hour=12.5,
+            ),
+        ),
         report=SolveReport(
             status=SolveStatus.OPTIMAL,
             objective_usd_per_hour=4.95,

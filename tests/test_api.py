@@ -25,6 +25,7 @@ from controller.placement_pb2_grpc import PlacementStub
 from controller.what_if import BadRequest, changed_problem
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.explain import explain
+from solvers.explain.pricing import explain_priced
 from solvers.explain.reasons import KeptBy
 from solvers.plan import Plan
 from solvers.planner import make_plan
@@ -354,6 +355,41 @@ def test_a_service_is_explained_in_words_and_numbers(stub: PlacementStub, source
     assert {each.kept_by for each in why.counts} <= set(map(str, KeptBy))
     assert 0.0 <= why.demand_range.least_requests_per_s < 3.0 <= why.demand_range.most_requests_per_s
     assert all(switch.pools and switch.at_usd_per_hour != switch.now_usd_per_hour for switch in why.switches)
+
+
+def test_prices_and_losses_are_worked_out_when_they_are_asked_for(stub: PlacementStub, source: world.Source) -> None:
+    problem = fleets.demo(9.0, budget_ratio=0.6)
+    plan = make_plan(problem)
+    assert plan.is_short
+    assert source.turn is not None
+    source.put(world.Turn(plan=plan, problem=problem, number=source.turn.number + 1))
+    ask = pb.ExplainRequest(service="default/moe", with_prices=True)
+    told, priced = explain_priced(plan, problem, "default/moe"), stub.Explain(ask, timeout=60.0)
+    assert priced.text == told.text()
+    rows = [(row.limit, row.subject, row.more_usd_per_hour, row.less_holds_for_units) for row in priced.prices]
+    wanted = [(row.limit, row.subject, row.more_usd_per_hour, row.less_holds_for) for row in told.prices]
+    assert rows == wanted
+    assert wanted
+    for way in priced.rejected:
+        assert way.fleet_low_usd_per_hour <= way.fleet_expected_usd_per_hour <= way.fleet_high_usd_per_hour
+    assert not priced.losses
+    shown = stub.GetPlan(pb.GetPlanRequest(), timeout=10.0).plan.relief
+    said = [(row.limit, row.amount_units, row.first_serves_requests_per_s, row.is_estimate) for row in shown]
+    assert said == [(r.limit, r.amount, r.first_serves_requests_per_s, r.is_estimate) for r in plan.relief]
+    assert [row.subject for row in priced.relief] == [row.subject for row in plan.relief]
+    plain = stub.Explain(pb.ExplainRequest(service="default/moe"), timeout=10.0)
+    assert not plain.prices
+    assert not any(way.HasField("fleet_low_usd_per_hour") for way in plain.rejected)
+
+
+def test_prices_that_take_too_long_are_not_waited_for(stub: PlacementStub, source: world.Source) -> None:
+    problem = fleets.demo(0.5)
+    assert source.turn is not None
+    source.put(world.Turn(plan=make_plan(problem), problem=problem, number=source.turn.number + 1))
+    ask = pb.ExplainRequest(service="default/chat-70b", with_losses=True)
+    error = refusal(stub.Explain, ask, timeout_s=0.25)
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not stub.Explain(pb.ExplainRequest(service="default/chat-70b"), timeout=10.0).losses
 
 
 def short_name(pool: pb.Pool) -> str:

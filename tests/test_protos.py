@@ -9,7 +9,17 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from controller import placement_pb2
 from protos import generate
 
-UNITS = ("_s", "_watts", "_per_s", "_usd_per_hour", "_usd_per_kilowatt_hour", "_usd_per_thousand_requests", "_ratio")
+UNITS = (
+    "_s",
+    "_watts",
+    "_per_s",
+    "_usd_per_hour",
+    "_usd_per_kilowatt_hour",
+    "_usd_per_thousand_requests",
+    "_ratio",
+    "_units",
+)
+"""``_units``: of the unit that the message says in ``unit``."""
 
 
 def test_the_generated_code_is_what_the_proto_files_give() -> None:

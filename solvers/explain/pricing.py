@@ -82,7 +82,8 @@ def _priced_one(predictor: Predictor, service: str, with_losses: bool, capacity_
     rejected = []
     for way, ranked in zip(told.rejected, case.rejected, strict=True):
         cost = predictor.with_only(service, {option.pool for option, _ in ranked.way})
-        rejected.append(with_fleet_cost(way, cost.low_usd_per_hour, cost.high_usd_per_hour))
+        bounds = cost.low_usd_per_hour, cost.expected_usd_per_hour, cost.high_usd_per_hour
+        rejected.append(with_fleet_cost(way, *bounds))
     return replace(
         told,
         rejected=tuple(rejected),

@@ -50,9 +50,9 @@ class Alternative:
         Against the chosen pools, at list prices.
     extra_at_scarcity_usd_per_hour : float
         The same when scarce GPUs and watts are paid at the worth that others would pay for them.
-    fleet_low_usd_per_hour, fleet_high_usd_per_hour : float or None
+    fleet_low_usd_per_hour, fleet_high_usd_per_hour, fleet_expected_usd_per_hour : float or None
         Bounds on what the whole fleet would pay more, starts and shortages included, if the service had to be served
-        that way and all others were decided anew; None where that was not worked out.
+        that way and all others were decided anew, and what is expected; None where that was not worked out.
     blocked_by : tuple of str
         Limits that the way alone would break beside the rest of the plan.
     """
@@ -65,6 +65,7 @@ class Alternative:
     blocked_by: tuple[str, ...]
     fleet_low_usd_per_hour: float | None = None
     fleet_high_usd_per_hour: float | None = None
+    fleet_expected_usd_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +204,6 @@ def _blocks(plan: Plan, desk: Desk, service: str, way: Way) -> tuple[str, ...]:
     return tuple(blocked)
 
 
-def with_fleet_cost(way: Alternative, low: float, high: float) -> Alternative:
+def with_fleet_cost(way: Alternative, low: float, expected: float, high: float) -> Alternative:
     """Add what the whole fleet would pay."""
-    return replace(way, fleet_low_usd_per_hour=low, fleet_high_usd_per_hour=high)
+    return replace(way, fleet_low_usd_per_hour=low, fleet_high_usd_per_hour=high, fleet_expected_usd_per_hour=expected)

@@ -39,7 +39,7 @@ def lines(e: Explanation) -> Iterator[str]:
     yield from (f"  {_loss(loss)}" for loss in e.losses)
     yield from (f"  short because {reason}" for reason in e.short_because)
     if e.relief:
-        yield f"  {relief_words(e.relief)}"
+        yield from (f"  {line}" for line in relief_lines(e.relief))
     yield from (f"  cannot serve: {reason}" for reason in e.unfit)
 
 
@@ -82,8 +82,12 @@ def _rejected(way: Alternative) -> Iterator[str]:
     if abs(way.extra_at_scarcity_usd_per_hour - way.extra_usd_per_hour) > NOTICEABLE_USD:
         yield f"    {way.extra_at_scarcity_usd_per_hour:+.2f} when scarce GPUs and watts are paid for"
     if way.fleet_low_usd_per_hour is not None and way.fleet_high_usd_per_hour is not None:
-        cost = usd_range(way.fleet_low_usd_per_hour, way.fleet_high_usd_per_hour)
-        yield f"    {cost} for the whole fleet, decided anew"
+        cost, expected = (
+            usd_range(way.fleet_low_usd_per_hour, way.fleet_high_usd_per_hour),
+            way.fleet_expected_usd_per_hour,
+        )
+        about = f", about {expected:+.2f}," if expected is not None and " to " in cost else ""
+        yield f"    {cost}{about} for the whole fleet, decided anew"
     yield from (f"    {block}" for block in way.blocked_by)
 
 
@@ -114,17 +118,31 @@ def _loss(loss: Loss) -> str:
     return f"{loss.change}: {cost}{about}{short}{kept}"
 
 
-def relief_words(rows: Sequence[Relief]) -> str:
-    """Say what together would be enough for all that is short.
+def relief_lines(rows: Sequence[Relief]) -> Iterator[str]:
+    """Say what together would be enough for all that is short, one limit a line."""
+    about = "about " if any(row.is_estimate for row in rows) else ""
+    cost = sum(row.usd_per_hour for row in rows)
+    yield f"all that is short would be served with {about}{cost:.2f} USD/h more of these together:"
+    yield from (f"  {relief_row(row)}" for row in rows)
+
+
+def relief_row(row: Relief) -> str:
+    """Say how much more of a limit, what that costs, and what its first unit does alone.
 
     >>> row = Relief(limit="power", subject="row-a", unit="kW", amount=2.5, usd_per_hour=0.625)
-    >>> relief_words([row])
-    'all that is short would be served with 2.5 kW more of power[row-a]: 0.62 USD/h'
+    >>> relief_row(row)
+    '2.5 kW more of power[row-a], 0.62 USD/h; only together with the others'
+    >>> row = Relief(limit="gpus", subject="row-a/l40s", unit="GPU", amount=8.0, usd_per_hour=7.2, is_estimate=True,
+    ...              first_serves_requests_per_s=1.25, first_saves_usd_per_hour=31.5)
+    >>> relief_row(row)
+    'about 8 GPU more of gpus[row-a/l40s], 7.20 USD/h; the first alone serves about 1.2 requests/s, saves 31.50 USD/h'
     """
-    parts = [f"{row.amount:g} {row.unit} more of {row.limit}[{row.subject}]" for row in rows]
-    last = f" and {parts[-1]}" if len(parts) > 1 else parts[-1]
-    cost = sum(row.usd_per_hour for row in rows)
-    return f"all that is short would be served with {', '.join(parts[:-1])}{last}: {cost:.2f} USD/h"
+    about = "about " if row.is_estimate else ""
+    asked = f"{about}{row.amount:g} {row.unit} more of {row.limit}[{row.subject}], {row.usd_per_hour:.2f} USD/h"
+    if max(row.first_serves_requests_per_s, row.first_saves_usd_per_hour) <= 0.0:
+        return f"{asked}; only together with the others"
+    serves, saves = _about(row.first_serves_requests_per_s), row.first_saves_usd_per_hour
+    return f"{asked}; the first alone serves about {serves} requests/s, saves {saves:.2f} USD/h"
 
 
 def shadow_words(price: ShadowPrice) -> str:
