@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from solvers.engine import EngineConfig, Role
+from solvers.hashing import HashedOnce
 
 ANYWHERE = "*"
 """Location of a pool whose placement is ``Class``: any node of the class."""
@@ -95,7 +96,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class PoolKey:
+class PoolKey(HashedOnce):
     """Replicas alike in service, role, GPU class, engine configuration and the sizes of requests they serve.
 
     Attributes
@@ -106,6 +107,8 @@ class PoolKey:
     sizes : str
         Which requests of the service it serves, as ``solvers.sizes`` says (``p0-2047``); empty for all of them.
     """
+
+    __hash__ = HashedOnce.__hash__
 
     service: str
     role: Role

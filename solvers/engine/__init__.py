@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from solvers.errors import InvalidInput
+from solvers.hashing import HashedOnce
 
 _LABEL = re.compile(
     r"tp(?P<tp>\d+)(-pp(?P<pp>\d+))?(-ep(?P<ep>\d+))?(-dp(?P<dp>\d+))?(-(?P<variant>[a-z0-9][a-z0-9.-]*))?"
@@ -29,8 +30,10 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class EngineConfig:
+class EngineConfig(HashedOnce):
     """How one replica is started: the engine, a variant of it, and its parallel degrees."""
+
+    __hash__ = HashedOnce.__hash__
 
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
@@ -80,8 +83,10 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class ProfileKey:
+class ProfileKey(HashedOnce):
     """What a profile is measured for."""
+
+    __hash__ = HashedOnce.__hash__
 
     model: str
     gpu_class: str
@@ -97,7 +102,7 @@ class ProfileSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineProfile:
+class EngineProfile(HashedOnce):
     """Curves of one replica for (model, GPU class, engine config).
 
     Attributes
@@ -138,6 +143,8 @@ class EngineProfile:
         How keys and values are laid out (attention backend, type): replicas pair with those of the same group only.
         Empty for the group that the service names.
     """
+
+    __hash__ = HashedOnce.__hash__
 
     key: ProfileKey
     source: ProfileSource

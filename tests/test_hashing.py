@@ -1,0 +1,36 @@
+"""Keys whose hash is kept equal others, and what they keep stays in their process."""
+
+from __future__ import annotations
+
+import pickle
+from copy import copy
+from dataclasses import fields, replace
+
+from solvers.engine import EngineConfig, Role
+from solvers.fleet import PoolKey
+
+POOL = PoolKey(service="chat/a", role=Role.DECODE, gpu_class="h100", config=EngineConfig(tensor_parallel=4))
+
+
+def test_equal_keys_are_found_whichever_was_looked_up_first() -> None:
+    other = replace(POOL, role=Role.PREFILL)
+    twin = replace(other, role=Role.DECODE)
+    assert {POOL: 1}[twin] == 1
+    assert other not in {POOL: 1}
+    assert hash(POOL) == hash(twin) != hash(other)
+
+
+def test_a_kept_hash_is_not_sent_along() -> None:
+    hash(POOL)
+    assert "_hash" not in {field.name for field in fields(POOL)}
+    for sent in (pickle.loads(pickle.dumps(POOL)), copy(POOL)):
+        assert not hasattr(sent, "_hash")
+        assert sent == POOL
+        assert repr(sent) == repr(POOL)
+        assert hash(sent) == hash(POOL)
+
+
+def test_keys_sort_by_their_fields() -> None:
+    small = replace(POOL, config=EngineConfig(tensor_parallel=2))
+    hash(small)
+    assert sorted([POOL, small]) == [small, POOL]
