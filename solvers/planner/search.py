@@ -126,11 +126,12 @@ class Search:
             self.prices = read_prices(cells, arrays, duals)
             self._raise_bound(dual_bound(arrays, duals))
             wide = Wide.of(cells, arrays, self.desk.sizer, self.desk.crew, gap=self._gap(), seconds=self._seconds())
-            self._raise_bound(wide.first(duals, arrays))
             told = best
-            best = early = best_of([*([best] if best else []), self._placed(cells, arrays, wide.together())])
+            rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays))
+            best = early = best_of([*([best] if best else []), rounded])
             if early is not told:
                 self._tell(early)
+            self._raise_bound(wide.first())
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
             self._certify(cells, arrays, wide.prices)
             self.rounds += 1

@@ -111,21 +111,31 @@ class Wide:
             wanted=[frozenset() for _ in stocks],
         )
 
-    def first(self, duals: Floats, arrays: Arrays) -> float:
-        """Bound the objective at the prices of the relaxed model's rows, and find a first way of each service."""
+    def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
+        """Begin at the prices of the relaxed model; returns what it places, in whole ways, (C,) replicas.
+
+        Higher tiers go first, each way as far as there is room. This comes before any size but theirs is worked out.
+        """
+        duals = relaxed.duals if relaxed.duals is not None else np.zeros(len(arrays.row_upper))
         self.prices = np.maximum(0.0, -duals[shared_rows(arrays)])
         for way in self.maker.nothing():
             self.table.add(way)
-        self.best = self._priced(self.prices)
-        return self.best
+        parts, asked = relaxed.x[arrays.columns["replicas"]], self._asked(self.prices)
+        served = 1.0 - relaxed.x[arrays.columns["unserved"]]
+        ways: list[SparseWay] = []
+        for s, stocks in enumerate(self.stocks):
+            inside = stocks.cells.start + np.flatnonzero(parts[stocks.cells] > SPLIT)
+            amounts = {int(cell): float(parts[cell]) for cell in inside}
+            whole = self.maker.rounded(s, amounts, min(1.0, float(served[s])), asked)
+            ways += [whole] if whole is not None else []
+        return self._in_turn(ways)
 
-    def together(self) -> Floats:
-        """Every service's latest way, higher tiers first, each as far as there is room; (C,) replicas."""
-        latest = {way.service: way for way in self.table.ways}
+    def _in_turn(self, ways: Sequence[SparseWay]) -> Floats:
+        """Ways of different services, higher tiers first, each as far as there is room; (C,) replicas."""
         room, columns = self.room.copy(), self.shared.tocsc()
         total = np.zeros(len(self.cells.cell_pool))
-        for s in sorted(latest, key=lambda s: (self.cells.services[s].tier_rank, s)):
-            for cell, count in latest[s].replicas:
+        for way in sorted(ways, key=lambda way: (self.cells.services[way.service].tier_rank, way.service)):
+            for cell, count in way.replicas:
                 at = slice(columns.indptr[cell], columns.indptr[cell + 1])
                 rows, uses = columns.indices[at], columns.data[at]
                 fits = int(np.floor((room[rows] / uses).min() + 1e-9)) if len(rows) else count
@@ -133,6 +143,11 @@ class Wide:
                 room[rows] -= taken * uses
                 total[cell] += taken
         return total
+
+    def first(self) -> float:
+        """Bound the objective at the prices begun with, and find the ways of each service that these like best."""
+        self.best = self._priced(self.prices)
+        return self.best
 
     def bound(self, is_enough: Enough) -> float:
         """Raise the bound, finding ways as it goes: loads cut coarsely first, then finely, where less is rounded."""
