@@ -154,20 +154,15 @@ class WayMaker:
                 mixed[cell] = mixed.get(cell, 0.0) + share * count
             lacks = way.penalty_usd_per_hour / max(self.stocks[service].unserved_usd_per_hour, 1e-9)
             served += share * (1.0 - min(1.0, lacks))
-        mixed = amounts_at_one_cap(self.stocks[service], mixed)
         for lift, ratio in ((1e-6, served), (1e-6, 0.0), (0.5, served)):
-            yield self._rounded(service, mixed, lift, ratio, asked)
+            yield self.rounded(service, mixed, ratio, asked, lift)
 
-    def rounded(self, service: int, amounts: dict[int, float], served_ratio: float, asked: Floats) -> SparseWay | None:
-        """A whole way near replicas by cell in parts: rounded down, completed until it carries as much."""
-        amounts = amounts_at_one_cap(self.stocks[service], amounts)
-        return self._rounded(service, amounts, ROUNDING, served_ratio, asked)
-
-    def _rounded(
-        self, service: int, amounts: dict[int, float], lift: float, served_ratio: float, asked: Floats
+    def rounded(
+        self, service: int, amounts: Mapping[int, float], served_ratio: float, asked: Floats, lift: float = 1e-6
     ) -> SparseWay | None:
+        """A whole way near parts of replicas by cell: rounded down once lifted, completed until it carries as much."""
+        amounts, draft = amounts_at_one_cap(self.stocks[service], amounts), _Draft(by_cell={}, by_pool={})
         pools = sorted({self._pool_of(service, cell) for cell in amounts})
-        draft = _Draft(by_cell={}, by_pool={})
         for cell, amount in sorted(amounts.items()):
             if (whole := int(amount + lift)) > 0:
                 self._put(service, draft, self._pool_of(service, cell), cell, whole)
