@@ -147,8 +147,7 @@ class WayMaker:
         self, service: int, split: Sequence[tuple[SparseWay, float]], asked: Floats
     ) -> Iterator[SparseWay | None]:
         """Whole ways near a mix of ways: rounded down and completed, and rounded down alone."""
-        mixed: dict[int, float] = {}
-        served = 0.0
+        mixed, served = dict[int, float](), 0.0
         for way, share in split:
             for cell, count in way.replicas:
                 mixed[cell] = mixed.get(cell, 0.0) + share * count
@@ -158,16 +157,15 @@ class WayMaker:
             yield self.rounded(service, mixed, ratio, asked, lift)
 
     def rounded(
-        self, service: int, amounts: Mapping[int, float], served_ratio: float, asked: Floats, lift: float = 1e-6
+        self, service: int, amounts: dict[int, float], served: float, asked: Floats, lift: float = 1e-6
     ) -> SparseWay | None:
-        """A whole way near parts of replicas by cell: rounded down once lifted, completed until it carries as much."""
+        """A whole way near parts of replicas by cell: lifted, rounded down, completed until it carries its part."""
         amounts, draft = amounts_at_one_cap(self.stocks[service], amounts), _Draft(by_cell={}, by_pool={})
         pools = sorted({self._pool_of(service, cell) for cell in amounts})
-        for cell, amount in sorted(amounts.items()):
-            if (whole := int(amount + lift)) > 0:
-                self._put(service, draft, self._pool_of(service, cell), cell, whole)
+        for cell in sorted(cell for cell, amount in amounts.items() if int(amount + lift) > 0):
+            self._put(service, draft, self._pool_of(service, cell), cell, int(amounts[cell] + lift))
         self._pins_kept(service, draft, asked, pools)
-        return self._finished(service, draft, served_ratio, asked, pools)
+        return self._finished(service, draft, served, asked, pools)
 
     def _pool_of(self, service: int, cell: int) -> int:
         return pool_of(self.stocks[service], cell)
