@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
 
 from tests.simcluster.assets import AssetsError
 from tests.simcluster.cluster import SimCluster
 
 _FIXTURES = frozenset({"simcluster", "fresh_cluster"})
+
+# Every run tries the same examples, however long a busy machine takes for one; ``--hypothesis-profile=search`` tries
+# new ones.
+_ANY_PACE = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("same", _ANY_PACE, derandomize=True)
+hypothesis.settings.register_profile("search", _ANY_PACE, derandomize=False)
+hypothesis.settings.load_profile("same")
 
 
 class SharedCluster:

@@ -34,7 +34,8 @@ class ClusterConfig:
         A node is NotReady after this long without a heartbeat. Kubernetes says 40 (heartbeats every 10); shorter
         makes tests quicker and renews leases more often (every quarter of ``node_lease_s``).
     not_ready_toleration_s : int, s
-        Pods leave a NotReady node after this long. Kubernetes says 300.
+        Pods leave a NotReady node after this long. Kubernetes says 300. Longer than two nodes that are lost together
+        can be seen to be lost apart, so that nothing moves where all are lost.
     audit : bool
         Keep the API server's audit log (who asked for what), see `SimCluster.audit_events`.
     prometheus : bool
@@ -44,7 +45,7 @@ class ClusterConfig:
     """
 
     node_grace_s: int = 10
-    not_ready_toleration_s: int = 5
+    not_ready_toleration_s: int = 10
     audit: bool = False
     prometheus: bool = True
     start_timeout_s: float = PATIENCE_S
