@@ -236,6 +236,20 @@ def test_caps_between_levels_that_gain_late_are_raised_until_they_carry_what_is_
     assert (tick.cap_watts < most.cap_watts - 1.0).any()
 
 
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_caps_that_pass_a_budget_are_lowered_by_what_is_too_much_and_no_more(part: float) -> None:
+    ticker = drawn(3)[0]
+    lowest, highest = (
+        np.array([levels.cap_watts[end] for levels in ticker.cells.levels])[ticker.cells.cell_pool] for end in (0, -1)
+    )
+    least, most = ticker.cells.watts(lowest), ticker.cells.watts(highest)
+    caps = ticker._kept_inside(highest, least + part * (most - least))
+    assert (ticker.cells.watts(caps) <= least + part * (most - least)).all()
+    tightest = ticker.cells.watts(caps) - least - part * (most - least)
+    assert tightest.max() == pytest.approx(0.0, abs=1.0)
+    assert (caps >= lowest).all()
+
+
 def test_hot_ticks_say_what_a_cold_one_says() -> None:
     problem, plan = planned()
     hot, rng = Ticker(problem, plan), np.random.default_rng(9)
