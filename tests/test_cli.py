@@ -48,7 +48,7 @@ def _python(*arguments: str, stdout: int = subprocess.PIPE, **variables: str) ->
         text=True,
         cwd=ROOT,
         env={**os.environ, **variables},
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
