@@ -152,6 +152,7 @@ class Search:
             placed=lambda replicas: self._placed(cells, arrays, replicas),
             is_proved=self._proved,
             raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
+            settled=self._settled,
         )
 
     def _raise_held_bound(self, cells: Cells, arrays: Arrays, wide: Wide, worth: Worth) -> None:

@@ -7,13 +7,14 @@ small integer model takes one way for each service. What is left to do is to pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
 
 from solvers.errors import SolveFailed
+from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.compose import Enough, shared_rows
 from solvers.planner.crew import Crew
@@ -312,6 +313,20 @@ class Wide:
             for at in np.argsort(values, kind="stable")[:most]:
                 self.table.add(near[int(at)])
         return self._chosen_near(worth)
+
+    def left_open(self, worth: Worth) -> list[float]:
+        """What each service's part of a plan costs at the prices above the least that it could, USD per hour."""
+        ways, asked = list(self.maker.of_counts(cell_counts(self.cells, worth.counts))), self._asked(self.prices)
+        over: list[float] = (priced_ways(ways, asked, self._weights(self.prices)) - self.values).tolist()
+        return over
+
+    def sizes_near(self, services: Sequence[int], most: int) -> Iterator[tuple[PoolKey, int]]:
+        """Pools and their sizes in the best ways of services at the prices, so many of each service."""
+        values, service = self._priced_ways(self.prices), self.table.service
+        for s in services:
+            mine = np.flatnonzero(service == s)
+            for at in mine[np.argsort(values[mine], kind="stable")][:most]:
+                yield from self.maker.sizes(self.table.ways[int(at)])
 
     def _priced_ways(self, prices: Floats) -> Floats:
         """What the ways known so far cost at the prices, (W,)."""

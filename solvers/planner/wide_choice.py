@@ -1,4 +1,4 @@
-"""From ways to a plan in a large fleet: choose, place, hold the tiers in order, and choose again among ways near it."""
+"""From ways to a plan in a large fleet: choose, place, hold the tiers in order, then look near it for a better one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from solvers.planner.desk import Desk
 from solvers.planner.places import cell_counts, place
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.wide import Wide
+from solvers.planner.wide_fit import Fitter, Settled
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
@@ -32,13 +33,16 @@ class Chooser:
     placed: Callable[[Floats], Worth]
     is_proved: Callable[[Worth], bool]
     raise_bound: Callable[[Worth], None]
+    settled: Settled
 
     def run(self, best: Worth) -> Worth:
         """Return the best plan found, no worse than the one at hand."""
         best = self._chosen(best)
         if best.short and not self.is_proved(best):
             best = self._in_order(best)
-        return best if self.is_proved(best) else self._improved(best)
+        if self.is_proved(best):
+            return best
+        return self._fitted(best) if best.short else self._improved(best)
 
     def _chosen(self, best: Worth) -> Worth:
         """Take ways and place them; while some replica finds no place, choose again with less room where it should go.
@@ -64,17 +68,20 @@ class Chooser:
         self.raise_bound(found)
         return found
 
+    def _fitted(self, found: Worth) -> Worth:
+        """Plan a few services at a time anew, beside what the others hold."""
+        fitter = Fitter(desk=self.desk, wide=self.wide, gap=self.gap, settled=self.settled)
+        found = fitter.run(found, self.is_proved)
+        self.raise_bound(found)
+        return found
+
     def _improved(self, found: Worth) -> Worth:
         """Choose among ways near the plan's own until that brings little."""
         for _ in range(max(1, min(MOST_IMPROVED, WORK_IMPROVED // len(self.cells.services)))):
-            if found.short:
-                self.wide.hold(found)
             again = self.placed(self.wide.improve(found))
             if not again.is_better_than(found):
                 break
             before, found = found.objective_usd_per_hour, again
             if self.is_proved(found) or before - found.objective_usd_per_hour < LEAST_IMPROVED * self.gap * before:
                 break
-        if found.short:
-            self.raise_bound(found)
         return found

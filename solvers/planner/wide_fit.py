@@ -1,0 +1,186 @@
+"""A few services of a large fleet at a time, cell by cell at exact sizes, beside what the others hold.
+
+Where a fleet is a little short, the last few replicas are most of the objective, and the ways at hand seldom fit
+together. So the services that hold most of what a plan leaves open are planned anew by the model of small fleets, with
+the pools of their best ways; every other service keeps what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+
+from solvers.fleet import PoolKey
+from solvers.planner.cells import Cells, Floats, build_cells
+from solvers.planner.desk import Desk
+from solvers.planner.options import Options, PoolOption, Sizer, Step
+from solvers.planner.places import start_columns
+from solvers.planner.relax import Arrays, Solution, solve_whole, state
+from solvers.planner.tally import Worth
+from solvers.planner.tiers import lacking_columns
+from solvers.planner.wide import HELD_SLACK, Wide
+from solvers.programme import Word
+from solvers.sizing import Capacity
+
+AT_ONCE = 4  # services planned anew together
+MOST_FITS, MOST_IDLE = 12, 3  # times that some are, and those one after the other that bring nothing
+MOST_NODES = 40
+MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
+NEAR_SIZES, NEAR_RATIO = 3, 0.1  # around the sizes of those ways, which sizes are told apart
+FIT_GAP = 0.2  # of the gap asked, what one such plan may leave open
+
+Settled = Callable[[Cells, Floats, Arrays], Worth]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitter:
+    """What plans are fitted with; ``gap`` is the relative gap asked, ``settled`` gives replicas their places."""
+
+    desk: Desk
+    wide: Wide
+    gap: float
+    settled: Settled
+
+    def run(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
+        """Plan the services with most to gain anew, some at a time, until that brings nothing."""
+        failed: dict[int, int] = {}
+        closed: set[frozenset[int]] = set()
+        idle = 0
+        for _ in range(MOST_FITS):
+            free = self._next(best, failed, closed)
+            if not free or idle >= MOST_IDLE or is_proved(best):
+                break
+            found, is_closed = self._fitted(best, free)
+            if found is not None and found.is_better_than(best):
+                best, idle, failed = found, 0, {}
+                closed = {frozenset(free)} if is_closed else set()
+                continue
+            idle += 1
+            closed.add(frozenset(free))
+            failed |= {s: failed.get(s, 0) + 1 for s in free}
+        return best
+
+    def _next(self, best: Worth, failed: Mapping[int, int], closed: Collection[frozenset[int]]) -> tuple[int, ...]:
+        """Services that leave most open, those that were of no use in vain before counting for less."""
+        left = self.wide.left_open(best)
+        fails = dict(failed)
+        for _ in range(len(left)):
+            order = sorted(range(len(left)), key=lambda s: (-left[s] / (1.0 + fails.get(s, 0)), s))
+            free = tuple(sorted(order[:AT_ONCE]))
+            if frozenset(free) not in closed:
+                return free
+            fails[order[AT_ONCE - 1]] = fails.get(order[AT_ONCE - 1], 0) + 2
+        return ()
+
+    def _fitted(self, best: Worth, free: Sequence[int]) -> tuple[Worth | None, bool]:
+        """The best plan found that changes these services only, and whether no other is better."""
+        cells, arrays = self._model(best, free)
+        start = start_columns(cells, arrays, best.counts)
+        if start is None:  # what is placed anywhere has no cell of its own
+            return None, True
+        replicas = arrays.columns["replicas"]
+        fixed = np.flatnonzero(~np.isin(cells.pool_service[cells.cell_pool], free)) + replicas.start
+        lower, upper = arrays.lower.copy(), arrays.upper.copy()
+        lower[fixed] = upper[fixed] = start[fixed]
+        solved = self._solved(replace(_held(cells, arrays, best), lower=lower, upper=upper), start)
+        return self.settled(cells, solved.x, arrays), solved.word is Word.OPTIMAL
+
+    def _solved(self, arrays: Arrays, start: Floats) -> Solution:
+        return solve_whole(
+            arrays,
+            relative_gap=FIT_GAP * self.gap,
+            time_limit_s=self.wide.seconds,
+            node_limit=MOST_NODES,
+            start=start,
+            run=self.desk.crew.whole,
+        )
+
+    def _model(self, best: Worth, free: Sequence[int]) -> tuple[Cells, Arrays]:
+        """The model of small fleets: free services with the pools of their best ways, others with what they have."""
+        sizes = _sizes(best)
+        for pool, size in self.wide.sizes_near(free, MOST_WAYS):
+            sizes.setdefault(pool, set()).add(size)
+        names = {self.wide.cells.services[s].name for s in free}
+        pools = [
+            replace(
+                option, steps=exact_steps(option, self.desk.sizer, sizes[option.pool], option.pool.service in names)
+            )
+            for option in self.desk.options.pools
+            if option.pool in sizes
+        ]
+        options = Options(pools=tuple(pools), unfit=self.desk.options.unfit)
+        cells = build_cells(self.desk.problem, options, fair_ratio=self.desk.penalties.fair_ratio)
+        whole = self.wide.cells
+        cells = replace(
+            cells, penalty_usd_per_hour=whole.penalty_usd_per_hour, floor_usd_per_hour=whole.floor_usd_per_hour
+        )
+        return cells, state(cells)
+
+
+def _sizes(worth: Worth) -> dict[PoolKey, set[int]]:
+    totals: dict[PoolKey, int] = {}
+    for (pool, _), count in sorted(worth.counts.items()):
+        totals[pool] = totals.get(pool, 0) + count
+    return {pool: {total} for pool, total in totals.items()}
+
+
+def _held(cells: Cells, arrays: Arrays, best: Worth) -> Arrays:
+    """Leave no tier but the last more short than the plan does."""
+    if not best.short:
+        return arrays
+    ranks = np.array([service.tier_rank for service in cells.services])
+    *above, _ = sorted(best.lacking_usd_by_tier.items())
+    rows = []
+    for rank, _ in above:
+        columns = lacking_columns(cells, arrays, np.flatnonzero(ranks == rank))
+        rows.append(sp.csr_array((arrays.cost[columns], (np.zeros(len(columns), int), columns)), (1, len(arrays.cost))))
+    most = np.array([lacks for _, lacks in above]) * (1.0 + HELD_SLACK) + HELD_SLACK
+    return replace(
+        arrays,
+        matrix=sp.csc_array(sp.vstack([arrays.matrix, *rows])),
+        row_lower=np.append(arrays.row_lower, np.full(len(most), -np.inf)),
+        row_upper=np.append(arrays.row_upper, most),
+    )
+
+
+def exact_steps(option: PoolOption, sizer: Sizer, sizes: Iterable[int], is_free: bool) -> tuple[Step, ...]:
+    """A step for every size near the given ones; those between count as the worse end of their range.
+
+    Parameters
+    ----------
+    is_free : bool
+        Without it the given sizes alone are told apart.
+    """
+    told = sorted({size for given in sizes for size in (_near(given) if is_free else (given,)) if size <= option.most})
+    return tuple(_steps(option, sizer, told))
+
+
+def _near(size: int) -> range:
+    reach = max(NEAR_SIZES, round(NEAR_RATIO * size))
+    return range(max(1, size - reach), size + reach + 1)
+
+
+def _steps(option: PoolOption, sizer: Sizer, told: Sequence[int]) -> Iterator[Step]:
+    """Steps from one to the most, those told apart one size wide."""
+    lower = 1
+    for size in (*told, option.most + 1):
+        if lower < size:
+            yield _step(option, sizer, lower, size - 1)
+        if size <= option.most:
+            yield _step(option, sizer, size, size)
+        lower = size + 1
+
+
+def _step(option: PoolOption, sizer: Sizer, lower: int, upper: int) -> Step:
+    ends = [sizer.at(option.pool, option.profile, size) for size in (lower, upper)]
+    return Step(
+        lower=lower,
+        upper=upper,
+        capacity_requests_per_s=min(end.requests_per_s if isinstance(end, Capacity) else 0.0 for end in ends),
+        gpu_watts=max(
+            end.gpu_watts if isinstance(end, Capacity) else option.profile.idle_watts_per_gpu for end in ends
+        ),
+    )

@@ -1,0 +1,91 @@
+"""Plans of short large fleets: a few services at a time anew, at sizes that promise nothing they do not carry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from solvers.fleet import PoolKey
+from solvers.planner import desk_for, make_plan
+from solvers.planner.cells import build_cells
+from solvers.planner.desk import Desk
+from solvers.planner.options import step_at
+from solvers.planner.relax import solve_linear, state
+from solvers.planner.search import Search
+from solvers.planner.tally import Worth
+from solvers.planner.wide import Wide
+from solvers.planner.wide_fit import Fitter, exact_steps
+from solvers.problem import Policy, Problem
+from solvers.verify import verify
+from tests import synthetic
+
+SIZE = synthetic.Size(nodes=72, services=5, rows=4, designs=4)
+POLICY = Policy(min_saving_ratio=0.0, time_limit_s=600.0)  # seconds depend on who else is at work
+
+
+def drawn(load: float = 0.7) -> Problem:
+    return synthetic.make_problem(SIZE, 2, load=load, policy=POLICY)
+
+
+@pytest.fixture(scope="module")
+def desk() -> Desk:
+    return desk_for(drawn())
+
+
+@pytest.fixture(scope="module")
+def fitter(desk: Desk) -> Fitter:
+    search = Search(desk=desk)
+    cells = build_cells(desk.problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
+    arrays = state(cells)
+    wide = Wide.of(cells, arrays, desk.sizer, desk.crew, gap=0.01, seconds=600.0)
+    duals = solve_linear(arrays, time_limit_s=600.0).duals
+    assert duals is not None
+    wide.first(duals, arrays)
+    wide.bound(lambda bound: False)
+    return Fitter(desk=desk, wide=wide, gap=0.01, settled=search._settled)
+
+
+def test_steps_have_no_holes_and_promise_no_more_than_their_ends_carry(desk: Desk) -> None:
+    for option in (o for o in desk.options.pools if o.most > 12):
+        for is_free in (False, True):
+            steps = exact_steps(option, desk.sizer, {3, 9}, is_free)
+            assert [step.lower for step in steps] == [1, *(step.upper + 1 for step in steps[:-1])]
+            assert steps[-1].upper == option.most
+            told = replace(option, steps=steps)
+            for size in {end for step in steps for end in (step.lower, step.upper)}:
+                step = step_at(told, size)
+                assert step is not None
+                carried = desk.sizer.carried(option.pool, option.profile, size)
+                assert size * step.capacity_requests_per_s <= carried * (1.0 + 1e-9)
+            assert all(step_at(told, size).lower == size for size in (3, 9))  # type: ignore[union-attr]
+
+
+def of_others(worth: Worth, names: set[str]) -> dict[tuple[PoolKey, str], int]:
+    return {key: count for key, count in worth.counts.items() if key[0].service not in names}
+
+
+def test_only_the_chosen_services_change_and_no_held_tier_lacks_more(desk: Desk, fitter: Fitter) -> None:
+    greedy, free = desk.repaired({}), (0, 3)
+    found, _ = fitter._fitted(greedy, free)
+    assert found is not None
+    names = {fitter.wide.cells.services[s].name for s in free}
+    totals = [np.sum(list(of_others(worth, names).values())) for worth in (greedy, found)]
+    assert totals[1] >= totals[0]  # what is left over is filled
+    *above, _ = sorted(greedy.lacking_usd_by_tier)
+    assert all(found.lacking_usd_by_tier[t] <= greedy.lacking_usd_by_tier[t] * (1.0 + 1e-5) + 1e-3 for t in above)
+    assert found.objective_usd_per_hour <= greedy.objective_usd_per_hour * (1.0 + 1e-9)
+
+
+def test_fitting_stops_when_the_plan_is_proved(desk: Desk, fitter: Fitter) -> None:
+    greedy = desk.repaired({})
+    assert fitter.run(greedy, lambda worth: True) is greedy
+
+
+def test_a_slightly_short_wide_plan_is_sound_and_in_reach_of_its_bound() -> None:
+    problem = drawn()
+    plan = make_plan(problem)
+    assert plan.is_short
+    assert verify(plan, problem) == ()
+    assert plan.report.gap_ratio < 0.15
