@@ -40,9 +40,8 @@ def fitter(desk: Desk) -> Fitter:
     cells = build_cells(desk.problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
     arrays = state(cells)
     wide = Wide.of(cells, arrays, desk.sizer, desk.crew, gap=0.01, seconds=600.0)
-    duals = solve_linear(arrays, time_limit_s=600.0).duals
-    assert duals is not None
-    wide.first(duals, arrays)
+    wide.rounded(solve_linear(arrays, time_limit_s=600.0), arrays)
+    wide.first()
     wide.bound(lambda bound: False)
     return Fitter(desk=desk, wide=wide, gap=0.01, settled=search._settled)
 
