@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.sparse as sp
 
-from solvers.planner.cells import Floats, Ints
+from solvers.fleet import PoolKey
+from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.relax import Arrays
 from solvers.planner.wide_rows import costs, numbers
 from solvers.planner.wide_ways import SparseWay
@@ -74,6 +75,14 @@ class WayTable:
         self._used = used if self._used is None else sp.csc_array(sp.hstack([self._used, used]))
         self._service = np.append(self._service, np.array([way.service for way in fresh], dtype=np.int64))
         self._cost, self._penalty = np.append(self._cost, cost), np.append(self._penalty, penalty)
+
+    def sizes(self, index: int, cells: Cells) -> dict[PoolKey, int]:
+        """Pools of a way and how many replicas each has."""
+        totals: dict[PoolKey, int] = {}
+        for cell, count in self.ways[index].replicas:
+            pool = cells.pools[int(cells.cell_pool[cell])].pool
+            totals[pool] = totals.get(pool, 0) + count
+        return totals
 
     def priced(self, prices: Floats, weights: Floats) -> Floats:
         """What each way costs at the prices of the shared rows, (R,), its penalties weighed by service, (S,); (W,)."""

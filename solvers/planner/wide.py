@@ -326,7 +326,7 @@ class Wide:
         for s in services:
             mine = np.flatnonzero(service == s)
             for at in mine[np.argsort(values[mine], kind="stable")][:most]:
-                yield from self.maker.sizes(self.table.ways[int(at)])
+                yield from self.table.sizes(int(at), self.cells).items()
 
     def _priced_ways(self, prices: Floats) -> Floats:
         """What the ways known so far cost at the prices, (W,)."""

@@ -78,14 +78,6 @@ class WayMaker:
             mine = np.flatnonzero(replicas[stocks.cells]) + stocks.cells.start
             yield self._written(s, self._draft(s, {int(cell): round(float(replicas[cell])) for cell in mine}))
 
-    def sizes(self, way: SparseWay) -> list[tuple[PoolKey, int]]:
-        """Pools of a way and how many replicas each has."""
-        totals: dict[PoolKey, int] = {}
-        for cell, count in way.replicas:
-            pool = self.cells.pools[int(self.cells.cell_pool[cell])].pool
-            totals[pool] = totals.get(pool, 0) + count
-        return sorted(totals.items())
-
     def near(self, service: int, way: SparseWay, cells: Sequence[int]) -> Iterator[SparseWay]:
         """Ways with a few replicas less in one cell, a few more in another, or both, on about as many GPUs."""
         held = dict(way.replicas)
