@@ -24,7 +24,7 @@ from solvers.verify import verify
 from tests import synthetic
 
 SMALL = synthetic.Size(nodes=72, services=4, rows=4, designs=4)  # 576 GPUs: as small as a wide fleet can be
-POLICY = Policy(min_saving_ratio=0.0)
+POLICY = Policy(min_saving_ratio=0.0, time_limit_s=600.0)  # seconds depend on who else is at work
 
 
 def drawn(seed: int = 1, load: float = 0.4) -> Problem:
@@ -59,7 +59,6 @@ def test_the_same_bytes_for_any_number_of_workers(planned: tuple[Problem, Plan])
 
 def test_the_same_bytes_when_much_is_short() -> None:
     problem = drawn(load=1.2)
-    problem = replace(problem, policy=replace(POLICY, time_limit_s=600.0))  # seconds depend on who else is at work
     assert repr(make_plan(problem, workers=4, is_isolated=True)) == repr(make_plan(problem))
 
 
