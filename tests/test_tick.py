@@ -24,6 +24,7 @@ from solvers.sizing import Capacity, Unfit, replica_capacity
 from solvers.tick import Tick, Ticker
 from solvers.tick.cells import Levels
 from solvers.workload import SizeBucket, Slo
+from tests import fleets
 from tests.test_planner_caps import knowing_caps, scarce
 
 SEEDS = range(12)
@@ -152,6 +153,17 @@ def test_no_budget_is_passed_that_the_lowest_caps_can_keep(seed: int) -> None:
             assert (tick.over_watts[d] > 0.0) == any(note.startswith(f"power[{name}]") for note in tick.notes)
             if least[name] <= budgets[name] - 1.0:
                 assert tick.over_watts[d] == 0.0
+
+
+def test_every_gpu_of_a_large_replica_is_counted_in_the_watts() -> None:
+    problem = fleets.demo()
+    plan = make_plan(problem)
+    assert {pool.config.gpus for pool in (row.pool for row in plan.pools)} > {1}
+    tick = Ticker(problem, plan).tick()
+    counts = {(row.pool, row.location): row.replicas for row in plan.placements}
+    at_caps = {(replace(pool, cap_watts=tick.caps[pool, at]), at): n for (pool, at), n in counts.items()}
+    drawn_watts = reserved_watts(problem.nodes, problem.gpu_classes, at_caps)
+    assert dict(zip(tick.domains, tick.reserved_watts.tolist(), strict=True)) == pytest.approx(drawn_watts)
 
 
 def test_a_budget_below_idle_draw_says_so_with_its_numbers() -> None:
