@@ -11,7 +11,7 @@ import pytest
 from solvers.errors import InvalidInput
 from solvers.simulate import Fleet, is_worth_compiling
 from solvers.simulate.kernel import compiled
-from solvers.simulate.kernel.records import FINISHED, REJECTED, TIMED_OUT
+from solvers.simulate.kernel.records import FINISHED, REJECTED, TIMED_OUT, World
 from tests.sim_cases import random_case, simulated
 
 FLEETS = 60
@@ -49,6 +49,11 @@ def test_what_is_taken_into_its_caller_has_one() -> None:
         if step.opname == "LOAD_GLOBAL"
     )
     assert {name: named[name] for name in compiled.TAKEN_IN} == dict.fromkeys(compiled.TAKEN_IN, 1)
+
+
+def test_the_world_has_no_more_arrays_than_calls_bear() -> None:
+    """With one more every call that is not taken into its caller costs several times as much, and nothing says so."""
+    assert len(World._fields) <= 32
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

@@ -96,7 +96,7 @@ class Fleet(FleetWays):
         super().__init__(itl_limits_s=itl_limits_s or {}, policies=policies, record_runs=record_runs, compiled=compiled)
         self._prefix_caching = prefix_caching
         self._tables: dict[int, tuple[int, EngineTables]] = {}
-        self._used |= {"knots": 0, "watts": 0, "prefixes": 0, "rows": 0, "cached": 0}
+        self._used |= {"knots": 0, "numbers": 0, "rows": 0, "cached": 0}
         self._client_count = self._source_count = 0
         state = self._memory.state
         state.patience = to_ticks_or_never(gateway_patience_s)
@@ -356,10 +356,10 @@ class Fleet(FleetWays):
         flat = tables.flat()
         for name in ("knots", "values", "slopes"):
             self._used["knots"] = memory.extend(name, at, flat[name])
-        index, watts = len(self._tables), self._used["watts"]
-        self._used["watts"] = memory.extend("watts", watts, tables.decode_milliwatts())
-        count, prefixes = len(tables.prefill_line.knots), self._used["prefixes"]
-        self._used["prefixes"] = memory.extend("prefixes", prefixes, tables.prefixes)
+        index, watts = len(self._tables), self._used["numbers"]
+        prefixes = memory.extend("numbers", watts, tables.decode_milliwatts())
+        self._used["numbers"] = memory.extend("numbers", prefixes, tables.prefixes)
+        count = len(tables.prefill_line.knots)
         memory.add(
             "tables", index, line=at, line_knots=count, last_prompt=tables.prefill_line.knots[-1],
             prefixes=len(tables.prefixes), first_prefix=prefixes, behind=at + count,

@@ -72,11 +72,9 @@ class Memory:
             return np.full(count, value, np.int64) if self.is_compiled else [value] * count
         if not self.is_compiled:
             return [kind() for _ in range(count)]
-        made = np.zeros(count, np.dtype([(field, np.int64) for field in NAMES[name]])).view(np.recarray)
-        for field in fields(kind):
-            if field.default:
-                made[field.name] = field.default
-        return made
+        made = np.empty((count, len(NAMES[name])), np.int64)
+        made[:] = np.array([field.default for field in fields(kind)], np.int64)
+        return made.view(np.dtype([(field, np.int64) for field in NAMES[name]])).reshape(count).view(np.recarray)
 
     def ensure(self, name: str, count: int) -> None:
         """Make room for ``count`` entries, at least doubling when there is too little."""
@@ -115,8 +113,8 @@ class Memory:
     def rows(self, name: str, wanted: Sequence[str], which: Sequence[int] | Ints | slice) -> Ints:
         """Fields of records, (rows, fields)."""
         if self.is_compiled:
-            some = self._columns[name][which]
-            return np.stack([some[field] for field in wanted], axis=1)
+            numbers = np.asarray(self._columns[name]).view(np.int64).reshape(-1, len(NAMES[name]))
+            return numbers[which][:, [NAMES[name].index(field) for field in wanted]]
         records = self._columns[name]
         some = records[which] if isinstance(which, slice) else [records[i] for i in which]
         return np.array(list(map(attrgetter(*wanted), some)), np.int64).reshape(len(some), len(wanted))

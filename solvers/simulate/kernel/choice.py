@@ -92,8 +92,11 @@ def lightest_of(w: World, g: int, req: Request, queue_limit: int) -> int:
     best, least, fewest = NONE, NEVER, 0
     for slot in range(group.count):
         r = w.members[group.first + slot]
-        if w.replicas[r].queued < queue_limit and fits(w, r, req):
-            mine, given = score(w, r, req), w.replicas[r].given if is_aware else 0
+        rep = w.replicas[r]
+        if rep.queued < queue_limit and fits(w, r, req):
+            mine, given = rep.load, 0
+            if is_aware:
+                mine, given = mine + prompt_cost(w, r, req), rep.given
             if mine < least or (mine == least and given < fewest):
                 best, least, fewest = r, mine, given
     return best

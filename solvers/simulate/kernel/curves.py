@@ -49,14 +49,14 @@ def behind_ticks(w: World, table: Table, cached: int, tokens: int) -> int:
         return max(alone, value_at(w, line, count, cached + tokens) - value_at(w, line, count, cached))
     first = table.first_prefix
     high = 0
-    while high < table.prefixes - 1 and w.prefixes[first + high] < cached:
+    while high < table.prefixes - 1 and w.numbers[first + high] < cached:
         high += 1
     low_at, low = 0, alone
     if high > 0:
-        low_at = w.prefixes[first + high - 1]
+        low_at = w.numbers[first + high - 1]
         low = value_at(w, table.behind + (high - 1) * count, count, tokens)
     rise = value_at(w, table.behind + high * count, count, tokens) - low
-    return low + rise * (cached - low_at) // (w.prefixes[first + high] - low_at)
+    return low + rise * (cached - low_at) // (w.numbers[first + high] - low_at)
 
 
 def piece_ticks(w: World, table: Table, cached: int, done: int, tokens: int) -> int:
@@ -78,7 +78,7 @@ def alike_pieces(w: World, table: Table, done: int, tokens: int) -> int:
 
 def draw(w: World, table: Table, batch: int, is_prefilling: int) -> int:
     """Milliwatts of a replica: the larger of the two phases when a step does both."""
-    decoding = w.watts[table.watts + batch] if batch > 0 else table.idle_milliwatts
+    decoding = w.numbers[table.watts + batch] if batch > 0 else table.idle_milliwatts
     return max(decoding, table.prefill_milliwatts) if is_prefilling else decoding
 
 

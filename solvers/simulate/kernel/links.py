@@ -87,6 +87,9 @@ def serve_link(link: Link, now: int) -> None:
 def insert_by_due(w: World, link: Link, q: int, req: Request, due: int) -> None:
     """Put a request where its due belongs, at equal dues by index."""
     leg, before, after = link.leg, NONE, link.head
+    if after == NONE and leg == OWN:  # most find their link idle
+        link.head, req.next = q, NONE
+        return
     while after != NONE:
         other = due_on(w.requests[after], leg)
         if other > due or (other == due and after > q):

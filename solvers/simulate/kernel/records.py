@@ -133,7 +133,8 @@ class Replica:
 class Table:
     """Where the curves of a profile lie in ``World.knots`` and its companions, and its constants.
 
-    ``behind`` is the first curve of prompts behind a cached prefix, one for each of ``prefixes``.
+    ``behind`` is the first curve of prompts behind a cached prefix, one for each of ``prefixes``; these, and watts by
+    batch, are in ``World.numbers``.
     """
 
     line: int = 0
@@ -301,7 +302,11 @@ class State:
 
 
 class World(NamedTuple):
-    """Everything that the kernel works on. Lists of records, or arrays of them where it runs compiled."""
+    """Everything that the kernel works on. Lists of records, or arrays of them where it runs compiled.
+
+    Not more than 32 of them: compiled functions hand all of it on by value, and with the 33rd array every call that is
+    not taken into its caller became so dear that whole runs took three times as long.
+    """
 
     requests: list[Request]
     replicas: list[Replica]
@@ -318,8 +323,7 @@ class World(NamedTuple):
     knots: list[int]
     values: list[int]
     slopes: list[int]
-    watts: list[int]
-    prefixes: list[int]
+    numbers: list[int]
     due: list[int]
     soonest: list[int]
     load: list[int]
