@@ -122,6 +122,7 @@ def explanation_message(why: Explanation, plan: Plan, number: int) -> pb.Explain
         relief=map(relief_message, why.relief),
         prices=map(_price_message, why.prices),
         losses=map(_loss_message, why.losses),
+        links=map(_link_message, why.links),
     )
 
 
@@ -133,6 +134,8 @@ def _cap_message(cap: CapReason) -> pb.CapReason:
         speed_ratio=cap.speed_ratio,
         saved_watts=cap.saved_watts,
         worth_usd_per_hour=cap.worth_usd_per_hour,
+        lower_cap_watts=cap.lower_cap_watts,
+        lower_speed_ratio=cap.lower_speed_ratio,
     )
 
 

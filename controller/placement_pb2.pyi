@@ -437,20 +437,24 @@ class Alternative(_message.Message):
     def __init__(self, pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ..., cost_usd_per_hour: _Optional[float] = ..., cost_usd_per_thousand_requests: _Optional[float] = ..., extra_usd_per_hour: _Optional[float] = ..., extra_at_scarcity_usd_per_hour: _Optional[float] = ..., blocked_by: _Optional[_Iterable[str]] = ..., fleet_low_usd_per_hour: _Optional[float] = ..., fleet_high_usd_per_hour: _Optional[float] = ..., fleet_expected_usd_per_hour: _Optional[float] = ...) -> None: ...
 
 class CapReason(_message.Message):
-    __slots__ = ("pool", "cap_watts", "max_cap_watts", "speed_ratio", "saved_watts", "worth_usd_per_hour")
+    __slots__ = ("pool", "cap_watts", "max_cap_watts", "speed_ratio", "saved_watts", "worth_usd_per_hour", "lower_cap_watts", "lower_speed_ratio")
     POOL_FIELD_NUMBER: _ClassVar[int]
     CAP_WATTS_FIELD_NUMBER: _ClassVar[int]
     MAX_CAP_WATTS_FIELD_NUMBER: _ClassVar[int]
     SPEED_RATIO_FIELD_NUMBER: _ClassVar[int]
     SAVED_WATTS_FIELD_NUMBER: _ClassVar[int]
     WORTH_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    LOWER_CAP_WATTS_FIELD_NUMBER: _ClassVar[int]
+    LOWER_SPEED_RATIO_FIELD_NUMBER: _ClassVar[int]
     pool: str
     cap_watts: float
     max_cap_watts: float
     speed_ratio: float
     saved_watts: float
     worth_usd_per_hour: float
-    def __init__(self, pool: _Optional[str] = ..., cap_watts: _Optional[float] = ..., max_cap_watts: _Optional[float] = ..., speed_ratio: _Optional[float] = ..., saved_watts: _Optional[float] = ..., worth_usd_per_hour: _Optional[float] = ...) -> None: ...
+    lower_cap_watts: float
+    lower_speed_ratio: float
+    def __init__(self, pool: _Optional[str] = ..., cap_watts: _Optional[float] = ..., max_cap_watts: _Optional[float] = ..., speed_ratio: _Optional[float] = ..., saved_watts: _Optional[float] = ..., worth_usd_per_hour: _Optional[float] = ..., lower_cap_watts: _Optional[float] = ..., lower_speed_ratio: _Optional[float] = ...) -> None: ...
 
 class ShadowPrice(_message.Message):
     __slots__ = ("limit", "subject", "unit", "more_usd_per_hour", "more_holds_for_units", "less_usd_per_hour", "less_holds_for_units")
@@ -519,7 +523,7 @@ class PriceSwitch(_message.Message):
     def __init__(self, gpu_class: _Optional[str] = ..., now_usd_per_hour: _Optional[float] = ..., at_usd_per_hour: _Optional[float] = ..., pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit", "counts", "demand_range", "switches", "caps", "relief", "prices", "losses")
+    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit", "counts", "demand_range", "switches", "caps", "relief", "prices", "losses", "links")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -534,6 +538,7 @@ class ExplainResponse(_message.Message):
     RELIEF_FIELD_NUMBER: _ClassVar[int]
     PRICES_FIELD_NUMBER: _ClassVar[int]
     LOSSES_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     number: int
     text: str
     service: ServicePlan
@@ -548,4 +553,5 @@ class ExplainResponse(_message.Message):
     relief: _containers.RepeatedCompositeFieldContainer[Relief]
     prices: _containers.RepeatedCompositeFieldContainer[ShadowPrice]
     losses: _containers.RepeatedCompositeFieldContainer[Loss]
-    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ..., counts: _Optional[_Iterable[_Union[CountReason, _Mapping]]] = ..., demand_range: _Optional[_Union[DemandRange, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[PriceSwitch, _Mapping]]] = ..., caps: _Optional[_Iterable[_Union[CapReason, _Mapping]]] = ..., relief: _Optional[_Iterable[_Union[Relief, _Mapping]]] = ..., prices: _Optional[_Iterable[_Union[ShadowPrice, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[LinkPlan]
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ..., counts: _Optional[_Iterable[_Union[CountReason, _Mapping]]] = ..., demand_range: _Optional[_Union[DemandRange, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[PriceSwitch, _Mapping]]] = ..., caps: _Optional[_Iterable[_Union[CapReason, _Mapping]]] = ..., relief: _Optional[_Iterable[_Union[Relief, _Mapping]]] = ..., prices: _Optional[_Iterable[_Union[ShadowPrice, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkPlan, _Mapping]]] = ...) -> None: ...

@@ -73,7 +73,7 @@ def test_the_floor_is_named_when_it_alone_keeps_a_replica(problem: Problem) -> N
     idle = with_demand(replace(problem, services=(served,)), 1.0)
     told = explain(make_plan(idle), idle, served.name)
     assert {reason.kept_by for reason in told.counts} == {KeptBy.FLOOR}
-    assert "would break minReplicas or a pin" in told.text()
+    assert "one fewer than 3: minReplicas or a pin would be broken" in told.text()
     assert told.demand_range is not None
     assert told.demand_range.least_requests_per_s == 0.0
 
@@ -131,8 +131,12 @@ def test_a_power_cap_is_told_with_what_it_costs_and_saves() -> None:
     for service in plan.services:
         told = explain(plan, problem, service.service)
         mine = {pool.pool for pool in told.chosen}
-        assert {cap.pool for cap in told.caps} == mine & capped.keys()
+        lowered = [cap for cap in told.caps if cap.cap_watts < cap.max_cap_watts]
+        assert {cap.pool for cap in lowered} == mine & capped.keys()
         for cap in told.caps:
+            assert 0.0 <= cap.lower_speed_ratio <= 1.0
+            assert cap.lower_cap_watts < cap.cap_watts
+        for cap in lowered:
             pool = capped[cap.pool]
             gpus = pool.replicas * pool.pool.config.gpus
             assert cap.saved_watts == pytest.approx(gpus * (cap.max_cap_watts - cap.cap_watts))

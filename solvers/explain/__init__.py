@@ -27,9 +27,18 @@ from solvers.explain.reasons import (
     price_switches,
 )
 from solvers.explain.shadow import Loss, ShadowPrice
-from solvers.explain.ways import Alternative, ChosenPool, Ranked, alternative, chosen_pool, ranked_ways, scarcity
+from solvers.explain.ways import (
+    Alternative,
+    ChosenPool,
+    Ranked,
+    alternative,
+    apart_by_class,
+    chosen_pool,
+    ranked_ways,
+    scarcity,
+)
 from solvers.fleet import PoolKey
-from solvers.plan import Binding, Plan, Relief, ServicePlan
+from solvers.plan import Binding, LinkPlan, Plan, Relief, ServicePlan
 from solvers.planner.cells import build_cells
 from solvers.planner.desk import Desk
 from solvers.planner.options import CapacityOf
@@ -73,6 +82,8 @@ class Explanation:
         Scarce things that the service uses or could use; empty where that was not worked out.
     relief : tuple of Relief
         The cheapest that would serve all that the plan leaves unserved, of a service that is short.
+    links : tuple of LinkPlan
+        Links between locations that carry anything, of a service whose keys and values may cross them.
     losses : tuple of Loss
         What losing the service, its GPUs or its watts would change; empty where nobody asked.
     """
@@ -92,6 +103,7 @@ class Explanation:
     prices: tuple[ShadowPrice, ...]
     short_because: tuple[str, ...]
     relief: tuple[Relief, ...]
+    links: tuple[LinkPlan, ...]
     losses: tuple[Loss, ...]
     unfit: tuple[str, ...]
 
@@ -137,10 +149,14 @@ class Case:
             ways = ranked_ways(desk, plan, rows[service], pools, scarce)
             yield cls(plan=plan, desk=desk, row=rows[service], ways=tuple(ways), scarce=scarce)
 
+    def _links(self) -> tuple[LinkPlan, ...]:
+        used = (row for row in self.plan.links if row.outgoing_bytes_per_s or row.incoming_bytes_per_s)
+        return tuple(used) if self.row.service in self.desk.sizer.links.order else ()
+
     @property
     def rejected(self) -> tuple[Ranked, ...]:
-        """The best ways that were not taken."""
-        return self.ways[:MOST_REJECTED]
+        """The best ways that were not taken; after the first, those on other GPU classes, as long as there are any."""
+        return tuple(apart_by_class(self.ways))[:MOST_REJECTED]
 
     def explained(self) -> Explanation:
         """All that needs no solver."""
@@ -162,6 +178,7 @@ class Case:
             prices=(),
             short_because=self.row.short_because,
             relief=self.plan.relief if self.row.short_because else (),
+            links=self._links(),
             losses=(),
             unfit=self.desk.options.unfit.get(self.row.service, ()),
         )

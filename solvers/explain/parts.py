@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from solvers.explain.reasons import DemandRange
 from solvers.plan import Plan
-from solvers.planner.splitting import as_part, cuts_of, part_name, spoken
+from solvers.planner.splitting import cuts_of, part_name, spoken
 
 if TYPE_CHECKING:
     from solvers.explain import Explanation
 
 
 Told = TypeVar("Told")
+
+POOL = r"((?:/[\w.-]+){3})"
+"""Role, GPU class and configuration: what follows the service in a pool's name; sizes and cap come after."""
 
 
 def names_of(plan: Plan, service: str) -> list[str]:
@@ -68,8 +72,19 @@ def _together(whys: Sequence[Explanation], demand_per_s: float) -> DemandRange |
 
 def renamed(value: Told, plan: Plan) -> Told:
     """The value with pools and parts named as the plan names them."""
-    pools = {str(as_part(row.pool)): str(row.pool) for row in plan.pools if row.pool.sizes}
-    told: Told = _renamed(value, lambda text: pools.get(text) or spoken(text, cuts_of(plan)))
+    cuts = cuts_of(plan)
+    pools = [
+        (re.compile(re.escape(part_name(service, sizes)) + POOL), rf"{service}\1/{sizes.label}")
+        for service, ranges in cuts.items()
+        for sizes in ranges
+    ]
+
+    def name(text: str) -> str:
+        for pattern, said in pools:
+            text = pattern.sub(said, text)
+        return spoken(text, cuts)
+
+    told: Told = _renamed(value, name)
     return told
 
 

@@ -113,7 +113,8 @@ class Predictor:
         before = same.bound_usd_per_hour(self.market.bound_usd_per_hour)
         bound = after = opened.bound_usd_per_hour(market.bound_usd_per_hour)
         if is_loss and desk.penalties == self.market.desk.penalties:  # what bounded plans before does so after
-            bound = max(after, before, self.plan.report.bound_usd_per_hour)
+            after = max(after, before)
+            bound = max(after, self.plan.report.bound_usd_per_hour)
         low, high = bound - now, stops + repaired.objective_usd_per_hour - now
         return Prediction(
             low_usd_per_hour=min(low, high),

@@ -21,9 +21,10 @@ from solvers.explain.predict import Predictor
 from solvers.explain.shadow import ShadowPrice
 from solvers.explain.ways import with_fleet_cost
 from solvers.plan import Plan
-from solvers.planner.assemble import PRICE_FLOOR, UNITS
+from solvers.planner.assemble import PRICE_FLOOR, UNITS, unit_of
 from solvers.planner.cells import Floats
 from solvers.planner.limits import WHOLE
+from solvers.planner.limits_resources import row_units
 from solvers.planner.options import CapacityOf
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
@@ -118,7 +119,7 @@ def _used_by(market: Market, service: str | None) -> Floats:
 
 def _scarce_things(market: Market, prices: Floats) -> list[Scarce]:
     """What has a price, the dearest first."""
-    every = (*_feeds(market), *_groups(market), *_others(market))
+    every = (*_feeds(market), *_groups(market), *_resources(market), *_others(market))
     things = [(float(prices @ thing.shift(thing.step)), thing) for thing in every]
     priced = [(price, thing) for price, thing in things if price > PRICE_FLOOR]
     return [thing for _, thing in sorted(priced, key=lambda pair: (-pair[0], pair[1].limit, pair[1].subject))]
@@ -181,10 +182,30 @@ def _groups(market: Market) -> Iterator[Scarce]:
         yield Scarce(limit="gpus", subject=group.label, unit=unit, step=1.0, most=most, shift=shift)
 
 
+def _resources(market: Market) -> Iterator[Scarce]:
+    """CPU, memory and the like of a group of bays: its sum, and its room for requests of every size."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for index, (limit, subject) in enumerate(market.names):
+        if limit == "resources":
+            thing, units = row_units(market.cells, subject)
+            found.setdefault(thing, []).append((index, units))
+    for thing, rows in found.items():
+
+        def shift(units: float, rows: list[tuple[int, float]] = rows) -> Floats:
+            added = np.zeros(len(market.names))
+            for index, each in rows:
+                added[index] = units / each
+            return added
+
+        step, most = min(each for _, each in rows), max(float(market.room[index]) * each for index, each in rows)
+        unit = unit_of("resources", thing)
+        yield Scarce(limit="resources", subject=thing, unit=unit, step=step, most=most, shift=shift)
+
+
 def _others(market: Market) -> Iterator[Scarce]:
     """Any other limit that services share, unit by unit."""
     for index, (limit, subject) in enumerate(market.names):
-        if limit in ("power", "power_whole", "gpus"):
+        if limit in ("power", "power_whole", "gpus", "resources"):
             continue
 
         def shift(units: float, index: int = index) -> Floats:

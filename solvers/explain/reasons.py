@@ -9,7 +9,7 @@ from enum import StrEnum
 from solvers.explain.ways import Ranked
 from solvers.fleet import PoolKey
 from solvers.plan import Plan, PoolPlan, ServicePlan
-from solvers.planner.caps import planned_counts, planned_levels
+from solvers.planner.caps import at_cap, levels_watts, limited_classes, planned_counts, planned_levels
 from solvers.planner.desk import Desk
 from solvers.planner.floors import Places, missing_replicas, places_of
 from solvers.planner.spread import survivable_per_s
@@ -18,6 +18,7 @@ from solvers.power import pool_extra_watts
 from solvers.workload import ServedModel
 
 MOST_SWITCHES = 4
+FARTHEST = 5.0  # times the price, or the price over it; beyond, it says nothing about GPUs that are for sale
 LEAST_CHANGE = 1e-9  # USD per GPU and hour; nearer is a tie
 
 
@@ -41,7 +42,7 @@ class CountReason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapReason:
-    """What a pool's power cap costs and saves against the class's highest.
+    """What a pool's power cap costs and saves against the class's highest, and what the next lower one would.
 
     Attributes
     ----------
@@ -51,6 +52,9 @@ class CapReason:
         Of the reserved watts of the whole pool.
     worth_usd_per_hour : float
         Of those watts, at the worth that others would pay for them; 0 where nothing tells it.
+    lower_cap_watts, lower_speed_ratio : float
+        The next lower cap that the profile knows and the class allows, and what the pool would carry at it of what it
+        carries now; 0 where it has none.
     """
 
     pool: str
@@ -59,6 +63,8 @@ class CapReason:
     speed_ratio: float
     saved_watts: float
     worth_usd_per_hour: float
+    lower_cap_watts: float = 0.0
+    lower_speed_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,31 +153,50 @@ def demand_range(desk: Desk, plan: Plan, row: ServicePlan, fewer: Sequence[Fewer
     able = _carries(desk, service, places_of(service, planned_counts(desk.problem, plan)))
     spare = [less.carries_requests_per_s for less in fewer if not less.breaks_floor]
     least = min(max(spare, default=0.0), row.served_requests_per_s)
-    return DemandRange(least_requests_per_s=least, most_requests_per_s=max(able, row.served_requests_per_s))
+    is_short = (
+        row.unserved_requests_per_s > ROUNDING * row.demand_requests_per_s
+    )  # links may be in the way, not replicas
+    most = row.served_requests_per_s if is_short else max(able, row.served_requests_per_s)
+    return DemandRange(least_requests_per_s=least, most_requests_per_s=most)
 
 
 def cap_reasons(
     desk: Desk, plan: Plan, pools: Sequence[PoolPlan], scarce: Mapping[PoolKey, float]
 ) -> tuple[CapReason, ...]:
-    """Set every capped pool beside itself at the highest cap."""
+    """Set every pool whose cap was chosen beside itself at the highest cap and at the next lower one."""
     levels, reasons = planned_levels(desk.problem, plan), []
     for pool in pools:
         level, kind = levels[pool.pool], desk.problem.gpu_classes[pool.pool.gpu_class]
-        if not level.cap_watts:
+        lower = _next_lower(desk, level)
+        if not level.cap_watts and lower is None:
             continue
-        rates = [carried_by_role(desk.problem, desk.sizer, {p: pool.replicas})[p.role] for p in (level, pool.pool)]
+        each = (level, pool.pool, lower or level)
+        rates = [carried_by_role(desk.problem, desk.sizer, {p: pool.replicas})[p.role] for p in each]
+        able, uncapped, slower = rates
         saved = [pool_extra_watts(desk.problem.gpu_classes, p) for p in (pool.pool, level)]
         reasons.append(
             CapReason(
                 pool=str(pool.pool),
                 cap_watts=pool.cap_watts,
                 max_cap_watts=kind.max_cap_watts,
-                speed_ratio=rates[0] / rates[1] if rates[1] > 0.0 else 1.0,
+                speed_ratio=able / uncapped if uncapped > 0.0 else 1.0,
                 saved_watts=pool.replicas * (saved[0] - saved[1]),
                 worth_usd_per_hour=pool.replicas * (scarce.get(pool.pool, 0.0) - scarce.get(level, 0.0)),
+                lower_cap_watts=lower.cap_watts if lower else 0.0,
+                lower_speed_ratio=slower / able if lower and able > 0.0 else 0.0,
             )
         )
     return tuple(reasons)
+
+
+def _next_lower(desk: Desk, level: PoolKey) -> PoolKey | None:
+    """The pool at the next lower cap that it may have; None where there is none, or caps are not chosen."""
+    profile = desk.sizer.profile(level.uncapped)
+    if profile is None or level.gpu_class not in limited_classes(desk.problem):
+        return None
+    known = levels_watts(desk.problem, level.gpu_class, profile)
+    below = [watts for watts in known if 0.0 < watts < (level.cap_watts or float("inf"))]
+    return at_cap(level, max(below)) if below else None
 
 
 def price_switches(desk: Desk, pools: Sequence[PoolPlan], ways: Sequence[Ranked]) -> tuple[PriceSwitch, ...]:
@@ -188,7 +213,7 @@ def price_switches(desk: Desk, pools: Sequence[PoolPlan], ways: Sequence[Ranked]
             fewer = mine.get(name, 0) - theirs.get(name, 0)
             now = desk.problem.gpu_classes[name].price_usd_per_hour
             at = now + extra / fewer if fewer else -1.0
-            if at < 0.0 or abs(at - now) <= LEAST_CHANGE:
+            if abs(at - now) <= LEAST_CHANGE or not now / FARTHEST <= at <= now * FARTHEST:
                 continue
             key, counts = (name, at > now), tuple((str(o.pool), n) for o, n in ranked.way)
             best = nearest.get(key)

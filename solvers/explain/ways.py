@@ -38,6 +38,7 @@ class ChosenPool:
     used_ratio: float
     usd_per_hour: float
     usd_per_thousand_requests: float
+    nodes_per_replica: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ def chosen_pool(plan: Plan, pool: PoolPlan, row: ServicePlan) -> ChosenPool:
         used_ratio=rate / pool.capacity_requests_per_s if pool.capacity_requests_per_s > 0.0 else 0.0,
         usd_per_hour=pool.cost_usd_per_hour,
         usd_per_thousand_requests=_per_thousand(pool.cost_usd_per_hour, rate),
+        nodes_per_replica=pool.nodes_per_replica,
     )
 
 
@@ -156,6 +158,18 @@ def ranked_ways(
     return list(best.values())
 
 
+def apart_by_class(ways: Sequence[Ranked]) -> list[Ranked]:
+    """The same ways, each first of its roles and GPU classes before others that only start otherwise there."""
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    first: list[Ranked] = []
+    rest: list[Ranked] = []
+    for ranked in ways:
+        kind = tuple((str(option.pool.role), option.pool.gpu_class) for option, _ in ranked.way)
+        (rest if kind in seen else first).append(ranked)
+        seen.add(kind)
+    return [*first, *rest]
+
+
 def _ways(options: Sequence[PoolOption], pairing: Pairing) -> Iterator[tuple[PoolOption, ...]]:
     """Pools that can carry the service alone: one mixed, or a prefill and a decode one that may pair."""
     by_role = {role: [o for o in options if o.pool.role is role] for role in Role}
@@ -195,13 +209,24 @@ def _blocks(plan: Plan, desk: Desk, service: str, way: Way) -> tuple[str, ...]:
     """Try the way beside what all other services hold, and name what has no room."""
     room = Room.of(desk.problem)
     room.take_all({(p.pool, p.location): p.replicas for p in plan.placements if p.pool.service != service})
-    blocked = []
+    blocked = [f"{pin}: no pool of it may stand there" for pin in _broken_pins(desk, service, way)]
     for option, count in way:
         bays = room.bays_of(option.pool)
         added = sum(room.spread(option.pool, count, bays, ANYWHERE if option.is_anywhere else None).values())
         if added < count:
             blocked.append(f"{option.pool}: room for {added} of {count} replicas beside the other services")
     return tuple(blocked)
+
+
+def _broken_pins(desk: Desk, service: str, way: Way) -> Iterator[str]:
+    """Pins of the service that no pool of the way could keep."""
+    there = {(node.location, node.gpu_class) for node in desk.problem.nodes if node.gpus_usable}
+    pins = next(s.pins for s in desk.problem.services if s.name == service)
+    for pin in pins:
+        kept = (pin.counts(o.pool.role, o.pool.gpu_class, pin.location) for o, _ in way)
+        stands = ((pin.location, o.pool.gpu_class) in there for o, _ in way)
+        if not any(a and b for a, b in zip(kept, stands, strict=True)):
+            yield f"pins[{pin}]"
 
 
 def with_fleet_cost(way: Alternative, low: float, expected: float, high: float) -> Alternative:

@@ -9,6 +9,7 @@ from solvers.fleet import PoolKey
 from solvers.plan import Binding, DomainPlan, LinkPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
 from solvers.planner.caps import by_pool
 from solvers.planner.cells import Cells, Floats
+from solvers.planner.limits_resources import resource_unit, row_units
 from solvers.planner.nodes import Counts
 from solvers.planner.relax import Arrays
 from solvers.planner.tally import PoolWorth, Worth
@@ -29,6 +30,7 @@ UNITS = {
     "ceiling": "replica",
     "quota_gpus": "GPU",
     "quota_power": "kW",
+    "resources": "unit",
 }
 SIGNS = dict.fromkeys((*UNITS, "power_whole"), -1.0)  # every row is written as at most
 
@@ -48,6 +50,9 @@ def read_prices(cells: Cells, arrays: Arrays, duals: Floats) -> Prices:
         key, price = (limit, subject), SIGNS.get(limit, 0.0) * float(dual)
         if limit in ("share", "spot", "link"):
             price /= 100.0
+        if limit == "resources":
+            thing, units = row_units(cells, subject)
+            key, price = (limit, thing), price / units
         if limit == "power_whole":  # priced by whole replicas of so many watts; said by the kW like the plain limit
             domain, _, watts = subject.removesuffix(" W").rpartition(" by ")
             key, price = ("power", domain), 1000.0 * price / float(watts)
@@ -165,9 +170,18 @@ def _planned_watts(problem: Problem, counts: Counts, per_replica: Mapping[PoolKe
     return planned
 
 
+def unit_of(limit: str, subject: str) -> str:
+    """Unit in which a limit is priced.
+
+    >>> unit_of("power", "site"), unit_of("resources", "cpu of rack-1/h100-sxm")
+    ('kW', 'core')
+    """
+    return resource_unit(subject.partition(" of ")[0])[0] if limit == "resources" else UNITS.get(limit, "unit")
+
+
 def _bindings(prices: Prices) -> tuple[Binding, ...]:
     rows = [
-        Binding(limit=limit, subject=subject, unit=UNITS[limit], price_usd_per_hour=price)
+        Binding(limit=limit, subject=subject, unit=unit_of(limit, subject), price_usd_per_hour=price)
         for (limit, subject), price in prices.by_limit.items()
     ]
     return tuple(sorted(rows, key=lambda b: (b.limit, b.subject)))

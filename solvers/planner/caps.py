@@ -59,13 +59,19 @@ def one_level(counts: Counts) -> dict[tuple[PoolKey, str], int]:
     return {(lowest[pool], location): count for (pool, location), count in by_pool(counts).items()}
 
 
-def at_options(counts: Counts, options: Iterable[PoolKey]) -> dict[tuple[PoolKey, str], int]:
-    """Counts at the highest caps as counts of options, where lower caps stand in for higher ones at no loss."""
+def highest_levels(pools: Iterable[PoolKey]) -> dict[PoolKey, PoolKey]:
+    """Of pools at several caps the one at the highest, by the pool without a cap."""
     highest: dict[PoolKey, PoolKey] = {}
-    for pool in options:
+    for pool in pools:
         known = highest.setdefault(pool.uncapped, pool)
         if known.cap_watts and (not pool.cap_watts or pool.cap_watts > known.cap_watts):
             highest[pool.uncapped] = pool
+    return highest
+
+
+def at_options(counts: Counts, options: Iterable[PoolKey]) -> dict[tuple[PoolKey, str], int]:
+    """Counts at the highest caps as counts of options, where lower caps stand in for higher ones at no loss."""
+    highest = highest_levels(options)
     return {(highest.get(pool, pool), location): count for (pool, location), count in sorted(counts.items())}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from solvers.planner.columns import Limit, Variables, matrix_of, triplets
 from solvers.planner.grouping import BayGroup
 from solvers.planner.shelves import AMPLE, Shelf, requests_by_role
 from solvers.spans import nodes_taken
+
+KILO, GIBI = 1e3, float(1 << 30)
+RESOURCE_UNITS: Mapping[str, tuple[str, float]] = {"cpu": ("core", KILO), "memory": ("GiB", GIBI)}
+"""Unit in which people count a resource, and how many of the nodes' own units that is."""
 
 Ask = tuple[int, int, int, int]
 """Cell, GPUs of a replica on one node, nodes of a replica, what its pod asks of the resource."""
@@ -34,6 +38,33 @@ def limit_resources(cells: Cells, v: Variables) -> Limit:
     held = matrix_of(*triplets(rows), (len(most), len(cells.cell_pool)))
     constraint = held @ v.replicas <= np.array(most, dtype=float)
     return Limit(name="resources", equation=24, constraint=constraint, subjects=tuple(subjects))
+
+
+def resource_unit(name: str) -> tuple[str, float]:
+    """Unit in which a resource is spoken of, and how many of the nodes' own units that is."""
+    return RESOURCE_UNITS.get(name, (name.rpartition("/")[2], 1.0))
+
+
+def row_units(cells: Cells, subject: str) -> tuple[str, float]:
+    """What a row of this limit is of (resource and group), and how many units of people one of its own is.
+
+    Raises
+    ------
+    KeyError
+        The subject is of no group of these cells.
+    """
+    thing, _, size = subject.rpartition(" x")
+    thing, amount = (thing, float(size)) if size.isdigit() and thing else (subject, 0.0)
+    name, _, label = thing.partition(" of ")
+    group = {group.label: group for group in cells.grouping.groups}[label]
+    return thing, (amount or roomiest(group, name)) / resource_unit(name)[1]
+
+
+def roomiest(group: BayGroup, name: str) -> float:
+    """The room of one node in whose shares the plain row of a resource is written."""
+    shelf = group.bays[0].shelf
+    free = [spot.amounts[shelf.names.index(name)] for spot in shelf.spots] if shelf and name in shelf.names else []
+    return float(max(1, *free)) if free else 1.0
 
 
 def _asks(cells: Cells, g: int, group: BayGroup, name: str) -> Iterator[Ask]:

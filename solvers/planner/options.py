@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
-from solvers.planner.caps import at_cap, levels_watts, limited_classes, profile_at
+from solvers.planner.caps import at_cap, highest_levels, levels_watts, limited_classes, profile_at
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import least_useful, spread_demand
 from solvers.planner.links import Links
@@ -206,7 +206,7 @@ def find_options(
     if is_wide and crew is not None and crew.workers > 1:
         _size_ahead(problem, sizer, slots, levels, crew)
     for service in sorted(problem.services, key=lambda s: s.name):
-        reasons: list[str] = []
+        reasons: dict[PoolKey, str] = {}
         found: list[PoolOption] = []
         for pool, profile in _candidates(problem, service, sizer, levels):
             mine = slots[kind_of(service)]
@@ -215,10 +215,11 @@ def find_options(
             if isinstance(option, PoolOption):
                 found.append(option)
             else:
-                reasons.append(f"{pool.role} on {pool.gpu_class}/{pool.config.label}: {option}")
+                cap = f" at {pool.cap_watts:.0f} W" if pool.cap_watts else ""
+                reasons[pool] = f"{pool.role} on {pool.gpu_class}/{pool.config.label}{cap}: {option}"
         kept = (found, wanted, sizes_of_nodes, sizer.pairing)
         pools += found if is_wide else _without_dominated(service, *kept)
-        unfit[service.name] = tuple(reasons)
+        unfit[service.name] = tuple(reasons[pool] for pool in highest_levels(reasons).values())
     return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from solvers.planner.cells import Cells
-from solvers.planner.grouping import BayGroup
 from solvers.planner.limits_pairs import WAYS
+from solvers.planner.limits_resources import resource_unit, roomiest
 from solvers.planner.relax import Arrays
-from solvers.planner.shelves import AMPLE, requests_by_role
+from solvers.planner.shelves import requests_by_role
 
-KILO, GIBI, GIGA = 1e3, float(1 << 30), 1e9
+KILO, GIGA = 1e3, 1e9
 KILOWATT_USD_PER_HOUR = 0.25  # 180 USD for a kW and month: what colocation asks for power and cooling to go with it
 WORD_USD_PER_HOUR = 0.02  # for a GPU, kW or replica more in a quota or ceiling: a word, but not one too many
 CORE_USD_PER_HOUR = 0.03  # of a server core, as clouds ask for it with 4 GiB
@@ -20,11 +20,7 @@ LINK_USD_PER_HOUR = (
     0.02  # for a GB/s: a 400 Gbit/s port, its optics and its share of switches over four years, times four
 )
 WORDS = {"quota_gpus": "GPU", "quota_power": "kW", "ceiling": "replica"}
-RESOURCES: Mapping[str, tuple[str, float, float]] = {
-    "cpu": ("core", KILO, CORE_USD_PER_HOUR),
-    "memory": ("GiB", GIBI, GIBIBYTE_USD_PER_HOUR),
-}
-"""Unit in which a resource is asked for, how many of the nodes' own units that is, and its price."""
+RESOURCE_USD_PER_HOUR = {"cpu": CORE_USD_PER_HOUR, "memory": GIBIBYTE_USD_PER_HOUR}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +78,9 @@ def _resources(cells: Cells, rows: Mapping[tuple[str, str], int]) -> Iterator[Wa
             (rows[key], float(largest // q)) for q in sorted(sizes) if (key := ("resources", f"{subject} x{q}")) in rows
         ]
         if ("resources", subject) in rows:
-            eases.append((rows["resources", subject], largest / _roomiest(group, name)))
+            eases.append((rows["resources", subject], largest / roomiest(group, name)))
         if eases:
-            unit, scale, usd = RESOURCES.get(name, ("unit", 1.0, WORD_USD_PER_HOUR))
+            (unit, scale), usd = resource_unit(name), RESOURCE_USD_PER_HOUR.get(name, WORD_USD_PER_HOUR)
             yield Way(
                 limit="resources",
                 subject=subject,
@@ -94,14 +90,6 @@ def _resources(cells: Cells, rows: Mapping[tuple[str, str], int]) -> Iterator[Wa
                 per_unit=largest / scale,
                 is_whole=True,
             )
-
-
-def _roomiest(group: BayGroup, name: str) -> float:
-    """The room in whose shares the resource's plain row is written."""
-    shelf = group.bays[0].shelf
-    at = shelf.names.index(name) if shelf else 0
-    free = [spot.amounts[at] for spot in shelf.spots if spot.amounts[at] < AMPLE] if shelf else []
-    return float(max(1, *free)) if free else 1.0
 
 
 def _nodes(cells: Cells, arrays: Arrays) -> Iterator[Way]:
