@@ -33,6 +33,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
                 plan, row = measured(f"{size} seed {seed} {world}", WORLDS[world](problem), args.workers)
                 free = plan.report.objective_usd_per_hour if world == "free" else free
                 shown = {key: row[key] for key in SHOWN}
+                print(f"gap {row['gap']}, {row['cpu_s']} s of CPU", file=sys.stderr)
                 yield shown | ({"x free": round(plan.report.objective_usd_per_hour / free, 3)} if free else {})
 
 
