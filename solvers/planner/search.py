@@ -133,7 +133,7 @@ class Search:
                 self._tell(early)
             self._raise_bound(wide.first())
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
-            self._certify(cells, arrays, wide.prices)
+            self._certify(cells, arrays, wide.prices[: len(shared_rows(arrays))])
             self.rounds += 1
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best

@@ -169,6 +169,7 @@ def least_value(
     asked: Floats,
     is_safe: bool = False,
     weight: float = 1.0,
+    crossing_usd_per_hour: Mapping[str, float] | None = None,
 ) -> Pick:
     """Find the least priced value of the service at the prices of its cells.
 
@@ -182,6 +183,8 @@ def least_value(
         Round loads down, among the pools in ``kept`` alone: no bound, but what carries all carries it.
     weight : float
         Times its penalties, what the service pays for what it leaves undone.
+    crossing_usd_per_hour : mapping of KV group to float, optional
+        What pairs of the whole demand pay for what ``asked`` gives their replicas, see ``wide_links.py``.
     """
     floor = _floor_usd(stocks, asked, weight)
     if stocks.demand_per_s <= 0.0:
@@ -194,8 +197,11 @@ def least_value(
     groups: list[_Group] = []
     for group in stocks.pair_groups:
         stages: dict[Role, list[_Stage]] = {role: [] for role in PAIR_ROLES}
-        table = sum(of_role(role, group, empty, stages[role]) for role in PAIR_ROLES)
-        groups.append(_Group(table=np.asarray(table), stages=stages))
+        prefill, decode = (of_role(role, group, empty, stages[role]) for role in PAIR_ROLES)
+        usd = (crossing_usd_per_hour or {}).get(group, 0.0) / stocks.parts  # loads were rounded up by less than a part
+        groups.append(
+            _Group(table=prefill + decode + usd * np.maximum(0.0, np.arange(-1, stocks.parts)), stages=stages)
+        )
     totals, mixed = in_turn([group.table for group in groups]), list[_Stage]()
     paid = _paid(stocks, floor, weight, of_role(Role.MIXED, "", totals[-1], mixed))
     part = int(np.argmin(paid))

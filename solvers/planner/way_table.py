@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.relax import Arrays
-from solvers.planner.wide_rows import costs, numbers
+from solvers.planner.wide_rows import costs, numbers, sends
 from solvers.planner.wide_ways import SparseWay
 
 
@@ -25,10 +25,13 @@ class WayTable:
         What a replica of each cell takes of each shared row.
     tiers : (S,) int
         Place of each service's tier.
+    first_link : int
+        The row where those of links begin, which are taken by ways as a whole.
     """
 
     shared: sp.csr_array
     tiers: Ints
+    first_link: int
     ways: list[SparseWay] = field(default_factory=list)
     _known: dict[tuple[int, tuple[tuple[int, int], ...]], int] = field(default_factory=dict)
     _used: sp.csc_array | None = None
@@ -72,6 +75,8 @@ class WayTable:
         if not fresh and self._used is not None:
             return
         used, (cost, penalty) = sp.csc_array(self.shared @ numbers(fresh, self.shared.shape[1])), costs(fresh)
+        if self.first_link < self.shared.shape[0]:
+            used = sp.csc_array(used + sends(fresh, self.first_link, self.shared.shape[0]))
         self._used = used if self._used is None else sp.csc_array(sp.hstack([self._used, used]))
         self._service = np.append(self._service, np.array([way.service for way in fresh], dtype=np.int64))
         self._cost, self._penalty = np.append(self._cost, cost), np.append(self._penalty, penalty)

@@ -24,11 +24,12 @@ from solvers.planner.places import cell_counts
 from solvers.planner.price_box import BoxStep, box_step
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
 from solvers.planner.stock_taking import build_stocks
-from solvers.planner.stocks import Curve, Pick, Stocks, choose_kept, least_value
+from solvers.planner.stocks import Pick, Stocks, choose_kept, least_value
 from solvers.planner.tally import Worth
 from solvers.planner.way_table import WayTable
+from solvers.planner.wide_links import WideLinks
 from solvers.planner.wide_rows import best_ways, priced_ways, taken_in_turn, usd_per_unit
-from solvers.planner.wide_sides import Sides, asked_of
+from solvers.planner.wide_sides import Sides, View
 from solvers.planner.wide_ways import SparseWay, WayMaker
 
 MOST_PRICINGS, LEAST_PRICINGS = 60, 10
@@ -67,6 +68,7 @@ class Wide:
     crew: Crew
     stocks: Sequence[Stocks]
     sides: list[Sides | None]
+    links: WideLinks
     shared: sp.csr_array
     table: WayTable
     room: Floats
@@ -75,6 +77,7 @@ class Wide:
     maker: WayMaker
     book: CurveBook
     kept: list[frozenset[int]]
+    near: list[int]
     wanted: list[frozenset[int]]
     floor: Floats
     prices: Floats = field(default_factory=lambda: np.zeros(0))
@@ -91,25 +94,31 @@ class Wide:
         rows = shared_rows(arrays)
         stocks = build_stocks(cells)
         sides = [Sides.of(cells, mine) for mine in stocks]
-        maker = WayMaker(cells=cells, sizer=sizer, stocks=stocks, sides=sides)
+        links = WideLinks.of(cells)
+        maker = WayMaker(cells=cells, sizer=sizer, stocks=stocks, sides=sides, links=links)
         shared = sp.csr_array(arrays.matrix.tocsr()[rows][:, arrays.columns["replicas"]])
+        floor, first_link = USUAL * usd_per_unit(cells, shared), len(rows)
+        shared = sp.csr_array(sp.vstack([shared, sp.csr_array((len(links.rooms), shared.shape[1]))]))
+        room = np.append(arrays.row_upper[rows], links.rooms)
         return cls(
             cells=cells,
             crew=crew,
             stocks=stocks,
             sides=sides,
+            links=links,
             shared=shared,
-            table=WayTable(shared=shared, tiers=_tiers(cells)),
-            floor=USUAL * usd_per_unit(cells, shared),
-            room=arrays.row_upper[rows],
-            unusable=np.zeros(len(rows)),
-            used=np.zeros(len(rows)),
+            table=WayTable(shared=shared, tiers=_tiers(cells), first_link=first_link),
+            floor=np.append(floor, links.floor(stocks)),
+            room=room,
+            unusable=np.zeros(len(room)),
+            used=np.zeros(len(room)),
             gap=gap,
             seconds=seconds,
             maker=maker,
             book=CurveBook(cells=cells, maker=maker, crew=crew, curves=tuple({} for _ in stocks)),
             kept=[frozenset() for _ in stocks],
-            wanted=[frozenset() for _ in stocks],
+            near=(near := [s for s in sorted(links.services) if sides[s]]),
+            wanted=[frozenset() for _ in (*stocks, *near)],
         )
 
     def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
@@ -118,7 +127,7 @@ class Wide:
         Higher tiers go first, each way as far as there is room. This comes before any size but theirs is worked out.
         """
         duals = relaxed.duals if relaxed.duals is not None else np.zeros(len(arrays.row_upper))
-        self.prices = np.maximum(0.0, -duals[shared_rows(arrays)])
+        self.prices = np.append(np.maximum(0.0, -duals[shared_rows(arrays)]), np.zeros(len(self.links.rooms)))
         for way in self.maker.nothing():
             self.table.add(way)
         parts, asked = relaxed.x[arrays.columns["replicas"]], self._asked(self.prices)
@@ -247,7 +256,7 @@ class Wide:
 
     def _priced(self, prices: Floats) -> float:
         picks = self._picks(prices)
-        values = np.array([pick.value_usd_per_hour for pick in picks])
+        values = np.array([pick.value_usd_per_hour for pick in picks[: len(self.stocks)]])
         value = float(values.sum() - prices @ self._rooms())
         self._take(picks, self._asked(prices))
         if value > self.best:
@@ -333,31 +342,46 @@ class Wide:
         return self.table.priced(prices[: len(self.room)], self._weights(prices))
 
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
-        asked, weights = self._asked(prices), self._weights(prices).tolist()
-        views = [stocks if cut is None else cut.stocks for stocks, cut in zip(self.stocks, self.sides, strict=True)]
-        priced = [asked_of(cut, asked[stocks.cells]) for stocks, cut in zip(self.stocks, self.sides, strict=True)]
+        """What is best of each service at the prices, then of those that may cross links what is best without."""
+        views, weights = self._views(prices), self._weights(prices).tolist()
         apart = [
-            choose_kept(view, usd, self.wanted[s]) if view.demand_per_s else frozenset[int]()
-            for s, (view, usd) in enumerate(zip(views, priced, strict=True))
+            choose_kept(view.stocks, view.asked, self.wanted[v]) if view.stocks.demand_per_s else frozenset[int]()
+            for v, view in enumerate(views)
         ]
-        self.kept = [kept if cut is None else cut.pools(kept) for kept, cut in zip(apart, self.sides, strict=True)]
+        self.kept = [frozenset[int]()] * len(self.stocks)
+        for view, kept in zip(views, apart, strict=True):
+            self.kept[view.service] |= view.pools(kept)
         self.book.know(self.kept)
         work = [
-            (view, self._curves(s, apart[s]), apart[s], priced[s], is_safe, weights[s]) for s, view in enumerate(views)
+            (
+                view.stocks,
+                view.curves(self.book.curves[view.service], kept),
+                kept,
+                view.asked,
+                is_safe,
+                weights[view.service],
+                view.crossing_usd_per_hour,
+            )
+            for view, kept in zip(views, apart, strict=True)
         ]
-        picks = self.crew.each(least_value, work)
-        return [pick if cut is None else cut.pick(pick) for pick, cut in zip(picks, self.sides, strict=True)]
+        return [view.pick(pick) for view, pick in zip(views, self.crew.each(least_value, work), strict=True)]
 
-    def _curves(self, service: int, apart: frozenset[int]) -> dict[int, Curve]:
-        """What the pools told apart carry and cost; of parts of them where the service is cut by side."""
-        known, cut = self.book.curves[service], self.sides[service]
-        return {pool: known[pool] for pool in apart} if cut is None else cut.curves(known, apart)
+    def _views(self, prices: Floats) -> list[View]:
+        asked, found = self._asked(prices), list[View]()
+        for s, (stocks, cut) in enumerate(zip(self.stocks, self.sides, strict=True)):
+            mine = asked[stocks.cells]
+            if s in self.links.services:
+                added, crossing = self.links.terms(stocks, mine, prices[self.table.first_link : len(self.room)])
+                found.append(View(stocks=stocks, asked=mine + added, crossing_usd_per_hour=crossing))
+            else:
+                found.append(View.of(stocks, mine, cut))
+        return found + [View.of(self.stocks[s], asked[self.stocks[s].cells], self.sides[s]) for s in self.near]
 
     def _take(self, picks: Sequence[Pick], asked: Floats) -> bool:
         """Remember the ways of the picks, and size what they rest on."""
         is_new = False
-        for s, pick in enumerate(picks):
-            self.wanted[s] |= pick.wanted
+        for v, (s, pick) in enumerate(zip([*range(len(self.stocks)), *self.near], picks, strict=True)):
+            self.wanted[v] |= pick.wanted
             for pool, size in pick.asked_sizes:
                 self.book.learn(s, pool, size)
                 is_new = True

@@ -23,6 +23,13 @@ def numbers(ways: Sequence[SparseWay], cells: int) -> sp.csc_array:
     return sp.csc_array((counts, (rows, columns)), shape=(cells, len(ways)))
 
 
+def sends(ways: Sequence[SparseWay], first: int, rows: int) -> sp.csc_array:
+    """What ways take of links by shared row, those of links beginning with ``first``, (R, W)."""
+    at = [(first + row, index, share) for index, way in enumerate(ways) for row, share in way.sends]
+    shares, places = np.array([share for *_, share in at]), np.array([place for *place, _ in at], dtype=np.int64)
+    return sp.csc_array((shares, places.reshape(-1, 2).T), shape=(rows, len(ways)))
+
+
 def costs(ways: Sequence[SparseWay]) -> tuple[Floats, Floats]:
     """What ways cost, and the penalties of what they leave undone, (W,) each."""
     return np.array([way.cost_usd_per_hour for way in ways]), np.array([way.penalty_usd_per_hour for way in ways])

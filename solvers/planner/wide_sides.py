@@ -8,13 +8,14 @@ what no size of the whole pool could better, and draw the least, so that the val
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from solvers.engine import Role
-from solvers.fleet import ANYWHERE
+from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import Cells, Floats, Ints
+from solvers.planner.pairing import Domain, Pairing, Pairs
 from solvers.planner.stocks import Curve, Pick, Stocks
 
 EVERYWHERE = -1  # side of mixed pools
@@ -37,6 +38,8 @@ class Sides:
         Side of each of the service's own cells.
     are_whole : tuple of bool
         True for parts that have all cells of their pool.
+    is_local : bool
+        True when pairs may not cross from side to side, False when they need not.
     """
 
     stocks: Stocks
@@ -44,13 +47,17 @@ class Sides:
     order: Ints
     of_cell: Ints
     are_whole: tuple[bool, ...]
+    is_local: bool
 
     @classmethod
     def of(cls, cells: Cells, stocks: Stocks) -> Sides | None:
-        """Cut the stocks; None for services whose pairs may be anywhere."""
-        if cells.services[stocks.service].name not in cells.pairing.local or not stocks.roles:
+        """Cut the stocks, by links where pairs may cross those; None for services whose pairs may be anywhere."""
+        name, grouping = cells.services[stocks.service].name, cells.grouping
+        is_local = name in cells.pairing.local
+        if not (is_local or (name in cells.links.order and grouping.links)) or not stocks.roles:
             return None
-        of_cell = np.array([cells.grouping.group_site[g] for g in cells.cell_group[stocks.cells]], dtype=np.int64)
+        sides = grouping.group_site if is_local else [link + 1 for link in grouping.group_link]  # 0 for no link
+        of_cell = np.array([sides[g] for g in cells.cell_group[stocks.cells]], dtype=np.int64)
         parts: list[tuple[int, int]] = []
         inside: list[Ints] = []
         for pool, role in enumerate(stocks.roles):
@@ -65,6 +72,7 @@ class Sides:
             whole=tuple(parts),
             order=order,
             of_cell=of_cell,
+            is_local=is_local,
             are_whole=tuple(
                 len(cells_) == int(stocks.first[pool + 1] - stocks.first[pool])
                 for (pool, _), cells_ in zip(parts, inside, strict=True)
@@ -128,14 +136,54 @@ def _cut(stocks: Stocks, parts: list[tuple[int, int]], inside: list[Ints], order
     )
 
 
-def asked_of(sides: Sides | None, asked: Floats) -> Floats:
-    """Prices of a service's cells in the order of what its stocks are cut into."""
-    return asked if sides is None else asked[sides.order]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class View:
+    """A service's stocks, whole or cut, at prices; ``asked`` (C,) is what a replica of each of their cells pays."""
+
+    stocks: Stocks
+    asked: Floats
+    cut: Sides | None = None
+    crossing_usd_per_hour: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stocks: Stocks, asked: Floats, cut: Sides | None) -> View:
+        """Cut the stocks and prices where they are to be cut."""
+        return (
+            cls(stocks=stocks, asked=asked) if cut is None else cls(stocks=cut.stocks, asked=asked[cut.order], cut=cut)
+        )
+
+    @property
+    def service(self) -> int:
+        return self.stocks.service
+
+    def pools(self, kept: Collection[int]) -> frozenset[int]:
+        """The service's pools that those of the view are of."""
+        return frozenset(kept) if self.cut is None else self.cut.pools(kept)
+
+    def curves(self, known: Mapping[int, Curve], kept: Collection[int]) -> dict[int, Curve]:
+        """What the pools of the view carry and cost."""
+        return {pool: known[pool] for pool in sorted(kept)} if self.cut is None else self.cut.curves(known, kept)
+
+    def pick(self, pick: Pick) -> Pick:
+        """What was picked in terms of the service's pools."""
+        return pick if self.cut is None else self.cut.pick(pick)
 
 
-def where(side: int) -> str:
-    """A name of the side that serves as a location of pairs."""
-    return ANYWHERE if side == EVERYWHERE else f"side {side}"
+def domain_of(pairing: Pairing, pool: PoolKey, side: int) -> Domain:
+    """The domain that a pool's replicas pair in: that of their side, where sides matter."""
+    if side == EVERYWHERE:
+        return pairing.domain(pool, ANYWHERE)
+    return Domain(group=pairing.group(pool), site=f"side {side}")
+
+
+def pairs_of(pairing: Pairing, service: str, carried: Mapping[tuple[PoolKey, int], float]) -> Pairs:
+    """Add up by domain what a service's pools carry on each side."""
+    summed: dict[tuple[Role, Domain], float] = {}
+    for (pool, side), rate in carried.items():
+        key = pool.role, domain_of(pairing, pool, side)
+        summed[key] = summed.get(key, 0.0) + rate
+    is_parted = service in pairing.parted or any(side != EVERYWHERE for _, side in carried)
+    return Pairs.of(summed, is_parted=is_parted)
 
 
 def by_side(stocks: Stocks, pick: Pick, sizes: Mapping[int, int]) -> dict[tuple[int, int], int]:

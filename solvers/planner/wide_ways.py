@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,16 +16,17 @@ from solvers.planner.pairing import Domain, Pairs
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.stocks import Pick, Stocks
 from solvers.planner.tally import ROUNDING
+from solvers.planner.wide_links import WideLinks
+from solvers.planner.wide_owned import moved_to_owned, owned_per_s
 from solvers.planner.wide_rules import (
     amounts_at_one_cap,
     at_one_cap,
-    is_spot,
     least_replicas,
     other_caps,
     pin_cells,
     pool_of,
 )
-from solvers.planner.wide_sides import EVERYWHERE, Sides, by_side, where
+from solvers.planner.wide_sides import EVERYWHERE, Sides, by_side, domain_of, pairs_of
 from solvers.sizing import Capacity
 
 CHAIN_ROLES = ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED))
@@ -43,14 +44,17 @@ class SparseWay:
     replicas: tuple[tuple[int, int], ...]
     cost_usd_per_hour: float
     penalty_usd_per_hour: float
+    sends: tuple[tuple[int, float], ...] = ()
+    """What of whole links it takes, by row of ``wide_links.py``."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Draft:
-    """Counts by cell in the making, sums by pool (index inside the service)."""
+    """Counts by cell in the making, sums by pool (index inside the service); ``cut`` where pairs may not cross."""
 
     by_cell: dict[int, int]
     by_pool: dict[int, int]
+    cut: Sides | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,7 @@ class WayMaker:
     sizer: Sizer
     stocks: Sequence[Stocks]
     sides: Sequence[Sides | None] = ()
+    links: WideLinks | None = None
 
     def option(self, service: int, pool: int) -> PoolOption:
         """The pool by its index inside the service."""
@@ -70,7 +75,7 @@ class WayMaker:
     def nothing(self) -> Iterator[SparseWay]:
         """For every service, the way without a replica."""
         for s in range(len(self.stocks)):
-            yield self._written(s, _Draft(by_cell={}, by_pool={}))
+            yield self._written(s, self._new(s))
 
     def of_counts(self, replicas: Floats) -> Iterator[SparseWay]:
         """For every service, its part of replicas by cell, (C,)."""
@@ -113,7 +118,7 @@ class WayMaker:
         return sorted({(1, 1), (1, max(1, gpus[0] // gpus[1])), (max(1, gpus[1] // gpus[0]), 1)})
 
     def _draft(self, service: int, counts: dict[int, int]) -> _Draft:
-        draft = _Draft(by_cell={}, by_pool={})
+        draft = self._new(service)
         for cell, count in sorted(counts.items()):
             if count > 0:
                 self._put(service, draft, self._pool_of(service, cell), cell, count)
@@ -133,7 +138,7 @@ class WayMaker:
 
     def way(self, service: int, pick: Pick, asked: Floats) -> SparseWay | None:
         """Make the pick whole: as many replicas as it needs at their exact capacity, in their cheapest cells."""
-        draft, sizes = _Draft(by_cell={}, by_pool={}), at_one_cap(self.stocks[service], pick.sizes)
+        draft, sizes = self._new(service, is_near=bool(pick.by_side)), at_one_cap(self.stocks[service], pick.sizes)
         self._pins_kept(service, draft, asked, sorted(sizes))
         for (pool, side), size in sorted(by_side(self.stocks[service], pick, sizes).items()):
             here = self._by_side(service, draft).get((pool, side), 0)
@@ -160,7 +165,7 @@ class WayMaker:
         self, service: int, amounts: dict[int, float], served: float, asked: Floats, lift: float = 1e-6
     ) -> SparseWay | None:
         """A whole way near parts of replicas by cell: lifted, rounded down, completed until it carries its part."""
-        amounts, draft = amounts_at_one_cap(self.stocks[service], amounts), _Draft(by_cell={}, by_pool={})
+        amounts, draft = amounts_at_one_cap(self.stocks[service], amounts), self._new(service)
         pools = sorted({self._pool_of(service, cell) for cell in amounts})
         for cell in sorted(cell for cell, amount in amounts.items() if int(amount + lift) > 0):
             self._put(service, draft, self._pool_of(service, cell), cell, int(amounts[cell] + lift))
@@ -178,14 +183,22 @@ class WayMaker:
         """Replicas by pool and side."""
         found: dict[tuple[int, int], int] = {}
         for cell, count in draft.by_cell.items():
-            key = self._pool_of(service, cell), self._side(service, cell)
+            key = self._pool_of(service, cell), self._side(service, draft, cell)
             found[key] = found.get(key, 0) + count
         return found
 
-    def _side(self, service: int, cell: int) -> int:
-        """Side of pairs that the cell is on, where that matters."""
+    def _new(self, service: int, *, is_near: bool = False) -> _Draft:
+        """A way to begin with; ``is_near`` when its pairs shall not cross although they may."""
         cut = self.sides[service] if self.sides else None
-        is_mixed = self.stocks[service].roles[self._pool_of(service, cell)] is Role.MIXED
+        return _Draft(by_cell={}, by_pool={}, cut=cut if cut is not None and (is_near or cut.is_local) else None)
+
+    def _as_served(self, service: int, draft: _Draft) -> _Draft:
+        """The way with its pairs wherever they may be."""
+        return replace(draft, cut=self._new(service).cut)
+
+    def _side(self, service: int, draft: _Draft, cell: int) -> int:
+        """Side of pairs that the cell is on, where that matters."""
+        cut, is_mixed = draft.cut, self.stocks[service].roles[self._pool_of(service, cell)] is Role.MIXED
         return EVERYWHERE if cut is None or is_mixed else int(cut.of_cell[cell - self.stocks[service].cells.start])
 
     def _add(self, service: int, draft: _Draft, pool: int, count: int, asked: Floats, side: int = EVERYWHERE) -> int:
@@ -198,7 +211,7 @@ class WayMaker:
         held = {c: draft.by_cell.get(stocks.cells.start + c, 0) for c in set(cells.tolist())}
         added = 0
         for number, inside in zip(numbers.tolist(), cells.tolist(), strict=True):
-            if side not in (EVERYWHERE, self._side(service, stocks.cells.start + inside)):
+            if side not in (EVERYWHERE, self._side(service, draft, stocks.cells.start + inside)):
                 continue
             gone = min(number, held[inside])  # what the draft holds of a cell is what was cheapest there
             held[inside] -= gone
@@ -215,16 +228,16 @@ class WayMaker:
         return self.sizer.carried(option.pool, option.profile, size) if size > 0 else 0.0
 
     def _pairs(self, service: int, draft: _Draft) -> Pairs:
-        carried: dict[tuple[PoolKey, str], float] = {}
+        carried: dict[tuple[PoolKey, int], float] = {}
         for (pool, side), count in sorted(self._by_side(service, draft).items()):
             if count > 0:
                 size = draft.by_pool[pool]
-                key = self.option(service, pool).pool, where(side)
+                key = self.option(service, pool).pool, side
                 carried[key] = self._carried(service, pool, size) * (count / size if count < size else 1.0)
-        return self.sizer.pairing.pairs(self.cells.services[service].name, carried)
+        return pairs_of(self.sizer.pairing, self.cells.services[service].name, carried)
 
     def _domain(self, service: int, pool: int, side: int) -> Domain:
-        return self.sizer.pairing.domain(self.option(service, pool).pool, where(side))
+        return domain_of(self.sizer.pairing, self.option(service, pool).pool, side)
 
     def _finished(
         self, service: int, draft: _Draft, served_ratio: float, asked: Floats, pools: Sequence[int]
@@ -261,7 +274,7 @@ class WayMaker:
         stocks = self.stocks[service]
         if self.cells.services[service].name in self.sizer.pairing.parted:
             pools = range(len(stocks.roles))
-        least = self._least_by_side(service, pools, asked)
+        least = self._least_by_side(service, draft, pools, asked)
         blocked: set[tuple[int, int, int]] = set()
         for _ in range(MOST_ADDED):
             pairs = self._pairs(service, draft)
@@ -289,11 +302,13 @@ class WayMaker:
                 blocked.add(best[1:])
         return False
 
-    def _least_by_side(self, service: int, pools: Iterable[int], asked: Floats) -> dict[tuple[int, int], float]:
+    def _least_by_side(
+        self, service: int, draft: _Draft, pools: Iterable[int], asked: Floats
+    ) -> dict[tuple[int, int], float]:
         """Least price of a replica by pool and side."""
         stocks = self.stocks[service]
         least = stocks.cheapest_usd(asked[stocks.cells])
-        cut = self.sides[service] if self.sides else None
+        cut = draft.cut
         if cut is None:
             return {(pool, EVERYWHERE): float(least[pool]) for pool in pools}
         by_part = cut.stocks.cheapest_usd(asked[stocks.cells][cut.order]).tolist()
@@ -321,39 +336,14 @@ class WayMaker:
         keeps = 1.0 - self.cells.services[service].max_spot_ratio
         if not 0.0 < keeps < 1.0:
             return
+        stocks, rate = (
+            self.stocks[service],
+            {p: self._carried(service, p, n) / n for p, n in draft.by_pool.items() if n},
+        )
         for roles in CHAIN_ROLES:
-            while self._owned_per_s(service, draft, roles) < keeps * target * (1.0 - ROUNDING):
-                if not self._moved_to_owned(service, draft, roles, asked):
+            while owned_per_s(self.cells, stocks, draft.by_cell, rate, roles) < keeps * target * (1.0 - ROUNDING):
+                if not moved_to_owned(self.cells, stocks, draft.by_cell, rate, roles, asked):
                     break
-
-    def _owned_per_s(self, service: int, draft: _Draft, roles: tuple[Role, ...]) -> float:
-        carried = 0.0
-        for cell, count in draft.by_cell.items():
-            pool = self._pool_of(service, cell)
-            if count > 0 and self.stocks[service].roles[pool] in roles and not is_spot(self.cells, cell):
-                carried += count * self._carried(service, pool, draft.by_pool[pool]) / draft.by_pool[pool]
-        return carried
-
-    def _moved_to_owned(self, service: int, draft: _Draft, roles: tuple[Role, ...], asked: Floats) -> bool:
-        """Move the replica that it costs least to have elsewhere."""
-        stocks = self.stocks[service]
-        usd = asked[stocks.cells] + stocks.terms_usd_per_hour
-        moves: list[tuple[float, int, int]] = []
-        for cell in [c for c, n in draft.by_cell.items() if n > 0 and is_spot(self.cells, c)]:
-            pool = self._pool_of(service, cell)
-            if stocks.roles[pool] not in roles:
-                continue
-            rate = self._carried(service, pool, draft.by_pool[pool]) / draft.by_pool[pool]
-            for to in range(int(stocks.first[pool]), int(stocks.first[pool + 1])):
-                at = stocks.cells.start + to
-                if not is_spot(self.cells, at) and draft.by_cell.get(at, 0) < int(stocks.room[to]):
-                    moves.append((float(usd[to] - usd[cell - stocks.cells.start]) / rate, cell, at))
-        if not moves:
-            return False
-        _, cell, at = min(moves)
-        draft.by_cell[cell] -= 1
-        draft.by_cell[at] = draft.by_cell.get(at, 0) + 1
-        return True
 
     def _shaved(self, service: int, draft: _Draft, target: float, asked: Floats) -> None:
         """Take away what the way can do without, the dearest first."""
@@ -365,7 +355,9 @@ class WayMaker:
                 held = (c for c in draft.by_cell if draft.by_cell[c] > 0 and c not in pinned)
                 mine = [c for c in held if self._pool_of(service, c) == pool]
                 dearest = sorted(mine, key=lambda c: (-asked[c] - self._last_usd(service, pool, c, draft), -c))
-                able = {self._side(service, c): c for c in reversed(dearest)}.values()  # one of each side will do
+                able = {
+                    self._side(service, draft, c): c for c in reversed(dearest)
+                }.values()  # one of each side will do
                 spare = [c for c in dearest if c in able and self._suffices(service, draft, c, target, least)][:1]
                 if not spare:
                     break
@@ -392,7 +384,9 @@ class WayMaker:
         """Tell whether the way does without one replica of the cell."""
         roles, pool = self.stocks[service].roles, self._pool_of(service, cell)
         fewer = _Draft(
-            by_cell={**now.by_cell, cell: now.by_cell[cell] - 1}, by_pool={**now.by_pool, pool: now.by_pool[pool] - 1}
+            by_cell={**now.by_cell, cell: now.by_cell[cell] - 1},
+            by_pool={**now.by_pool, pool: now.by_pool[pool] - 1},
+            cut=now.cut,
         )
         for chain in CHAIN_ROLES:
             left, had = (sum(n for p, n in draft.by_pool.items() if roles[p] in chain) for draft in (fewer, now))
@@ -424,12 +418,27 @@ class WayMaker:
             cost += (
                 float(stocks.start_usd_per_hour[pool]) * (count - kept) - float(stocks.stop_usd_per_hour[pool]) * kept
             )
+        paid, sends = self._sent(service, draft)
         return SparseWay(
             service=service,
             replicas=replicas,
-            cost_usd_per_hour=cost,
+            cost_usd_per_hour=cost + paid,
             penalty_usd_per_hour=self._penalty(service, draft),
+            sends=sends,
         )
+
+    def _sent(self, service: int, draft: _Draft) -> tuple[float, tuple[tuple[int, float], ...]]:
+        """What crossing links costs, and what it takes of them."""
+        if self.links is None or service not in self.links.services:
+            return 0.0, ()
+        carried: dict[tuple[PoolKey, int], float] = {}
+        for cell, count in draft.by_cell.items():
+            pool = self._pool_of(service, cell)
+            key = self.option(service, pool).pool, self.links.side(cell)
+            rate = self._carried(service, pool, draft.by_pool[pool]) / max(1, draft.by_pool[pool])
+            carried[key] = carried.get(key, 0.0) + count * rate
+        able = self._pairs(service, self._as_served(service, draft)).able_per_s
+        return self.links.sent(service, carried, min(able, self.stocks[service].demand_per_s))
 
     def _penalty(self, service: int, draft: _Draft) -> float:
         by_pool = draft.by_pool
@@ -443,7 +452,7 @@ class WayMaker:
             missing += max(0, pin.replicas - there)
         lacking = 0.0
         if stocks.demand_per_s > 0.0:
-            able = self._pairs(service, draft).able_per_s
+            able = self._pairs(service, self._as_served(service, draft)).able_per_s
             lacking = max(0.0, 1.0 - able * (1.0 + ROUNDING) / stocks.demand_per_s)
         beyond = max(0.0, lacking - float(self.cells.fair_ratio[service]))
         unserved = stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)
