@@ -123,7 +123,7 @@ def _planned(
     in_force = _in_force(problem, previous)
     desk = desk_for(problem, capacity_of, previous, crew)
     kept = [desk.worth(counts) for counts in in_force if desk.fits(counts)]
-    repaired = [*(desk.repaired(counts) for counts in in_force), *_without_caps(desk), *_without_crossing(desk)]
+    repaired = [*(desk.repaired(counts) for counts in in_force), *_without_caps(desk)]
     search = Search(desk=desk, on_plan=on_plan)
     tried = list(_tried(desk, search, in_force, kept, repaired))
     faults = list(search.faults)
@@ -203,17 +203,6 @@ def _without_caps(desk: Desk) -> list[Worth]:
     plain = replace(problem, policy=replace(problem.policy, power_caps=False))
     found = Search(desk=Desk.of(plain, desk.sizer.capacity_of, crew=desk.crew)).run([])
     return [desk.worth(at_options(found.counts, (option.pool for option in desk.options.pools)))]
-
-
-def _without_crossing(desk: Desk) -> list[Worth]:
-    """The plan whose pairs use no link, to begin with in large fleets: their ways know nothing of links."""
-    problem, crossing = desk.problem, set(desk.sizer.links.order)
-    if not (desk.is_wide and crossing):
-        return []
-    services = (replace(s, kv_may_cross=False) if s.name in crossing else s for s in problem.services)
-    local = replace(problem, services=tuple(services), policy=replace(problem.policy, kv_links=()))
-    found = Search(desk=Desk.of(local, desk.sizer.capacity_of, crew=desk.crew)).run([])
-    return [desk.worth(found.counts)]
 
 
 def _grown(desk: Desk, counts: Counts) -> Worth | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+EVERY = 32  # loads tried between two looks at whether others can still be of use
 
 
 def shared_out(tables: Sequence[Floats]) -> Floats:
@@ -27,10 +28,25 @@ def shared_out(tables: Sequence[Floats]) -> Floats:
     for table in tables[1:]:
         one, other = sorted((total, table), key=lambda values: len(_rises(values)))
         total = np.full(len(table), np.inf)
-        for part in _rises(one).tolist():
+        for part in _worth_adding(one, other, total):
             np.minimum(total[: part + 1], one[part] + other[0], out=total[: part + 1])
             np.minimum(total[part:], one[part] + other[: len(other) - part], out=total[part:])
     return total
+
+
+def _worth_adding(one: Floats, other: Floats, total: Floats) -> Iterator[int]:
+    """Loads of a table that can still lower the sum in the making: with the other's least slope, best first."""
+    rises, loads = _rises(one), np.arange(len(one))
+    slope = float(((other[1:] - other[0]) / loads[1:]).min(initial=np.inf))
+    slope = slope if np.isfinite(slope) else 0.0
+    above = one[rises] + other[0] - slope * rises
+    most = np.inf
+    for done, at in enumerate(np.argsort(above, kind="stable").tolist()):
+        if done % EVERY == 0:
+            most = float((total - slope * loads).max())
+        if above[at] >= most:
+            return
+        yield int(rises[at])
 
 
 def divided(tables: Sequence[Floats], paid: Floats) -> list[int]:

@@ -320,8 +320,9 @@ class Search:
         if not self.desk.is_wide and (placed.left or self._is_uneven(placed)):  # large fleets have too many bays
             placed = self._placed_bay_by_bay(cells, placed)
         elif self.desk.is_wide and (
-            (placed.left and not self.desk.is_large) or self._is_uneven(placed, are_spread=False)
-        ):
+            (placed.left and not self.desk.is_large)
+            or self._is_uneven(placed, are_spread=False, are_paid=max(map(len, cells.grouping.links), default=0) > 1)
+        ):  # ways know what single links are paid
             placed = self._placed_as_chosen(cells, x[arrays.columns["replicas"]], placed)
         counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
         for key, count in pack(self.desk.problem, counts).left.items():
@@ -398,14 +399,15 @@ class Search:
         again = place(fine, whole.x[arrays.columns["replicas"]])
         return again if again.left <= placed.left else placed
 
-    def _is_uneven(self, placed: Placed, *, are_spread: bool = True) -> bool:
+    def _is_uneven(self, placed: Placed, *, are_spread: bool = True, are_paid: bool = True) -> bool:
         """True when a service that spreads or pairs by place is short or pays for links: perhaps for its places."""
         services, sizer = self.desk.problem.services, self.desk.sizer
         by_place = {*sizer.pairing.local, *sizer.links.order, *(s.name for s in services if are_spread and s.is_spread)}
         if not by_place:
             return False
         worth = self.desk.worth(placed.counts)
-        return not by_place.isdisjoint(worth.short) or worth.links_usd_per_hour > 0.0
+        is_paying = worth.links_usd_per_hour > 0.0 and are_paid
+        return is_paying or not by_place.isdisjoint(worth.short)
 
     def _narrow(self, cells: Cells, arrays: Arrays, x: Floats) -> bool:
         """Give the sizes that came out a step of their own where the step promised more than they carry."""

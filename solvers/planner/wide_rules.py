@@ -63,6 +63,16 @@ def pin_cells(cells: Cells, stocks: Stocks, pin: Pin) -> list[int]:
     return found
 
 
+def pinned_cells(cells: Cells, stocks: Stocks, by_cell: Mapping[int, int]) -> set[int]:
+    """Cells of a service that can spare none of their replicas for a pin's sake."""
+    found = set[int]()
+    for pin in cells.services[stocks.service].pins:
+        mine = pin_cells(cells, stocks, pin)
+        if sum(by_cell.get(cell, 0) for cell in mine) <= pin.replicas:
+            found.update(mine)
+    return found
+
+
 def is_spot(cells: Cells, cell: int) -> bool:
     """Tell whether the nodes of a cell may be taken away."""
     return cells.grouping.groups[int(cells.cell_group[cell])].bays[0].terms.reclaims_per_hour > 0.0

@@ -24,6 +24,7 @@ from solvers.planner.wide_rules import (
     least_replicas,
     other_caps,
     pin_cells,
+    pinned_cells,
     pool_of,
 )
 from solvers.planner.wide_sides import EVERYWHERE, Sides, by_side, domain_of, pairs_of
@@ -336,10 +337,8 @@ class WayMaker:
         keeps = 1.0 - self.cells.services[service].max_spot_ratio
         if not 0.0 < keeps < 1.0:
             return
-        stocks, rate = (
-            self.stocks[service],
-            {p: self._carried(service, p, n) / n for p, n in draft.by_pool.items() if n},
-        )
+        stocks = self.stocks[service]
+        rate = {p: self._carried(service, p, n) / n for p, n in draft.by_pool.items() if n}
         for roles in CHAIN_ROLES:
             while owned_per_s(self.cells, stocks, draft.by_cell, rate, roles) < keeps * target * (1.0 - ROUNDING):
                 if not moved_to_owned(self.cells, stocks, draft.by_cell, rate, roles, asked):
@@ -351,27 +350,16 @@ class WayMaker:
         price = stocks.cheapest_usd(asked[stocks.cells])
         for pool in sorted(draft.by_pool, key=lambda p: (-price[p], p)):
             for _ in range(MOST_SHAVED):
-                pinned = self._pinned_cells(service, draft)
+                pinned = pinned_cells(self.cells, stocks, draft.by_cell)
                 held = (c for c in draft.by_cell if draft.by_cell[c] > 0 and c not in pinned)
                 mine = [c for c in held if self._pool_of(service, c) == pool]
                 dearest = sorted(mine, key=lambda c: (-asked[c] - self._last_usd(service, pool, c, draft), -c))
-                able = {
-                    self._side(service, draft, c): c for c in reversed(dearest)
-                }.values()  # one of each side will do
+                able = {self._side(service, draft, c): c for c in reversed(dearest)}.values()
                 spare = [c for c in dearest if c in able and self._suffices(service, draft, c, target, least)][:1]
                 if not spare:
                     break
                 draft.by_cell[spare[0]] -= 1
                 draft.by_pool[pool] -= 1
-
-    def _pinned_cells(self, service: int, draft: _Draft) -> set[int]:
-        """Cells that can spare no replica for a pin's sake."""
-        found = set[int]()
-        for pin in self.cells.services[service].pins:
-            cells = pin_cells(self.cells, self.stocks[service], pin)
-            if sum(draft.by_cell.get(cell, 0) for cell in cells) <= pin.replicas:
-                found.update(cells)
-        return found
 
     def _last_usd(self, service: int, pool: int, cell: int, draft: _Draft) -> float:
         """What the cell's last replica pays for its node and for being started, or saves by not being stopped."""
@@ -383,11 +371,8 @@ class WayMaker:
     def _suffices(self, service: int, now: _Draft, cell: int, target: float, least: int) -> bool:
         """Tell whether the way does without one replica of the cell."""
         roles, pool = self.stocks[service].roles, self._pool_of(service, cell)
-        fewer = _Draft(
-            by_cell={**now.by_cell, cell: now.by_cell[cell] - 1},
-            by_pool={**now.by_pool, pool: now.by_pool[pool] - 1},
-            cut=now.cut,
-        )
+        by_cell = {**now.by_cell, cell: now.by_cell[cell] - 1}
+        fewer = replace(now, by_cell=by_cell, by_pool={**now.by_pool, pool: now.by_pool[pool] - 1})
         for chain in CHAIN_ROLES:
             left, had = (sum(n for p, n in draft.by_pool.items() if roles[p] in chain) for draft in (fewer, now))
             if left < min(least, had):
