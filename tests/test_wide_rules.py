@@ -16,11 +16,12 @@ from solvers.planner.stock_taking import build_stocks
 from solvers.planner.stocks import Pick
 from solvers.planner.wide_rules import is_spot
 from solvers.planner.wide_ways import WayMaker
-from solvers.problem import Problem
+from solvers.problem import KvLink, Problem
 from solvers.verify import verify
 from solvers.workload import Pin
-from tests.pair_world import in_rooms
+from tests.pair_world import bounded, in_rooms, priced
 from tests.test_against_brute_force import TOLERANCE, best_by_trying, drawn
+from tests.test_links import Linked
 from tests.test_pairing import Grouped, grouped
 from tests.test_planner_caps import best_by_trying as best_with_caps
 from tests.test_planner_caps import drawn as capped_fleets
@@ -158,8 +159,31 @@ def test_the_bound_lies_below_the_best_of_all_counts_in_pairs(first: int, is_loc
     assert sum(equal) > 0.6 * len(equal)
 
 
-def test_a_wide_fleet_whose_pairs_stay_in_rooms_is_proved_near_the_best() -> None:
-    problem = in_rooms(drawn_wide())
+@pytest.mark.usefixtures("every_fleet_is_wide")
+@pytest.mark.parametrize(("first", "usd"), [(12000, 1e6), (12100, 5e6)])
+def test_the_bound_lies_below_the_best_of_all_counts_over_a_link(first: int, usd: float) -> None:
+    equal, crossed = [], 0
+    for seed, drawn_case in drawn(first, 30):
+        if len(drawn_case.problem.services) > 1:
+            continue
+        most = float(np.random.default_rng(seed).choice([40.0, 150.0, 1e6]))
+        link = KvLink(name="up", locations=("left",), bytes_per_s=most, usd_per_terabyte=usd)
+        policy = replace(drawn_case.problem.policy, kv_links=(link,))
+        case = Linked(problem=replace(drawn_case.problem, policy=policy), table=drawn_case.table)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
+        best, found = best_by_trying(case), plan.report.objective_usd_per_hour
+        assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
+        assert found >= best * (1.0 - TOLERANCE), seed
+        equal.append(found <= best * (1.0 + TOLERANCE))
+        crossed += plan.links[0].outgoing_bytes_per_s + plan.links[0].incoming_bytes_per_s > 0.0
+    assert sum(equal) > 0.6 * len(equal)
+    assert crossed
+
+
+@pytest.mark.parametrize("rule", [in_rooms, bounded, priced])
+def test_a_wide_fleet_whose_pairs_stay_near_is_proved_near_the_best(rule: Callable[[Problem], Problem]) -> None:
+    problem = rule(drawn_wide())
     plan = make_plan(problem)
     assert verify(plan, problem) == ()
     assert not plan.is_short
