@@ -10,6 +10,7 @@ from solvers.engine import EngineConfig, Role
 from solvers.explain import Alternative, CountChange, DemandRange, Explanation, PriceSwitch, difference
 from solvers.explain.reasons import CapReason
 from solvers.explain.shadow import Loss, ShadowPrice
+from solvers.explain.swaps import PoolSwap
 from solvers.fleet import PoolKey
 from solvers.plan import (
     Binding,
@@ -123,6 +124,7 @@ def explanation_message(why: Explanation, plan: Plan, number: int) -> pb.Explain
         prices=map(_price_message, why.prices),
         losses=map(_loss_message, why.losses),
         links=map(_link_message, why.links),
+        swaps=map(_swap_message, why.swaps),
     )
 
 
@@ -136,6 +138,16 @@ def _cap_message(cap: CapReason) -> pb.CapReason:
         worth_usd_per_hour=cap.worth_usd_per_hour,
         lower_cap_watts=cap.lower_cap_watts,
         lower_speed_ratio=cap.lower_speed_ratio,
+    )
+
+
+def _swap_message(swap: PoolSwap) -> pb.PoolSwap:
+    return pb.PoolSwap(
+        pool=swap.pool,
+        instead=pb.PoolCount(pool=swap.instead, replicas=swap.replicas),
+        extra_usd_per_hour=swap.extra_usd_per_hour,
+        extra_at_scarcity_usd_per_hour=swap.extra_at_scarcity_usd_per_hour,
+        blocked_by=swap.blocked_by,
     )
 
 

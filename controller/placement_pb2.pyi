@@ -456,6 +456,20 @@ class CapReason(_message.Message):
     lower_speed_ratio: float
     def __init__(self, pool: _Optional[str] = ..., cap_watts: _Optional[float] = ..., max_cap_watts: _Optional[float] = ..., speed_ratio: _Optional[float] = ..., saved_watts: _Optional[float] = ..., worth_usd_per_hour: _Optional[float] = ..., lower_cap_watts: _Optional[float] = ..., lower_speed_ratio: _Optional[float] = ...) -> None: ...
 
+class PoolSwap(_message.Message):
+    __slots__ = ("pool", "instead", "extra_usd_per_hour", "extra_at_scarcity_usd_per_hour", "blocked_by")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    INSTEAD_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_AT_SCARCITY_USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    BLOCKED_BY_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    instead: PoolCount
+    extra_usd_per_hour: float
+    extra_at_scarcity_usd_per_hour: float
+    blocked_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pool: _Optional[str] = ..., instead: _Optional[_Union[PoolCount, _Mapping]] = ..., extra_usd_per_hour: _Optional[float] = ..., extra_at_scarcity_usd_per_hour: _Optional[float] = ..., blocked_by: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ShadowPrice(_message.Message):
     __slots__ = ("limit", "subject", "unit", "more_usd_per_hour", "more_holds_for_units", "less_usd_per_hour", "less_holds_for_units")
     LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -523,7 +537,7 @@ class PriceSwitch(_message.Message):
     def __init__(self, gpu_class: _Optional[str] = ..., now_usd_per_hour: _Optional[float] = ..., at_usd_per_hour: _Optional[float] = ..., pools: _Optional[_Iterable[_Union[PoolCount, _Mapping]]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit", "counts", "demand_range", "switches", "caps", "relief", "prices", "losses", "links")
+    __slots__ = ("number", "text", "service", "chosen", "rejected", "bindings", "unfit", "counts", "demand_range", "switches", "caps", "relief", "prices", "losses", "links", "swaps")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -539,6 +553,7 @@ class ExplainResponse(_message.Message):
     PRICES_FIELD_NUMBER: _ClassVar[int]
     LOSSES_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
+    SWAPS_FIELD_NUMBER: _ClassVar[int]
     number: int
     text: str
     service: ServicePlan
@@ -554,4 +569,5 @@ class ExplainResponse(_message.Message):
     prices: _containers.RepeatedCompositeFieldContainer[ShadowPrice]
     losses: _containers.RepeatedCompositeFieldContainer[Loss]
     links: _containers.RepeatedCompositeFieldContainer[LinkPlan]
-    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ..., counts: _Optional[_Iterable[_Union[CountReason, _Mapping]]] = ..., demand_range: _Optional[_Union[DemandRange, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[PriceSwitch, _Mapping]]] = ..., caps: _Optional[_Iterable[_Union[CapReason, _Mapping]]] = ..., relief: _Optional[_Iterable[_Union[Relief, _Mapping]]] = ..., prices: _Optional[_Iterable[_Union[ShadowPrice, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkPlan, _Mapping]]] = ...) -> None: ...
+    swaps: _containers.RepeatedCompositeFieldContainer[PoolSwap]
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., service: _Optional[_Union[ServicePlan, _Mapping]] = ..., chosen: _Optional[_Iterable[_Union[ChosenPool, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., bindings: _Optional[_Iterable[_Union[Binding, _Mapping]]] = ..., unfit: _Optional[_Iterable[str]] = ..., counts: _Optional[_Iterable[_Union[CountReason, _Mapping]]] = ..., demand_range: _Optional[_Union[DemandRange, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[PriceSwitch, _Mapping]]] = ..., caps: _Optional[_Iterable[_Union[CapReason, _Mapping]]] = ..., relief: _Optional[_Iterable[_Union[Relief, _Mapping]]] = ..., prices: _Optional[_Iterable[_Union[ShadowPrice, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkPlan, _Mapping]]] = ..., swaps: _Optional[_Iterable[_Union[PoolSwap, _Mapping]]] = ...) -> None: ...

@@ -104,3 +104,29 @@ def test_what_cannot_serve_is_told_once_for_each_pool_whatever_its_caps() -> Non
     for service, reasons in Desk.of(capped, replica_capacity).options.unfit.items():
         names = [reason.partition(":")[0].partition(" at ")[0] for reason in reasons]
         assert len(names) == len(set(names)), service
+
+
+def test_a_swap_serves_all_at_what_it_costs_more() -> None:
+    problem = fleets.demo(1.5)
+    plan = make_plan(problem)
+    desk = Desk.of(problem, replica_capacity, plan)
+    counts = {(row.pool, row.location): row.replicas for row in plan.placements}
+    served = sum(row.served_requests_per_s for row in plan.services)
+    options = {str(option.pool): option for option in desk.options.pools}
+    tried = 0
+    for service in problem.services:
+        told = explain(plan, problem, service.name)
+        for swap in told.swaps:
+            place = options[swap.instead].pool, min(at for pool, at in counts if str(pool) == swap.pool)
+            rest = {key: count for key, count in counts.items() if str(key[0]) != swap.pool}
+            there = rest.get(place, 0)
+            enough = desk.worth({**rest, place: there + swap.replicas})
+            assert sum(enough.served_per_s.values()) == pytest.approx(served)
+            fewer = desk.worth({**rest, place: there + swap.replicas - 1})
+            assert sum(fewer.served_per_s.values()) < served * (1.0 - 1e-6)
+            extra = enough.cost_usd_per_hour - desk.worth(counts).cost_usd_per_hour
+            assert swap.extra_usd_per_hour == pytest.approx(extra, abs=0.02 * plan.report.cost_usd_per_hour)
+            assert swap.instead.split("/")[3] != swap.pool.split("/")[3]
+            assert f"or {swap.replicas} more of {swap.instead}: " in told.text()
+            tried += 1
+    assert tried >= len(problem.services)

@@ -27,6 +27,7 @@ from solvers.explain.reasons import (
     price_switches,
 )
 from solvers.explain.shadow import Loss, ShadowPrice
+from solvers.explain.swaps import PoolSwap, pool_swaps
 from solvers.explain.ways import (
     Alternative,
     ChosenPool,
@@ -59,6 +60,7 @@ __all__ = [
     "Explanation",
     "Loss",
     "PlanDifference",
+    "PoolSwap",
     "PriceSwitch",
     "ShadowPrice",
     "difference",
@@ -82,6 +84,8 @@ class Explanation:
         Scarce things that the service uses or could use; empty where that was not worked out.
     relief : tuple of Relief
         The cheapest that would serve all that the plan leaves unserved, of a service that is short.
+    swaps : tuple of PoolSwap
+        The best other GPU class of each pool; empty in the short form, and where pools depend on where they stand.
     links : tuple of LinkPlan
         Links between locations that carry anything, of a service whose keys and values may cross them.
     losses : tuple of Loss
@@ -103,6 +107,7 @@ class Explanation:
     prices: tuple[ShadowPrice, ...]
     short_because: tuple[str, ...]
     relief: tuple[Relief, ...]
+    swaps: tuple[PoolSwap, ...]
     links: tuple[LinkPlan, ...]
     losses: tuple[Loss, ...]
     unfit: tuple[str, ...]
@@ -158,8 +163,8 @@ class Case:
         """The best ways that were not taken; after the first, those on other GPU classes, as long as there are any."""
         return tuple(apart_by_class(self.ways))[:MOST_REJECTED]
 
-    def explained(self) -> Explanation:
-        """All that needs no solver."""
+    def explained(self, *, is_brief: bool = False) -> Explanation:
+        """All that needs no solver; in brief without what takes longer to find."""
         pools = [pool for pool in self.plan.pools if pool.pool.service == self.row.service]
         fewer = fewer_by_one(self.desk, self.plan, pools)
         return Explanation(
@@ -178,6 +183,7 @@ class Case:
             prices=(),
             short_because=self.row.short_because,
             relief=self.plan.relief if self.row.short_because else (),
+            swaps=() if is_brief else pool_swaps(self.desk, self.plan, self.row, pools, self.scarce),
             links=self._links(),
             losses=(),
             unfit=self.desk.options.unfit.get(self.row.service, ()),

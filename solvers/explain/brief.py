@@ -31,7 +31,7 @@ def with_reasons(plan: Plan, problem: Problem, *, capacity_of: CapacityOf = repl
     names = [name for service in told for name in names_of(plan, service)]
     asked = tuple(service for service in parted.services if service.name in names)
     narrow = replace(parted, services=asked) if len(asked) < len(parted.services) else parted
-    whys = {case.row.service: case.explained() for case in Case.each(plain, narrow, names, capacity_of)}
+    whys = {case.row.service: case.explained(is_brief=True) for case in Case.each(plain, narrow, names, capacity_of)}
     rows = (ServiceWhy(service=name, lines=_lines_of([whys[part] for part in names_of(plan, name)])) for name in told)
     return replace(plan, whys=tuple(renamed(row, plan) for row in rows))
 

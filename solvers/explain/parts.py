@@ -44,6 +44,7 @@ def explained_whole(plan: Plan, service: str, explain_one: Callable[[str], Expla
         caps=_all(whys, "caps"),
         demand_range=_together(whys, row.demand_requests_per_s),
         rejected=_all(whys, "rejected"),
+        swaps=_all(whys, "swaps"),
         switches=tuple(dict.fromkeys(_all(whys, "switches"))),
         prices=tuple({(p.limit, p.subject): p for p in _all(whys, "prices")}.values()),
         short_because=row.short_because,

@@ -109,7 +109,7 @@ def fewer_by_one(desk: Desk, plan: Plan, pools: Sequence[PoolPlan]) -> tuple[Few
         tried = []
         for location in where if service.is_spread or service.pins or service.pairs_locally else where[:1]:
             less = {**places, (level, location): places[level, location] - 1}
-            tried.append((missing_replicas(service, less) > missing, -_carries(desk, service, less)))
+            tried.append((missing_replicas(service, less) > missing, -carries_per_s(desk, service, less)))
         breaks, carries = min(tried)
         found.append(Fewer(pool=pool, carries_requests_per_s=-carries, breaks_floor=breaks))
     return tuple(found)
@@ -119,7 +119,7 @@ def _service(desk: Desk, name: str) -> ServedModel:
     return next(service for service in desk.problem.services if service.name == name)
 
 
-def _carries(desk: Desk, service: ServedModel, places: Places) -> float:
+def carries_per_s(desk: Desk, service: ServedModel, places: Places) -> float:
     """Requests per second that the replicas serve, with what the loss of a location must leave counted in."""
     able_per_s = pairs_of(desk.problem, desk.sizer, service, places).able_per_s
     return min(able_per_s, survivable_per_s(service, rates_by_place(desk.problem, desk.sizer, places)))
@@ -150,7 +150,7 @@ def demand_range(desk: Desk, plan: Plan, row: ServicePlan, fewer: Sequence[Fewer
     if not fewer:
         return None
     service = _service(desk, row.service)
-    able = _carries(desk, service, places_of(service, planned_counts(desk.problem, plan)))
+    able = carries_per_s(desk, service, places_of(service, planned_counts(desk.problem, plan)))
     spare = [less.carries_requests_per_s for less in fewer if not less.breaks_floor]
     least = min(max(spare, default=0.0), row.served_requests_per_s)
     is_short = (

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan, PoolPlan, ServicePlan
-from solvers.planner.caps import planned_levels
+from solvers.planner.caps import planned_counts, planned_levels
 from solvers.planner.cells import Cells
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Room
@@ -206,16 +206,21 @@ def alternative(plan: Plan, desk: Desk, row: ServicePlan, ranked: Ranked) -> Alt
 
 
 def _blocks(plan: Plan, desk: Desk, service: str, way: Way) -> tuple[str, ...]:
-    """Try the way beside what all other services hold, and name what has no room."""
+    """Try the way beside what all other services hold, and name what has no room, and pins that it breaks."""
+    pins = (f"{pin}: no pool of it may stand there" for pin in _broken_pins(desk, service, way))
+    return (*pins, *blocks_of(plan, desk, way, lambda pool: pool.service != service))
+
+
+def blocks_of(plan: Plan, desk: Desk, way: Way, is_kept: Callable[[PoolKey], bool]) -> Iterator[str]:
+    """Try the way beside the pools of the plan that are kept, and name what has no room."""
     room = Room.of(desk.problem)
-    room.take_all({(p.pool, p.location): p.replicas for p in plan.placements if p.pool.service != service})
-    blocked = [f"{pin}: no pool of it may stand there" for pin in _broken_pins(desk, service, way)]
+    counts = {(pool, at): n for (pool, at), n in planned_counts(desk.problem, plan).items() if is_kept(pool.uncapped)}
+    room.take_all(counts)
     for option, count in way:
         bays = room.bays_of(option.pool)
         added = sum(room.spread(option.pool, count, bays, ANYWHERE if option.is_anywhere else None).values())
         if added < count:
-            blocked.append(f"{option.pool}: room for {added} of {count} replicas beside the other services")
-    return tuple(blocked)
+            yield f"{option.pool}: room for {added} of {count} replicas beside the others"
 
 
 def _broken_pins(desk: Desk, service: str, way: Way) -> Iterator[str]:

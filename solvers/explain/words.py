@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from solvers.explain.reasons import CapReason, CountReason, DemandRange, KeptBy, PriceSwitch
 from solvers.explain.shadow import Loss, ShadowPrice
+from solvers.explain.swaps import PoolSwap
 from solvers.explain.ways import Alternative, ChosenPool
 from solvers.fleet import ANYWHERE
 from solvers.plan import Binding, LinkPlan, Relief
@@ -32,8 +33,11 @@ def lines(e: Explanation) -> Iterator[str]:
     yield f"{e.service} ({e.tier}): {served}, {e.usd_per_hour:.2f} USD/h"
     reasons = {reason.pool: reason for reason in e.counts}
     caps = {cap.pool: cap for cap in e.caps}
+    swaps = {swap.pool: swap for swap in e.swaps}
     for pool in e.chosen:
         yield from _chosen(pool, reasons.get(pool.pool), caps.get(pool.pool))
+        if pool.pool in swaps:
+            yield f"    {swap_words(swaps[pool.pool])}"
     if e.demand_range is not None:
         yield f"  {range_words(e.demand_range)}"
     yield from (f"  {link_words(link)}" for link in e.links)
@@ -80,6 +84,20 @@ def _chosen(pool: ChosenPool, reason: CountReason | None, cap: CapReason | None)
         yield f"    {_count(reason)}"
     if cap is not None:
         yield f"    {cap_words(cap)}"
+
+
+def swap_words(swap: PoolSwap) -> str:
+    """Say what another GPU class would cost instead.
+
+    >>> swap = PoolSwap(pool="", instead="team/chat/decode/l40s/tp1", replicas=3, extra_usd_per_hour=0.5,
+    ...                 extra_at_scarcity_usd_per_hour=-0.25, blocked_by=("no room",))
+    >>> swap_words(swap)
+    'or 3 more of team/chat/decode/l40s/tp1: +0.50 USD/h, -0.25 when scarce things are paid for; no room'
+    """
+    said = f"or {swap.replicas} more of {swap.instead}: {swap.extra_usd_per_hour:+.2f} USD/h"
+    if abs(swap.extra_at_scarcity_usd_per_hour - swap.extra_usd_per_hour) > NOTICEABLE_USD:
+        said += f", {swap.extra_at_scarcity_usd_per_hour:+.2f} when scarce things are paid for"
+    return "; ".join((said, *swap.blocked_by))
 
 
 def cap_words(cap: CapReason) -> str:
