@@ -48,7 +48,7 @@ class World:
         self.cluster = cluster
         self.time_scale = time_scale
         self._supervisor = supervisor
-        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(5.0))
+        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(60.0))
         self._twin_port, self._operator_port, self.grpc_port = free_ports(3)
 
     def start_twin(self, traffic: Sequence[Traffic], trace: Path | None) -> None:
