@@ -109,6 +109,15 @@ def test_few_requests_count_little_and_none_count_nothing() -> None:
     assert none.weight == 0.0
 
 
+def test_readings_without_requests_let_time_pass_and_no_more() -> None:
+    old = taught([1.3] * 20)
+    empty = [seen(2.0, old.as_of_s + HOUR_S * (i + 1), requests=0) for i in range(10)]
+    after = learn({(KEY, Phase.DECODE): old}, empty, LEARNING)[KEY, Phase.DECODE]
+    once = aged(old, old.as_of_s + 10 * HOUR_S, LEARNING)
+    assert (after.weight, after.squares) == pytest.approx((once.weight, once.squares))
+    assert (after.mean, after.as_of_s) == (once.mean, once.as_of_s)
+
+
 def test_an_observation_counts_once() -> None:
     once = learn({}, [seen(1.2, 60.0)], LEARNING)
     assert learn(once, [seen(1.2, 60.0), seen(1.9, 30.0)], LEARNING) == once
