@@ -72,7 +72,8 @@ class Fitter:
             free = tuple(sorted(order[:AT_ONCE]))
             if frozenset(free) not in closed:
                 return free
-            fails[order[AT_ONCE - 1]] = fails.get(order[AT_ONCE - 1], 0) + 2
+            last = order[:AT_ONCE][-1]
+            fails[last] = fails.get(last, 0) + 2
         return ()
 
     def _fitted(self, best: Worth, free: Sequence[int]) -> tuple[Worth | None, bool]:
