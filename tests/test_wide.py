@@ -209,7 +209,7 @@ def doubled(parent: int, number: int) -> int:
 
 
 def test_a_worker_that_dies_costs_its_work_and_is_counted() -> None:
-    crew = Crew(workers=2)
+    crew = Crew(workers=2, is_helping=False)
     assert crew.each(doubled, [(os.getpid(), number) for number in range(40)]) == [2 * n for n in range(40)]
     assert crew.lost > 0
     sound = Crew(workers=2)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
@@ -139,6 +138,8 @@ def flows(cells: Cells, cell: int) -> bool:
 
 
 def _column(size: int, upper: Floats, *, integer: bool = False) -> Any:
+    import cvxpy as cp  # here, for workers that size and price would only wait for it
+
     return cp.Variable(size, integer=integer, bounds=[np.zeros(size), upper])
 
 

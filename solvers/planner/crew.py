@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
+from joblib._parallel_backends import LokyBackend
+from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import get_active_backend
 
 from solvers.apart import WorkLost, apart, make_ready
@@ -20,6 +23,8 @@ T = TypeVar("T")
 
 PIECE_S = 300.0  # a piece takes seconds; a worker that is silent for so long hangs
 GRACE_S = 10.0  # HiGHS looks at its clock now and then, not always; later than its limit by so much it hangs
+IDLE_S = 300.0  # a worker without work for so long ends
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
 PIECES = 16  # work is cut into as many, however many workers there are: answers never depend on their number
 
 
@@ -33,6 +38,8 @@ class Crew:
         Integer solves run in a process of their own, on this machine whatever joblib works on.
     lost : int
         Pieces that no worker answered, one having died or hung: done here.
+    is_helping : bool
+        This process does pieces that no worker has begun, and all of them while workers are still being started.
     lost_solves : int
         Integer solves that a crash or a hang ended; they are not done again, as this process would share their fate.
     sizings : Sizings, optional
@@ -41,6 +48,7 @@ class Crew:
 
     workers: int = 1
     is_isolated: bool = False
+    is_helping: bool = True
     lost: int = field(default=0)
     lost_solves: int = field(default=0)
     solve: Callable[[Programme], Solution] = solve
@@ -76,18 +84,47 @@ class Crew:
         )
         return tuple(f"{count} {what}" for count, what in said if count)
 
+    def start(self) -> None:
+        """Start the workers of this machine, which takes them a second or two; to those that run it is nothing."""
+        if self.workers > 1 and _is_here():
+            for _ in range(self.workers):
+                _executor(self.workers).submit(_each, abs, ())
+
     def each(self, do: Callable[..., T], work: Sequence[tuple[Any, ...]]) -> list[T]:
         """Do every piece, answers in order."""
         if self.workers <= 1 or len(work) < 2:
             return [do(*piece) for piece in work]
         cuts = [work[start::PIECES] for start in range(min(PIECES, len(work)))]
         found: list[Any] = [None] * len(work)
-        for start, answer in enumerate(self._answers(do, cuts)):
+        for start, answer in enumerate(self._shared(do, cuts) if _is_here() else self._sent(do, cuts)):
             found[start::PIECES] = answer
         return found
 
-    def _answers(self, do: Callable[..., T], cuts: Sequence[Sequence[tuple[Any, ...]]]) -> list[list[T]]:
-        """What the workers answer; what they leave out when one of them dies or hangs is done here."""
+    def _shared(self, do: Callable[..., T], cuts: Sequence[Sequence[tuple[Any, ...]]]) -> list[list[T]]:
+        """Pieces go to workers from the first on; this process takes up others from the last on."""
+        executor = _executor(self.workers)
+        futures: list[Future[list[T]]] = []
+        with suppress(BrokenExecutor):  # a worker died meanwhile: what could not be handed out is done here
+            futures.extend(executor.submit(_each, do, cut) for cut in cuts)
+        self.lost += len(cuts) - len(futures)
+        mine: dict[int, list[T]] = {}
+        for index in reversed(range(len(cuts))):
+            if index >= len(futures) or (self.is_helping and _is_open(futures, index)):
+                mine[index] = _each(do, cuts[index])
+        return [mine[i] if i in mine else self._answer(do, cut, futures[i]) for i, cut in enumerate(cuts)]
+
+    def _answer(self, do: Callable[..., T], cut: Sequence[tuple[Any, ...]], future: Future[list[T]]) -> list[T]:
+        """What a worker answers; done here when it died or hangs."""
+        try:
+            return future.result(PIECE_S)
+        except (BrokenExecutor, TimeoutError) as fault:
+            if isinstance(fault, TimeoutError):
+                _executor(self.workers).shutdown(kill_workers=True)
+            self.lost += 1
+        return _each(do, cut)
+
+    def _sent(self, do: Callable[..., T], cuts: Sequence[Sequence[tuple[Any, ...]]]) -> list[list[T]]:
+        """What the workers of a cluster answer; what they leave out when one of them dies or hangs is done here."""
         answers: list[list[T]] = []
         streams = get_active_backend()[0].supports_return_generator  # Ray's backend does not
         return_as = "generator" if streams else "list"
@@ -97,6 +134,20 @@ class Crew:
         except (BrokenExecutor, TimeoutError):
             self.lost += len(cuts) - len(answers)
         return [*answers, *(_each(do, cut) for cut in cuts[len(answers) :])]
+
+
+def _is_here() -> bool:
+    """True where joblib would start processes on this machine: on no cluster, and in no worker."""
+    return isinstance(get_active_backend()[0], LokyBackend)
+
+
+def _executor(workers: int) -> Any:
+    return get_reusable_executor(max_workers=workers, timeout=IDLE_S, env=ONE_THREAD)
+
+
+def _is_open(futures: Sequence[Future[Any]], index: int) -> bool:
+    """True when no worker has begun the piece, or none has answered any: then they are still being started."""
+    return futures[index].cancel() or not any(future.done() and not future.cancelled() for future in futures)
 
 
 def _each(do: Callable[..., T], work: Sequence[tuple[Any, ...]]) -> list[T]:

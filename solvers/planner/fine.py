@@ -11,8 +11,6 @@ from solvers.planner.caps import at_cap, by_pool
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Counts
 from solvers.planner.tally import Worth
-from solvers.tick.cells import build_tick_cells, pool_cells
-from solvers.tick.model import TickModel
 
 WATTS = 1e-3  # a budget is kept by this much
 GIVEN = 1e-4  # of its demand: what a service may lose to rounding, before caps are rounded up
@@ -26,6 +24,9 @@ def fine_counts(desk: Desk, worth: Worth) -> Counts:
     SolveFailed
         When there is no room to round in; the counts as they are remain a plan.
     """
+    from solvers.tick.cells import build_tick_cells, pool_cells  # here: the package loads the modeller, of no
+    from solvers.tick.model import TickModel  # use to workers
+
     problem, counts = desk.problem, by_pool(worth.counts)
     cells = pool_cells(build_tick_cells(problem, counts, desk.sizer.capacity_of))
     model = TickModel(cells, problem.policy.energy_usd_per_kilowatt_hour)

@@ -199,6 +199,8 @@ def find_options(
     is_wide : bool
         One step for each pool, and none left out: sizing every pool at many sizes is most of the time of a large fleet.
     """
+    if is_wide and crew is not None:
+        crew.start()
     pools: list[PoolOption] = []
     unfit: dict[str, tuple[str, ...]] = {}
     slots = {kind: find_slots(problem, kind) for kind in {kind_of(service) for service in problem.services}}

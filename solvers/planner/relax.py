@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
@@ -51,10 +50,15 @@ class Arrays:
 
 def state(cells: Cells) -> Arrays:
     """State the model over the cells and compile it."""
+    import cvxpy as cp  # here, for workers that size and price would only wait for it
+
     variables = make_variables(cells)
     limits = [limit for make in LIMITS if (limit := make(cells, variables)).subjects]
     problem = cp.Problem(cp.Minimize(objective(cells, variables)), [limit.constraint for limit in limits])
-    data, _, _ = problem.get_problem_data(cp.HIGHS)
+    try:
+        data, _, _ = problem.get_problem_data(cp.HIGHS)
+    except cp.error.SolverError as fault:
+        raise SolveFailed(f"the model cannot be compiled: {fault}") from fault
     equal = [limit for limit in limits if isinstance(limit.constraint, cp.constraints.zero.Equality)]
     ordered = equal + [limit for limit in limits if limit not in equal]  # cvxpy lists equations first
     return _arrays(data, variables.all, ordered, sum(len(limit.subjects) for limit in equal))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-import cvxpy as cp
 import numpy as np
 
 from solvers.errors import SolveFailed
@@ -42,7 +41,7 @@ HELD_NOTE = "the bound is that of plans that leave no tier but the last more sho
 SMALL = 150  # whole columns of a model that the solver searches through in no time
 MOST_RECAPS = 4  # times that caps are chosen again and what they free is filled
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
-SOLVER_FAULTS = (SolveFailed, cp.error.SolverError, ArithmeticError, ValueError, RuntimeError)
+SOLVER_FAULTS = (SolveFailed, ArithmeticError, ValueError, RuntimeError)
 
 
 @dataclass(slots=True, kw_only=True)
