@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from solvers.certificate import Certificate
+from solvers.derived import Derives
 from solvers.fleet import PoolKey
 
 
@@ -182,7 +183,7 @@ class SolveReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Derives):
     """A verified decision for the whole fleet; every tuple is sorted, so equal decisions are equal values.
 
     ``routing`` states the routing that the sizing assumed, ``whys`` says in words what led to it where somebody asked,

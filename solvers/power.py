@@ -20,12 +20,12 @@ def base_watts(nodes: Iterable[Node], gpu_classes: Mapping[str, GpuClass]) -> fl
 
 def ceiling_watts(nodes: Iterable[Node], gpu_classes: Mapping[str, GpuClass]) -> float:
     """Sum what the nodes could draw at most: every usable GPU at its highest cap, the others as they are held."""
-    return sum(
-        node.gpus_total * gpu_classes[node.gpu_class].idle_watts
-        + node.held_watts
-        + node.gpus_usable * extra_watts(gpu_classes[node.gpu_class], EngineConfig())
-        for node in nodes
-    )
+    per_gpu = {name: (kind.idle_watts, extra_watts(kind, EngineConfig())) for name, kind in gpu_classes.items()}
+    total = 0.0
+    for node in nodes:
+        idle_watts, added_watts = per_gpu[node.gpu_class]
+        total += node.gpus_total * idle_watts + node.held_watts + node.gpus_usable * added_watts
+    return total
 
 
 def extra_watts(gpu_class: GpuClass, config: EngineConfig, gpu_watts: float | None = None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from solvers.derived import Derives
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
 from solvers.workload import Demand, ServedModel
@@ -81,7 +82,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Problem(Derives):
     """What exists, what is asked and what runs. Every mapping is iterated in sorted order.
 
     ``running`` counts the replicas that serve or will (pending and starting ones too) by (pool, location).

@@ -1,13 +1,20 @@
-"""Keys whose hash is kept equal others, and what they keep stays in their process."""
+"""What values keep of themselves, a hash or what follows from them, changes nothing and stays in their process."""
 
 from __future__ import annotations
 
 import pickle
 from copy import copy
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
+from solvers.derived import Derives, derived
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree(Derives):
+    rings: int
+
 
 POOL = PoolKey(service="chat/a", role=Role.DECODE, gpu_class="h100", config=EngineConfig(tensor_parallel=4))
 
@@ -34,3 +41,18 @@ def test_keys_sort_by_their_fields() -> None:
     small = replace(POOL, config=EngineConfig(tensor_parallel=2))
     hash(small)
     assert sorted([POOL, small]) == [small, POOL]
+
+
+def test_what_follows_from_a_value_is_worked_out_once_and_not_handed_on() -> None:
+    asked: list[Tree] = []
+
+    def height(tree: Tree) -> int:
+        asked.append(tree)
+        return 2 * tree.rings
+
+    tree = Tree(rings=4)
+    assert [derived(tree, height), derived(tree, height)] == [8, 8]
+    assert asked == [tree]
+    assert derived(replace(tree, rings=5), height) == 10
+    assert pickle.loads(pickle.dumps(tree)) == tree == Tree(rings=4)
+    assert not hasattr(pickle.loads(pickle.dumps(tree)), "_derived")

@@ -118,7 +118,7 @@ def test_new_replicas_go_to_the_feed_with_most_watts_left() -> None:
     nodes = (*fleet_of(8), *fleet_of(8, location="rack-2"))
     problem = problem_on(nodes, {"rack-1": 8 * 70.0 + 3 * 780.0, "rack-2": 8 * 70.0 + 6 * 780.0})
     room = Room.of(problem)
-    assert room.spread(pool(1), 3, room.class_bays("h100-sxm")) == {"rack-2": 3}
+    assert room.spread(pool(1), 3, room.bays_of(pool(1))) == {"rack-2": 3}
 
 
 def test_what_runs_stays_where_it_runs() -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from solvers.derived import derived
 from solvers.fleet import ANYWHERE, Node
 from solvers.planner.reclaim import OWNED, Reclaims, Terms
 from solvers.planner.shelves import Shelf, Wants
@@ -122,6 +123,15 @@ class Grouping:
     group_link: tuple[int, ...] = ()
 
 
+def limited_bays(problem: Problem) -> tuple[Bay, ...]:
+    """Bays with the domains that can bind; looked for once for each problem."""
+    return derived(problem, _limited_bays)
+
+
+def _limited_bays(problem: Problem) -> tuple[Bay, ...]:
+    return find_bays(problem, domain_rooms(problem))
+
+
 def find_bays(problem: Problem, limiting: Collection[str]) -> tuple[Bay, ...]:
     """Split the nodes with free GPUs into bays, sorted by location and class."""
     members: dict[tuple[str, str], list[Node]] = {}
@@ -150,6 +160,10 @@ def domain_rooms(problem: Problem) -> dict[str, float]:
 
     A budget below the idle draw of its GPUs leaves no room (0), never less: switching GPUs off is not ours to do.
     """
+    return dict(derived(problem, _domain_rooms))
+
+
+def _domain_rooms(problem: Problem) -> dict[str, float]:
     rooms = {}
     for name, nodes in nodes_by_domain(problem.nodes).items():
         domain = problem.domains.get(name)
@@ -174,7 +188,7 @@ def group_bays(
         Leave every bay in a group of its own.
     """
     rooms = domain_rooms(problem)
-    bays = [bay for bay in find_bays(problem, rooms) if sizes.get(bay.gpu_class)]
+    bays = [bay for bay in limited_bays(problem) if sizes.get(bay.gpu_class)]
     running = _running_by_bay(problem) if split_running else {}
     marks = {location: _marks(problem, location) for location in sorted({bay.location for bay in bays})}
     seeds: list[tuple[object, ...]] = [

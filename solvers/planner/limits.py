@@ -120,13 +120,14 @@ def limit_gpus(cells: Cells, v: Variables) -> Limit:
 
 def _charges(cells: Cells) -> Iterator[tuple[int, int, int]]:
     """(cell, domain group, domains of it that one replica charges)."""
-    by_class, by_group = cells.grouping.class_charges, cells.grouping.charges
-    for c, (p, g) in enumerate(zip(cells.cell_pool, cells.cell_group, strict=True)):
+    by_place: dict[str | int, list[tuple[int, int]]] = {}
+    charges: list[tuple[tuple[str | int, int], int]] = [*cells.grouping.class_charges.items()]
+    for (place, d), times in (*sorted(charges), *sorted(cells.grouping.charges.items())):
+        by_place.setdefault(place, []).append((d, times))
+    for c, (p, g) in enumerate(zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)):
         option = cells.pools[p]
-        for d in range(len(cells.grouping.domain_groups)):
-            key = (option.pool.gpu_class, d)
-            if times := by_class.get(key, 0) if option.is_anywhere else by_group.get((int(g), d), 0):
-                yield c, d, times
+        for d, times in by_place.get(option.pool.gpu_class if option.is_anywhere else g, ()):
+            yield c, d, times
 
 
 def limit_power(cells: Cells, v: Variables) -> Limit:

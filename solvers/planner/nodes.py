@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, GpuClass, PoolKey
-from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms, find_bays
+from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms, limited_bays
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.shelves import Requests, ShelfRoom, requests_by_role
 from solvers.power import charged_domains, pool_extra_watts
@@ -25,6 +25,8 @@ from solvers.spans import groups_taken
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+MOST_ORDERS = 500  # sequences of bays that are kept in order; groups of bays and bays of classes come again and again
 
 Shape = tuple[int, Requests]
 """GPUs of a replica, and what each of its pods asks for beside them where that may run out anywhere."""
@@ -52,6 +54,7 @@ class BayTables:
     charged: Ints
     watts: Floats
     spare: dict[Shape, Ints] = field(default_factory=dict)
+    _orders: dict[int, tuple[Sequence[Bay], tuple[Bay, ...], Ints]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, bays: Mapping[tuple[str, str], Bay], free_watts: Mapping[str, float]) -> BayTables:
@@ -67,8 +70,15 @@ class BayTables:
             watts=np.array([*free_watts.values(), np.inf]),
         )
 
-    def rows(self, bays: Iterable[Bay]) -> Ints:
-        return np.array([self.row_of[bay.key] for bay in bays], dtype=np.int64)
+    def in_order(self, bays: Sequence[Bay]) -> tuple[tuple[Bay, ...], Ints]:
+        """The bays by location, and their rows, (N,); worked out once for each sequence, which is kept."""
+        if id(bays) not in self._orders:
+            if len(self._orders) >= MOST_ORDERS:
+                self._orders.clear()
+            order = tuple(sorted(bays, key=lambda bay: bay.location))
+            rows = np.array([self.row_of[bay.key] for bay in order], dtype=np.int64)
+            self._orders[id(bays)] = bays, order, rows
+        return self._orders[id(bays)][1:]
 
     def note(self, bay: Bay, spare: Mapping[Shape, int], free_watts: Mapping[str, float]) -> None:
         """Follow what was taken at a bay, with the watts that are left of what it was charged to."""
@@ -92,7 +102,7 @@ class Room:
     refusing: frozenset[str]
     held: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
     slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
-    by_class: dict[str, list[Bay]] = field(default_factory=dict)
+    able: dict[tuple[str, tuple[str, ...], bool], tuple[Bay, ...]] = field(default_factory=dict)
     tables: BayTables | None = None
     requests: Mapping[tuple[str, Role], Requests] = field(default_factory=dict)
     shelves: ShelfRoom = field(default_factory=ShelfRoom)
@@ -105,7 +115,7 @@ class Room:
             g: tuple(d for d in charged_domains(problem.nodes, g, ANYWHERE) if d in rooms)
             for g in sorted(problem.gpu_classes)
         }
-        bays = {bay.key: bay for bay in find_bays(problem, rooms)}
+        bays = {bay.key: bay for bay in limited_bays(problem)}
         return cls(
             bays=bays,
             free_watts=dict(rooms),
@@ -198,16 +208,15 @@ class Room:
             self.tables.note(at, spare, {domain: self.free_watts[domain] for domain in charged})
         return taken
 
-    def class_bays(self, gpu_class: str) -> list[Bay]:
-        if gpu_class not in self.by_class:
-            self.by_class[gpu_class] = [bay for bay in self.bays.values() if bay.gpu_class == gpu_class]
-        return list(self.by_class[gpu_class])
-
-    def bays_of(self, pool: PoolKey) -> list[Bay]:
-        """Bays of the pool's class that its service may use."""
-        where = self.locations.get(pool.service)
-        able = [bay for bay in self.class_bays(pool.gpu_class) if not where or bay.location in where]
-        return [b for b in able if b.terms.reclaims_per_hour <= 0.0] if pool.service in self.refusing else able
+    def bays_of(self, pool: PoolKey) -> tuple[Bay, ...]:
+        """Bays of the pool's class that its service may use; looked for once."""
+        where, is_refusing = self.locations.get(pool.service, ()), pool.service in self.refusing
+        key = (pool.gpu_class, where, is_refusing)
+        if key not in self.able:
+            mine = (bay for bay in self.bays.values() if bay.gpu_class == pool.gpu_class)
+            mine = (bay for bay in mine if not where or bay.location in where)
+            self.able[key] = tuple(bay for bay in mine if not is_refusing or bay.terms.reclaims_per_hour <= 0.0)
+        return self.able[key]
 
     def take_all(self, counts: Counts) -> dict[tuple[PoolKey, str], int]:
         """Take in all that fits, larger groups first, located before class-wide; returns what does not fit."""
@@ -240,8 +249,7 @@ class Room:
         """
         added: dict[str, int] = {}
         left, tables = count, self._tables(self.shape(pool))
-        order = sorted(bays, key=lambda bay: bay.location)
-        rows = tables.rows(order)
+        order, rows = tables.in_order(bays)
         while left and (at := self._best_row(pool, rows, location)) is not None:
             bay = order[at]
             where = location or bay.location

@@ -56,7 +56,7 @@ def _bays(cells: Cells, cell: int) -> tuple[Bay, ...]:
 
 def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
     option = cells.pools[cells.cell_pool[cell]]
-    if option.is_anywhere:
+    if option.is_anywhere or not cells.problem.running:
         return 0
     kept = 0
     for bay in _bays(cells, cell):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from solvers.derived import derived
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.problem import Problem
 
@@ -32,18 +33,7 @@ class Reclaims:
 
     @classmethod
     def of(cls, problem: Problem) -> Reclaims:
-        terms: dict[tuple[str, str], Terms] = {}
-        for node in (n for n in problem.nodes if n.gpus_usable > 0):
-            key = (node.location, node.gpu_class)
-            known = terms.get(key, Terms(price_ratio=node.price_ratio))
-            terms[key] = Terms(
-                reclaims_per_hour=max(known.reclaims_per_hour, node.reclaims_per_hour),
-                price_ratio=max(known.price_ratio, node.price_ratio),
-            )
-        return cls(
-            terms={key: found for key, found in terms.items() if found != OWNED},
-            refusing=frozenset(s.name for s in problem.services if s.max_spot_ratio <= 0.0),
-        )
+        return derived(problem, _reclaims)
 
     def at(self, pool: PoolKey, location: str) -> Terms:
         """Terms of the pool's bay there; the usual ones for a pool placed ``Class``."""
@@ -55,6 +45,21 @@ class Reclaims:
     def refuses(self, service: str, location: str, gpu_class: str) -> bool:
         """Tell whether the service will not run there."""
         return service in self.refusing and self.is_spot(location, gpu_class)
+
+
+def _reclaims(problem: Problem) -> Reclaims:
+    terms: dict[tuple[str, str], Terms] = {}
+    for node in (n for n in problem.nodes if n.gpus_usable > 0):
+        key = (node.location, node.gpu_class)
+        known = terms.get(key, Terms(price_ratio=node.price_ratio))
+        terms[key] = Terms(
+            reclaims_per_hour=max(known.reclaims_per_hour, node.reclaims_per_hour),
+            price_ratio=max(known.price_ratio, node.price_ratio),
+        )
+    return Reclaims(
+        terms={key: found for key, found in terms.items() if found != OWNED},
+        refusing=frozenset(s.name for s in problem.services if s.max_spot_ratio <= 0.0),
+    )
 
 
 def rent_usd_per_hour(problem: Problem, pool: PoolKey, terms: Terms) -> float:

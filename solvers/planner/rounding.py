@@ -57,7 +57,8 @@ def fill(
         _fill_locations(service, options, room, grown)
         blocked: set[tuple[PoolKey, int, str]] = set()
         while block := _cheapest_block(problem, sizer, service, options, grown, blocked, room):
-            if _add(block.option, block.replicas, room, grown, service, block.is_place) < block.replicas:
+            is_place = block.is_place if block.site else None
+            if _add(block.option, block.replicas, room, grown, service, is_place) < block.replicas:
                 blocked.add(block.key)
         _fill_share(problem, sizer, service, options, room, grown)
     _shave_waste(problem, sizer, by_service, least or {})
@@ -87,10 +88,12 @@ def _add(
     room: Room,
     counts: dict[tuple[PoolKey, str], int],
     service: ServedModel,
-    is_place: Callable[[Bay], bool] = lambda bay: True,
+    is_place: Callable[[Bay], bool] | None = None,
 ) -> int:
     """Add up to ``count`` replicas where their feeds keep most watts, evenly if asked; returns how many found room."""
-    bays = [bay for bay in room.bays_of(option.pool) if is_place(bay)]
+    bays = room.bays_of(option.pool)
+    if is_place is not None:
+        bays = tuple(bay for bay in bays if is_place(bay))
     if service.is_spread:
         added = spread_evenly(room, option.pool, count, bays, places_of(service, counts))
     else:
@@ -105,7 +108,7 @@ def _add_one(
     room: Room,
     counts: dict[tuple[PoolKey, str], int],
     service: ServedModel,
-    is_place: Callable[[Bay], bool] = lambda bay: True,
+    is_place: Callable[[Bay], bool] | None = None,
 ) -> bool:
     """Add a replica of the first pool that has room for it, under the ceiling of its role."""
     for option in _at_one_cap(options, _totals(counts, service)):

@@ -309,7 +309,7 @@ class Search:
             options = find_options(self.desk.problem, self.desk.sizer, refined=self.refined, wanted=self.desk.wanted)
         fair_ratio = self.desk.penalties.fair_ratio
         cells = build_cells(self.desk.problem, options, only=only, fair_ratio=fair_ratio)
-        if len(cells.cell_pool) > SPLIT_CELLS:
+        if len(cells.cell_pool) > SPLIT_CELLS and self.desk.problem.running:
             cells = build_cells(self.desk.problem, options, split_running=False, only=only, fair_ratio=fair_ratio)
         return cells
 

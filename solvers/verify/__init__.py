@@ -20,6 +20,7 @@ from solvers.verify.links import links
 from solvers.verify.nodes import groups
 from solvers.verify.pairs import pairs
 from solvers.verify.parts import part_sizes, parts
+from solvers.verify.rows import placements_of, pools_of
 from solvers.verify.rules import OWNED, locations, losses, on_spot, pins, quotas, relief, terms_by_bay
 from solvers.workload import PlacementMode, ServedModel
 
@@ -174,9 +175,8 @@ def _power(plan: Plan, problem: Problem) -> Iterator[str]:
 
 def _by_role(plan: Plan, service: str) -> dict[Role, int]:
     counts = dict.fromkeys(Role, 0)
-    for row in plan.placements:
-        if row.pool.service == service:
-            counts[row.pool.role] += row.replicas
+    for row in placements_of(plan, service):
+        counts[row.pool.role] += row.replicas
     return counts
 
 
@@ -208,7 +208,7 @@ def _shares(plan: Plan) -> Iterator[str]:
         if service.served_requests_per_s <= 0.0:
             continue
         for chain in ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED)):
-            shares = [p.demand_ratio for p in plan.pools if p.pool.service == service.service and p.pool.role in chain]
+            shares = [p.demand_ratio for p in pools_of(plan, service.service) if p.pool.role in chain]
             if any(share < 0.0 for share in shares) or not _close(sum(shares), 1.0, RELATIVE):
                 yield f"shares[{service.service}]: {' + '.join(chain)} carry {sum(shares):.6f} of what is served"
 

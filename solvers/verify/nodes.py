@@ -37,7 +37,9 @@ def groups(plan: Plan, problem: Problem) -> Iterator[str]:
         nodes = sorted((n for n in problem.nodes if n.gpu_class == gpu_class), key=lambda n: n.name)
         full = max((node.gpus_total for node in nodes), default=1)
         names = sorted({name for row in rows for name in asked.get((row.pool.service, row.pool.role), ())})
-        here = {where: [n for n in nodes if n.location == where] for where in sorted({n.location for n in nodes})}
+        here: dict[str, list[Node]] = {where: [] for where in sorted({n.location for n in nodes})}
+        for node in nodes:
+            here[node.location].append(node)
         places = {where: _place(at, problem.gpu_classes[gpu_class], full, names) for where, at in here.items()}
         items = [(row, _item(row, asked.get((row.pool.service, row.pool.role), {}), names)) for row in rows]
         yield from _spans(plan, gpu_class, full)
@@ -72,9 +74,10 @@ def _place(nodes: Sequence[Node], gpu_class: GpuClass, full: int, names: Sequenc
 def _of_class(
     gpu_class: str, rows: Sequence[tuple[Placement, Item]], places: dict[str, _Place], names: Sequence[str]
 ) -> Iterator[str]:
-    inside: dict[str, list[Item]] = {
-        where: [item for r, item in rows if r.location == where for _ in range(r.replicas)] for where in places
-    }
+    inside: dict[str, list[Item]] = {where: [] for where in places}
+    for row, item in rows:
+        if row.location in inside:
+            inside[row.location] += [item] * row.replicas
     roaming = [item for r, item in rows if r.location == ANYWHERE for _ in range(r.replicas)]
     for item in sorted(roaming, reverse=True):  # where most groups of its size stay free beside what must be there
         spare = {where: _spare(places[where], inside[where], item) for where in sorted(places)}

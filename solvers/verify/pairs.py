@@ -8,6 +8,7 @@ from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
 from solvers.plan import Plan, PoolPlan
 from solvers.problem import Problem
+from solvers.verify.rows import placements_of, pools_of
 from solvers.workload import ServedModel
 
 SERVED = 1e-6  # relative
@@ -19,7 +20,7 @@ def pairs(plan: Plan, problem: Problem) -> Iterator[str]:
     services = {service.name: service for service in problem.services}
     for row in plan.services:
         service = services[row.service]
-        pools = {pool.pool: pool for pool in plan.pools if pool.pool.service == row.service}
+        pools = {pool.pool: pool for pool in pools_of(plan, row.service)}
         able = sum(p.capacity_requests_per_s for p in pools.values() if p.pool.role is Role.MIXED)
         sides = _sides(plan, problem, service, pools)
         able += sum(min(side.get(Role.PREFILL, 0.0), side.get(Role.DECODE, 0.0)) for side in sides.values())
@@ -36,7 +37,7 @@ def _sides(
 ) -> dict[tuple[str, ...], dict[Role, float]]:
     """Capacity of both sides by sizes and group, and by location where traffic may not leave one."""
     sides: dict[tuple[str, ...], dict[Role, float]] = {}
-    for row in plan.placements:
+    for row in placements_of(plan, service.name):
         if row.pool not in pools or row.pool.role is Role.MIXED:
             continue
         each = pools[row.pool].capacity_requests_per_s / max(1, pools[row.pool].replicas)

@@ -9,6 +9,7 @@ from math import inf
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.problem import Problem, Quota
+from solvers.verify.rows import placements_of
 from solvers.workload import Pin, ServedModel
 
 RELATIVE = 1e-9
@@ -26,7 +27,7 @@ def pins(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
 
 def pins_missing(plan: Plan, service: ServedModel) -> Iterator[tuple[Pin, int]]:
     """Find the service's pins that are not kept, and how many replicas each lacks."""
-    rows = [row for row in plan.placements if row.pool.service == service.name]
+    rows = placements_of(plan, service.name)
     for pin in service.pins:
         there = [r for r in rows if r.location == pin.location and pin.role in (None, r.pool.role)]
         count = sum(r.replicas for r in there if pin.gpu_class in ("", r.pool.gpu_class))
@@ -45,7 +46,7 @@ def locations(plan: Plan, problem: Problem) -> Iterator[tuple[str, str]]:
 
 def locations_missing(plan: Plan, service: ServedModel) -> Iterator[tuple[tuple[Role, Role], int]]:
     """Find the service's chains at too few locations, and how many each lacks."""
-    rows = [row for row in plan.placements if row.pool.service == service.name]
+    rows = placements_of(plan, service.name)
     for chain in CHAINS if service.min_locations > 1 else ():
         count = len({row.location for row in rows if row.pool.role in chain})
         if count < service.min_locations:
@@ -72,8 +73,8 @@ def on_spot(plan: Plan, problem: Problem) -> Iterator[str]:
     served = {row.service: row.served_requests_per_s for row in plan.services}
     had = terms_by_bay(problem)
     for service in (s for s in problem.services if s.max_spot_ratio < 1.0):
-        rows = [row for row in plan.placements if row.pool.service == service.name]
-        stays = [row for row in rows if had.get((row.location, row.pool.gpu_class), OWNED)[0] <= 0.0]
+        rows = placements_of(plan, service.name)
+        stays = tuple(row for row in rows if had.get((row.location, row.pool.gpu_class), OWNED)[0] <= 0.0)
         if service.max_spot_ratio <= 0.0 and stays != rows:
             yield f"spot[{service.name}]: replicas on nodes that may be taken away, none allowed"
         wanted = (1.0 - service.max_spot_ratio) * served.get(service.name, 0.0)
@@ -89,7 +90,7 @@ def losses(plan: Plan, problem: Problem) -> Iterator[str]:
     each = {pool.pool: pool.capacity_requests_per_s / max(1, pool.replicas) for pool in plan.pools}
     served = {row.service: row.served_requests_per_s for row in plan.services}
     for service in (s for s in problem.services if s.max_share_per_location_ratio < 1.0):
-        rows = [row for row in plan.placements if row.pool.service == service.name]
+        rows = placements_of(plan, service.name)
         wanted = (1.0 - service.max_share_per_location_ratio) * served.get(service.name, 0.0)
         for chain, lost in product(CHAINS, sorted({row.location for row in rows})):
             left = sum(each[row.pool] * row.replicas for row in rows if row.pool.role in chain and row.location != lost)
