@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import BrokenExecutor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -87,8 +87,8 @@ class Crew:
     def start(self) -> None:
         """Start the workers of this machine, which takes them a second or two; to those that run it is nothing."""
         if self.workers > 1 and _is_here():
-            for _ in range(self.workers):
-                _executor(self.workers).submit(_each, abs, ())
+            executor = HANDS.executor(self.workers)
+            HANDS.left.extend(executor.submit(_each, abs, ()) for _ in range(self.workers))
 
     def each(self, do: Callable[..., T], work: Sequence[tuple[Any, ...]]) -> list[T]:
         """Do every piece, answers in order."""
@@ -102,7 +102,7 @@ class Crew:
 
     def _shared(self, do: Callable[..., T], cuts: Sequence[Sequence[tuple[Any, ...]]]) -> list[list[T]]:
         """Pieces go to workers from the first on; this process takes up others from the last on."""
-        executor = _executor(self.workers)
+        executor = HANDS.executor(self.workers)
         futures: list[Future[list[T]]] = []
         with suppress(BrokenExecutor):  # a worker died meanwhile: what could not be handed out is done here
             futures.extend(executor.submit(_each, do, cut) for cut in cuts)
@@ -111,6 +111,7 @@ class Crew:
         for index in reversed(range(len(cuts))):
             if index >= len(futures) or (self.is_helping and _is_open(futures, index)):
                 mine[index] = _each(do, cuts[index])
+        HANDS.left.extend(futures[index] for index in mine if index < len(futures))
         return [mine[i] if i in mine else self._answer(do, cut, futures[i]) for i, cut in enumerate(cuts)]
 
     def _answer(self, do: Callable[..., T], cut: Sequence[tuple[Any, ...]], future: Future[list[T]]) -> list[T]:
@@ -119,7 +120,7 @@ class Crew:
             return future.result(PIECE_S)
         except (BrokenExecutor, TimeoutError) as fault:
             if isinstance(fault, TimeoutError):
-                _executor(self.workers).shutdown(kill_workers=True)
+                HANDS.executor(self.workers).shutdown(kill_workers=True)
             self.lost += 1
         return _each(do, cut)
 
@@ -141,8 +142,21 @@ def _is_here() -> bool:
     return isinstance(get_active_backend()[0], LokyBackend)
 
 
-def _executor(workers: int) -> Any:
-    return get_reusable_executor(max_workers=workers, timeout=IDLE_S, env=ONE_THREAD)
+@dataclass(slots=True, kw_only=True)
+class Hands:
+    """The worker processes of this machine, shared by all crews; ``left`` is what nobody waits for any more."""
+
+    workers: int = 0
+    left: list[Future[Any]] = field(default_factory=list)
+
+    def executor(self, workers: int) -> Any:
+        """So many workers, who take a second or two to start; more or fewer of them once they have nothing to do."""
+        self.left = list(wait(self.left, PIECE_S if workers != self.workers else 0.0).not_done)
+        self.workers = workers
+        return get_reusable_executor(max_workers=workers, timeout=IDLE_S, env=ONE_THREAD)
+
+
+HANDS = Hands()
 
 
 def _is_open(futures: Sequence[Future[Any]], index: int) -> bool:

@@ -333,9 +333,11 @@ class MixedSizing:
 def _mixed_itl_s(pool: pools.Mixed, rate_per_s: float, time: Floats, percentile_ratio: float) -> float:
     """Gap that the asked share of token gaps stays within, chunk steps included."""
     gaps, chunked = pool.decoding.gap_weights(time), pool.chunked_steps_ratio(rate_per_s)
-    low, high = 0.0, float(pool.decoding.slow_step_s.max() + pool.chunk_s[-1])
+    plain, beside = gaps * (1 - chunked), gaps * chunked
+    slow_step_s = pool.decoding.slow_step_s
+    low, high = 0.0, float(slow_step_s.max() + pool.chunk_s[-1])
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
-        slow = (1 - chunked) * (pool.decoding.slow_step_s > middle) + chunked * pool.chunk_too_slow(middle)
-        low, high = (low, middle) if float(gaps @ slow) <= 1.0 - percentile_ratio else (middle, high)
+        late = float(plain @ (slow_step_s > middle)) + float(beside @ pool.chunk_too_slow(middle))
+        low, high = (low, middle) if late <= 1.0 - percentile_ratio else (middle, high)
     return high

@@ -99,18 +99,19 @@ class Prompts:
 
     def keeps(self, slo: Slo, tail: queueing.WaitTail) -> bool:
         """Whether queueing adds few enough misses to those that no routing can avoid."""
-        slack = slo.limit_s - self.service_s - self.after_s
         late = self.always_late_ratio(slo.limit_s)
-        queued_late = float(self.weight @ np.where(slack < 0, 0.0, tail.ratio(slack)))
-        return queued_late <= queueing.MISS_SHARE * (1.0 - slo.percentile_ratio - late) + 1e-12
+        slack = zip(self.weight.tolist(), (slo.limit_s - self.service_s - self.after_s).tolist(), strict=True)
+        queued_late = sum(weight * tail.after(left) for weight, left in slack if left >= 0.0)
+        return float(queued_late) <= queueing.MISS_SHARE * (1.0 - slo.percentile_ratio - late) + 1e-12
 
     def quantile_s(self, percentile_ratio: float, tail: queueing.WaitTail) -> float:
         """Time to first token at the percentile."""
         fixed = self.service_s + self.after_s
+        each = tuple(zip(self.weight.tolist(), fixed.tolist(), strict=True))
         low, high = 0.0, float(fixed.max()) + math.log(1e6) / max(tail.decay_per_s, 1e-9)
         while high - low > 1e-4 * high:
             middle = (low + high) / 2
-            late = float(self.weight @ tail.ratio(middle - fixed))
+            late = sum(weight * tail.after(middle - start) for weight, start in each)
             low, high = (low, middle) if late <= 1.0 - percentile_ratio else (middle, high)
         return high
 
@@ -133,6 +134,7 @@ class Decoding:
     chain: BatchChain
     replicas: int
     slow_step_s: Floats
+    busy_step_s: Floats  # (N,) s, a step times the share of the replicas that decode at all
 
     def gap_weights(self, probabilities: Floats) -> Floats:
         """Share of token gaps that fall into each state, (N,)."""
@@ -184,7 +186,8 @@ def decoding_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Decoding:
     slow = decode_steps_s(profile, fuller, np.minimum(high, max(context, profile.decode_contexts[-1])))
     chain = queueing.batch_chain(steps, batches, replicas=together, output_tokens=mix.mean_output_tokens)
     slow = np.concatenate([[0.0], slow, np.full(len(chain.batches) - len(slow) - 1, slow[-1])])
-    return Decoding(chain=chain, replicas=together, slow_step_s=slow)
+    busy = chain.step_s * np.minimum(1.0, chain.batches)
+    return Decoding(chain=chain, replicas=together, slow_step_s=slow, busy_step_s=busy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -196,7 +199,7 @@ class Mixed:
     prefill_s: Floats  # (B,)
     chunks: Floats  # (B,) chunks of one prompt
     chunk_s: Floats  # (J,) s, sorted
-    chunk_share: Floats  # (J,) share of all chunks, cumulative from the longest down is what matters
+    over_share: Floats  # (J + 1,) share of all chunks that are as long or longer
 
     @property
     def saturation_per_s(self) -> float:
@@ -206,9 +209,9 @@ class Mixed:
 
     def chunk_too_slow(self, limit_s: float) -> Floats:
         """Share of chunks that would push a step past the limit, in each state, (N,)."""
-        over = np.concatenate([np.cumsum(self.chunk_share[::-1])[::-1], [0.0]])
-        within = np.searchsorted(self.chunk_s, limit_s - self.decoding.slow_step_s, side="right")
-        return np.asarray(over[within], dtype=float)
+        within = self.chunk_s.searchsorted(limit_s - self.decoding.slow_step_s, side="right")
+        over: Floats = self.over_share[within]
+        return over
 
     def prefill_ratio(self, rate_per_s: float) -> float:
         """Share of one replica's time that chunks take."""
@@ -226,8 +229,8 @@ class Mixed:
 
     def prompts(self, time: Floats, percentile_ratio: float) -> Prompts:
         """Prompts as seen from the queue: every chunk waits for the decode step that it shares."""
-        step = float(time @ (self.decoding.chain.step_s * self.decoding.busy_ratio))
-        at = int(np.searchsorted(np.cumsum(time), percentile_ratio))
+        step = float(time @ self.decoding.busy_step_s)
+        at = int(time.cumsum().searchsorted(percentile_ratio))
         running = self.decoding.chain.step_s[min(at, len(time) - 1)]  # the step under way at arrival
         return Prompts(
             weight=self.weight,
@@ -249,5 +252,5 @@ def mixed_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Mixed:
         prefill_s=prefill,
         chunks=np.array([len(chunks) for chunks in by_bucket], dtype=float),
         chunk_s=chunk[order],
-        chunk_share=share[order] / share.sum(),
+        over_share=np.concatenate([np.cumsum((share[order] / share.sum())[::-1])[::-1], [0.0]]),
     )

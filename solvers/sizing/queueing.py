@@ -60,6 +60,10 @@ class WaitTail:
     waits_ratio: float
     decay_per_s: float
 
+    def after(self, wait_s: float) -> float:
+        """Share of arrivals that wait longer."""
+        return 1.0 if wait_s < 0 else self.waits_ratio * math.exp(-self.decay_per_s * wait_s)
+
     def ratio(self, wait_s: Floats) -> Floats:
         """Share of arrivals that wait longer than each of ``wait_s``, (N,) → (N,)."""
         return np.where(wait_s < 0, 1.0, self.waits_ratio * np.exp(-self.decay_per_s * np.maximum(wait_s, 0.0)))
