@@ -169,6 +169,28 @@ def test_per_service_is_optimal_for_a_service_alone() -> None:
         assert theirs.report.objective_usd_per_hour == pytest.approx(ours.report.objective_usd_per_hour, rel=1e-3)
 
 
+def test_per_service_pairs_inside_kv_groups() -> None:
+    """Only H100 prefills fast enough, and L40S decodes for less: of use where keys and values can be read there."""
+    nodes = (*fleets.nodes("h100-sxm", 4, "rack-a"), *fleets.nodes("l40s", 4, "rack-b"))
+    chat = fleets.service("chat", "m", roles=(Role.PREFILL, Role.DECODE), ttft_s=0.3, itl_s=0.08)
+    plans = []
+    for groups in (("a", "b"), ("a", "a")):
+        profiles = [
+            replace(fleets.profile("m", kind, 1, 8.0), kv_compatibility_group=group)
+            for kind, group in zip(("h100-sxm", "l40s"), groups, strict=True)
+        ]
+        problem = fleets.problem([(chat, 60.0)], nodes, profiles, policy=NO_STARTS)
+        ours, theirs = make_plan(problem), per_service(problem)
+        assert not theirs.is_short
+        assert theirs.report.objective_usd_per_hour == pytest.approx(ours.report.objective_usd_per_hour, rel=1e-3)
+        plans.append({(row.pool.role, row.pool.gpu_class) for row in theirs.placements if row.replicas})
+    apart, together = plans
+    assert len({name for _, name in together}) == 2
+    assert {name for role, name in apart if role is Role.PREFILL} == {
+        name for role, name in apart if role is Role.DECODE
+    }
+
+
 def test_per_service_pays_for_deciding_one_after_the_other() -> None:
     """The first service takes the class that the second cannot do without."""
     first, second = (

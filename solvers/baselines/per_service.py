@@ -9,8 +9,12 @@ Imitates optimisers of one model at a time:
 
 Differs from them, each time in its favour: throughput is that of the pool at its size instead of one number per GPU
 type; prefill, decode and mixed pools compete in the same programme; GPUs are bounded by what earlier services left,
-in whole groups; and when watts or nodes refuse replicas, which neither work knows of, the programme is solved again
-without them. Slices differ by size of request there; here every pool gets the same mix, so each chain has one row.
+in whole groups; prefill and decode carry the same in every KV group; and when watts or nodes refuse replicas, which
+neither work knows of, the programme is solved again without them. Slices differ by size of request there; here every
+pool gets the same mix, so each chain has one row.
+
+It does not know that keys and values may have to stay at a location, or of links: replicas go where watts are, and
+the plan says what pairs carry then.
 """
 
 from __future__ import annotations
@@ -22,10 +26,12 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from solvers.baselines.stage import Stage
+from solvers.engine import Role
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner.cells import CHAINS
 from solvers.planner.options import CapacityOf, PoolOption
+from solvers.planner.pairing import Pairing
 from solvers.planner.penalties import FLOOR_WEIGHT
 from solvers.planner.relax import Arrays, solve_whole
 from solvers.problem import Problem
@@ -82,7 +88,8 @@ def _solve(
 ) -> dict[PoolKey, int]:
     """Replicas by pool, at least cost for as much of the demand as the GPUs left allow.
 
-    Columns: replicas by step, chosen by step, unserved share, replicas missing below the floor (prompts, tokens).
+    Columns: replicas by step, chosen by step, unserved share, replicas missing below the floor (prompts, tokens), and
+    where pools are of several KV groups the share that each serves.
     Beyond a dozen replicas a step holds several sizes; it counts what its smallest carries, so the promise is kept.
     """
     steps = [(p, step) for p, option in enumerate(options) for step in option.steps]
@@ -94,13 +101,22 @@ def _solve(
     carried = np.array([_capacity_per_s(stage, options[p], step.lower) for p, step in steps])
     dearest = max(option.price_usd_per_hour for option in options)
     unserved = UNSERVED_WEIGHT * dearest * max(1, max(option.most for option in options))
+    pairing = Pairing.of(stage.desk.problem)
+    kv_groups = pairing.groups_of(service, [option.pool for option in options])
+    shares = np.ones(len(kv_groups)) if len(kv_groups) > 1 else np.zeros(0)
     rows = [
         *_size_rows(pools, lower, upper),
-        *_chain_rows(stage, service, options, pools, carried),
+        *_chain_rows(stage, service, options, pools, carried, is_paired=len(shares) > 0),
         *_group_rows(stage, options, pools),
     ]
-    cost = np.concatenate([price, np.zeros(count), [unserved], np.full(2, FLOOR_WEIGHT * unserved)])
-    most = np.concatenate([np.maximum(0.0, upper), (upper >= lower).astype(float), [1.0], np.full(2, np.inf)])
+    rows = [(np.append(row, 0.0 * shares), low, high) for row, low, high in rows]
+    if len(shares):
+        names = [pairing.group(option.pool) for option in options]
+        rows += _pair_rows(
+            stage, service, options, pools, carried, [[name == group for name in names] for group in kv_groups]
+        )
+    cost = np.concatenate([price, np.zeros(count), [unserved], np.full(2, FLOOR_WEIGHT * unserved), 0.0 * shares])
+    most = np.concatenate([np.maximum(0.0, upper), (upper >= lower).astype(float), [1.0], np.full(2, np.inf), shares])
     programme = Arrays(
         cost=cost,
         matrix=sp.csc_array(np.array([row for row, _, _ in rows])),
@@ -149,19 +165,47 @@ def _size_rows(pools: NDArray[np.int64], lower: Floats, upper: Floats) -> list[R
 
 
 def _chain_rows(
-    stage: Stage, service: ServedModel, options: Sequence[PoolOption], pools: NDArray[np.int64], carried: Floats
+    stage: Stage,
+    service: ServedModel,
+    options: Sequence[PoolOption],
+    pools: NDArray[np.int64],
+    carried: Floats,
+    *,
+    is_paired: bool,
 ) -> list[Row]:
-    """Both chains carry the demand or leave it, and keep floors; ceilings hold for each role."""
+    """Both chains carry the demand or leave it (pairs: elsewhere), and keep floors; ceilings hold for each role."""
     count, rate, found = len(pools), stage.missing_per_s(service), list[Row]()
     for slack, (_, roles) in enumerate(CHAINS, start=1):
         mine = np.array([options[p].pool.role in roles for p in pools], dtype=float)
-        if rate > 0.0:
+        if rate > 0.0 and not is_paired:
             found.append((_row(count, mine * carried / rate, slack=0), 1.0, np.inf))
         standing = sum(n for pool, n in stage.totals(service).items() if pool.role in roles)
         found.append((_row(count, mine, slack=slack), float(service.min_replicas - standing), np.inf))
     for role in sorted({option.pool.role for option in options}):
         mine = np.array([options[p].pool.role is role for p in pools], dtype=float)
         found.append((_row(count, mine), -np.inf, float(stage.spare_in_role(service, role))))
+    return found
+
+
+def _pair_rows(
+    stage: Stage,
+    service: ServedModel,
+    options: Sequence[PoolOption],
+    pools: NDArray[np.int64],
+    carried: Floats,
+    in_group: Sequence[Sequence[bool]],
+) -> list[Row]:
+    """Prefill and decode of each KV group carry its share; these and mixed pools serve the demand or leave it."""
+    count, rate, shares = len(pools), stage.missing_per_s(service), np.eye(len(in_group))
+    if rate <= 0.0:
+        return []
+    roles = np.array([options[p].pool.role for p in pools])
+    all_of_it = _row(count, (roles == Role.MIXED) * carried / rate, slack=0)
+    found = [(np.append(all_of_it, np.ones(len(shares))), 1.0, np.inf)]
+    for k, share in enumerate(shares):
+        for role in (Role.PREFILL, Role.DECODE):
+            mine = (roles == role) & np.array(in_group[k])[pools]
+            found.append((np.append(_row(count, mine * carried / rate), -share), 0.0, np.inf))
     return found
 
 
