@@ -109,6 +109,10 @@ bench-profiles: $(VENV)/ready ## Compare profiles with measured servers
 bench-formulas: $(VENV)/ready ## Set queueing formulas beside the simulation over load
 	$(BIN)/python -m tests.bench_formulas $(BENCH_ARGS)
 
+.PHONY: bench-batches
+bench-batches: $(VENV)/ready ## Set prompts computed together beside one after another
+	$(BIN)/python -m tests.bench_batches $(BENCH_ARGS)
+
 .PHONY: bench-policies
 bench-policies: $(VENV)/ready ## Serve the Azure traces under seven policies: cost, joules, SLOs
 	$(BIN)/python -m tests.bench_policies $(BENCH_ARGS)
