@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 GPUS, POWER, POWER_WHOLE = "gpus", "power", "power_whole"
 QUOTA_GPUS, QUOTA_POWER = "quota_gpus", "quota_power"
+CEILING = "ceiling"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class PricedRow:
     power_whole    power domains           watts of a replica   replicas of so many watts
     quota_gpus     the namespace           0                    GPUs, of the class or (empty) of all
     quota_power    the namespace           0                    kW at the highest cap
+    ceiling        the service             0                    replicas of ``role``
     ============== ======================= ==================== =========================================
     """
 
@@ -27,6 +29,7 @@ class PricedRow:
     places: tuple[str, ...]
     gpu_class: str = ""
     size: float = 0.0
+    role: str = ""
     usd_per_hour: float
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solvers.certificate import (
+    CEILING,
     GPUS,
     POWER,
     POWER_WHOLE,
@@ -18,6 +19,7 @@ from solvers.certificate import (
     PricedRow,
     ServiceWeights,
 )
+from solvers.planner.bound import dual_bound
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.compose import shared_rows
 from solvers.planner.grouping import BayGroup, DomainGroup
@@ -27,6 +29,9 @@ from solvers.planner.tally import Worth
 
 SHOWN = frozenset({GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER})
 """Limits whose prices are shown; a bound that others priced too may not be found again."""
+
+UNSHOWN = frozenset({"pin", "locations", "hung", "share", "spot", "pairs", "flow", "crossing", "link", "resources"})
+"""Limits of which a certificate says nothing, though the relaxation prices them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +68,44 @@ def held_tiers(worth: Worth, prices: Floats) -> tuple[HeldTier, ...]:
         HeldTier(tier_rank=rank, lacking_usd_per_hour=lacks, price_ratio=price)
         for (rank, lacks), price in zip(lacking, prices.tolist(), strict=True)
     )
+
+
+def ways_prices(arrays: Arrays, prices: Floats, rooms: int, usd_per_hour: float) -> tuple[Floats, float]:
+    """Prices of the rows ``shared_rows(arrays)``, and what is certain of a bound that rests on those of so many rooms.
+
+    Rooms beyond these rows are those of links, of which a certificate says nothing.
+    """
+    count = len(shared_rows(arrays))
+    return prices[:count], 0.0 if prices[count:rooms].any() else usd_per_hour
+
+
+def best_certificate(cells: Cells, arrays: Arrays, duals: Floats, prices: Floats, usd_per_hour: float) -> Certificate:
+    """Name the prices that say most: those of ways, or the relaxation's, which knows ceilings.
+
+    Parameters
+    ----------
+    duals : (rows,) float
+        Prices of the relaxed model's rows.
+    prices : (R,) float
+        Of the rows ``shared_rows(arrays)``, at least 0; with them no plan costs less than ``usd_per_hour``.
+
+    Notes
+    -----
+    Rows that no certificate shows count for nothing: what the bound owes to them is told as found by search.
+    """
+    known = np.array([limit not in UNSHOWN for limit, _ in arrays.rows], dtype=bool)
+    relaxed = dual_bound(arrays, np.where(known, duals, 0.0))
+    if not relaxed > usd_per_hour:
+        return certificate(cells, arrays, prices, usd_per_hour)
+    shown = certificate(cells, arrays, np.maximum(0.0, -duals[shared_rows(arrays)]), relaxed)
+    return replace(shown, rows=(*shown.rows, *_ceilings(arrays, duals)))
+
+
+def _ceilings(arrays: Arrays, duals: Floats) -> Iterator[PricedRow]:
+    for (limit, subject), dual in zip(arrays.rows, duals.tolist(), strict=True):
+        if limit == CEILING and dual < 0.0:
+            service, _, role = subject.rpartition(" ")
+            yield PricedRow(limit=limit, places=(service,), role=role, usd_per_hour=-dual)
 
 
 def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: float) -> Certificate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from solvers.certificate import Certificate
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
@@ -14,8 +15,8 @@ from solvers.planner.assemble import Prices, assemble, read_prices
 from solvers.planner.bound import dual_bound
 from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.certify import Evidence, certificate, held_tiers
-from solvers.planner.compose import Composer, Enough, shared_rows
+from solvers.planner.certify import Evidence, best_certificate, certificate, held_tiers, ways_prices
+from solvers.planner.compose import Composer, Enough
 from solvers.planner.desk import Desk
 from solvers.planner.fine import fine_counts
 from solvers.planner.floors import pinned_most
@@ -132,7 +133,8 @@ class Search:
                 self._tell(early)
             self._raise_bound(wide.first())
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
-            self._certify(cells, arrays, wide.prices[: len(shared_rows(arrays))])
+            prices, value = ways_prices(arrays, wide.prices, len(wide.room), wide.best)
+            self._certify(best_certificate(cells, arrays, duals, prices, value))
             self.rounds += 1
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
@@ -160,7 +162,8 @@ class Search:
         self._raise_bound(bound)
         if self.bound_usd_per_hour > before:
             self.evidence.hold(before, held_tiers(worth, wide.prices[len(wide.room) :]))
-            self._certify(cells, arrays, wide.prices[: len(wide.room)])
+            prices, value = ways_prices(arrays, wide.prices, len(wide.room), bound)
+            self._certify(certificate(cells, arrays, prices, value))
             self.notes += [] if HELD_NOTE in self.notes else [HELD_NOTE]
 
     def _tell(self, worth: Worth) -> None:
@@ -244,10 +247,10 @@ class Search:
         seconds = self._seconds()
         composer = Composer.of(cells, arrays, self.desk.sizer, gap=self._gap(), seconds=seconds, least=least)
         if composer is not None:
-            self._raise_bound(composer.bound(duals, arrays, is_enough))
-            self._certify(cells, arrays, composer.prices)
+            self._raise_bound(value := composer.bound(duals, arrays, is_enough))
+            self._certify(best_certificate(cells, arrays, duals, composer.prices, value))
         else:
-            self._certify(cells, arrays, np.maximum(0.0, -duals[shared_rows(arrays)]))
+            self._certify(best_certificate(cells, arrays, duals, np.zeros(0), -np.inf))
         return composer
 
     def _proved_by(self, best: Worth, bound: float) -> bool:
@@ -294,10 +297,10 @@ class Search:
         """Share of the time limit that one solve may take; rounds get less and less, so that their sum keeps it."""
         return self.desk.problem.policy.time_limit_s / 2.0 ** (self.rounds + 1)
 
-    def _certify(self, cells: Cells, arrays: Arrays, prices: Floats) -> None:
+    def _certify(self, shown: Certificate) -> None:
         """Keep the prices that the bound so far rests on; what rises later rises by search."""
         if not self.base:
-            self.evidence.shown = certificate(cells, arrays, prices, self.bound_usd_per_hour)
+            self.evidence.shown = shown
 
     def _raise_bound(self, bound: float) -> None:
         if np.isfinite(bound):

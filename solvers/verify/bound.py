@@ -25,6 +25,7 @@ from solvers.problem import Problem
 from solvers.verify.claims import CapacityOf
 from solvers.verify.evidence import evidence_faults
 from solvers.verify.market import Market
+from solvers.verify.reach import Reach
 from solvers.verify.ways import Asked, Least, Stock, Tables, first_apart, least, refine, tell_apart
 from solvers.workload import PlacementMode, ServedModel
 
@@ -34,6 +35,7 @@ LOOKS = ((4000, False), (4000, True), (16000, True))
 """Parts of a service's demand that loads are rounded up to, and whether floors are counted: closer and closer looks."""
 
 MOST_ROUNDS = 40
+LARGE = 50_000  # parts of all services together, from which on a look takes long
 MOST_FLOOR = 6  # replicas below a floor that are counted in the close look; more count for nothing
 FLOOR_UNITS = 4096  # replicas of a pool up to which floors are counted: they are small print of large fleets
 RELATIVE = 1e-9
@@ -81,6 +83,11 @@ class BoundCheck:
         slack = GRID_TOLERANCE * abs(self.priced_usd_per_hour) + 1e-6
         return not self.fault and self.recomputed_usd_per_hour >= self.priced_usd_per_hour - slack
 
+    @property
+    def is_all_found(self) -> bool:
+        """True when the whole of the claimed bound was found again, whoever found it."""
+        return self.recomputed_usd_per_hour >= self.claimed_usd_per_hour * (1.0 - GRID_TOLERANCE) - 1e-6
+
     def __str__(self) -> str:
         claimed, recomputed = f"{self.claimed_usd_per_hour:.6f}", f"{self.recomputed_usd_per_hour:.6f}"
         if self.fault:
@@ -88,7 +95,7 @@ class BoundCheck:
         if not self.is_supported:
             claimed = f"{self.priced_usd_per_hour:.6f}"
             return f"claimed bound not supported: claimed {claimed}, recomputed {recomputed}"
-        if self.is_searched:
+        if self.is_searched and not self.is_all_found:
             share = f"{math.floor(1000.0 * self.supported_ratio) / 10.0:.1f} %"  # never rounded up to all of it
             return f"bound by search: claimed {claimed}, prices alone support {recomputed} ({share})"
         of = ", of plans that leave no tier but the last more short" if self.is_held else ""
@@ -105,8 +112,9 @@ def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> Bo
 
     Notes
     -----
-    What services share is whole groups of GPUs, watts and quotas. Pins, spread, ceilings over several pools, resources
-    beside GPUs and shares of spot nodes above zero are left out: a bound that rests on them may not be found again.
+    What services share is whole groups of GPUs, watts, quotas and ceilings. Pins and spread count as far as places that
+    there are not make them cost (``reach.py``); KV pairs, links, resources beside GPUs and shares of spot nodes above
+    zero are left out. Leaving a rule out keeps the bound true: one that rests on it may not be found again.
     """
     shown = plan.certificate
     if shown is None:
@@ -117,15 +125,26 @@ def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> Bo
     return BoundCheck(
         claimed_usd_per_hour=claimed,
         priced_usd_per_hour=priced,
-        recomputed_usd_per_hour=-math.inf if fault else recomputed(shown, problem, capacity_of, enough=priced),
+        recomputed_usd_per_hour=-math.inf
+        if fault
+        else recomputed(shown, problem, capacity_of, enough=claimed, will_do=priced),
         is_searched=is_searched,
         is_held=bool(shown.held),
         fault=fault,
     )
 
 
-def recomputed(shown: Certificate, problem: Problem, capacity_of: CapacityOf, *, enough: float = math.inf) -> float:
+def recomputed(
+    shown: Certificate,
+    problem: Problem,
+    capacity_of: CapacityOf,
+    *,
+    enough: float = math.inf,
+    will_do: float = math.inf,
+) -> float:
     """Bound every plan's objective at the prices, USD per hour; looks no closer once there is enough.
+
+    In large fleets it looks no closer either once it has what will do.
 
     Prices below 0 count as 0, and weights are taken as shown: with them the objective is told.
     """
@@ -144,8 +163,9 @@ def recomputed(shown: Certificate, problem: Problem, capacity_of: CapacityOf, *,
         for case in cases:
             w = weights[case.service.name]
             case.look(parts, with_floors, w.unserved_usd_per_hour, w.floor_usd_per_hour, w.fair_ratio)
+        is_large = parts * len(cases) > LARGE
         for _ in range(MOST_ROUNDS):
-            if (total := _sum(cases, fetched)) >= enough:
+            if (total := _sum(cases, fetched)) >= (min(enough, will_do) if is_large else enough):
                 return total
             changed = [case.refine() for case in cases]
             if not any(changed):
@@ -188,6 +208,9 @@ class _Case:
     capacity_of: CapacityOf
     stocks: list[Stock] | None = None
     apart: set[int] = field(default_factory=set)
+    pools: list[PoolKey] = field(default_factory=list)
+    reach: Reach = field(default_factory=Reach)
+    lost_usd_per_hour: float = 0.0
     stop_all_usd_per_hour: float = 0.0
     asked: Asked | None = None
     parts: int = 0
@@ -196,24 +219,29 @@ class _Case:
 
     @property
     def usd_per_hour(self) -> float:
-        return self.stop_all_usd_per_hour + (self.found.usd_per_hour if self.found else -math.inf)
+        fixed = self.stop_all_usd_per_hour + self.lost_usd_per_hour
+        return fixed + (self.found.usd_per_hour if self.found else -math.inf)
 
     def look(self, parts: int, with_floors: bool, unserved: float, floor: float, fair_ratio: float) -> None:
         """Find the least value anew on so many parts."""
         if self.stocks is None:
             self.stocks = self._stocks()
             self.apart = first_apart(self.stocks)
+            able = {pool for pool, stock in zip(self.pools, self.stocks, strict=True) if stock.rate_per_s > 0.0}
+            self.reach = Reach.of(self.service, self.market, sorted(able))
+        self.lost_usd_per_hour = floor * self.reach.missing
         count = self._floor() if with_floors else 0
         if count:
             self.apart = set(range(len(self.stocks)))
             for stock in self.stocks:
                 tell_apart(stock)
         self.asked = Asked(
-            demand_per_s=self.problem.demands[self.service.name].requests_per_s,
+            demand_per_s=self.reach.carried_ratio * self.problem.demands[self.service.name].requests_per_s,
             unserved_usd_per_hour=unserved,
             fair_ratio=fair_ratio,
             floor=count,
             floor_usd_per_hour=floor,
+            served_ratio=self.reach.served_ratio,
         )
         self.parts = parts
         self.found = least(self.stocks, self.apart, self.asked, parts, self.tables)
@@ -229,7 +257,8 @@ class _Case:
 
     def _floor(self) -> int:
         units = max((len(stock.units_usd_per_hour) for stock in self.stocks or ()), default=0)
-        wanted = max(self.service.min_replicas, self.service.min_locations if self.service.min_locations > 1 else 0)
+        spread = min(self.service.min_locations, self.reach.locations) if self.service.min_locations > 1 else 0
+        wanted = max(self.service.min_replicas, spread)
         return min(wanted, MOST_FLOOR) if units <= FLOOR_UNITS else 0
 
     def _stocks(self) -> list[Stock]:
@@ -245,6 +274,7 @@ class _Case:
                 pool = PoolKey(service=self.service.name, role=role, gpu_class=key.gpu_class, config=key.config)
                 levels = [s for cap in self._caps(profile, kind) if (s := self._stock(pool, profile, kind, cap))]
                 found += levels
+                self.pools += [pool] * len(levels)
                 if levels:
                     stop = self.problem.policy.stop_cost_hours * levels[0].price_usd_per_hour
                     self.stop_all_usd_per_hour += stop * sum(self._running(pool).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from solvers.certificate import GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER, Certificate, PricedRow
+from solvers.certificate import CEILING, GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER, Certificate, PricedRow
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.problem import Problem
@@ -31,7 +31,7 @@ def _price_faults(problem: Problem, shown: Certificate) -> Iterator[str]:
     """Find prices that are no amount of money, or of places and quotas that there are not."""
     known = _known(problem)
     for row in shown.rows:
-        name = f"the price of {row.limit} of {', '.join(row.places) or 'nowhere'} {row.gpu_class}".strip()
+        name = f"the price of {row.limit} of {', '.join(row.places) or 'nowhere'} {row.gpu_class}{row.role}".strip()
         if not 0.0 <= row.usd_per_hour < math.inf:
             yield f"{name} is {row.usd_per_hour:g} USD/h"
         is_there = known.get(row.limit)
@@ -45,6 +45,7 @@ def _known(problem: Problem) -> Mapping[str, Callable[[PricedRow, str], bool]]:
     """By limit, what says whether it is one of a place."""
     bays = {(node.gpu_class, node.location) for node in problem.nodes}
     fed = {domain for node in problem.nodes for domain in node.domains}
+    roles = {(service.name, str(role)) for service in problem.services for role in service.roles}
     quotas = {(quota.namespace, quota.gpu_class) for quota in problem.policy.quotas}
 
     def is_bay(row: PricedRow, place: str) -> bool:
@@ -56,7 +57,17 @@ def _known(problem: Problem) -> Mapping[str, Callable[[PricedRow, str], bool]]:
     def is_quota(row: PricedRow, place: str) -> bool:
         return (place, row.gpu_class) in quotas and len(row.places) == 1
 
-    return {GPUS: is_bay, POWER: is_domain, POWER_WHOLE: is_domain, QUOTA_GPUS: is_quota, QUOTA_POWER: is_quota}
+    def is_ceiling(row: PricedRow, place: str) -> bool:
+        return (place, row.role) in roles and len(row.places) == 1
+
+    return {
+        GPUS: is_bay,
+        POWER: is_domain,
+        POWER_WHOLE: is_domain,
+        QUOTA_GPUS: is_quota,
+        QUOTA_POWER: is_quota,
+        CEILING: is_ceiling,
+    }
 
 
 def _weight_faults(problem: Problem, shown: Certificate) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.certificate import GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER, Certificate, PricedRow
+from solvers.certificate import CEILING, GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER, Certificate, PricedRow
 from solvers.fleet import Node, PoolKey
 from solvers.power import base_watts, ceiling_watts, nodes_by_domain, worst_watts
 from solvers.problem import Problem
@@ -136,21 +136,26 @@ class Market:
             return math.inf
         if row.limit == POWER:
             return math.fsum(rooms.get(place, 0.0) for place in row.places) / 1000.0
+        if row.limit == CEILING:
+            most = [float(s.max_replicas) for s in self.problem.services if s.name == row.places[0]]
+            return min(most, default=math.inf)
         if row.limit == POWER_WHOLE:
             return float(sum(math.floor(rooms.get(place, 0.0) / row.size + WHOLE) for place in row.places))
         quotas = [q for q in self.problem.policy.quotas if (q.namespace, q.gpu_class) == (row.places[0], row.gpu_class)]
-        most = [q.max_gpus if row.limit == QUOTA_GPUS else q.max_watts for q in quotas]
-        said = [float(each) for each in most if each is not None]
+        held = [q.max_gpus if row.limit == QUOTA_GPUS else q.max_watts for q in quotas]
+        said = [float(each) for each in held if each is not None]
         return min(said, default=math.inf) / (1.0 if row.limit == QUOTA_GPUS else 1000.0)
 
     def quota_usd_per_hour(self, pool: PoolKey) -> float:
-        """What one replica of the pool pays for what its namespace may hold."""
+        """What one replica of the pool pays for what its namespace and its service may hold."""
         paid, kind = 0.0, self.problem.gpu_classes[pool.gpu_class]
         for row in self.rows:
             if row.limit in (QUOTA_GPUS, QUOTA_POWER) and row.places[0] == pool.namespace:
                 watts = worst_watts(kind, pool.config.gpus) / 1000.0
                 use = pool.config.gpus if row.limit == QUOTA_GPUS else watts
                 paid += row.usd_per_hour * use if row.gpu_class in ("", pool.gpu_class) else 0.0
+            elif (row.limit, row.role) == (CEILING, pool.role) and row.places[0] == pool.service:
+                paid += row.usd_per_hour
         return paid
 
 

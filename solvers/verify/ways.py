@@ -7,6 +7,7 @@ at the rate of a larger and the draw of a smaller one, pools that look dear carr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -65,6 +66,11 @@ class Stock:
         rate = self.rate_per_s
         return (float(self.units_usd_per_hour[0]) + self.idle_usd_per_hour) / rate if rate > 0.0 else np.inf
 
+    def given_usd_per_hour(self, told_apart: int) -> float:
+        """What replicas beyond those told apart give at most, where keeping them is worth more than they cost."""
+        beyond = self.units_usd_per_hour[told_apart:] + self.idle_usd_per_hour
+        return float(-np.minimum(0.0, beyond).sum())
+
     def ask(self, size: int) -> bool:
         """Make a size exact; False when it was."""
         if size in self.known:
@@ -94,13 +100,17 @@ class Stock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a service is asked and what failing it weighs. ``floor`` replicas in each chain, 0 to leave that out."""
+    """What a service is asked and what failing it weighs. ``floor`` replicas in each chain, 0 to leave that out.
+
+    ``served_ratio`` is the most of the demand that any way can serve, for whatever reason.
+    """
 
     demand_per_s: float
     unserved_usd_per_hour: float
     fair_ratio: float
     floor: int
     floor_usd_per_hour: float
+    served_ratio: float = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -181,13 +191,15 @@ def least(
     lacking = 1.0 - np.arange(parts + 1) / max(1, parts) if parts else np.zeros(1)
     beyond = np.maximum(0.0, lacking - asked.fair_ratio)
     paid = table[asked.floor] + asked.unserved_usd_per_hour * (lacking + beyond)
+    paid = paid[: int(np.ceil(asked.served_ratio * parts)) + 1]
     part = int(np.argmin(paid))
     uses: list[tuple[int, int]] = []
     floor, left = _back(stages[Role.MIXED], asked.floor, part, uses)
     for role in (Role.PREFILL, Role.DECODE):
         _back(stages[role], int(kept[role][1][floor, left]), left, uses)
+    given = math.fsum(s.given_usd_per_hour(s.most if i in apart else 0) for i, s in enumerate(stocks))
     hoped = tuple(sorted({(i, n) for i, n in uses if n == 0 or (n <= stocks[i].most and n not in stocks[i].known)}))
-    return Least(usd_per_hour=float(paid[part]), hoped=hoped)
+    return Least(usd_per_hour=float(paid[part]) - given, hoped=hoped)
 
 
 def _parts(carried: Floats, demand_per_s: float, parts: int) -> Ints:
@@ -241,7 +253,7 @@ def _combined(
 def _rest_stage(stock: Stock, index: int, asked: Asked, table: Floats) -> _Stage:
     """Pools that are not told apart: parts at the best rate."""
     parts = table.shape[1] - 1
-    slope = stock.slope * asked.demand_per_s / max(1, parts) * np.arange(parts + 1)
+    slope = max(0.0, stock.slope) * asked.demand_per_s / max(1, parts) * np.arange(parts + 1)
     none = np.zeros(0, dtype=np.int64)
     return _Stage(before=table, stock=index, amounts=none, costs=slope, sizes=none, stocks=none)
 

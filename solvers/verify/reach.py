@@ -1,0 +1,113 @@
+"""What rules on places leave a service: where it may be at all, what that costs it, and how much must be carried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from solvers.engine import Role
+from solvers.fleet import PoolKey
+from solvers.verify.market import Market
+from solvers.verify.rules import CHAINS
+from solvers.workload import PlacementMode, ServedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """What no way of a service can escape, for where its pools could stand.
+
+    Attributes
+    ----------
+    missing : int
+        Replicas below pins and locations below those asked for that no plan can have.
+    locations : int
+        At so many a chain can be; more replicas are asked at different locations by nothing.
+    carried_ratio : float
+        Capacity that a chain needs for each request/s that is served, so that a location may be lost.
+    served_ratio : float
+        0 where nothing can be served under the rules, else 1.
+    """
+
+    missing: int = 0
+    locations: int = 0
+    carried_ratio: float = 1.0
+    served_ratio: float = 1.0
+
+    @classmethod
+    def of(cls, service: ServedModel, market: Market, pools: Iterable[PoolKey]) -> Reach:
+        """Work it out; ``pools`` are those that carry something."""
+        is_free = not service.pins and service.min_locations <= 1
+        is_free = is_free and service.max_share_per_location_ratio >= 1.0 and service.max_spot_ratio >= 1.0
+        if is_free or service.placement is PlacementMode.CLASS:
+            return cls()
+        places = {pool: _places(service, market, pool) for pool in pools}
+        chains = [_union(places, chain) for chain in CHAINS]
+        fewest = min(len(chain) for chain in chains)
+        wanted = service.min_locations if service.min_locations > 1 else 0
+        missing = sum(max(0, wanted - len(chain)) for chain in chains)
+        missing += sum(
+            max(0, pin.replicas - _most(service, market, places, pin.location, pin.role, pin.gpu_class))
+            for pin in service.pins
+        )
+        return cls(
+            missing=missing,
+            locations=fewest,
+            carried_ratio=_carried_ratio(service, max(len(chain) for chain in chains)),
+            served_ratio=float(_serves(service, market, places, fewest)),
+        )
+
+
+def _places(service: ServedModel, market: Market, pool: PoolKey) -> dict[str, int]:
+    """Replicas of the pool that a location holds when nothing else is there, where the service may be."""
+    found: dict[str, int] = {}
+    for kind in market.kinds[pool.gpu_class]:
+        for location in kind.locations if not (service.max_spot_ratio <= 0.0 and kind.terms[0] > 0.0) else ():
+            if service.allows_location(location) and (n := market.slots(pool.gpu_class, location, pool.config.gpus)):
+                found[location] = n
+    return found
+
+
+def _union(places: dict[PoolKey, dict[str, int]], roles: tuple[Role, ...]) -> set[str]:
+    return {at for pool, counts in places.items() if pool.role in roles for at in counts}
+
+
+def _most(
+    service: ServedModel,
+    market: Market,
+    places: dict[PoolKey, dict[str, int]],
+    location: str,
+    role: Role | None,
+    gpu_class: str,
+) -> int:
+    """The most replicas that could count for a pin: each class by its smallest replica, each role up to its ceiling."""
+    able = [p for p in places if role in (None, p.role) and gpu_class in ("", p.gpu_class) and location in places[p]]
+    by_class: dict[str, int] = {}
+    for pool in able:
+        by_class[pool.gpu_class] = max(by_class.get(pool.gpu_class, 0), places[pool][location])
+    return min(sum(by_class.values()), service.max_replicas * len({pool.role for pool in able}))
+
+
+def _carried_ratio(service: ServedModel, locations: int) -> float:
+    """What is left when the fullest of so many locations is lost is at most all but one part in so many."""
+    if service.max_share_per_location_ratio >= 1.0 or locations <= 1:
+        return 1.0
+    return max(1.0, (1.0 - service.max_share_per_location_ratio) * locations / (locations - 1))
+
+
+def _serves(service: ServedModel, market: Market, places: dict[PoolKey, dict[str, int]], fewest: int) -> bool:
+    """False where a chain could only be at one location that may not be lost, or only on nodes that may be taken."""
+    if service.max_share_per_location_ratio < 1.0 and fewest <= 1:
+        return False
+    if service.max_spot_ratio >= 1.0:
+        return True
+    owned = {
+        pool: {at: n for at, n in counts.items() if _reclaims(market, pool.gpu_class, at) <= 0.0}
+        for pool, counts in places.items()
+    }
+    return all(_union(owned, chain) for chain in CHAINS)
+
+
+def _reclaims(market: Market, gpu_class: str, location: str) -> float:
+    kind = market.kinds[gpu_class][market.kind_of[gpu_class, location]]
+    return kind.terms[0] if math.isfinite(kind.terms[0]) else 0.0
