@@ -1,0 +1,405 @@
+"""Rules, claims, pairs, parts and nodes, checked on plans written down by hand: just what is wrong is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from solvers.engine import EngineConfig, Role
+from solvers.fleet import Node, PoolKey
+from solvers.plan import PartPlan, Placement, Plan, PoolPlan, Relief, ServicePlan, SolveReport, SolveStatus
+from solvers.problem import Problem, Quota
+from solvers.verify.claims import claims, penalties
+from solvers.verify.nodes import groups
+from solvers.verify.pairs import pairs
+from solvers.verify.parts import mix_of, part_sizes, parts
+from solvers.verify.rules import locations, losses, on_spot, pins, quotas, relief, terms_by_bay
+from solvers.workload import Pin, SizeBucket
+from tests import fleets
+
+Held = Mapping[PoolKey, tuple[float, Mapping[str, int]]]
+"""By pool: requests/s of a replica, and replicas by location."""
+
+MIX = tuple(SizeBucket(prompt_tokens=n, output_tokens=9, weight_ratio=0.25) for n in (0, 99, 100, 900))
+
+
+def pool(service: str, role: Role, gpu_class: str = "h100-sxm", gpus: int = 1, sizes: str = "") -> PoolKey:
+    config = EngineConfig(tensor_parallel=gpus)
+    return PoolKey(service=f"default/{service}", role=role, gpu_class=gpu_class, config=config, sizes=sizes)
+
+
+def problem(nodes: tuple[Node, ...] = (), **services: Mapping[str, Any]) -> Problem:
+    """Services a and b on three racks of both classes."""
+    fleet = nodes or tuple(
+        node
+        for at in ("r1", "r2", "r3")
+        for name in ("h100-sxm", "l40s")
+        for node in fleets.nodes(name, 1, at, prefix=name)
+    )
+    served = [(replace(fleets.service(name, "m"), **services.get(name, {})), 4.0) for name in ("a", "b")]
+    profiles = [fleets.profile("m", name, gpus, 8.0) for name in ("h100-sxm", "l40s") for gpus in (1, 2, 16)]
+    return fleets.problem(served, fleet, profiles, mix=MIX)
+
+
+def plan(held: Held, served: float = 4.0, **how: Any) -> Plan:
+    rows = [
+        Placement(pool=key, location=at, replicas=n) for key, (_, places) in held.items() for at, n in places.items()
+    ]
+    totals = {key: sum(places.values()) for key, (_, places) in held.items()}
+    pools = [
+        PoolPlan(
+            pool=key,
+            replicas=totals[key],
+            demand_ratio=1.0,
+            capacity_requests_per_s=rate * totals[key],
+            cap_watts=700.0,
+            reserved_watts=0.0,
+            planned_watts=0.0,
+            cost_usd_per_hour=0.0,
+            nodes_per_replica=math.ceil(key.config.gpus / 8),
+        )
+        for key, (rate, _) in held.items()
+    ]
+    made = Plan(
+        placements=tuple(sorted(rows)),
+        pools=tuple(sorted(pools, key=lambda p: p.pool)),
+        services=tuple(
+            ServicePlan(
+                service=f"default/{name}", tier="critical", demand_requests_per_s=4.0, served_requests_per_s=served
+            )
+            for name in ("a", "b")
+        ),
+        domains=(),
+        bindings=(),
+        report=SolveReport(
+            status=SolveStatus.FEASIBLE,
+            objective_usd_per_hour=0.0,
+            bound_usd_per_hour=0.0,
+            gap_ratio=0.0,
+            cost_usd_per_hour=0.0,
+            rounds=1,
+        ),
+    )
+    return replace(made, **how)
+
+
+def test_a_pin_counts_its_own_service_role_class_and_location() -> None:
+    held: Held = {
+        pool("a", Role.DECODE): (1.0, {"r1": 1, "r2": 5}),
+        pool("a", Role.PREFILL): (1.0, {"r1": 5}),
+        pool("a", Role.DECODE, "l40s"): (1.0, {"r1": 5}),
+        pool("b", Role.DECODE): (1.0, {"r1": 5}),
+    }
+    asked = Pin(location="r1", replicas=2, role=Role.DECODE, gpu_class="h100-sxm")
+    found = tuple(pins(plan(held), problem(a={"pins": (asked,)})))
+    assert found == (("default/a", "pins[default/a r1 decode h100-sxm]: 1 replicas, at least 2"),)
+    assert not tuple(pins(plan(held), problem(a={"pins": (replace(asked, replicas=1),)})))
+
+
+def test_each_chain_of_a_service_counts_its_own_locations() -> None:
+    held: Held = {
+        pool("a", Role.PREFILL): (1.0, {"r1": 1, "r2": 1}),
+        pool("a", Role.DECODE): (1.0, {"r1": 2}),
+        pool("b", Role.DECODE): (1.0, {"r3": 1}),
+    }
+    found = tuple(locations(plan(held), problem(a={"min_locations": 2})))
+    assert found == (("default/a", "locations[default/a]: decode + mixed at 1 locations, at least 2"),)
+    assert not tuple(locations(plan({}), problem(a={"min_locations": 1})))
+    assert len(tuple(locations(plan({}), problem(a={"min_locations": 2})))) == 2
+
+
+def test_a_bay_is_as_risky_and_dear_as_its_worst_node_with_gpus_to_give() -> None:
+    one, two, three = fleets.nodes("h100-sxm", 3, "r1")
+    nodes = (
+        replace(one, reclaims_per_hour=0.5, price_ratio=0.6),
+        replace(two, price_ratio=0.9, gpus_usable=1),
+        replace(three, reclaims_per_hour=5.0, price_ratio=2.0, gpus_usable=0),
+    )
+    assert terms_by_bay(problem(nodes)) == {("r1", "h100-sxm"): (0.5, 0.9)}
+
+
+def spotty(**how: Any) -> Problem:
+    """Rack r2 may be taken away."""
+    made = problem(a=how)
+    nodes = tuple(replace(n, reclaims_per_hour=0.5) if n.location == "r2" else n for n in made.nodes)
+    return replace(made, nodes=nodes)
+
+
+def test_what_stays_must_carry_its_part_of_each_chain() -> None:
+    held: dict[PoolKey, tuple[float, Mapping[str, int]]] = {
+        pool("a", Role.PREFILL): (1.0, {"r1": 2, "r2": 9}),
+        pool("a", Role.DECODE): (1.99, {"r1": 1, "r2": 9}),
+        pool("b", Role.DECODE): (9.0, {"r1": 9}),
+    }
+    said = "spot[default/a]: decode + mixed carry 1.99 requests/s on nodes that stay, 2 asked"
+    assert tuple(on_spot(plan(held), spotty(max_spot_ratio=0.5))) == (said,)
+    held[pool("a", Role.DECODE)] = (2.0, {"r1": 1, "r2": 9})
+    assert not tuple(on_spot(plan(held), spotty(max_spot_ratio=0.5)))
+    refused = tuple(on_spot(plan(held, 0.0), spotty(max_spot_ratio=0.0)))
+    assert refused == ("spot[default/a]: replicas on nodes that may be taken away, none allowed",)
+    assert not tuple(on_spot(plan(held, 9.0), spotty(max_spot_ratio=1.0)))
+
+
+def test_the_loss_of_any_location_leaves_each_chain_its_part() -> None:
+    held: dict[PoolKey, tuple[float, Mapping[str, int]]] = {
+        pool("a", Role.PREFILL): (1.0, {"r1": 2, "r2": 2}),
+        pool("a", Role.DECODE): (1.99, {"r1": 2, "r2": 1}),
+        pool("b", Role.DECODE): (9.0, {"r3": 9}),
+    }
+    said = "share[default/a]: decode + mixed carry 1.99 requests/s without r1, 2 asked"
+    asked = problem(a={"max_share_per_location_ratio": 0.5})
+    assert tuple(losses(plan(held), asked)) == (said,)
+    held[pool("a", Role.DECODE)] = (2.0, {"r1": 2, "r2": 1})
+    assert not tuple(losses(plan(held), asked))
+
+
+@pytest.mark.parametrize(
+    ("amount", "usd", "is_wrong"),
+    [(1.0, 0.0, False), (0.0, 1.0, True), (math.inf, 1.0, True), (1.0, -0.01, True), (1.0, math.inf, True)],
+)
+def test_relief_is_said_in_finite_amounts(amount: float, usd: float, is_wrong: bool) -> None:
+    row = Relief(limit="gpus", subject="x", unit="GPUs", amount=amount, usd_per_hour=usd)
+    made = plan({})
+    short = tuple(replace(service, short_because=("why",)) for service in made.services)
+    assert len(tuple(relief(replace(made, relief=(row,), services=short)))) == is_wrong
+    assert len(tuple(relief(replace(made, relief=(row,))))) == 1 + is_wrong
+    assert not tuple(relief(made))
+
+
+@pytest.mark.parametrize(
+    ("quota", "said"),
+    [
+        (Quota(namespace="default", max_gpus=3), ()),
+        (Quota(namespace="default", max_gpus=2), ("quota_gpus[default]: holds 3 GPUs, at most 2",)),
+        (
+            Quota(namespace="default", gpu_class="l40s", max_gpus=0),
+            ("quota_gpus[default l40s]: holds 1 GPUs, at most 0",),
+        ),
+        (Quota(namespace="default", gpu_class="h100-sxm", max_watts=1700.0), ()),
+        (
+            Quota(namespace="default", gpu_class="h100-sxm", max_watts=1699.0),
+            ("quota_power[default h100-sxm]: holds 1,700 W, at most 1,699 W",),
+        ),
+        (Quota(namespace="team", max_gpus=0, max_watts=0.0), ()),
+    ],
+)
+def test_quotas_count_what_a_namespace_holds(quota: Quota, said: tuple[str, ...]) -> None:
+    made = problem()
+    held: Held = {pool("a", Role.MIXED): (1.0, {"r1": 2}), pool("b", Role.MIXED, "l40s"): (1.0, {"r1": 1})}
+    asked = replace(made, policy=replace(made.policy, quotas=(quota,)))
+    assert tuple(quotas(plan(held), asked)) == said
+
+
+def claimed(**how: Any) -> tuple[str, ...]:
+    """What is said of two mixed replicas: 0.75 of 1.5 requests/s each, 70 + 0.375 x 665 W and the host's 150."""
+    made = plan({pool("a", Role.MIXED): (1.125, {"r1": 2})})
+    row = replace(made.pools[0], planned_watts=2 * (70.0 + 0.375 * 665.0 + 150.0))
+    made = replace(made, pools=(replace(row, **how),))
+    return tuple(claims(made, problem(), fleets.plain_capacity))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({}, ""),
+        ({"capacity_requests_per_s": 1.125}, ""),  # half of it: a plan tightened by a replay
+        ({"capacity_requests_per_s": 1.12}, "said 1.12 requests/s, sized for 2.25"),
+        ({"capacity_requests_per_s": 2.2501}, "said 2.2501 requests/s, sized for 2.25"),
+        ({"planned_watts": 938.755}, ""),
+        ({"planned_watts": 938.77}, "planned 939 W, sized for 939 W"),
+        ({"planned_watts": 938.73}, "planned 939 W, sized for 939 W"),
+        ({"cap_watts": 500.0}, "cap["),  # the profile knows no speed at that cap
+    ],
+)
+def test_claims_are_held_to_the_sizing(how: dict[str, float], words: str) -> None:
+    found = claimed(**how)
+    assert [words in fault for fault in found] == ([True] if words else [])
+
+
+@pytest.mark.parametrize(
+    ("demand", "served", "penalty", "is_wrong"),
+    [
+        (4.0, 3.9, 1.0, False),
+        (4.0, 3.9, 0.0, True),
+        (4.0, 4.0, -0.1, True),
+        (4.0, 4.0, math.nan, True),
+        (0.01, 0.01 - 5e-7, 0.0, False),  # less than a sum of loads rounds by
+        (100.0, 100.0 - 5e-5, 0.0, False),
+        (100.0, 100.0 - 5e-4, 0.0, True),
+    ],
+)
+def test_whoever_is_short_pays(demand: float, served: float, penalty: float, is_wrong: bool) -> None:
+    made = plan({})
+    row = replace(
+        made.services[0],
+        demand_requests_per_s=demand,
+        served_requests_per_s=served,
+        penalty_usd_per_hour=penalty,
+    )
+    assert len(tuple(penalties(replace(made, services=(row,))))) == is_wrong
+
+
+def paired(held: Held, made: Problem, served: float = 4.0) -> tuple[str, ...]:
+    """Faults of service a alone."""
+    rows = plan(held, served)
+    return tuple(pairs(replace(rows, services=rows.services[:1]), made))
+
+
+def test_pairs_of_a_service_are_its_own_and_inside_a_group() -> None:
+    near: Held = {
+        pool("a", Role.PREFILL): (4.0, {"r1": 1}),
+        pool("a", Role.DECODE): (4.0, {"r2": 1}),
+        pool("b", Role.MIXED): (9.0, {"r1": 1}),
+    }
+    assert paired(near, problem()) == ()
+    over = paired(near, problem(), 4.0001)
+    assert over == ("pairs[default/a]: serves 4.0001 requests/s, pairs inside one KV group and mixed replicas carry 4",)
+    local = paired(near, problem(a={"kv_may_cross": False}))
+    assert local == (
+        "pairs[default/a]: serves 4 requests/s, pairs inside one KV group at one location and mixed replicas carry 0",
+    )
+    far: Held = {
+        pool("a", Role.PREFILL): (4.0, {"r1": 1}),
+        pool("a", Role.DECODE, "l40s"): (4.0, {"r1": 1}),
+        pool("a", Role.MIXED): (1.0, {"r1": 1}),
+    }
+    made = problem()
+    assert paired(far, made) == ()
+    kinds = {name: replace(kind, kv_fabric=name) for name, kind in made.gpu_classes.items()}
+    apart = paired(far, replace(made, gpu_classes=kinds))
+    assert apart[0].endswith("pairs inside one KV group and mixed replicas carry 1")
+    assert apart[1:] == (
+        "pairs[default/a vllm h100-sxm]: prefills 1.000000 of what is served, decodes 0.000000",
+        "pairs[default/a vllm l40s]: prefills 0.000000 of what is served, decodes 1.000000",
+    )
+    assert paired(far, replace(made, gpu_classes=kinds), 0.0) == ()
+
+
+PARTS = (("p0-99", 2.0), ("p100-up", 2.0))
+
+
+def split(rows: tuple[tuple[str, float], ...] = PARTS, served: float = 4.0, **how: Any) -> tuple[str, ...]:
+    """Faults of service a in two parts of two requests/s, each with a mixed pool."""
+    held: Held = {pool("a", Role.MIXED, sizes=sizes): (9.0, {"r1": 1}) for sizes, _ in PARTS}
+    made = plan(held, served)
+    made = replace(
+        made,
+        pools=tuple(replace(p, demand_ratio=0.5) for p in made.pools),
+        parts=tuple(
+            replace(
+                PartPlan(
+                    service="default/a", sizes=sizes, demand_requests_per_s=rate, served_requests_per_s=served / 2.0
+                ),
+                **how,
+            )
+            for sizes, rate in rows
+        ),
+    )
+    asked = problem(a={"splits_by_size": True})
+    return tuple(part_sizes(made, asked)) or tuple(parts(made, asked))
+
+
+def test_parts_hold_every_request_once() -> None:
+    """Prompts of 0, 99, 100 and 900 tokens: an end of a range belongs to it."""
+    assert split() == ()
+    sized = {s: [b.prompt_tokens for b in mix_of(problem(), pool("a", Role.MIXED, sizes=s))] for s, _ in PARTS}
+    assert sized == {"p0-99": [0, 99], "p100-up": [100, 900]}
+    assert split((("p0-99", 2.0), ("p100-up", 2.001)))[0].startswith("parts[default/a]: ask 4.001 requests/s together")
+    wrong = split((("p0-99", 1.9), ("p100-up", 2.1)))
+    assert wrong[:2] == (
+        "parts[default/a]: p0-99 asks 1.9 requests/s, by its mix 2",
+        "parts[default/a]: p100-up asks 2.1 requests/s, by its mix 2",
+    )
+    gap = split((("p0-98", 2.0), ("p100-up", 2.0)))
+    assert gap[0] == "parts[default/a]: p0-98, p100-up do not hold every prompt length once, in order"
+    twice = split((("p0-99", 2.0), ("p99-up", 2.0)))
+    assert twice[0] == "parts[default/a]: p0-99, p99-up do not hold every prompt length once, in order"
+    words = split((("p0-99", 2.0), ("pall-up", 2.0)))
+    assert words[0] == "parts[default/a]: p0-99, pall-up do not hold every prompt length once, in order"
+
+
+def test_parts_serve_what_they_are_asked_at_most_and_what_their_pools_carry() -> None:
+    over = split(served=4.2)
+    assert [fault for fault in over if "serves" in fault] == [
+        "parts[default/a]: p0-99 serves 2.1 of 2 requests/s",
+        "parts[default/a]: p100-up serves 2.1 of 2 requests/s",
+    ]
+    less = split(served_requests_per_s=1.9)
+    assert less[0] == "parts[default/a]: serve 3.8 requests/s together, the service 4"
+    assert "parts[default/a]: p0-99: prefill + mixed carry 2 requests/s of 1.9 served" in less
+    plain = problem()
+    made = plan({}, parts=tuple(
+        PartPlan(service="default/a", sizes=s, demand_requests_per_s=2.0, served_requests_per_s=2.0) for s, _ in PARTS
+    ))  # fmt: skip
+    assert tuple(part_sizes(made, plain)) == ("parts[default/a]: no such service splits by size",)
+    other = problem(b={"splits_by_size": True})
+    assert tuple(part_sizes(made, other)) == ("parts[default/a]: no such service splits by size",)
+
+
+def stocked(*nodes: tuple[int, int | None]) -> tuple[Node, ...]:
+    """Nodes of one rack by GPUs and CPUs, which some do not name."""
+    made = fleets.nodes("h100-sxm", len(nodes), "r1")
+    return tuple(
+        replace(node, gpus_usable=gpus, resources={} if cpus is None else {"cpu": cpus})
+        for node, (gpus, cpus) in zip(made, nodes, strict=True)
+    )
+
+
+def packed(nodes: tuple[Node, ...], asks: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """Faults when services hold so many replicas of one GPU, and so many CPUs each."""
+    held: Held = {pool(name, Role.MIXED): (1.0, {"r1": count}) for name, (count, _) in asks.items()}
+    requests = {name: {"requests": {Role.MIXED: {"cpu": cpus}}} for name, (_, cpus) in asks.items()}
+    return tuple(groups(plan(held), problem(nodes, **requests)))
+
+
+def test_replicas_are_packed_by_what_they_ask_beside_gpus() -> None:
+    """Two of 3 and two of 2 CPUs: best fit would part them, and only one other way holds all."""
+    assert packed(stocked((2, 4), (3, 6)), {"a": (2, 3), "b": (2, 2)}) == ()
+    said = "resources[h100-sxm@r1]: no nodes have 10 cpu of 10 for 2 replicas beside their GPUs"
+    assert packed(stocked((2, 4), (3, 6)), {"a": (2, 5)}) == (said,)
+    assert packed(stocked((2, 5), (3, 5)), {"a": (2, 5)}) == ()
+    short = packed(stocked((2, 4), (3, 6)), {"a": (2, 3), "b": (2, 3)})
+    assert short == ("resources[h100-sxm@r1]: no nodes have 12 cpu of 10 for 4 replicas beside their GPUs",)
+
+
+def test_a_node_that_names_no_amount_has_enough_and_one_below_nothing_has_none() -> None:
+    assert packed(stocked((2, None), (3, 0)), {"a": (2, 50)}) == ()
+    said = packed(stocked((2, None), (3, -4)), {"a": (3, 50)})
+    assert said == ("resources[h100-sxm@r1]: no nodes have 150 cpu of 0 for 3 replicas beside their GPUs",)
+    assert packed(stocked((2, None), (3, 0)), {"a": (5, 0)}) == ()
+
+
+def test_gpus_are_counted_by_class_and_node() -> None:
+    nodes = (*stocked((2, None), (3, None)), *fleets.nodes("l40s", 1, "r1"))
+    five: Held = {pool("a", Role.MIXED): (1.0, {"r1": 5}), pool("b", Role.MIXED, "l40s"): (1.0, {"r1": 8})}
+    assert tuple(groups(plan(five), problem(nodes))) == ()
+    six: Held = {pool("a", Role.MIXED): (1.0, {"r1": 6})}
+    assert tuple(groups(plan(six), problem(nodes))) == (
+        "gpus[h100-sxm@r1]: 6 GPUs in groups of [1] do not fit on nodes with [2, 3] free",
+    )
+    pair: Held = {pool("a", Role.MIXED, gpus=2): (1.0, {"r1": 3})}
+    assert len(tuple(groups(plan(pair), problem(nodes)))) == 1  # one GPU of the larger node stays over
+    two: Held = {pool("a", Role.MIXED, gpus=2): (1.0, {"r1": 2}), pool("b", Role.MIXED): (1.0, {"r1": 1})}
+    assert tuple(groups(plan(two), problem(nodes))) == ()
+
+
+def test_replicas_of_two_nodes_stand_on_whole_nodes_of_one_island() -> None:
+    one, two, three = (replace(node, island="i") for node in fleets.nodes("h100-sxm", 3, "r1"))
+    wide: Held = {pool("a", Role.MIXED, gpus=16): (1.0, {"r1": 1})}
+    assert tuple(groups(plan(wide), problem((one, two)))) == ()
+    apart = tuple(groups(plan(wide), problem((one, replace(two, island="j")))))
+    assert apart[0].startswith("gpus[h100-sxm@r1]: 16 GPUs in groups of [16] do not fit on nodes with [8, 8] free")
+    assert apart[0].endswith("islands of [1, 1] whole nodes")
+    broken = tuple(groups(plan(wide), problem((one, replace(two, gpus_usable=7)))))
+    assert broken[0].endswith("nodes with [8, 7] free, islands of [1] whole nodes")
+    assert tuple(groups(plan(wide), problem((one, replace(two, gpus_usable=7), three)))) == ()
+    alone = tuple(groups(plan(wide), problem((replace(one, island=""), replace(two, island="")))))
+    assert alone[0].endswith("islands of [] whole nodes")
+    made = plan(wide)
+    counted = replace(made, pools=(replace(made.pools[0], nodes_per_replica=1),))
+    said = "nodes[default/a/mixed/h100-sxm/tp16]: said 1 nodes a replica, it takes 2 of 8 GPUs"
+    assert tuple(groups(counted, problem((one, two)))) == (said,)
