@@ -19,6 +19,8 @@ FAR_BEYOND = 100.0
 """Times what the whole fleet could carry for a service; beyond, more demand changes no decision."""
 
 
+RELIEF_NOTE = f"relief serves {FAR_BEYOND:g} times what every GPU together could carry, not all that is asked"
+
 GPU_REQUESTS_PER_S = 1000.0
 """A GPU never carries so many; demand below this for every GPU of the fleet needs no closer look."""
 
@@ -79,7 +81,10 @@ def said_in_full(desk: Desk, plan: Plan, asked: Problem) -> Plan:
     value, bound = report.objective_usd_per_hour + more, report.bound_usd_per_hour + more
     gap = (value - bound) / max(abs(value), 1e-9)
     status = SolveStatus.OPTIMAL if gap <= asked.policy.relative_gap + 1e-9 else SolveStatus.FEASIBLE
-    report = replace(report, objective_usd_per_hour=value, bound_usd_per_hour=bound, gap_ratio=gap, status=status)
+    notes = (*report.notes, RELIEF_NOTE) if plan.relief else report.notes
+    report = replace(
+        report, objective_usd_per_hour=value, bound_usd_per_hour=bound, gap_ratio=gap, status=status, notes=notes
+    )
     return replace(plan, services=services, report=report, certificate=None)  # its prices are of less demand
 
 
