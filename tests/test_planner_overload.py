@@ -66,3 +66,14 @@ def test_an_overloaded_demo_serves_from_the_top(scale: float) -> None:
     assert plan.is_short
     assert ratios[0] == pytest.approx(1.0) or ratios[1] <= 0.05
     assert ratios[1] == pytest.approx(1.0) or ratios[2] <= 0.05
+
+
+def test_demand_that_nobody_can_serve_leaves_what_can_be_served() -> None:
+    """Penalties of the hopeless rest must not fill the gap at which the search stops."""
+    problem, name = fleets.demo(4.0, budget_ratio=0.7), "default/chat-8b"
+    served = []
+    for rate in (800.0, 240_000.0):
+        demand = replace(problem.demands[name], requests_per_s=rate)
+        plan = make_plan(replace(problem, demands={**problem.demands, name: demand}))
+        served.append(next(row.served_requests_per_s for row in plan.services if row.service == name))
+    assert served[1] >= 0.95 * served[0] > 100.0

@@ -1,8 +1,8 @@
 """Demand far beyond what a fleet could ever carry, brought within reach of the solver's arithmetic and said in full.
 
 A solver works to about six digits. Where a service asks for 10⁹ requests/s of a fleet that carries ten, serving them
-would be lost in its rounding. So what is planned for is capped at a multiple of what could be carried; the rest is
-unserved in every plan, and is added to demand, penalties, objective and bound afterwards.
+would be lost in its rounding, and in the gap that it stops at. So what is planned for is capped at a multiple of what
+could be carried; the rest is unserved in every plan, and is added to demand, penalties, objective and bound afterwards.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
 from solvers.planner.desk import Desk
 from solvers.problem import Problem
 
-FAR_BEYOND = 100.0
-"""Times what the whole fleet could carry for a service; beyond, more demand changes no decision."""
+FAR_BEYOND = 3.0
+"""Times what the whole fleet could carry for a service; beyond, more demand changes no decision.
+
+Every solve stops at a gap relative to its objective. Penalties of what nobody could ever serve are part of that, and at
+a hundred times the reach the gap would be as large as all that can be served.
+"""
 
 
 RELIEF_NOTE = f"relief serves {FAR_BEYOND:g} times what every GPU together could carry, not all that is asked"
 
-GPU_REQUESTS_PER_S = 1000.0
-"""A GPU never carries so many; demand below this for every GPU of the fleet needs no closer look."""
+GPU_REQUESTS_PER_S = 5.0
+"""Demand below this for every GPU of the fleet needs no closer look."""
 
 
 def is_far_beyond(problem: Problem) -> bool:
