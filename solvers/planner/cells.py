@@ -138,6 +138,12 @@ class Cells:
                 found[c] += loss_usd_per_hour(self.problem, option.pool, terms)
         return found
 
+    def room_replicas(self) -> Ints:
+        """Replicas that each cell has room for, no more than its pool has use for; (C,)."""
+        slots = self.grouping.counted()
+        pairs = zip(self.cell_pool.tolist(), self.cell_group.tolist(), strict=True)
+        return _ints(min(self.pools[p].most, slots(g, self.pools[p].gpus)) for p, g in pairs)
+
     def pool_cells(self) -> tuple[Ints, Ints]:
         return self.cell_pool, np.arange(len(self.cell_pool))
 
@@ -168,17 +174,7 @@ def build_cells(
         sizes.setdefault(option.pool.gpu_class, set()).add(option.gpus)
     grouping = group_bays(problem, sizes, split_running=split_running, one_by_one=one_by_one)
     services = tuple(sorted(problem.services, key=lambda s: s.name))
-    by_name = {service.name: service for service in services}
-    reclaims = Reclaims.of(problem)
-    pairs = [
-        (p, g)
-        for p, option in enumerate(pools)
-        for g, group in enumerate(grouping.groups)
-        if group.gpu_class == option.pool.gpu_class
-        and group.slots(option.gpus) > 0
-        and by_name[option.pool.service].allows_location(group.bays[0].location)
-        and not reclaims.refuses(option.pool.service, group.bays[0].location, group.gpu_class)
-    ]
+    pairs = _pairs(problem, pools, grouping)
     order = {service.name: index for index, service in enumerate(services)}
     steps = [(p, step) for p, option in enumerate(pools) for step in option.steps]
     first = first_levels(pools)
@@ -205,6 +201,23 @@ def build_cells(
         floor_usd_per_hour=np.array([penalties.floor_usd_per_hour[s.name] for s in services], dtype=float),
         fair_ratio=np.array([penalties.fair_ratio.get(s.name, 1.0) for s in services], dtype=float),
     )
+
+
+def _pairs(problem: Problem, pools: Sequence[PoolOption], grouping: Grouping) -> list[tuple[int, int]]:
+    """Every pool with the groups of bays that can hold it and that its service may use."""
+    services, reclaims = {service.name: service for service in problem.services}, Reclaims.of(problem)
+    slots, of_class = grouping.counted(), dict[str, list[int]]()
+    for g, group in enumerate(grouping.groups):
+        of_class.setdefault(group.gpu_class, []).append(g)
+    at = [group.bays[0].location for group in grouping.groups]
+    return [
+        (p, g)
+        for p, option in enumerate(pools)
+        for g in of_class.get(option.pool.gpu_class, ())
+        if slots(g, option.gpus) > 0
+        and services[option.pool.service].allows_location(at[g])
+        and not reclaims.refuses(option.pool.service, at[g], option.pool.gpu_class)
+    ]
 
 
 def _ints(values: Iterable[int]) -> Ints:

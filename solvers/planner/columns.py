@@ -87,14 +87,10 @@ class Limit:
 
 def make_variables(cells: Cells) -> Variables:
     """Declare the columns with their plain bounds."""
-    groups = cells.grouping.groups
-    room = [
-        min(cells.pools[p].most, groups[g].slots(cells.pools[p].gpus))
-        for p, g in zip(cells.cell_pool, cells.cell_group, strict=True)
-    ]
+    room = cells.room_replicas()
     upper = np.array([step.upper for step in cells.steps], dtype=float)
     return Variables(
-        replicas=_column(len(room), np.array(room, dtype=float), integer=True),
+        replicas=_column(len(room), room.astype(float), integer=True),
         sized=_column(len(upper), upper),
         chosen=_column(len(upper), np.ones(len(upper)), integer=True),
         share=_column(len(cells.pools), np.ones(len(cells.pools))),

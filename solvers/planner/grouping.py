@@ -9,8 +9,9 @@ over bays, and the integer model over groups bounds the one over bays from below
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from solvers.derived import derived
 from solvers.fleet import ANYWHERE, Node
@@ -121,6 +122,10 @@ class Grouping:
     group_site: tuple[int, ...] = ()
     links: tuple[tuple[str, ...], ...] = ()
     group_link: tuple[int, ...] = ()
+
+    def counted(self) -> Callable[[int, int], int]:
+        """Replicas of so many GPUs that fit in a group, by (group, GPUs), each counted once."""
+        return cache(lambda group, gpus: self.groups[group].slots(gpus))
 
 
 def limited_bays(problem: Problem) -> tuple[Bay, ...]:

@@ -19,16 +19,9 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
     """Cut the cells by service; pools whose cells are none (no place) are left out by ``build_cells`` already."""
     made: list[Stocks] = []
     every = max(LEAST_EVERY, min(MOST_EVERY, WORK_SIZES // max(1, len(cells.services))))
-    groups = cells.grouping.groups
     now = {(int(p), int(g)): int(n) for p, g, n in zip(cells.held_pool, cells.held_group, cells.held_now, strict=True)}
     most = np.array([option.most for option in cells.pools], dtype=np.int64)
-    room = np.array(
-        [
-            min(int(most[p]), groups[g].slots(cells.pools[p].gpus))
-            for p, g in zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)
-        ],
-        dtype=np.int64,
-    )
+    room = cells.room_replicas()
     base = cells.pool_base[cells.cell_pool]  # what runs stays whatever its cap
     runs = np.array(
         [
