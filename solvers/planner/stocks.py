@@ -71,6 +71,8 @@ class Stocks:
         KV group of each pool where the service has several, else empty; mixed pools bear that of the first.
     floor_replicas, floor_usd_per_hour : int, float
         Replicas that each chain should have at least, and what each that is missing costs.
+    apart : frozenset of int
+        Pools of which all sizes are told apart; their curves know the largest.
     rate_per_s, run_usd_per_hour : (P,) float
         Of one replica, no pool does better: the rate of the largest size, the draw of an idle GPU.
     """
@@ -97,6 +99,11 @@ class Stocks:
     floor_replicas: int = 0
     floor_usd_per_hour: float = 0.0
     groups: tuple[str, ...] = ()
+    apart: frozenset[int] = frozenset()
+
+    def told(self, pool: int) -> int:
+        """Up to which size the sizes of a pool are told apart."""
+        return int(self.most[pool]) if pool in self.apart else self.every
 
     @property
     def pair_groups(self) -> tuple[str, ...]:
@@ -280,7 +287,7 @@ def _with_pool(
     stocks: Stocks, curve: Curve, pool: int, asked: Floats, table: Floats, stages: list[_Stage], is_safe: bool
 ) -> Floats:
     price, count, _ = stocks.units(pool, asked)
-    most = min(stocks.every, int(stocks.most[pool]), int(count.sum()))
+    most = min(stocks.told(pool), int(stocks.most[pool]), int(count.sum()))
     carried, run = curve.sizes(most)
     exact = carried / stocks.demand_per_s * stocks.parts
     loads = (np.floor(exact + NEAR) if is_safe else np.ceil(exact - NEAR)).astype(np.int64)
@@ -298,7 +305,7 @@ def _with_pool(
         np.minimum(grown[:load], table[0] + cost, out=grown[:load])
         np.minimum(grown[load:], table[:-load] + cost if load else table + cost, out=grown[load:])
         worst = min(worst, grown[-1])
-    if most == stocks.every and most < int(stocks.most[pool]) and loads[most] < stocks.parts:
+    if most == stocks.told(pool) and most < int(stocks.most[pool]) and loads[most] < stocks.parts:
         grown = _with_line(stocks, pool, price, count, table, grown, stage, float(run[most] / most))
     stages.append(stage)
     return grown
@@ -362,7 +369,9 @@ def _way_back(
         for role in PAIR_ROLES:
             _role_back(group.stages[role], mine, sizes, wanted)
     guessed = [
-        (p, n) for p, n in sorted(sizes.items()) if p in curves and n <= stocks.every and n not in curves[p].rate_per_s
+        (p, n)
+        for p, n in sorted(sizes.items())
+        if p in curves and n <= stocks.told(p) and n not in curves[p].rate_per_s
     ]
     return sizes, wanted, guessed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,12 @@ class WayTable:
             pool = cells.pools[int(cells.cell_pool[cell])].pool
             totals[pool] = totals.get(pool, 0) + count
         return totals
+
+    def sizes_of_best(self, service: int, values: Floats, most: int, cells: Cells) -> Iterator[tuple[PoolKey, int]]:
+        """Pools and their sizes in the ways of a service whose values, (W,), are least, at most so many."""
+        mine = np.flatnonzero(self.service == service)
+        for at in mine[np.argsort(values[mine], kind="stable")][:most]:
+            yield from self.sizes(int(at), cells).items()
 
     def priced(self, prices: Floats, weights: Floats) -> Floats:
         """What each way costs at the prices of the shared rows, (R,), its penalties weighed by service, (S,); (W,)."""

@@ -7,7 +7,7 @@ small integer model takes one way for each service. What is left to do is to pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,8 +27,9 @@ from solvers.planner.stock_taking import build_stocks
 from solvers.planner.stocks import Pick, Stocks, choose_kept, least_value
 from solvers.planner.tally import Worth
 from solvers.planner.way_table import WayTable
+from solvers.planner.wide_apart import closer_stocks
 from solvers.planner.wide_links import WideLinks
-from solvers.planner.wide_rows import best_ways, priced_ways, taken_in_turn, usd_per_unit
+from solvers.planner.wide_rows import as_they_fit, best_ways, priced_ways, taken_in_turn, usd_per_unit
 from solvers.planner.wide_sides import Sides, View
 from solvers.planner.wide_ways import SparseWay, WayMaker
 
@@ -43,14 +44,19 @@ FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all servi
 FINE_TRUST = 0.06  # the least trust that finely cut loads begin with
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
+HIDDEN = 0.5  # of a service's part of the gap asked, what its least value may lie below the way made of it
+MOST_TOLD_APART = 4  # times that this is looked for
+SHORT = 0.05  # of what the relaxed choice costs, penalties that say that the fleet is overloaded
 LEAST_FINE = 6  # pricings kept for finely cut loads
 WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
 CLOSED = 0.3  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
 SPLIT = 1e-4  # shares of ways below count as none
 MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
+SHORT_NODES = 4  # times fewer nodes where the plan is fitted afterwards
 CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
 USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
+HELD_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
 HELD_SLACK = 1e-6  # relative, of what a held tier lacks
 MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
 
@@ -84,6 +90,7 @@ class Wide:
     best: float = -np.inf
     trust: float = TRUST
     is_fine: bool = False
+    is_short: bool = False
     values: Floats = field(default_factory=lambda: np.zeros(0))
     held_usd_per_hour: Floats = field(default_factory=lambda: np.zeros(0))
     unusable: Floats = field(default_factory=lambda: np.zeros(0))
@@ -138,21 +145,7 @@ class Wide:
             amounts = {int(cell): float(parts[cell]) for cell in inside}
             whole = self.maker.rounded(s, amounts, min(1.0, float(served[s])), asked)
             ways += [whole] if whole is not None else []
-        return self._in_turn(ways)
-
-    def _in_turn(self, ways: Sequence[SparseWay]) -> Floats:
-        """Ways of different services, higher tiers first, each as far as there is room; (C,) replicas."""
-        room, columns = self.room.copy(), self.shared.tocsc()
-        total = np.zeros(len(self.cells.cell_pool))
-        for way in sorted(ways, key=lambda way: (self.cells.services[way.service].tier_rank, way.service)):
-            for cell, count in way.replicas:
-                at = slice(columns.indptr[cell], columns.indptr[cell + 1])
-                rows, uses = columns.indices[at], columns.data[at]
-                fits = int(np.floor((room[rows] / uses).min() + 1e-9)) if len(rows) else count
-                taken = max(0, min(count, fits))
-                room[rows] -= taken * uses
-                total[cell] += taken
-        return total
+        return as_they_fit(ways, self.cells, self.shared, self.room)
 
     def first(self) -> float:
         """Bound the objective at the prices begun with, and find the ways of each service that these like best."""
@@ -162,17 +155,34 @@ class Wide:
     def bound(self, is_enough: Enough) -> float:
         """Raise the bound, finding ways as it goes: loads cut coarsely first, then finely, where less is rounded."""
         self.unusable = np.zeros(len(self.room))
+        if len(self.held_usd_per_hour):
+            self._raised_beside_held(is_enough)
         left = max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))
-        for is_last in (False, True):
+        for is_last in (False, True) if not len(self.held_usd_per_hour) else ():
             left -= self._raised(left if is_last else left - LEAST_FINE, is_enough)
-            if is_enough(self.best):
-                break
+            if is_enough(self.best) or self._looks_short():
+                return self.best
             if not is_last:
                 self._cut_finer()
         for _ in range(MOST_COMPLETED):
             if is_enough(self.best) or not self._completed(self._choice_prices(self._relaxed())):
                 break
         return self.best
+
+    def _looks_short(self) -> bool:
+        """Tell whether much of what the relaxed choice costs is penalties: then it is the tiers' bound that counts."""
+        if not self.is_fine:
+            relaxed = self._relaxed()
+            self.is_short = bool(relaxed.x @ self.table.costs[1] > SHORT * abs(relaxed.value))
+        return self.is_short
+
+    def _raised_beside_held(self, is_enough: Enough) -> None:
+        """Price with tiers held, loads and sizes told apart more closely where least values hide something."""
+        self._cut_finer()
+        for _ in range(MOST_TOLD_APART):
+            self._raised(LEAST_PRICINGS, is_enough)
+            if is_enough(self.best) or not self._told_apart():
+                break
 
     def _raised(self, pricings: int, is_enough: Enough) -> int:
         """Price until nothing more is to be had; returns how often."""
@@ -202,9 +212,27 @@ class Wide:
         self.stocks = [replace(stocks, parts=max(stocks.parts, parts)) for stocks in self.stocks]
         self.sides = [cut and cut.finer(parts) for cut in self.sides]
 
+    def _told_apart(self) -> bool:
+        """Look more closely at what least values hide; True if there was anything to do."""
+        asked, weights = self._asked(self.prices), self._weights(self.prices)
+        finer = closer_stocks(
+            self.stocks,
+            [pick if cut is None else None for pick, cut in zip(self._picks(self.prices), self.sides, strict=False)],
+            book=self.book,
+            asked=asked,
+            weights=weights,
+            most_hidden=HIDDEN * self.gap * abs(self.best) / len(self.stocks),
+        )
+        if finer:
+            self.stocks = [finer.get(s, stocks) for s, stocks in enumerate(self.stocks)]
+            self.trust = max(self.trust, FINE_TRUST)
+            self._priced(self.prices)
+        return bool(finer)
+
     def _step(self) -> BoxStep:
         """The best prices for the ways known so far, near the best prices so far."""
         reach = self.trust * (self.prices + self.floor)
+        reach[len(self.room) :] *= HELD_TRUST
         low = np.maximum(0.0, self.prices - reach)
         return box_step(self._choice(), self._rooms(), low, self.prices + reach, time_limit_s=self.seconds)
 
@@ -301,7 +329,7 @@ class Wide:
             choice,
             relative_gap=CHOICE_GAP * self.gap,
             time_limit_s=self.seconds,
-            node_limit=max(1, min(MOST_NODES, CHOICE_WORK // len(among))),
+            node_limit=max(1, min(MOST_NODES // (SHORT_NODES if self.is_short else 1), CHOICE_WORK // len(among))),
             start=start,
             run=self.crew.whole,
         )
@@ -329,13 +357,10 @@ class Wide:
         over: list[float] = (priced_ways(ways, asked, self._weights(self.prices)) - self.values).tolist()
         return over
 
-    def sizes_near(self, services: Sequence[int], most: int) -> Iterator[tuple[PoolKey, int]]:
+    def sizes_near(self, services: Sequence[int], most: int) -> list[tuple[PoolKey, int]]:
         """Pools and their sizes in the best ways of services at the prices, so many of each service."""
-        values, service = self._priced_ways(self.prices), self.table.service
-        for s in services:
-            mine = np.flatnonzero(service == s)
-            for at in mine[np.argsort(values[mine], kind="stable")][:most]:
-                yield from self.table.sizes(int(at), self.cells).items()
+        values = self._priced_ways(self.prices)
+        return [size for s in services for size in self.table.sizes_of_best(s, values, most, self.cells)]
 
     def _priced_ways(self, prices: Floats) -> Floats:
         """What the ways known so far cost at the prices, (W,)."""

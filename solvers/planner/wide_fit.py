@@ -26,7 +26,11 @@ from solvers.programme import Word
 from solvers.sizing import Capacity
 
 AT_ONCE = 4  # services planned anew together
-MOST_FITS, MOST_IDLE = 12, 3  # times that some are, and those one after the other that bring nothing
+MOST_FITS, LEAST_IDLE, IDLE_SERVICES = (
+    16,
+    3,
+    8,
+)  # times that some are; those in vain that end it, one for so many services
 MOST_NODES = 40
 MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
 NEAR_SIZES, NEAR_RATIO = 3, 0.1  # around the sizes of those ways, which sizes are told apart
@@ -48,10 +52,10 @@ class Fitter:
         """Plan the services with most to gain anew, some at a time, until that brings nothing."""
         failed: dict[int, int] = {}
         closed: set[frozenset[int]] = set()
-        idle = 0
+        idle, most_idle = 0, max(LEAST_IDLE, len(self.wide.stocks) // IDLE_SERVICES)
         for _ in range(MOST_FITS):
             free = self._next(best, failed, closed)
-            if not free or idle >= MOST_IDLE or is_proved(best):
+            if not free or idle >= most_idle or is_proved(best):
                 break
             found, is_closed = self._fitted(best, free)
             if found is not None and found.is_better_than(best):

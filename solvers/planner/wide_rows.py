@@ -90,3 +90,18 @@ def taken_in_turn(choice: Arrays, tiers: Ints, shares: Floats) -> Floats:
             x[able[order[0]]] = 1.0
             room = room - used[:, able[order[0]]]
     return x
+
+
+def as_they_fit(ways: Sequence[SparseWay], cells: Cells, shared: sp.csr_array, room: Floats) -> Floats:
+    """Ways of different services, higher tiers first, each as far as there is room; (C,) replicas."""
+    room, columns = room.copy(), shared.tocsc()
+    total = np.zeros(len(cells.cell_pool))
+    for way in sorted(ways, key=lambda way: (cells.services[way.service].tier_rank, way.service)):
+        for cell, count in way.replicas:
+            at = slice(columns.indptr[cell], columns.indptr[cell + 1])
+            rows, uses = columns.indices[at], columns.data[at]
+            fits = int(np.floor((room[rows] / uses).min() + 1e-9)) if len(rows) else count
+            taken = max(0, min(count, fits))
+            room[rows] -= taken * uses
+            total[cell] += taken
+    return total
