@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from controller.cache import Cache
-from controller.client import AlreadyExists, Body, KubeClient, NotFound, NotLeader, Unreachable
+from controller.client import AlreadyExists, ApiError, Body, KubeClient, NotFound, NotLeader, Unreachable
 from controller.kinds import KINDS, key_of
 from controller.records import DELETION_COST
 from tests.world_bodies import NAMESPACE, domains, fleet_policy, gpu_classes, gpu_nodes, profiles, served_model
@@ -34,6 +34,7 @@ class FakeCluster(KubeClient):
         self.events: list[Body] = []
         self.is_down = False
         self.lacking: set[str] = set()
+        self.refused: set[str] = set()  # plurals of which nothing can be written
         self.may_write: Callable[[], bool] = lambda: True
         self.listener: Cache | None = None
         self._version = itertools.count(1)
@@ -150,6 +151,8 @@ class FakeCluster(KubeClient):
         self._answer()
         if not self.may_write():
             raise NotLeader(f"{verb} {path}: refused")
+        if path.rpartition("/")[2] in self.refused:
+            raise ApiError(f"{verb} {path}", 507, "InsufficientStorage", "etcdserver: mvcc: database space exceeded")
         self.writes.append((verb, path))
 
     def _kind(self, path: str) -> str:
