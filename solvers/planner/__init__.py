@@ -230,7 +230,7 @@ def _in_force(problem: Problem, previous: Plan | None) -> list[Counts]:
     planned = planned_counts(problem, previous) if previous else {}
     running = {key: count for key, count in sorted(problem.running.items()) if count > 0}
     running = at_plan(problem, previous, running)
-    return [counts for counts in (planned, running) if counts]
+    return [planned, *([running] if running != planned else [])] if planned else [running] if running else []
 
 
 def _is_near(desk: Desk, worth: Worth, bound: float, least: float | None = None) -> bool:

@@ -138,6 +138,24 @@ def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: floa
     )
 
 
+def known_duals(cells: Cells, arrays: Arrays, known: Certificate) -> Floats:
+    """What a certificate says of the shared rows, the mean over their places, as duals of all rows, (M,).
+
+    Any prices bound the objective; those that an earlier bound of nearly the same problem was found at do so well.
+    """
+    said: dict[tuple[str, str, float], dict[str, float]] = {}
+    for row in known.rows:
+        said.setdefault((row.limit, row.gpu_class, row.size), {}).update(dict.fromkeys(row.places, row.usd_per_hour))
+    shared, places, duals = shared_rows(arrays), _Places.of(cells), np.zeros(len(arrays.rows))
+    rows = [arrays.rows[row] for row in shared]
+    for index, (limit, subject), watts in zip(shared, rows, _whole_watts(cells, rows), strict=True):
+        if limit in SHOWN:
+            at = places.row(limit, subject, watts, 0.0)
+            there = said.get((at.limit, at.gpu_class, at.size), {})
+            duals[index] = -sum(there.get(place, 0.0) for place in at.places) / len(at.places)
+    return duals
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Places:
     """Places and quotas by the labels that the rows of the model have."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from solvers.certificate import Certificate
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner.caps import planned_counts
@@ -43,6 +44,7 @@ class Desk:
     penalties: Penalties
     wanted: frozenset[PoolKey]
     crew: Crew = field(default_factory=Crew)
+    certificate: Certificate | None = None  # of the plan before: prices to begin with
 
     @classmethod
     def of(
@@ -61,6 +63,7 @@ class Desk:
             penalties=find_penalties(problem, options),
             wanted=wanted,
             crew=crew or Crew(),
+            certificate=previous.certificate if previous is not None else None,
         )
 
     @property

@@ -99,6 +99,13 @@ def solve_linear(arrays: Arrays, *, time_limit_s: float) -> Solution:
     return solve(_programme(arrays, whole=False, options={"time_limit": time_limit_s, "solver": "simplex"}))
 
 
+def duals_of(relaxed: Solution) -> Floats:
+    """Prices of the rows, (rows,); a relaxation without them is of no use."""
+    if relaxed.duals is None:
+        raise SolveFailed("the relaxation gave no prices")
+    return relaxed.duals
+
+
 def solve_whole(
     arrays: Arrays,
     *,

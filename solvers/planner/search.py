@@ -15,8 +15,8 @@ from solvers.planner.assemble import Prices, assemble, read_prices
 from solvers.planner.bound import dual_bound
 from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.certify import Evidence, best_certificate, certificate, held_tiers, ways_prices
-from solvers.planner.compose import Composer, Enough
+from solvers.planner.certify import Evidence, best_certificate, certificate, held_tiers, known_duals, ways_prices
+from solvers.planner.compose import Composer, Enough, shared_rows
 from solvers.planner.desk import Desk
 from solvers.planner.fine import fine_counts
 from solvers.planner.floors import pinned_most
@@ -26,7 +26,7 @@ from solvers.planner.options import find_options, step_at
 from solvers.planner.pack_nodes import pack
 from solvers.planner.places import Placed, cell_counts, place, start_columns, with_totals
 from solvers.planner.recap import recapped
-from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
+from solvers.planner.relax import Arrays, Solution, duals_of, solve_linear, solve_whole, state
 from solvers.planner.rounding import fill
 from solvers.planner.shortage import reasons_by_service
 from solvers.planner.tally import Worth, best_of
@@ -108,12 +108,8 @@ class Search:
         return fine
 
     def _run_wide(self, starts: Sequence[Worth], is_enough: Enough) -> Worth:
-        """Find ways at prices and take one of each service; what is known so far, or the greedy plan, if that fails.
-
-        Filling tier by tier is a start too, but in the largest fleets, where it takes seconds, only when something is
-        short: prices know little of who should be.
-        """
-        if not self.desk.is_large:
+        """Find ways at prices and take one of each service; what is known so far, or the greedy plan, if that fails."""
+        if not self.desk.is_large and all(start.short for start in starts):
             starts = [*starts, self.desk.repaired({})]
         best = best_of(starts) if starts else None
         if best is not None:
@@ -121,16 +117,9 @@ class Search:
         try:
             cells = self._cells()
             arrays = state(cells)
-            relaxed = solve_linear(arrays, time_limit_s=self._seconds())
-            duals = _given(relaxed.duals)
-            self.prices = read_prices(cells, arrays, duals)
-            self._raise_bound(dual_bound(arrays, duals))
             wide = Wide.of(cells, arrays, self.desk.sizer, self.desk.crew, gap=self._gap(), seconds=self._seconds())
-            told = best
-            rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays))
-            best = early = best_of([*([best] if best else []), rounded])
-            if early is not told:
-                self._tell(early)
+            best, duals = self._begun(cells, arrays, wide, best)
+            early = best
             self._raise_bound(wide.first())
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
             prices, value = ways_prices(arrays, wide.prices, len(wide.room), wide.best)
@@ -143,6 +132,24 @@ class Search:
             self.faults.append(f"ways: {fault}")
             self.notes.append("solver failed, the best plan so far stands")
             return best or self.desk.repaired({})
+
+    def _begun(self, cells: Cells, arrays: Arrays, wide: Wide, best: Worth | None) -> tuple[Worth, Floats]:
+        """Begin at the prices of the plan before, where what is at hand serves all; else at the relaxation's."""
+        known = self.desk.certificate
+        if best is not None and known is not None and (not best.short or self.desk.is_large):
+            return best, self._begin(cells, arrays, wide, known_duals(cells, arrays, known), best)
+        relaxed = solve_linear(arrays, time_limit_s=self._seconds())
+        duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if known is not None else None)
+        rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays))
+        if (early := best_of([*([best] if best else []), rounded])) is not best:
+            self._tell(early)
+        return early, duals
+
+    def _begin(self, cells: Cells, arrays: Arrays, wide: Wide, duals: Floats, running: Worth | None) -> Floats:
+        self.prices = read_prices(cells, arrays, duals)
+        self._raise_bound(dual_bound(arrays, duals))
+        wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]), running)
+        return duals
 
     def _chooser(self, cells: Cells, arrays: Arrays, wide: Wide) -> Chooser:
         return Chooser(
@@ -187,7 +194,7 @@ class Search:
         cells = self._cells()
         arrays, least = self._based(cells, state(cells))
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
-        duals = _given(relaxed.duals)
+        duals = duals_of(relaxed)
         self.prices = read_prices(cells, arrays, duals)
         self._raise_bound(dual_bound(arrays, duals))
         if self.rounds == 0:  # ways have exact sizes: rounds that narrow steps would find the same
@@ -311,10 +318,11 @@ class Search:
         if self.refined:
             options = find_options(self.desk.problem, self.desk.sizer, refined=self.refined, wanted=self.desk.wanted)
         fair_ratio = self.desk.penalties.fair_ratio
-        cells = build_cells(self.desk.problem, options, only=only, fair_ratio=fair_ratio)
-        if len(cells.cell_pool) > SPLIT_CELLS and self.desk.problem.running:
-            cells = build_cells(self.desk.problem, options, split_running=False, only=only, fair_ratio=fair_ratio)
-        return cells
+        plain = build_cells(self.desk.problem, options, split_running=False, only=only, fair_ratio=fair_ratio)
+        if len(plain.cell_pool) > SPLIT_CELLS or not self.desk.problem.running:  # apart they would be more, or the same
+            return plain
+        apart = build_cells(self.desk.problem, options, only=only, fair_ratio=fair_ratio)
+        return apart if len(apart.cell_pool) <= SPLIT_CELLS else plain
 
     def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
         """Give every replica its place; what power or groups leave over is solved again bay by bay, then filled."""
@@ -408,15 +416,13 @@ class Search:
         if not by_place:
             return False
         worth = self.desk.worth(placed.counts)
-        is_paying = worth.links_usd_per_hour > 0.0 and are_paid
-        return is_paying or not by_place.isdisjoint(worth.short)
+        return (are_paid and worth.links_usd_per_hour > 0.0) or not by_place.isdisjoint(worth.short)
 
     def _narrow(self, cells: Cells, arrays: Arrays, x: Floats) -> bool:
         """Give the sizes that came out a step of their own where the step promised more than they carry."""
         changed = False
-        totals = np.bincount(
-            cells.cell_pool, weights=np.round(x[arrays.columns["replicas"]]), minlength=len(cells.pools)
-        )
+        replicas = np.round(x[arrays.columns["replicas"]])
+        totals = np.bincount(cells.cell_pool, weights=replicas, minlength=len(cells.pools))
         for option, total in zip(cells.pools, totals.astype(int), strict=True):
             step = step_at(option, int(total))
             if step is None or step.lower == step.upper:
@@ -438,11 +444,6 @@ class Search:
             notes=(*notes, *self.notes),
             reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
         )
-        plan = replace(plan, certificate=shown)
-        return plan, verify(plan, self.desk.problem, capacity_of=self.desk.sizer.capacity_of)
-
-
-def _given(duals: Floats | None) -> Floats:
-    if duals is None:
-        raise SolveFailed("the relaxation gave no prices")
-    return duals
+        return (plan := replace(plan, certificate=shown)), verify(
+            plan, self.desk.problem, capacity_of=self.desk.sizer.capacity_of
+        )

@@ -36,6 +36,7 @@ from solvers.planner.wide_ways import SparseWay, WayMaker
 MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
+NEAR_TRUST = 0.3  # the same where a plan of nearly the same problem is at hand
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
 MOST_STALLED = 4  # pricings one after the other that find neither ways nor better prices
 STALLED = 1e-6  # of the bound; it rises by less only because loads are rounded
@@ -128,15 +129,20 @@ class Wide:
             wanted=[frozenset() for _ in (*stocks, *near)],
         )
 
+    def begin(self, prices: Floats, running: Worth | None = None) -> None:
+        """Begin at prices of the shared rows, (R,), and where a plan was made before with the ways of what is left."""
+        self.prices = np.append(prices, np.zeros(len(self.links.rooms)))  # links are free so far
+        for way in self.maker.nothing():
+            self.table.add(way)
+        if running is not None:
+            self.trust = NEAR_TRUST
+            self._at_hand(running)
+
     def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
-        """Begin at the prices of the relaxed model; returns what it places, in whole ways, (C,) replicas.
+        """Return what the relaxed model places, in whole ways, (C,) replicas.
 
         Higher tiers go first, each way as far as there is room. This comes before any size but theirs is worked out.
         """
-        duals = relaxed.duals if relaxed.duals is not None else np.zeros(len(arrays.row_upper))
-        self.prices = np.append(np.maximum(0.0, -duals[shared_rows(arrays)]), np.zeros(len(self.links.rooms)))
-        for way in self.maker.nothing():
-            self.table.add(way)
         parts, asked = relaxed.x[arrays.columns["replicas"]], self._asked(self.prices)
         served = 1.0 - relaxed.x[arrays.columns["unserved"]]
         ways: list[SparseWay] = []
