@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
-from solvers.planner.cells import Cells, Floats, Ints
+from solvers.planner.cells import Cells, Floats
 from solvers.planner.compose import Enough, shared_rows
 from solvers.planner.crew import Crew
 from solvers.planner.curve_book import CurveBook
@@ -29,7 +29,7 @@ from solvers.planner.tally import Worth
 from solvers.planner.way_table import WayTable
 from solvers.planner.wide_apart import closer_stocks
 from solvers.planner.wide_links import WideLinks
-from solvers.planner.wide_rows import as_they_fit, best_ways, priced_ways, taken_in_turn, usd_per_unit
+from solvers.planner.wide_rows import as_they_fit, best_ways, priced_ways, taken_in_turn, tiers_of, usd_per_unit
 from solvers.planner.wide_sides import Sides, View
 from solvers.planner.wide_ways import SparseWay, WayMaker
 
@@ -115,7 +115,7 @@ class Wide:
             sides=sides,
             links=links,
             shared=shared,
-            table=WayTable(shared=shared, tiers=_tiers(cells), first_link=first_link),
+            table=WayTable(shared=shared, tiers=tiers_of(cells), first_link=first_link),
             floor=np.append(floor, links.floor(stocks)),
             room=room,
             unusable=np.zeros(len(room)),
@@ -447,9 +447,3 @@ class Wide:
             if len(split) > 1:
                 for blend in self.maker.blends(service, split, asked):
                     self.table.add(blend)
-
-
-def _tiers(cells: Cells) -> Ints:
-    """Place of each service's tier among those that there are, (S,)."""
-    tiers: Ints = np.unique([service.tier_rank for service in cells.services], return_inverse=True)[1]
-    return tiers

@@ -105,3 +105,9 @@ def as_they_fit(ways: Sequence[SparseWay], cells: Cells, shared: sp.csr_array, r
             room[rows] -= taken * uses
             total[cell] += taken
     return total
+
+
+def tiers_of(cells: Cells) -> Ints:
+    """Place of each service's tier among those that there are, (S,)."""
+    tiers: Ints = np.unique([service.tier_rank for service in cells.services], return_inverse=True)[1]
+    return tiers
