@@ -15,15 +15,17 @@ from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
 from solvers.planner.desk import Desk
 from solvers.problem import Problem
 
-FAR_BEYOND = 3.0
+FAR_BEYOND = 10.0
 """Times what the whole fleet could carry for a service; beyond, more demand changes no decision.
 
 Every solve stops at a gap relative to its objective. Penalties of what nobody could ever serve are part of that, and at
 a hundred times the reach the gap would be as large as all that can be served.
 """
 
+PLANNED_FOR = 3.0
+"""Times what the whole fleet could carry, for which a service that asks for more than ``FAR_BEYOND`` is planned."""
 
-RELIEF_NOTE = f"relief serves {FAR_BEYOND:g} times what every GPU together could carry, not all that is asked"
+RELIEF_NOTE = f"relief serves {PLANNED_FOR:g} times what every GPU together could carry, not all that is asked"
 
 GPU_REQUESTS_PER_S = 5.0
 """Demand below this for every GPU of the fleet needs no closer look."""
@@ -36,14 +38,14 @@ def is_far_beyond(problem: Problem) -> bool:
 
 
 def within_reach(desk: Desk) -> Problem:
-    """The same problem with no service asking for more than ``FAR_BEYOND`` times what all GPUs could carry for it."""
+    """The same problem, where no service asks for more than ``FAR_BEYOND`` times what all GPUs could carry for it."""
     problem, gpus = desk.problem, _gpus(desk.problem)
     demands = dict(problem.demands)
     for service in problem.services:
-        most = FAR_BEYOND * max(1.0, _reach_per_s(desk, service.name, gpus))
+        reach = max(1.0, _reach_per_s(desk, service.name, gpus))
         asked = demands[service.name]
-        if asked.requests_per_s > most:
-            demands[service.name] = replace(asked, requests_per_s=most)
+        if asked.requests_per_s > FAR_BEYOND * reach:
+            demands[service.name] = replace(asked, requests_per_s=PLANNED_FOR * reach)
     return problem if demands == problem.demands else replace(problem, demands=demands)
 
 
