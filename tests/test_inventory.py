@@ -7,7 +7,7 @@ import pytest
 from controller.inventory import LANDING_S
 from controller.observe import Observation
 from controller.readings import NodeReading, Readings
-from controller.records import LOCATION_LABEL, ROLE_LABEL
+from controller.records import LOCATION_LABEL, MANAGED_BY, MANAGED_BY_LABEL, ROLE_LABEL
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import ANYWHERE, Node
 from solvers.ledger import reserved_now_watts
@@ -27,6 +27,13 @@ def foreign(name: str, at: str | None = "n1", gpus: int = 3, **fields: object) -
 def test_foreign_pods_are_charged_in_full() -> None:
     one = first(observe(pods=[foreign("f1"), pod("p1")]))
     assert (one.gpus_total, one.gpus_usable, one.held_watts) == (8, 5, 3 * EXTRA)
+
+
+def test_a_pod_with_our_labels_that_somebody_else_manages_is_foreign() -> None:
+    theirs = [our_labels() | {MANAGED_BY_LABEL: "Helm"}, {MANAGED_BY_LABEL: MANAGED_BY}]
+    seen = observe(pods=[pod(f"p{i}", labels=labels) for i, labels in enumerate(theirs)])
+    assert seen.snapshot.replicas == ()
+    assert (first(seen).gpus_usable, first(seen).held_watts) == (4, 4 * EXTRA)
 
 
 def test_a_young_foreign_pod_is_charged_to_the_fullest_node_where_it_fits() -> None:

@@ -9,7 +9,7 @@ import pytest
 from controller.traces import TraceRequest
 from solvers.correction import Phase
 from solvers.engine import Role
-from solvers.engine.curves import decode_step_s, prefill_s
+from solvers.engine.curves import decode_step_s, gpu_watts, prefill_s
 from solvers.operating import OperatingPoint, Residual, merged, residuals
 from solvers.workload import SizeBucket
 from tests.simcluster.twin_fleet import TwinFleet
@@ -89,6 +89,16 @@ def test_watts_are_those_of_the_shares_of_time() -> None:
     found = by_phase(residuals(PROFILE, point(Role.PREFILL, prefill_s=0.1, gpu_watts=300.0)))[Phase.POWER]
     idle, most = PROFILE.idle_watts_per_gpu, PROFILE.prefill_watts_per_gpu
     assert found.predicted == pytest.approx(idle + 0.2 * (most - idle))
+
+
+@pytest.mark.parametrize(("role", "prompting"), [(Role.DECODE, 0.0), (Role.MIXED, 0.5)])
+def test_an_engine_that_is_never_empty_draws_what_decode_and_its_prompts_do(role: Role, prompting: float) -> None:
+    rate = 0.5 / prefill_s(PROFILE, 500)
+    busy = point(role, running=64.0, itl_s=0.02, gpu_watts=300.0, prompts_per_s=rate)
+    found = by_phase(residuals(PROFILE, busy))[Phase.POWER]
+    decode = gpu_watts(PROFILE, Role.DECODE, 64.0)
+    wanted = prompting * PROFILE.prefill_watts_per_gpu + (1.0 - prompting) * decode
+    assert found.predicted == pytest.approx(wanted, rel=1e-6)
 
 
 def test_replicas_of_a_pool_speak_with_one_voice_by_their_requests() -> None:

@@ -25,7 +25,7 @@ from tests.simcluster.poll import DeadlineError
 from tests.simcluster.process import ProcessError
 
 AZURE_TRACE = Path("traces") / "AzureLLMInferenceTrace_conv.csv"
-FIRST_PLACEMENT_S = 180.0
+FIRST_PLACEMENT_S = 300.0
 SAMPLE_EVERY_S = 0.5
 CRASHES = (ProcessError, DeadlineError, ApiError, UnreachableError, urllib3.exceptions.HTTPError)
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_S = 180.0  # what comes at all comes within seconds, but a busy machine can take many times as long
+PATIENCE_S = 300.0  # what comes at all comes within seconds, but a busy machine can take many times as long
 
 
 class DeadlineError(TimeoutError):
