@@ -13,7 +13,7 @@ import pytest
 from solvers.engine import EngineConfig, Role
 from solvers.evaluate.incidents import Incident, What
 from solvers.evaluate.load import Load
-from solvers.evaluate.run import Record, Settings, run
+from solvers.evaluate.run import Policy, Record, Seen, Settings, Wish, run
 from solvers.fleet import PoolKey
 from solvers.plan import Placement, Plan, PoolPlan
 from solvers.planner import make_plan
@@ -239,6 +239,30 @@ def test_a_replica_takes_part_in_the_proportions_once_it_is_ready() -> None:
     )
     assert early.keys() == {("rack-1", "rack-1")}
     assert late["rack-2", "rack-2"] / late["rack-1", "rack-1"] == pytest.approx(2.0, rel=0.05)
+
+
+class Watching:
+    """Looks every minute and changes nothing."""
+
+    name, period_s = "watching", 60.0
+
+    def decide(self, seen: Seen) -> Wish:
+        return Wish(counts={})
+
+
+def test_more_than_was_planned_crosses_once_it_is_seen() -> None:
+    """Pairs on one side carry 24 of the 34 requests a second that are asked where 20 were planned."""
+    problem = racks(uplink("rack-1"), uplink("rack-2"), rate=34.0)
+    rows = [(Role.DECODE, H100, at, 1, 12.0) for at in ("rack-1", "rack-2", "rack-3")]
+    rows += [(Role.PREFILL, H100, at, 1, 24.0) for at in ("rack-1", "rack-2")]
+    plan, asked = written(problem, rows, 20.0), load(problem, 180.0)
+    part = {}
+    policies: tuple[Policy, ...] = (Fixed(), Watching())
+    for policy in policies:
+        record = run(problem, plan, asked, policy)
+        part[policy.name] = ends(replace(record, finished=tuple(r for r in record.finished if r.arrival_s > 60.0)))
+    far = {name: sum(n for (x, y), n in found.items() if x != y) / sum(found.values()) for name, found in part.items()}
+    assert far == {"fixed": 0.0, "watching": pytest.approx(10 / 34, abs=0.04)}
 
 
 @pytest.mark.parametrize("name", ["hpa", "keda", "ours"])

@@ -304,9 +304,11 @@ class _Run:
         self.running.reap()
         self.running.start_pending()
         before = dict(self.running.asked)
-        wish = self.policy.decide(self._seen())
+        seen = self._seen()
+        wish = self.policy.decide(seen)
         self.running.cap(wish.cap_watts)
         self.running.ask(wish.counts, wish.leaving)
+        self.running.ways.asked_per_s = {name: rows[-1][1] for name, rows in seen.loads.items() if rows}
         self.running.pair(self.fleet.now_s)
         moved = [count - before.get(place, 0) for place, count in self.running.asked.items()]
         self.starts += sum(max(0, change) for change in moved)

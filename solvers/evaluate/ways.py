@@ -3,7 +3,8 @@
 Only services for which it matters have ways: those whose prefill and decode replicas may be of several KV groups, or at
 several locations while keys and values stay at one, or on several sides of a link. Their requests go over the ways in
 the proportions of ``planner.links.Route``, worked out anew whenever other replicas are Ready: at the rate that the plan
-serves, and for each replica what the plan says of its pool (what the sizing says of a pool that it does not have).
+serves, or what was last seen to be asked if that is more, and for each replica what the plan says of its pool (what the
+sizing says of a pool that it does not have).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Ways:
         self._pairing = Pairing.of(problem)
         self._links = Links.of(problem, self._pairing)
         self._crossing = frozenset(self._links.order)
+        self.asked_per_s: Mapping[str, float] = {}
         services, pools, placements = (plan.services, plan.pools, plan.placements) if plan else ((), (), ())
         self._served = {row.service: row.served_requests_per_s for row in services}
         self._rates = {row.pool: row.capacity_requests_per_s / max(1, row.replicas) for row in pools}
@@ -93,7 +95,7 @@ class Ways:
     # ------------------------------------------------------------------ proportions
 
     def share_out(self, ready: Mapping[Place, int]) -> None:
-        """Set the proportions of all ways for the replicas that are Ready, by place."""
+        """Set the proportions of all ways for the replicas that are Ready, by place, and for ``asked_per_s``."""
         totals: dict[PoolKey, int] = {}
         for (pool, _), count in ready.items():
             totals[pool] = totals.get(pool, 0) + count
@@ -106,7 +108,7 @@ class Ways:
             self._share_out(name, self._route(carried))
 
     def _share_out(self, service: str, route: Route) -> None:
-        served = self._served.get(service, 0.0)
+        served = max(self._served.get(service, 0.0), self.asked_per_s.get(service, 0.0))
         if service not in self._crossing or served <= 0.0:
             served = min(served, route.near_per_s) or route.near_per_s
         pairs = route.pairs(served)
