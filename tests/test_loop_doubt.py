@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 
+from controller.correction_status import render_corrections
+from controller.corrections import Corrections
+from controller.resources import parse_engine_profile
+from solvers.correction import Belief, Held, Phase
 from tests.simcluster.poll import wait_until
 from tests.test_loop import SERVICE, Bench, bench, raise_demand
 
@@ -83,3 +87,18 @@ def test_a_standby_follows_every_plan_that_the_leader_records(bench: Bench) -> N
     assert bench.cycle.latest is not None
     assert bench.cycle.latest.number == leader.published[-1].number == 2
     assert bench.cycle.latest.plan.placements == leader.published[-1].plan.placements
+
+
+def test_a_standby_follows_the_corrections_in_statuses_and_a_leader_its_own(bench: Bench) -> None:
+    bench.cluster.change("FleetPolicy", "default", lambda spec: spec.setdefault("modes", {}).update(correction="Act"))
+    bench.settle()
+    body = next(iter(bench.cluster.objects["EngineProfile"].values()))
+    key = parse_engine_profile(body).key
+    belief = Belief(weight=41.25, mean=0.18, squares=0.02, as_of_s=bench.clock.now_s)
+    held = Held(factor=1.2, since_s=bench.clock.now_s)
+    told = Corrections(beliefs={(key, Phase.DECODE): belief}, held={(key, Phase.DECODE): held})
+    rows = render_corrections(told, key, body["metadata"]["generation"])
+    bench.cluster.put("EngineProfile", {**body, "status": {"corrections": rows}})
+    assert bench.turn().sight.corrections.factors(key) == {}
+    bench.elector.is_leader = False
+    assert bench.turn().sight.corrections.factors(key) == {Phase.DECODE: 1.2}
