@@ -57,8 +57,10 @@ def lines(e: Explanation) -> Iterator[str]:
 
 
 def _concerns(limit: Binding, service: str) -> bool:
-    """Limits that services share, and the service's own; what others ask for is no matter of this one."""
-    return limit.limit not in OWN or limit.subject.partition(" ")[0].partition(":")[0] == service
+    """Limits that services share, and the service's own, worth a cent; what others ask for is no matter of this one."""
+    return limit.price_usd_per_hour > NOTICEABLE_USD and (
+        limit.limit not in OWN or limit.subject.partition(" ")[0].partition(":")[0] == service
+    )
 
 
 def binding_words(limit: Binding) -> str:
