@@ -59,6 +59,7 @@ CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
 USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
 HELD_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
 HELD_SLACK = 1e-6  # relative, of what a held tier lacks
+NEAR_PARTS = 250  # of the demand, for ways that cross no link though they may: no bound comes of them
 MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
 
 
@@ -197,7 +198,7 @@ class Wide:
             step = self._step()
             open_usd.append(step.value - self.best)
             is_closed = open_usd[-1] <= CLOSED * self.gap * abs(step.value)
-            is_near = not self.is_fine or open_usd[-1] <= self.gap * abs(step.value)
+            is_near = not self.is_fine or bool(self.near) or open_usd[-1] <= self.gap * abs(step.value)
             is_slow = len(open_usd) > PATIENCE and open_usd[-1] > SLOW * open_usd[-1 - PATIENCE]
             is_over = (is_closed and step.is_free) or stalled >= MOST_STALLED or (is_near and is_slow)
             if is_enough(self.best) or is_over:
@@ -406,7 +407,10 @@ class Wide:
                 found.append(View(stocks=stocks, asked=mine + added, crossing_usd_per_hour=crossing))
             else:
                 found.append(View.of(stocks, mine, cut))
-        return found + [View.of(self.stocks[s], asked[self.stocks[s].cells], self.sides[s]) for s in self.near]
+        for s in self.near:
+            cut = self.sides[s]
+            found.append(View.of(self.stocks[s], asked[self.stocks[s].cells], cut and cut.in_parts(NEAR_PARTS)))
+        return found
 
     def _take(self, picks: Sequence[Pick], asked: Floats) -> bool:
         """Remember the ways of the picks, and size what they rest on."""
@@ -417,6 +421,8 @@ class Wide:
                 self.book.learn(s, pool, size)
                 is_new = True
             is_new = self.table.add(self.maker.way(s, pick, asked)) or bool(pick.wanted) or is_new
+            if v >= len(self.stocks):  # what completes it may stand on another side of a link
+                is_new = self.table.add(self.maker.way(s, pick, asked, may_cross=True)) or is_new
         return is_new
 
     def _asked(self, prices: Floats) -> Floats:

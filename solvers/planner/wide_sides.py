@@ -83,6 +83,10 @@ class Sides:
         """The same with loads cut into so many parts, up to a number that many sides can be added up in."""
         return replace(self, stocks=replace(self.stocks, parts=max(self.stocks.parts, min(MOST_PARTS, parts))))
 
+    def in_parts(self, parts: int) -> Sides:
+        """The same with loads cut into so many parts."""
+        return replace(self, stocks=replace(self.stocks, parts=parts))
+
     def pools(self, parts: Collection[int]) -> frozenset[int]:
         """The service's pools that parts are of."""
         return frozenset(self.whole[part][0] for part in parts)

@@ -137,8 +137,11 @@ class WayMaker:
             and not other_caps(stocks, draft.by_pool) & draft.by_pool.keys()
         )
 
-    def way(self, service: int, pick: Pick, asked: Floats) -> SparseWay | None:
-        """Make the pick whole: as many replicas as it needs at their exact capacity, in their cheapest cells."""
+    def way(self, service: int, pick: Pick, asked: Floats, *, may_cross: bool = False) -> SparseWay | None:
+        """Make the pick whole: as many replicas as it needs at their exact capacity, in their cheapest cells.
+
+        ``may_cross`` completes what was picked by side wherever it is cheapest.
+        """
         draft, sizes = self._new(service, is_near=bool(pick.by_side)), at_one_cap(self.stocks[service], pick.sizes)
         self._pins_kept(service, draft, asked, sorted(sizes))
         for (pool, side), size in sorted(by_side(self.stocks[service], pick, sizes).items()):
@@ -147,7 +150,9 @@ class WayMaker:
         served = pick.served_ratio
         if served < 1.0:  # loads were rounded up: what is left unserved anyway need not be carried to the last part
             served = max(0.0, served - (len(pick.sizes) + 1) / self.stocks[service].parts)
-        return self._finished(service, draft, served, asked, sorted(sizes))
+        return self._finished(
+            service, self._as_served(service, draft) if may_cross else draft, served, asked, sorted(sizes)
+        )
 
     def blends(
         self, service: int, split: Sequence[tuple[SparseWay, float]], asked: Floats
