@@ -30,7 +30,8 @@ from solvers.planner.way_table import WayTable
 from solvers.planner.wide_apart import closer_stocks
 from solvers.planner.wide_links import WideLinks
 from solvers.planner.wide_rows import as_they_fit, best_ways, priced_ways, taken_in_turn, tiers_of, usd_per_unit
-from solvers.planner.wide_sides import Sides, View
+from solvers.planner.wide_sides import Sides
+from solvers.planner.wide_views import near_of, views_at
 from solvers.planner.wide_ways import SparseWay, WayMaker
 
 MOST_PRICINGS, LEAST_PRICINGS = 60, 10
@@ -59,7 +60,6 @@ CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
 USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
 HELD_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
 HELD_SLACK = 1e-6  # relative, of what a held tier lacks
-NEAR_PARTS = 250  # of the demand, for ways that cross no link though they may: no bound comes of them
 MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
 
 
@@ -126,7 +126,7 @@ class Wide:
             maker=maker,
             book=CurveBook(cells=cells, maker=maker, crew=crew, curves=tuple({} for _ in stocks)),
             kept=[frozenset() for _ in stocks],
-            near=(near := [s for s in sorted(links.services) if sides[s]]),
+            near=(near := near_of(sides, links)),
             wanted=[frozenset() for _ in (*stocks, *near)],
         )
 
@@ -375,7 +375,9 @@ class Wide:
 
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         """What is best of each service at the prices, then of those that may cross links what is best without."""
-        views, weights = self._views(prices), self._weights(prices).tolist()
+        of_links = prices[self.table.first_link : len(self.room)]
+        views = views_at(self.stocks, self.sides, self.links, self._asked(prices), of_links)
+        weights = self._weights(prices).tolist()
         apart = [
             choose_kept(view.stocks, view.asked, self.wanted[v]) if view.stocks.demand_per_s else frozenset[int]()
             for v, view in enumerate(views)
@@ -397,20 +399,6 @@ class Wide:
             for view, kept in zip(views, apart, strict=True)
         ]
         return [view.pick(pick) for view, pick in zip(views, self.crew.each(least_value, work), strict=True)]
-
-    def _views(self, prices: Floats) -> list[View]:
-        asked, found = self._asked(prices), list[View]()
-        for s, (stocks, cut) in enumerate(zip(self.stocks, self.sides, strict=True)):
-            mine = asked[stocks.cells]
-            if s in self.links.services:
-                added, crossing = self.links.terms(stocks, mine, prices[self.table.first_link : len(self.room)])
-                found.append(View(stocks=stocks, asked=mine + added, crossing_usd_per_hour=crossing))
-            else:
-                found.append(View.of(stocks, mine, cut))
-        for s in self.near:
-            cut = self.sides[s]
-            found.append(View.of(self.stocks[s], asked[self.stocks[s].cells], cut and cut.in_parts(NEAR_PARTS)))
-        return found
 
     def _take(self, picks: Sequence[Pick], asked: Floats) -> bool:
         """Remember the ways of the picks, and size what they rest on."""

@@ -8,13 +8,13 @@ what no size of the whole pool could better, and draw the least, so that the val
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
-from solvers.planner.cells import Cells, Floats, Ints
+from solvers.planner.cells import Cells, Ints
 from solvers.planner.pairing import Domain, Pairing, Pairs
 from solvers.planner.stocks import Curve, Pick, Stocks
 
@@ -138,39 +138,6 @@ def _cut(stocks: Stocks, parts: list[tuple[int, int]], inside: list[Ints], order
         stop_usd_per_hour=stocks.stop_usd_per_hour[at],
         groups=tuple(first if side == EVERYWHERE else name for name, (_, side) in zip(named, parts, strict=True)),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class View:
-    """A service's stocks, whole or cut, at prices; ``asked`` (C,) is what a replica of each of their cells pays."""
-
-    stocks: Stocks
-    asked: Floats
-    cut: Sides | None = None
-    crossing_usd_per_hour: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, stocks: Stocks, asked: Floats, cut: Sides | None) -> View:
-        """Cut the stocks and prices where they are to be cut."""
-        return (
-            cls(stocks=stocks, asked=asked) if cut is None else cls(stocks=cut.stocks, asked=asked[cut.order], cut=cut)
-        )
-
-    @property
-    def service(self) -> int:
-        return self.stocks.service
-
-    def pools(self, kept: Collection[int]) -> frozenset[int]:
-        """The service's pools that those of the view are of."""
-        return frozenset(kept) if self.cut is None else self.cut.pools(kept)
-
-    def curves(self, known: Mapping[int, Curve], kept: Collection[int]) -> dict[int, Curve]:
-        """What the pools of the view carry and cost."""
-        return {pool: known[pool] for pool in sorted(kept)} if self.cut is None else self.cut.curves(known, kept)
-
-    def pick(self, pick: Pick) -> Pick:
-        """What was picked in terms of the service's pools."""
-        return pick if self.cut is None else self.cut.pick(pick)
 
 
 def domain_of(pairing: Pairing, pool: PoolKey, side: int) -> Domain:
