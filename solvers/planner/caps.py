@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from solvers.engine import EngineProfile
+from solvers.engine import EngineProfile, ProfileKey
 from solvers.engine.curves import capped
 from solvers.errors import OutOfRange
 from solvers.fleet import PoolKey
@@ -31,6 +31,11 @@ def limited_classes(problem: Problem) -> frozenset[str]:
     """GPU classes whose watts some power domain limits; for all others a cap only slows."""
     rooms = domain_rooms(problem)
     return frozenset(node.gpu_class for node in problem.nodes if any(domain in rooms for domain in node.domains))
+
+
+def sorted_profiles(problem: Problem) -> tuple[tuple[ProfileKey, EngineProfile], ...]:
+    """Profiles in the order of their keys."""
+    return tuple(sorted(problem.profiles.items()))
 
 
 def profile_at(profile: EngineProfile, pool: PoolKey) -> EngineProfile | None:

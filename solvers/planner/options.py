@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from solvers.derived import derived
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
-from solvers.planner.caps import at_cap, highest_levels, levels_watts, limited_classes, profile_at
+from solvers.planner.caps import at_cap, highest_levels, levels_watts, limited_classes, profile_at, sorted_profiles
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import least_useful, spread_demand
 from solvers.planner.links import Links
@@ -276,7 +277,7 @@ def _candidates(
     problem: Problem, service: ServedModel, sizer: Sizer, levels: Callable[[PoolKey, EngineProfile], Iterable[float]]
 ) -> Iterable[tuple[PoolKey, EngineProfile]]:
     """Every pool that could be asked for, at every cap that it may have."""
-    for key, profile in sorted(problem.profiles.items()):
+    for key, profile in derived(problem, sorted_profiles):
         if key.model != service.model or not service.allows(key.gpu_class, key.config):
             continue
         for role in sorted(service.roles):
@@ -298,7 +299,7 @@ def _option(
 ) -> PoolOption | str:
     """Return the pool, or why it cannot be."""
     gpus, demand = pool.config.gpus, problem.demands[service.name]
-    quotas = QuotaLedger.of(problem)
+    quotas = derived(problem, QuotaLedger.of)  # asked, never taken from
     room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
     if room <= 0 or quotas.room(pool, 1) == 0:
         return no_room(problem, service, pool, quotas)
