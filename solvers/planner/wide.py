@@ -47,7 +47,7 @@ FINE_TRUST = 0.06  # the least trust that finely cut loads begin with
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
 HIDDEN = 0.5  # of a service's part of the gap asked, what its least value may lie below the way made of it
-MOST_TOLD_APART = 4  # times that this is looked for
+MOST_TOLD_APART = 2  # times that this is looked for
 SHORT = 0.05  # of what the relaxed choice costs, penalties that say that the fleet is overloaded
 LEAST_FINE = 6  # pricings kept for finely cut loads
 WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
@@ -186,9 +186,9 @@ class Wide:
     def _raised_beside_held(self, is_enough: Enough) -> None:
         """Price with tiers held, loads and sizes told apart more closely where least values hide something."""
         self._cut_finer()
-        for _ in range(MOST_TOLD_APART):
+        for left in range(MOST_TOLD_APART, -1, -1):
             self._raised(LEAST_PRICINGS, is_enough)
-            if is_enough(self.best) or not self._told_apart():
+            if is_enough(self.best) or not left or not self._told_apart():
                 break
 
     def _raised(self, pricings: int, is_enough: Enough) -> int:

@@ -26,11 +26,8 @@ from solvers.programme import Word
 from solvers.sizing import Capacity
 
 AT_ONCE = 4  # services planned anew together
-MOST_FITS, LEAST_IDLE, IDLE_SERVICES = (
-    16,
-    3,
-    8,
-)  # times that some are; those in vain that end it, one for so many services
+LEAST_FITS, MOST_FITS, FITS_RATIO = 10, 40, 0.8  # times that some are: so many for every service
+LEAST_IDLE, IDLE_SERVICES = 3, 8  # times in vain that end it: one for so many services
 MOST_NODES = 40
 MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
 NEAR_SIZES, NEAR_RATIO = 3, 0.1  # around the sizes of those ways, which sizes are told apart
@@ -53,7 +50,8 @@ class Fitter:
         failed: dict[int, int] = {}
         closed: set[frozenset[int]] = set()
         idle, most_idle = 0, max(LEAST_IDLE, len(self.wide.stocks) // IDLE_SERVICES)
-        for _ in range(MOST_FITS):
+        count = len(self.wide.stocks)
+        for _ in range(max(LEAST_FITS, min(MOST_FITS, round(FITS_RATIO * count)))):
             free = self._next(best, failed, closed)
             if not free or idle >= most_idle or is_proved(best):
                 break
