@@ -10,6 +10,7 @@ import pytest
 from solvers.fleet import PoolKey
 from solvers.planner import desk_for, make_plan
 from solvers.planner.cells import build_cells
+from solvers.planner.compose import shared_rows
 from solvers.planner.desk import Desk
 from solvers.planner.options import step_at
 from solvers.planner.relax import solve_linear, state
@@ -40,7 +41,9 @@ def fitter(desk: Desk) -> Fitter:
     cells = build_cells(desk.problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
     arrays = state(cells)
     wide = Wide.of(cells, arrays, desk.sizer, desk.crew, gap=0.01, seconds=600.0)
-    wide.rounded(solve_linear(arrays, time_limit_s=600.0), arrays)
+    duals = solve_linear(arrays, time_limit_s=600.0).duals
+    assert duals is not None
+    wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]))
     wide.first()
     wide.bound(lambda bound: False)
     return Fitter(desk=desk, wide=wide, gap=0.01, settled=search._settled)
