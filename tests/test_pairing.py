@@ -248,4 +248,4 @@ def test_a_large_fleet_pairs_in_groups_and_at_locations() -> None:
         plan = make_plan(changed)
         assert verify(plan, changed, capacity_of=replica_capacity) == ()
         assert not plan.is_short
-        assert plan.report.gap_ratio < 0.25
+        assert plan.report.gap_ratio < 0.05
