@@ -136,7 +136,7 @@ class Search:
     def _begun(self, cells: Cells, arrays: Arrays, wide: Wide, best: Worth | None) -> tuple[Worth, Floats]:
         """Begin at the prices of the plan before, where what is at hand serves all; else at the relaxation's."""
         known = self.desk.certificate
-        if best is not None and known is not None and (not best.short or self.desk.is_large):
+        if best is not None and known is not None and not best.short:
             return best, self._begin(cells, arrays, wide, known_duals(cells, arrays, known), best)
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
         duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if known is not None else None)
