@@ -17,6 +17,7 @@ from solvers.verify.ways import Asked, Stock, first_apart, least
 from solvers.workload import Pin
 from tests import fleets
 from tests.test_against_brute_force import Tiny, best_by_trying, drawn
+from tests.test_pairing import grouped
 from tests.test_pins import pinned_somewhere
 from tests.test_rules_together import Together, with_rules
 from tests.test_spread import spread
@@ -43,11 +44,42 @@ def on_spot(problem: Problem, rng: np.random.Generator) -> Problem:
     return replace(problem, nodes=nodes, services=services)
 
 
+def in_groups(problem: Problem, rng: np.random.Generator) -> Problem:
+    return grouped(problem, rng)
+
+
+def at_locations(problem: Problem, rng: np.random.Generator) -> Problem:
+    return replace(problem, services=tuple(replace(s, kv_may_cross=False) for s in problem.services))
+
+
+def with_cpus(problem: Problem, rng: np.random.Generator) -> Problem:
+    services = tuple(
+        replace(s, requests={role: {"cpu": int(rng.integers(1, 4))} for role in s.roles}) for s in problem.services
+    )
+    nodes = tuple(replace(n, resources={"cpu": int(rng.integers(1, 9))}) for n in problem.nodes)
+    return replace(problem, services=services, nodes=nodes)
+
+
 def checked(case: Tiny) -> BoundCheck:
     plan = make_plan(case.problem, capacity_of=case.capacity_of)
     check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
     assert check is not None
     return check
+
+
+@pytest.mark.parametrize("rule", [in_groups, at_locations, with_cpus])
+def test_no_bound_is_refused_for_a_rule_that_no_certificate_tells_of(
+    rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What rests on pairs or on resources is told as searched; what is found lies below the plan all the same."""
+    monkeypatch.setattr(desk, "WIDE_GPUS", 0)
+    for seed, tiny in drawn(9002, 12):
+        case = Together(problem=rule(tiny.problem, np.random.default_rng(seed)), table=tiny.table)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
+        assert check is not None
+        assert check.is_supported, (seed, str(check))
+        assert check.recomputed_usd_per_hour <= plan.report.objective_usd_per_hour * (1.0 + 1e-6) + 1e-6, seed
 
 
 @pytest.mark.parametrize("is_wide", [True, False])

@@ -70,15 +70,6 @@ def held_tiers(worth: Worth, prices: Floats) -> tuple[HeldTier, ...]:
     )
 
 
-def ways_prices(arrays: Arrays, prices: Floats, rooms: int, usd_per_hour: float) -> tuple[Floats, float]:
-    """Prices of the rows ``shared_rows(arrays)``, and what is certain of a bound that rests on those of so many rooms.
-
-    Rooms beyond these rows are those of links, of which a certificate says nothing.
-    """
-    count = len(shared_rows(arrays))
-    return prices[:count], 0.0 if prices[count:rooms].any() else usd_per_hour
-
-
 def best_certificate(cells: Cells, arrays: Arrays, duals: Floats, prices: Floats, usd_per_hour: float) -> Certificate:
     """Name the prices that say most: those of ways, or the relaxation's, which knows ceilings.
 
@@ -87,7 +78,7 @@ def best_certificate(cells: Cells, arrays: Arrays, duals: Floats, prices: Floats
     duals : (rows,) float
         Prices of the relaxed model's rows.
     prices : (R,) float
-        Of the rows ``shared_rows(arrays)``, at least 0; with them no plan costs less than ``usd_per_hour``.
+        Of the rows ``shared_rows(arrays)``, then of links; with them no plan costs less than ``usd_per_hour``.
 
     Notes
     -----
@@ -114,17 +105,25 @@ def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: floa
     Parameters
     ----------
     prices : (R,) float
-        Of the rows ``shared_rows(arrays)``, at least 0.
+        Of the rows ``shared_rows(arrays)``, then of links, at least 0.
+
+    Notes
+    -----
+    Nothing is said of resources beside GPUs and of links, and who pairs with whom is not known to the check: where
+    these have a price, or a service pairs in groups or at locations, nothing of the bound is certain to be found again.
     """
     rows = [arrays.rows[row] for row in shared_rows(arrays)]
-    named, places = zip(rows, _whole_watts(cells, rows), prices.tolist(), strict=True), _Places.of(cells)
+    shown, places = prices[: len(rows)].tolist(), _Places.of(cells)
+    named = zip(rows, _whole_watts(cells, rows), shown, strict=True)
+    is_unsaid = any(price > 0.0 and limit not in SHOWN for (limit, _), price in zip(rows, shown, strict=True))
+    is_certain = not is_unsaid and not prices[len(rows) :].any() and not cells.pairing.parted
     priced = [
         places.row(limit, subject, watts, price)
         for (limit, subject), watts, price in named
         if price > 0.0 and limit in SHOWN
     ]
     return Certificate(
-        usd_per_hour=usd_per_hour,
+        usd_per_hour=usd_per_hour if is_certain else 0.0,
         rows=tuple(priced),
         weights=tuple(
             ServiceWeights(

@@ -15,7 +15,7 @@ from solvers.planner.assemble import Prices, assemble, read_prices
 from solvers.planner.bound import dual_bound
 from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.certify import Evidence, best_certificate, certificate, held_tiers, known_duals, ways_prices
+from solvers.planner.certify import Evidence, best_certificate, certificate, held_tiers, known_duals
 from solvers.planner.compose import Composer, Enough, shared_rows
 from solvers.planner.desk import Desk
 from solvers.planner.fine import fine_counts
@@ -122,8 +122,7 @@ class Search:
             early = best
             self._raise_bound(wide.first())
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
-            prices, value = ways_prices(arrays, wide.prices, len(wide.room), wide.best)
-            self._certify(best_certificate(cells, arrays, duals, prices, value))
+            self._certify(best_certificate(cells, arrays, duals, wide.prices[: len(wide.room)], wide.best))
             self.rounds += 1
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
@@ -169,8 +168,7 @@ class Search:
         self._raise_bound(bound)
         if self.bound_usd_per_hour > before:
             self.evidence.hold(before, held_tiers(worth, wide.prices[len(wide.room) :]))
-            prices, value = ways_prices(arrays, wide.prices, len(wide.room), bound)
-            self._certify(certificate(cells, arrays, prices, value))
+            self._certify(certificate(cells, arrays, wide.prices[: len(wide.room)], bound))
             self.notes += [] if HELD_NOTE in self.notes else [HELD_NOTE]
 
     def _tell(self, worth: Worth) -> None:

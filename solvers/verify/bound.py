@@ -165,11 +165,13 @@ def recomputed(
             case.look(parts, with_floors, w.unserved_usd_per_hour, w.floor_usd_per_hour, w.fair_ratio)
         is_large = parts * len(cases) > LARGE
         for _ in range(MOST_ROUNDS):
-            if (total := _sum(cases, fetched)) >= (min(enough, will_do) if is_large else enough):
+            if (total := _sum(cases, fetched)) >= (min(enough, will_do) if is_large and will_do > 0.0 else enough):
                 return total
             changed = [case.refine() for case in cases]
             if not any(changed):
                 break
+        if is_large and _sum(cases, fetched) >= will_do:
+            break
     return _sum(cases, fetched)
 
 

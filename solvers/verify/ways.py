@@ -40,6 +40,8 @@ class Stock:
         What replica after replica costs beside running: places' prices, starts, kept starts; as many as fit.
     sized : callable
         Size to what one replica carries (requests/s) and what running it costs (USD/h).
+    group : tuple
+        Prefill and decode must be of the same to pair.
     """
 
     pair: tuple[str, ...]
@@ -49,6 +51,7 @@ class Stock:
     idle_usd_per_hour: float
     sized: Callable[[int], tuple[float, float]]
     known: dict[int, tuple[float, float]] = field(default_factory=dict)
+    group: tuple[str, ...] = ()
     _curve: tuple[tuple[float, int, int], tuple[Ints, Floats]] | None = None
 
     @property
