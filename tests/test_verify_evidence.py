@@ -121,7 +121,7 @@ def test_the_bound_of_a_plan_that_holds_the_tiers_is_found_again(short: tuple[Pr
     assert check.is_held
     assert str(check).startswith("bound supported: claimed ")
     assert str(check).endswith("of plans that leave no tier but the last more short")
-    assert check.supported_ratio == 1.0
+    assert check.supported_ratio > 0.999
     assert check.recomputed_usd_per_hour <= plan.report.objective_usd_per_hour
 
 
