@@ -204,4 +204,4 @@ def test_each_part_of_a_split_service_counts_by_itself() -> None:
 
 
 def test_what_may_not_cross_counts_nothing() -> None:
-    assert tuple(links(serving("default/local", 1.0)(plan()), problem())) == ()
+    assert tuple(links(serving("default/local", 40.0)(plan()), problem())) == ()
