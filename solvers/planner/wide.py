@@ -177,10 +177,14 @@ class Wide:
         return self.best
 
     def _looks_short(self) -> bool:
-        """Tell whether much of what the relaxed choice costs is penalties: then it is the tiers' bound that counts."""
+        """Tell whether much of what the relaxed choice costs is penalties: then it is the tiers' bound that counts.
+
+        What is still open between the choice and its bound may be penalties that ways not yet found would spare.
+        """
         if not self.is_fine:
             relaxed = self._relaxed()
-            self.is_short = bool(relaxed.x @ self.table.costs[1] > SHORT * abs(relaxed.value))
+            sure_usd = float(relaxed.x @ self.table.costs[1]) - max(0.0, relaxed.value - self.best)
+            self.is_short = sure_usd > SHORT * abs(relaxed.value)
         return self.is_short
 
     def _raised_beside_held(self, is_enough: Enough) -> None:

@@ -63,7 +63,8 @@ class Chooser:
         if self.desk.is_large:
             found = best_of([found, self.desk.repaired({})])
         self.wide.hold(found)
-        self.wide.bound(lambda bound: False)
+        value = found.objective_usd_per_hour
+        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value))
         found = self._chosen(found)
         self.raise_bound(found)
         return found
