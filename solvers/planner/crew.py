@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
 from joblib._parallel_backends import LokyBackend
-from joblib.externals.loky import get_reusable_executor
+from joblib.executor import get_memmapping_executor
 from joblib.parallel import get_active_backend
 
 from solvers.apart import WorkLost, apart, make_ready
@@ -153,7 +153,7 @@ class Hands:
         """So many workers, who take a second or two to start; more or fewer of them once they have nothing to do."""
         self.left = list(wait(self.left, PIECE_S if workers != self.workers else 0.0).not_done)
         self.workers = workers
-        return get_reusable_executor(max_workers=workers, timeout=IDLE_S, env=ONE_THREAD)
+        return get_memmapping_executor(workers, timeout=IDLE_S, env=ONE_THREAD, max_nbytes=None)
 
 
 HANDS = Hands()
