@@ -9,15 +9,14 @@ only. *bounded* and *priced*: links between four rooms that carry little, or cos
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 
-from controller.tables import render_table
 from solvers.problem import Policy
 from tests import synthetic
 from tests.bench_scale import LIMITS_S, Row, measured
 from tests.pair_world import WORLDS
+from tests.printed_rows import add_output, written
 
 SHOWN = ("plan", "wall_s", "cpu_s", "objective", "bound", "gap", "penalties", "unserved", "faults", "bound is")
 
@@ -45,14 +44,9 @@ def main() -> None:
     parser.add_argument("--worlds", default=",".join(WORLDS), help="of " + ", ".join(WORLDS))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--patience", type=float, default=10.0, help="times the usual limit of time")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    add_output(parser)
     args = parser.parse_args()
-    found = list(rows(args))
-    if args.output == "json":
-        print(json.dumps(found, indent=2))
-        return
-    header = list(dict.fromkeys(key for row in found for key in row))
-    print(render_table(header, [[str(row.get(key, "")) for key in header] for row in found]))
+    print(written(list(rows(args)), args.output))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ measured elsewhere. They know what sizing said for the cold plan, as an operator
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from controller.tables import render_table
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.desk import Desk
@@ -28,6 +26,7 @@ from solvers.sizing import replica_capacity
 from solvers.verify import verify
 from solvers.verify.bound import verify_bound
 from tests import synthetic
+from tests.printed_rows import add_output, written
 
 OVERLOADS = (1.3, 2.0)  # times the usual load
 LIMITS_S = {"XS": 5.0, "S": 5.0, "M": 8.0, "L": 20.0}
@@ -126,14 +125,9 @@ def main() -> None:
     parser.add_argument(
         "--baseline", action="store_true", help="plan with the greedy too (slow where services are many)"
     )
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    add_output(parser)
     args = parser.parse_args()
-    found = list(rows(args))
-    if args.output == "json":
-        print(json.dumps(found, indent=2))
-        return
-    header = list(dict.fromkeys(key for row in found for key in row))
-    print(render_table(header, [[str(row.get(key, "")) for key in header] for row in found]))
+    print(written(list(rows(args)), args.output))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,17 @@ both serve all. Seconds are processor seconds of this process.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import replace
 
-from controller.tables import render_table
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
 from tests import synthetic
+from tests.printed_rows import add_output, written
 
 Row = dict[str, str | int | float]
 
@@ -62,17 +61,14 @@ def main() -> int:
     parser.add_argument("--sizes", default="XS,S", help="fleets of synthetic.SIZES, by comma")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    add_output(parser)
     args = parser.parse_args()
     rows: list[Row] = []
     for size in args.sizes.split(","):
         for seed in range(1, args.seeds + 1):
             rows.append(compared(size, seed, args.workers))
             print(f"{size}-{seed}: {rows[-1]['x_dearer']} times as dear without", file=sys.stderr)
-    if args.output == "json":
-        print(json.dumps(rows, indent=1))
-    else:
-        print(render_table(tuple(rows[0]), [tuple(row.values()) for row in rows]))
+    print(written(rows, args.output))
     return 0 if all(row["sound"] for row in rows) else 1
 
 

@@ -105,7 +105,7 @@ class Ways:
                 for place, count in ready.items()
                 if place[0].service == name
             }
-            self._share_out(name, self._route(carried))
+            self._share_out(name, Route.of(carried, self._domain, {}))
 
     def _share_out(self, service: str, route: Route) -> None:
         served = max(self._served.get(service, 0.0), self.asked_per_s.get(service, 0.0))
@@ -125,16 +125,6 @@ class Ways:
         takers = {domain for (role, domain), rate in route.sides.items() if role is Role.DECODE and rate > 0.0}
         lost = {x for x, y in self._known[service] if x == y} - takers
         return {(x, y) for x in lost for y in takers if x.group == y.group}
-
-    def _route(self, carried: Mapping[Place, float]) -> Route:
-        mixed, sides = 0.0, dict[tuple[Role, Domain], float]()
-        for (pool, location), rate in carried.items():
-            if pool.role is Role.MIXED:
-                mixed += rate
-            else:
-                key = pool.role, self._domain(pool, location)
-                sides[key] = sides.get(key, 0.0) + rate
-        return Route(mixed_per_s=mixed, sides=sides, bytes_by_group={})
 
     def _rate(self, service: ServedModel, pool: PoolKey, replicas: int) -> float:
         """Requests per second of one replica."""

@@ -7,9 +7,10 @@ from where prefill is left over to where decode is, in proportion again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
@@ -18,6 +19,7 @@ from solvers.problem import KvLink, Problem
 
 SECONDS_PER_HOUR = 3600.0
 TERABYTE = 1e12
+At = TypeVar("At")  # a location, or a class of them
 
 Traffic = Mapping[tuple[str, Role], float]
 """Bytes per second by link and by who is on its side: prefill sends through it, decode receives."""
@@ -51,6 +53,23 @@ class Route:
     mixed_per_s: float
     sides: Mapping[tuple[Role, Domain], float]
     bytes_by_group: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        carried: Mapping[tuple[PoolKey, At], float],
+        domain: Callable[[PoolKey, At], Domain],
+        bytes_by_group: Mapping[str, float],
+    ) -> Route:
+        """Add up what replicas carry by role and ``domain``, mixed ones apart; requests per second."""
+        mixed, sides = 0.0, dict[tuple[Role, Domain], float]()
+        for (pool, at), rate in carried.items():
+            if pool.role is Role.MIXED:
+                mixed += rate
+            else:
+                key = pool.role, domain(pool, at)
+                sides[key] = sides.get(key, 0.0) + rate
+        return cls(mixed_per_s=mixed, sides=sides, bytes_by_group=bytes_by_group)
 
     @property
     def near_per_s(self) -> float:
@@ -160,15 +179,8 @@ class Links:
 
     def route(self, service: str, carried: Carried) -> Route:
         """Add up what a service's replicas carry on each side of the links."""
-        mixed, sides = 0.0, dict[tuple[Role, Domain], float]()
-        for (pool, location), rate in carried.items():
-            if pool.role is Role.MIXED:
-                mixed += rate
-            else:
-                key = pool.role, self.domain(pool, location)
-                sides[key] = sides.get(key, 0.0) + rate
         sizes = {group: size for (name, group), size in self.bytes_of.items() if name == service}
-        return Route(mixed_per_s=mixed, sides=sides, bytes_by_group=sizes)
+        return Route.of(carried, self.domain, sizes)
 
     def shares(self, route: Route, carried: Carried, served_per_s: float) -> dict[PoolKey, float]:
         """Part of what is served that goes to each pool."""

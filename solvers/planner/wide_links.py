@@ -74,19 +74,15 @@ class WideLinks:
         self, service: int, carried: Mapping[tuple[PoolKey, int], float], served_per_s: float
     ) -> tuple[float, tuple[tuple[int, float], ...]]:
         """What crossing costs, USD per hour, and how much of each row, by what pools carry on each side."""
-        mixed, sides = 0.0, dict[tuple[Role, Domain], float]()
-        for (pool, side), rate in carried.items():
-            if pool.role is Role.MIXED:
-                mixed += rate
-            else:
-                key = pool.role, Domain(group=self.cells.pairing.group(pool), site=_site(side))
-                sides[key] = sides.get(key, 0.0) + rate
-        groups = {domain.group for _, domain in sides}
-        sizes = {group: crossing_bytes(self.cells, service, group) for group in sorted(groups)}
+        group_of = self.cells.pairing.group
+        groups = {group_of(pool) for pool, _ in carried if pool.role is not Role.MIXED}
+        route = Route.of(
+            carried,
+            lambda pool, side: Domain(group=group_of(pool), site=_site(side)),
+            {group: crossing_bytes(self.cells, service, group) for group in sorted(groups)},
+        )
         usd, rows = 0.0, list[tuple[int, float]]()
-        for (site, role), sent in (
-            Route(mixed_per_s=mixed, sides=sides, bytes_by_group=sizes).traffic(served_per_s).items()
-        ):
+        for (site, role), sent in route.traffic(served_per_s).items():
             link = self.links[int(site) - 1]
             usd += usd_per_hour(link, sent)
             rows.append((PAIR_ROLES.index(role) * len(self.links) + int(site) - 1, sent / link.bytes_per_s))
