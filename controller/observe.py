@@ -103,16 +103,7 @@ def build_problem(
     scene = _Scene(specs, classes, records, is_advice=is_advice)
     demands = _view_demands(scene.candidates(), scene, readings, now_s, previous_demands or {})
     services = scene.choose(demands)
-    stock = take_stock(
-        records,
-        policy=specs.policy,
-        gpu_classes=classes,
-        graph=graph,
-        services=frozenset(services),
-        asked=frozenset(name for s in specs.served_models for r in s.model.requests.values() for name in r),
-        readings=readings,
-        now_s=now_s,
-    )
+    stock = _take_stock(specs, records, readings, now_s, graph=graph, services=frozenset(services))
     faults = (*specs.faults, *graph.faults, *stock.faults, *scene.faults)
     return Observation(
         problem=_problem(specs, services, demands, classes, graph, stock),
@@ -123,6 +114,23 @@ def build_problem(
         pinned=scene.pinned,
         node_draw_watts=_fresh_draws(readings, specs.policy, now_s),
         faults=tuple(sorted(set(faults))),
+    )
+
+
+def _take_stock(
+    specs: Specs, records: Records, readings: Readings, now_s: float, *, graph: PowerGraph, services: frozenset[str]
+) -> Inventory:
+    """Count what exists, in the resources that any service asks for."""
+    asked = (name for spec in specs.served_models for request in spec.model.requests.values() for name in request)
+    return take_stock(
+        records,
+        policy=specs.policy,
+        gpu_classes={gpu_class.name: gpu_class for gpu_class in specs.gpu_classes},
+        graph=graph,
+        services=services,
+        asked=frozenset(asked),
+        readings=readings,
+        now_s=now_s,
     )
 
 

@@ -21,6 +21,7 @@ from solvers.evaluate import Load, Settings, Summary, evaluate
 from solvers.evaluate.summary import Kept
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.planner.options import CapacityOf
 from solvers.planner.splitting import cuts_of, opened, split
 from solvers.policies.fixed import Fixed
 from solvers.problem import Problem
@@ -100,41 +101,73 @@ def refuted_plan(
     InvalidInput, SolveFailed
         As ``decide``.
     """
-    factors: Factors = {}
-    links: dict[str, float] = {}
-    asked: dict[Asked, float] = {}
-    said: list[str] = []
+    held = _Held()
     plan = decide(problem, previous=previous)
     for number in range(ROUNDS + 1):
         if not goes_on():
-            return _ended(plan, said, number, factors)
+            return held.ended(plan, number)
         summary = replayed(problem, plan, seed)
         missed = _missed(summary) if summary else []
-        if not missed or number == ROUNDS or not goes_on():
+        if not summary or not missed or number == ROUNDS or not goes_on():
             break
-        changed = [_hold(factors, links, problem, plan, summary, service, kept) for service, kept in missed]
-        said += [_told(number + 1, service, kept) for service, kept in missed]
-        if not any(changed):
+        if not held.tighten(number + 1, problem, plan, summary):
             break
-        asked |= _asked(split(problem, cuts_of(plan)), factors)
-        plan = decide(_narrowed(problem, links), previous=previous, capacity_of=_tightened(asked))
+        problem_now, capacity_of = held.applied(problem, plan)
+        plan = decide(problem_now, previous=previous, capacity_of=capacity_of)
         plan = replace(plan, certificate=None)  # it was proved with less than the sizing gives
-    said.append(_verdict(summary, missed, factors, links))
-    return Refutation(
-        plan=_with_notes(plan, said),
-        summary=summary,
-        rounds=number,
-        kept=not missed,
-        factors=dict(factors),
-        links=dict(links),
-    )
+    return held.concluded(plan, summary, number)
 
 
-def _ended(plan: Plan, said: list[str], rounds: int, factors: Factors) -> Refutation:
-    """The plan as far as time allowed: nobody knows whether a replay would refute it."""
-    what = "this plan was not replayed again" if said else "it was not replayed"
-    told = _with_notes(plan, [*said, f"{what}: the time for it was over"])
-    return Refutation(plan=told, summary=None, rounds=rounds, kept=False, factors=dict(factors))
+@dataclass(slots=True)
+class _Held:
+    """What the rounds of one decision hold to less than the formulas say, and the notes on why.
+
+    Attributes
+    ----------
+    factors : dict of (service, role) to float
+        What is left of the capacities.
+    links : dict of link to float
+        What is left of the links' bytes per second.
+    asked : dict
+        The least of ``factors`` so far by what is asked of a model: what sizing is asked with.
+    """
+
+    factors: Factors = field(default_factory=dict)
+    links: dict[str, float] = field(default_factory=dict)
+    asked: dict[Asked, float] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+    def tighten(self, number: int, problem: Problem, plan: Plan, summary: Summary) -> bool:
+        """Hold what is behind each missed SLO to less, links that prompts wait for, else roles; False at the bound."""
+        before = dict(self.factors), dict(self.links)
+        for service, kept in _missed(summary):
+            self.said.append(_told(number, service, kept))
+            if busy := _busy_links(problem, plan, summary, service, kept):
+                self.links |= {name: _less(self.links.get(name, 1.0), kept) for name in busy}
+            else:
+                keys = [(service, role) for role in ROLES[kept.slo.metric]]
+                self.factors |= {key: _less(self.factors.get(key, 1.0), kept) for key in keys}
+        return before != (self.factors, self.links)
+
+    def applied(self, problem: Problem, plan: Plan) -> tuple[Problem, CapacityOf]:
+        """The problem with narrower links, and sizing that carries less, for the plan's parts and for all before."""
+        self.asked |= _asked(split(problem, cuts_of(plan)), self.factors)
+        return _narrowed(problem, self.links), _tightened(self.asked)
+
+    def concluded(self, plan: Plan, summary: Summary | None, rounds: int) -> Refutation:
+        missed = _missed(summary) if summary else []
+        notes = [*self.said, _verdict(summary, missed, self.factors, self.links)]
+        return self._refutation(_with_notes(plan, notes), summary, rounds, kept=not missed)
+
+    def ended(self, plan: Plan, rounds: int) -> Refutation:
+        """The plan as far as time allowed: nobody knows whether a replay would refute it."""
+        what = "this plan was not replayed again" if self.said else "it was not replayed"
+        notes = [*self.said, f"{what}: the time for it was over"]
+        return self._refutation(_with_notes(plan, notes), None, rounds, kept=False)
+
+    def _refutation(self, plan: Plan, summary: Summary | None, rounds: int, *, kept: bool) -> Refutation:
+        factors, links = dict(self.factors), dict(self.links)
+        return Refutation(plan=plan, summary=summary, rounds=rounds, kept=kept, factors=factors, links=links)
 
 
 def _with_notes(plan: Plan, notes: Iterable[str]) -> Plan:
@@ -199,25 +232,6 @@ def _missed(summary: Summary) -> list[tuple[str, Kept]]:
     return [(name, kept) for name, service in summary.services.items() for kept in service.slos if kept.is_refuted]
 
 
-def _hold(
-    factors: Factors,
-    links: dict[str, float],
-    problem: Problem,
-    plan: Plan,
-    summary: Summary | None,
-    service: str,
-    kept: Kept,
-) -> bool:
-    """Hold what is behind a missed SLO to less: links that prompts wait for, else roles; False at the bound."""
-    busy = _busy_links(problem, plan, summary, service, kept) if summary else ()
-    if not busy:
-        return _tighten(factors, service, kept)
-    before = dict(links)
-    for name in busy:
-        links[name] = max(LEAST_FACTOR, links.get(name, 1.0) * _step(kept))
-    return links != before
-
-
 def _busy_links(problem: Problem, plan: Plan, summary: Summary, service: str, kept: Kept) -> tuple[str, ...]:
     """Busy links, if the prompts of a service wait longer for their transfer than for prefill."""
     latencies = summary.services[service].latencies_s
@@ -241,21 +255,11 @@ def _narrowed(problem: Problem, links: Mapping[str, float]) -> Problem:
     return replace(problem, policy=replace(problem.policy, kv_links=left))
 
 
-def _step(kept: Kept) -> float:
-    """What one round leaves of a capacity, the less the more was missed."""
+def _less(before: float, kept: Kept) -> float:
+    """What one round leaves of a part of a capacity, the less the more was missed; never below the bound."""
     allowed = 1.0 - kept.slo.percentile_ratio
     share = float((allowed / max(1.0 - kept.within_ratio.value, 1e-9)) ** 0.5)  # misses grow faster than load
-    return min(STEP_AT_LEAST, max(STEP_AT_MOST, share))
-
-
-def _tighten(factors: Factors, service: str, kept: Kept) -> bool:
-    """Take capacity off the roles behind a missed SLO; False at the bound."""
-    changed = False
-    for role in ROLES[kept.slo.metric]:
-        before = factors.get((service, role), 1.0)
-        factors[service, role] = max(LEAST_FACTOR, before * _step(kept))
-        changed = changed or factors[service, role] < before
-    return changed
+    return max(LEAST_FACTOR, before * min(STEP_AT_LEAST, max(STEP_AT_MOST, share)))
 
 
 def _asked(problem: Problem, factors: Factors) -> dict[Asked, float]:
@@ -268,7 +272,7 @@ def _asked(problem: Problem, factors: Factors) -> dict[Asked, float]:
     return found
 
 
-def _tightened(by_asked: Mapping[Asked, float]) -> Callable[..., Capacity | Unfit]:
+def _tightened(by_asked: Mapping[Asked, float]) -> CapacityOf:
     """Sizing that carries less where the replay said so; services that ask the same of a model share the factor."""
 
     def capacity(

@@ -80,19 +80,27 @@ def make_plan(
         No stage led to a plan that passes ``verify``; the message lists what failed.
     """
     check_problem(problem)
-
-    def crew() -> Crew:
-        return Crew(workers=workers, is_isolated=is_isolated)
-
+    crew = Crew(workers=workers, is_isolated=is_isolated)
     if concerns(problem, previous):
+        return _decided_in_parts(problem, previous, capacity_of, crew, on_plan)
+    return _decided(problem, previous, capacity_of, replace(crew, sizings=sizings), on_plan)
 
-        def decide(parted: Problem, before: Plan | None) -> Plan:
-            return _decided(parted, before, capacity_of, crew())
 
-        early = {"on_plan": on_plan} if on_plan is not None else {}
-        plan = plan_parts(problem, previous, decide, capacity_of, crew=crew(), **early)
-        return replace(plan, certificate=None)  # its prices are of one cut
-    return _decided(problem, previous, capacity_of, replace(crew(), sizings=sizings), on_plan)
+def _decided_in_parts(
+    problem: Problem,
+    previous: Plan | None,
+    capacity_of: CapacityOf,
+    crew: Crew,
+    on_plan: Callable[[Plan], None] | None,
+) -> Plan:
+    """Decide a fleet some of whose services are split by size; every cut has a crew of its own."""
+
+    def decide(parted: Problem, before: Plan | None) -> Plan:
+        return _decided(parted, before, capacity_of, replace(crew, lost=0, lost_solves=0))
+
+    early = {"on_plan": on_plan} if on_plan is not None else {}
+    plan = plan_parts(problem, previous, decide, capacity_of, crew=crew, **early)
+    return replace(plan, certificate=None)  # its prices are of one cut
 
 
 def _decided(

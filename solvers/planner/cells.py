@@ -169,10 +169,7 @@ def build_cells(
         See ``penalties.Penalties``.
     """
     pools = tuple(o for o in options.pools if only is None or o.pool in only)
-    sizes: dict[str, set[int]] = {}
-    for option in pools:
-        sizes.setdefault(option.pool.gpu_class, set()).add(option.gpus)
-    grouping = group_bays(problem, sizes, split_running=split_running, one_by_one=one_by_one)
+    grouping = group_bays(problem, _sizes(pools), split_running=split_running, one_by_one=one_by_one)
     services = tuple(sorted(problem.services, key=lambda s: s.name))
     pairs = _pairs(problem, pools, grouping)
     order = {service.name: index for index, service in enumerate(services)}
@@ -196,11 +193,19 @@ def build_cells(
         held_pool=_ints(p for p, _, _ in held),
         held_group=_ints(g for _, g, _ in held),
         held_now=_ints(now for _, _, now in held),
-        demand_per_s=np.array([problem.demands[s.name].requests_per_s for s in services], dtype=float),
-        penalty_usd_per_hour=np.array([penalties.unserved_usd_per_hour[s.name] for s in services], dtype=float),
-        floor_usd_per_hour=np.array([penalties.floor_usd_per_hour[s.name] for s in services], dtype=float),
-        fair_ratio=np.array([penalties.fair_ratio.get(s.name, 1.0) for s in services], dtype=float),
+        demand_per_s=_floats(problem.demands[s.name].requests_per_s for s in services),
+        penalty_usd_per_hour=_floats(penalties.unserved_usd_per_hour[s.name] for s in services),
+        floor_usd_per_hour=_floats(penalties.floor_usd_per_hour[s.name] for s in services),
+        fair_ratio=_floats(penalties.fair_ratio.get(s.name, 1.0) for s in services),
     )
+
+
+def _sizes(pools: Sequence[PoolOption]) -> dict[str, set[int]]:
+    """GPUs that replicas of each class may hold."""
+    found: dict[str, set[int]] = {}
+    for option in pools:
+        found.setdefault(option.pool.gpu_class, set()).add(option.gpus)
+    return found
 
 
 def _pairs(problem: Problem, pools: Sequence[PoolOption], grouping: Grouping) -> list[tuple[int, int]]:
@@ -222,6 +227,10 @@ def _pairs(problem: Problem, pools: Sequence[PoolOption], grouping: Grouping) ->
 
 def _ints(values: Iterable[int]) -> Ints:
     return np.array(list(values), dtype=np.int64)
+
+
+def _floats(values: Iterable[float]) -> Floats:
+    return np.array(list(values), dtype=float)
 
 
 def first_levels(pools: Sequence[PoolOption]) -> dict[PoolKey, int]:

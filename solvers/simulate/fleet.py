@@ -151,18 +151,22 @@ class Fleet(FleetWays):
             milliwatts=tables.idle_milliwatts, metered=now, late_limit=int(self._memory["services"][s].late_limit),
         )  # fmt: skip
         self._know(replica_id, service, role, profile, tables)
-        self._used["rows"] += tables.max_batch + 1
-        for name in ("leave", "member"):
-            self._memory.ensure(name, self._used["rows"])
-        self._give_cache(r)
-        self._widen_group(group)
-        self._memory.state.replicas = r + 1
-        self._make_log_room(tables.max_batch)
+        self._make_room(r, group, tables.max_batch)
         ready_at = now if ready_at_s is None else max(now, to_ticks(ready_at_s))
         if ready_at == now:
             self._do(loop.READY, r)
         else:
             self._schedule(entity, ready_at)
+
+    def _make_room(self, r: int, group: int, max_batch: int) -> None:
+        """Widen what the kernel keeps for one replica more: rows of its batch, its cache, its group, the log."""
+        self._used["rows"] += max_batch + 1
+        for name in ("leave", "member"):
+            self._memory.ensure(name, self._used["rows"])
+        self._give_cache(r)
+        self._widen_group(group)
+        self._memory.state.replicas = r + 1
+        self._make_log_room(max_batch)
 
     def _check_new(self, replica_id: str, link: str | None, weight: float) -> None:
         if replica_id in self._alive:
