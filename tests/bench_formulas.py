@@ -23,7 +23,7 @@ from solvers import sizing
 from solvers.engine import EngineProfile, Role
 from solvers.evaluate import Load, Settings, Summary, evaluate
 from solvers.fleet import PoolKey
-from solvers.plan import Placement, Plan, SolveReport, SolveStatus
+from solvers.plan import Placement, Plan
 from solvers.policies.fixed import Fixed
 from solvers.problem import Problem
 from solvers.refute import BLOCK_TOKENS, poisson_load
@@ -31,6 +31,7 @@ from solvers.sizing import Capacity, pools, replica_capacity
 from solvers.sizing.queueing import MAX_LOAD_RATIO
 from solvers.workload import SizeBucket, SloMetric
 from tests.fleets import CHAT, demand, nodes, problem, profile, service
+from tests.plans_by_hand import NOTHING
 
 LOADS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 CLASSES = ("h100-sxm", "l40s")
@@ -183,16 +184,7 @@ def world(pool: Pool) -> tuple[Problem, Plan]:
         )
         for role, count in sorted(counts.items())
     )
-    report = SolveReport(
-        status=SolveStatus.FEASIBLE,
-        objective_usd_per_hour=0.0,
-        bound_usd_per_hour=0.0,
-        gap_ratio=0.0,
-        cost_usd_per_hour=0.0,
-        rounds=0,
-    )
-    plan = Plan(placements=placements, pools=(), services=(), domains=(), bindings=(), report=report)
-    return stated, plan
+    return stated, replace(NOTHING, placements=placements)
 
 
 def load_of(pool: Pool, ratio: float, requests: int, seed: int) -> Load:

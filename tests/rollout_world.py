@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey, PowerDomain, Replica, ReplicaState, Snapshot
-from solvers.plan import Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from solvers.plan import Plan
 from solvers.power import extra_watts
 from solvers.rollout import Action
 from solvers.rollout.assign import choose_leaving
+from tests.plans_by_hand import written
 
 H100 = GpuClass(
     name="h100",
@@ -88,24 +89,12 @@ def moves(actions: Iterable[Action]) -> list[tuple[str, str, int, int]]:
 def plan(want: Mapping[Place, int], served: Mapping[str, float] | None = None) -> Plan:
     """A plan with these counts; one GPU carries one request per second, and services serve all that is carried."""
     counts: dict[PoolKey, int] = {}
-    for (of, _), count in want.items():
+    held: dict[PoolKey, tuple[float, dict[str, int]]] = {}
+    for (of, at), count in want.items():
         counts[of] = counts.get(of, 0) + count
-    services = sorted({of.service for of in counts})
-    return Plan(
-        placements=tuple(Placement(pool=of, location=at, replicas=n) for (of, at), n in sorted(want.items())),
-        pools=tuple(_pool_plan(of, count) for of, count in sorted(counts.items())),
-        services=tuple(_service_plan(s, (served or {}).get(s, able_per_s(s, counts))) for s in services),
-        domains=(),
-        bindings=(),
-        report=SolveReport(
-            status=SolveStatus.OPTIMAL,
-            objective_usd_per_hour=0.0,
-            bound_usd_per_hour=0.0,
-            gap_ratio=0.0,
-            cost_usd_per_hour=0.0,
-            rounds=1,
-        ),
-    )
+        held.setdefault(of, (float(of.config.gpus), {}))[1][at] = count
+    rates = {s: (served or {}).get(s, able_per_s(s, counts)) for s in sorted({of.service for of in counts})}
+    return written(held, rates, tier="standard")
 
 
 def able_per_s(service: str, counts: Mapping[PoolKey, int]) -> float:
@@ -118,23 +107,6 @@ def chain_per_s(service: str, role: Role, counts: Mapping[PoolKey, int]) -> floa
     """Requests per second that the service's replicas of one chain carry."""
     serving = ((of, n) for of, n in counts.items() if of.service == service and of.role in (role, Role.MIXED))
     return float(sum(n * of.config.gpus for of, n in serving))
-
-
-def _service_plan(service: str, served: float) -> ServicePlan:
-    return ServicePlan(service=service, tier="standard", demand_requests_per_s=served, served_requests_per_s=served)
-
-
-def _pool_plan(of: PoolKey, count: int) -> PoolPlan:
-    return PoolPlan(
-        pool=of,
-        replicas=count,
-        demand_ratio=1.0,
-        capacity_requests_per_s=float(count * of.config.gpus),
-        cap_watts=700.0,
-        reserved_watts=0.0,
-        planned_watts=0.0,
-        cost_usd_per_hour=0.0,
-    )
 
 
 @dataclass

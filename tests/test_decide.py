@@ -18,19 +18,10 @@ from controller.specs import Specs
 from controller.turn import Decision
 from solvers.errors import SolveFailed
 from solvers.fleet import PowerDomain
-from solvers.plan import Plan, SolveReport, SolveStatus
+from solvers.plan import Plan
 from solvers.problem import Problem
+from tests.plans_by_hand import NO_REPORT, NOTHING
 from tests.simcluster.poll import wait_until
-
-NO_REPORT = SolveReport(
-    status=SolveStatus.OPTIMAL,
-    objective_usd_per_hour=0.0,
-    bound_usd_per_hour=0.0,
-    gap_ratio=0.0,
-    cost_usd_per_hour=0.0,
-    rounds=1,
-)
-NOTHING = Plan(placements=(), pools=(), services=(), domains=(), bindings=(), report=NO_REPORT)
 
 
 class Clock:

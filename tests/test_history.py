@@ -16,7 +16,7 @@ from solvers.errors import PenstockError
 from solvers.fleet import PoolKey
 from solvers.plan import Placement, Plan, PoolPlan
 from tests.fake_cluster import FakeCluster
-from tests.test_decide import NOTHING
+from tests.plans_by_hand import NOTHING
 
 POOL = PoolKey(service="team-a/chat", role=Role.MIXED, gpu_class="l40s", config=EngineConfig())
 

@@ -11,7 +11,7 @@ import pytest
 
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import Node, PoolKey
-from solvers.plan import PartPlan, Placement, Plan, PoolPlan, Relief, ServicePlan, SolveReport, SolveStatus
+from solvers.plan import PartPlan, Plan, Relief
 from solvers.problem import Problem, Quota
 from solvers.verify.claims import claims, penalties
 from solvers.verify.nodes import groups
@@ -20,9 +20,7 @@ from solvers.verify.parts import mix_of, part_sizes, parts
 from solvers.verify.rules import locations, losses, on_spot, pins, quotas, relief, terms_by_bay
 from solvers.workload import Pin, SizeBucket
 from tests import fleets
-
-Held = Mapping[PoolKey, tuple[float, Mapping[str, int]]]
-"""By pool: requests/s of a replica, and replicas by location."""
+from tests.plans_by_hand import Held, written
 
 MIX = tuple(SizeBucket(prompt_tokens=n, output_tokens=9, weight_ratio=0.25) for n in (0, 99, 100, 900))
 
@@ -46,45 +44,8 @@ def problem(nodes: tuple[Node, ...] = (), **services: Mapping[str, Any]) -> Prob
 
 
 def plan(held: Held, served: float = 4.0, **how: Any) -> Plan:
-    rows = [
-        Placement(pool=key, location=at, replicas=n) for key, (_, places) in held.items() for at, n in places.items()
-    ]
-    totals = {key: sum(places.values()) for key, (_, places) in held.items()}
-    pools = [
-        PoolPlan(
-            pool=key,
-            replicas=totals[key],
-            demand_ratio=1.0,
-            capacity_requests_per_s=rate * totals[key],
-            cap_watts=700.0,
-            reserved_watts=0.0,
-            planned_watts=0.0,
-            cost_usd_per_hour=0.0,
-            nodes_per_replica=math.ceil(key.config.gpus / 8),
-        )
-        for key, (rate, _) in held.items()
-    ]
-    made = Plan(
-        placements=tuple(sorted(rows)),
-        pools=tuple(sorted(pools, key=lambda p: p.pool)),
-        services=tuple(
-            ServicePlan(
-                service=f"default/{name}", tier="critical", demand_requests_per_s=4.0, served_requests_per_s=served
-            )
-            for name in ("a", "b")
-        ),
-        domains=(),
-        bindings=(),
-        report=SolveReport(
-            status=SolveStatus.FEASIBLE,
-            objective_usd_per_hour=0.0,
-            bound_usd_per_hour=0.0,
-            gap_ratio=0.0,
-            cost_usd_per_hour=0.0,
-            rounds=1,
-        ),
-    )
-    return replace(made, **how)
+    names = ("default/a", "default/b")
+    return written(held, dict.fromkeys(names, served), asked_per_s=dict.fromkeys(names, 4.0), **how)
 
 
 def test_a_pin_counts_its_own_service_role_class_and_location() -> None:

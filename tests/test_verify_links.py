@@ -10,11 +10,12 @@ import pytest
 
 from solvers.engine import EngineConfig, EngineProfile, Role
 from solvers.fleet import PoolKey
-from solvers.plan import LinkPlan, PartPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
+from solvers.plan import LinkPlan, PartPlan, Plan
 from solvers.problem import KvLink, Problem
 from solvers.verify.links import links
 from solvers.workload import SizeBucket
 from tests import fleets
+from tests.plans_by_hand import Held, written
 
 OUT, IN = 14_750.0, 8_500.0  # of up, and into far
 CHATS = (
@@ -37,7 +38,7 @@ def pool(service: str, role: Role, tensor_parallel: int = 1, sizes: str = "") ->
     return PoolKey(service=f"default/{service}", role=role, gpu_class="h100-sxm", config=config, sizes=sizes)
 
 
-HELD: dict[PoolKey, tuple[float, dict[str, int]]] = {
+HELD: Held = {
     # 8 and 2 prompts/s west and east against 6 and 9 of decode: 8 stay, 2 could cross
     pool("chat", Role.PREFILL): (2.0, {"west": 4, "east": 1}),
     pool("chat", Role.DECODE): (3.0, {"west": 2, "east": 3}),
@@ -80,42 +81,9 @@ def problem(*, up: float = OUT, far: float = IN) -> Problem:
 
 
 def plan() -> Plan:
-    rows = [
-        Placement(pool=key, location=at, replicas=count)
-        for key, (_, places) in HELD.items()
-        for at, count in places.items()
-    ]
-    pools = [
-        PoolPlan(
-            pool=key,
-            replicas=sum(places.values()),
-            demand_ratio=0.0,
-            capacity_requests_per_s=rate * sum(places.values()),
-            cap_watts=700.0,
-            reserved_watts=0.0,
-            planned_watts=0.0,
-            cost_usd_per_hour=0.0,
-        )
-        for key, (rate, places) in HELD.items()
-    ]
-    served = {"default/chat": 11.0, "default/local": 0.5, "default/paper": 1.5}
-    return Plan(
-        placements=tuple(sorted(rows)),
-        pools=tuple(sorted(pools, key=lambda p: p.pool)),
-        services=tuple(
-            ServicePlan(service=name, tier="critical", demand_requests_per_s=rate, served_requests_per_s=rate)
-            for name, rate in served.items()
-        ),
-        domains=(),
-        bindings=(),
-        report=SolveReport(
-            status=SolveStatus.FEASIBLE,
-            objective_usd_per_hour=0.0,
-            bound_usd_per_hour=0.0,
-            gap_ratio=0.0,
-            cost_usd_per_hour=0.0,
-            rounds=1,
-        ),
+    return written(
+        HELD,
+        {"default/chat": 11.0, "default/local": 0.5, "default/paper": 1.5},
         parts=tuple(
             PartPlan(service="default/paper", sizes=sizes, demand_requests_per_s=rate, served_requests_per_s=rate)
             for sizes, rate in (("p0-99", 0.5), ("p100-up", 1.0))

@@ -17,9 +17,10 @@ import pytest
 
 from controller.worker import MOST_WORKERS, Allowance, Solver, SolverWorker, plan_solver, usable_workers
 from solvers.errors import InvalidInput, SolveFailed
-from solvers.plan import Plan, SolveReport, SolveStatus
+from solvers.plan import Plan
 from solvers.problem import Policy, Problem
 from tests import fleets, synthetic
+from tests.plans_by_hand import noted
 from tests.replay_world import small_case
 from tests.simcluster.poll import wait_until
 
@@ -27,21 +28,8 @@ MEBIBYTE = 1024**2
 EMPTY = Problem(services=(), demands={}, gpu_classes={}, nodes=(), domains={}, profiles={})
 
 
-def plan(note: str) -> Plan:
-    report = SolveReport(
-        status=SolveStatus.OPTIMAL,
-        objective_usd_per_hour=0.0,
-        bound_usd_per_hour=0.0,
-        gap_ratio=0.0,
-        cost_usd_per_hour=0.0,
-        rounds=1,
-        notes=(note,),
-    )
-    return Plan(placements=(), pools=(), services=(), domains=(), bindings=(), report=report)
-
-
 def echo(problem: Problem, previous: Plan | None) -> Plan:
-    return plan(f"{os.getpid()} after {previous.report.notes[0] if previous else 'nothing'}")
+    return noted(f"{os.getpid()} after {previous.report.notes[0] if previous else 'nothing'}")
 
 
 def hang_once(problem: Problem, previous: Plan | None) -> Plan:
@@ -55,7 +43,7 @@ def crash(problem: Problem, previous: Plan | None) -> Plan:
 
 
 def devour(problem: Problem, previous: Plan | None) -> Plan:
-    return plan(str(len(bytearray(1024 * MEBIBYTE))))
+    return noted(str(len(bytearray(1024 * MEBIBYTE))))
 
 
 def start_children(code: str, count: int) -> list[int]:
@@ -79,7 +67,7 @@ def leave_children(problem: Problem, previous: Plan | None) -> Plan:
     """Start children, say which they are, and hang when asked again."""
     while previous is not None:
         time.sleep(0.01)
-    return plan(" ".join(map(str, start_children("pass", 2))))
+    return noted(" ".join(map(str, start_children("pass", 2))))
 
 
 def kill_itself(problem: Problem, previous: Plan | None) -> Plan:
@@ -128,12 +116,12 @@ def test_a_plan_comes_with_its_reasons() -> None:
 
 def test_a_solve_past_its_deadline_is_killed_and_the_next_one_works(make: Callable[[Solver], SolverWorker]) -> None:
     worker = make(hang_once)
-    worker.solve(EMPTY, plan("warm"))
+    worker.solve(EMPTY, noted("warm"))
     hung = worker.pid
     with pytest.raises(SolveFailed, match="did not answer"):
         worker.solve(EMPTY, deadline_s=0.2)
     wait_until(lambda: not Path(f"/proc/{hung}").exists(), "the hung solver to be gone")
-    assert worker.solve(EMPTY, plan("again")).report.notes == ("again",)
+    assert worker.solve(EMPTY, noted("again")).report.notes == ("again",)
     assert worker.restarts == 1
 
 
@@ -197,14 +185,14 @@ def test_a_solve_past_its_deadline_takes_its_children_with_it(make: Callable[[So
     children = [int(pid) for pid in worker.solve(EMPTY).report.notes[0].split()]
     assert not any(map(is_gone, children))
     with pytest.raises(SolveFailed, match="did not answer"):
-        worker.solve(EMPTY, plan("hang"), deadline_s=0.2)
+        worker.solve(EMPTY, noted("hang"), deadline_s=0.2)
     wait_until(lambda: all(map(is_gone, children)), "the children to be gone")
 
 
 def test_a_crash_takes_the_children_with_it(make: Callable[[Solver], SolverWorker], tmp_path: Path) -> None:
     told = tmp_path / "children"
     with pytest.raises(SolveFailed, match="ended with code -11"):
-        make(kill_itself).solve(EMPTY, plan(str(told)))
+        make(kill_itself).solve(EMPTY, noted(str(told)))
     children = [int(pid) for pid in told.read_text().split()]
     wait_until(lambda: all(map(is_gone, children)), "the children to be gone")
 
