@@ -90,6 +90,7 @@ def _open_options(desk: Desk) -> Options:
     for bay in find_bays(problem, ()):
         joined = bay.islands[0] * bay.node_gpus if bay.islands else 0
         roomiest[bay.gpu_class] = max(roomiest.get(bay.gpu_class, 0), bay.free[0], joined)
+    largest = _largest_requests(problem)
     grown = replace(
         problem,
         nodes=tuple(
@@ -97,7 +98,7 @@ def _open_options(desk: Desk) -> Options:
                 n,
                 gpus_usable=MUCH * n.gpus_usable,
                 gpus_total=MUCH * n.gpus_total,
-                resources=_grown(n.resources, problem),
+                resources=_grown(n.resources, largest),
             )
             for n in problem.nodes
         ),
@@ -115,13 +116,18 @@ def _open_options(desk: Desk) -> Options:
     return replace(options, pools=fit)
 
 
-def _grown(resources: Mapping[str, int], problem: Problem) -> dict[str, int]:
-    """As much as so many more GPUs would come with, and at least what one replica of any service asks for."""
-    least: dict[str, int] = {}
+def _largest_requests(problem: Problem) -> dict[str, int]:
+    """The most that one replica of any service asks for."""
+    largest: dict[str, int] = {}
     for asked in requests_by_role(problem).values():
         for name, amount in asked:
-            least[name] = max(least.get(name, 0), amount)
-    return {name: MUCH * max(amount, least.get(name, 0)) for name, amount in resources.items()}
+            largest[name] = max(largest.get(name, 0), amount)
+    return largest
+
+
+def _grown(resources: Mapping[str, int], largest: Mapping[str, int]) -> dict[str, int]:
+    """As much as so many more GPUs would come with, and at least what one replica of any service asks for."""
+    return {name: MUCH * max(amount, largest.get(name, 0)) for name, amount in resources.items()}
 
 
 def _eased(cells: Cells, arrays: Arrays, ways: list[Way]) -> Arrays:
