@@ -76,6 +76,15 @@ def test_more_buckets_are_taken_only_where_they_are_needed() -> None:
     assert tight.error_ratio <= loose.error_ratio
 
 
+def test_what_is_alike_does_not_depend_on_how_long_answers_are_beside_prompts() -> None:
+    """Prompts and outputs count by how far they spread, not by tokens: the same requests come together."""
+    prompts, outputs = drawn(2)
+    cuts = [cut_sizes(prompts, [times * n for n in outputs], lambda mix: [1.0]) for times in (1, 40)]
+    parts = [[(bucket.prompt_tokens, round(bucket.weight_ratio, 9)) for bucket in cut.mix] for cut in cuts]
+    assert len(parts[0]) == LEAST_BUCKETS
+    assert parts[0] == parts[1]
+
+
 def test_a_size_or_two_are_kept_as_they_are() -> None:
     same = cut_sizes([100] * 50, [20] * 50, coefficients)
     assert [(b.prompt_tokens, b.output_tokens, b.weight_ratio) for b in same.mix] == [(100, 20, 1.0)]

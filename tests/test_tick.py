@@ -176,6 +176,24 @@ def test_a_budget_below_idle_draw_says_so_with_its_numbers() -> None:
     assert ticker.tick().notes == ()
 
 
+@pytest.mark.parametrize("load_ratio", [1.0, 0.01])
+def test_no_cap_rises_under_a_budget_that_the_lowest_pass_whatever_it_would_serve(load_ratio: float) -> None:
+    """The model itself, with many kilowatts and with few: what comes after it would only bring such caps down."""
+    problem, plan = planned()
+    demands = {n: replace(d, requests_per_s=load_ratio * d.requests_per_s) for n, d in problem.demands.items()}
+    problem = replace(problem, demands=demands)
+    ticker = Ticker(lowest_known(problem), plan if load_ratio == 1.0 else make_plan(problem))
+    model, cells = ticker._model, ticker.cells
+    assert model is not None
+    d = cells.domains.index("site")
+    room = np.full(len(cells.domains), 1e6)
+    room[d] = model._lowest_rise[d] - 1000.0
+    used = model.solve(np.full(len(cells.services), 1e6), room).used
+    assert cells.charged[[d]].toarray()[0].all()
+    assert used == pytest.approx(0.0)
+    assert model.solve(np.full(len(cells.services), 1e6), np.full(len(cells.domains), 1e6)).used.max() == 1.0
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_is_served_is_carried_and_shares_are_whole(seed: int) -> None:
     ticker, demands, budgets = drawn(seed)

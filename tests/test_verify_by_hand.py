@@ -1,4 +1,4 @@
-"""Rules, claims, pairs, parts and nodes, checked on plans written down by hand: just what is wrong is said."""
+"""Rules, claims, pairs and parts, checked on plans written down by hand: just what is wrong is said."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from solvers.fleet import Node, PoolKey
 from solvers.plan import PartPlan, Plan, Relief
 from solvers.problem import Problem, Quota
 from solvers.verify.claims import claims, penalties
-from solvers.verify.nodes import groups
 from solvers.verify.pairs import pairs
 from solvers.verify.parts import mix_of, part_sizes, parts
 from solvers.verify.rules import locations, losses, on_spot, pins, quotas, relief, terms_by_bay
@@ -301,66 +300,29 @@ def test_parts_serve_what_they_are_asked_at_most_and_what_their_pools_carry() ->
     assert tuple(part_sizes(made, other)) == ("parts[default/a]: no such service splits by size",)
 
 
-def stocked(*nodes: tuple[int, int | None]) -> tuple[Node, ...]:
-    """Nodes of one rack by GPUs and CPUs, which some do not name."""
-    made = fleets.nodes("h100-sxm", len(nodes), "r1")
-    return tuple(
-        replace(node, gpus_usable=gpus, resources={} if cpus is None else {"cpu": cpus})
-        for node, (gpus, cpus) in zip(made, nodes, strict=True)
+def test_pools_serve_the_parts_of_their_service_and_nothing_else() -> None:
+    whole, stray = pool("a", Role.MIXED), pool("b", Role.MIXED, sizes="p0-99")
+    rows = tuple(
+        PartPlan(service="default/a", sizes=s, demand_requests_per_s=2.0, served_requests_per_s=2.0) for s, _ in PARTS
     )
-
-
-def packed(nodes: tuple[Node, ...], asks: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """Faults when services hold so many replicas of one GPU, and so many CPUs each."""
-    held: Held = {pool(name, Role.MIXED): (1.0, {"r1": count}) for name, (count, _) in asks.items()}
-    requests = {name: {"requests": {Role.MIXED: {"cpu": cpus}}} for name, (_, cpus) in asks.items()}
-    return tuple(groups(plan(held), problem(nodes, **requests)))
-
-
-def test_replicas_are_packed_by_what_they_ask_beside_gpus() -> None:
-    """Two of 3 and two of 2 CPUs: best fit would part them, and only one other way holds all."""
-    assert packed(stocked((2, 4), (3, 6)), {"a": (2, 3), "b": (2, 2)}) == ()
-    said = "resources[h100-sxm@r1]: no nodes have 10 cpu of 10 for 2 replicas beside their GPUs"
-    assert packed(stocked((2, 4), (3, 6)), {"a": (2, 5)}) == (said,)
-    assert packed(stocked((2, 5), (3, 5)), {"a": (2, 5)}) == ()
-    short = packed(stocked((2, 4), (3, 6)), {"a": (2, 3), "b": (2, 3)})
-    assert short == ("resources[h100-sxm@r1]: no nodes have 12 cpu of 10 for 4 replicas beside their GPUs",)
-
-
-def test_a_node_that_names_no_amount_has_enough_and_one_below_nothing_has_none() -> None:
-    assert packed(stocked((2, None), (3, 0)), {"a": (2, 50)}) == ()
-    said = packed(stocked((2, None), (3, -4)), {"a": (3, 50)})
-    assert said == ("resources[h100-sxm@r1]: no nodes have 150 cpu of 0 for 3 replicas beside their GPUs",)
-    assert packed(stocked((2, None), (3, 0)), {"a": (5, 0)}) == ()
-
-
-def test_gpus_are_counted_by_class_and_node() -> None:
-    nodes = (*stocked((2, None), (3, None)), *fleets.nodes("l40s", 1, "r1"))
-    five: Held = {pool("a", Role.MIXED): (1.0, {"r1": 5}), pool("b", Role.MIXED, "l40s"): (1.0, {"r1": 8})}
-    assert tuple(groups(plan(five), problem(nodes))) == ()
-    six: Held = {pool("a", Role.MIXED): (1.0, {"r1": 6})}
-    assert tuple(groups(plan(six), problem(nodes))) == (
-        "gpus[h100-sxm@r1]: 6 GPUs in groups of [1] do not fit on nodes with [2, 3] free",
+    said = (
+        "parts[default/a/mixed/h100-sxm/tp1]: serves every size, which is no part of its service",
+        "parts[default/b/mixed/h100-sxm/tp1/p0-99]: serves p0-99, which is no part of its service",
     )
-    pair: Held = {pool("a", Role.MIXED, gpus=2): (1.0, {"r1": 3})}
-    assert len(tuple(groups(plan(pair), problem(nodes)))) == 1  # one GPU of the larger node stays over
-    two: Held = {pool("a", Role.MIXED, gpus=2): (1.0, {"r1": 2}), pool("b", Role.MIXED): (1.0, {"r1": 1})}
-    assert tuple(groups(plan(two), problem(nodes))) == ()
+    both = plan({whole: (1.0, {"r1": 1}), stray: (1.0, {"r1": 1})}, parts=rows)
+    asked = problem(a={"splits_by_size": True})
+    for made in (both, replace(both, pools=()), replace(both, placements=())):
+        assert tuple(part_sizes(made, asked)) == said
+    plain = plan({pool("b", Role.MIXED): (1.0, {"r1": 1})}, parts=rows)
+    assert tuple(part_sizes(plain, asked)) == ()
 
 
-def test_replicas_of_two_nodes_stand_on_whole_nodes_of_one_island() -> None:
-    one, two, three = (replace(node, island="i") for node in fleets.nodes("h100-sxm", 3, "r1"))
-    wide: Held = {pool("a", Role.MIXED, gpus=16): (1.0, {"r1": 1})}
-    assert tuple(groups(plan(wide), problem((one, two)))) == ()
-    apart = tuple(groups(plan(wide), problem((one, replace(two, island="j")))))
-    assert apart[0].startswith("gpus[h100-sxm@r1]: 16 GPUs in groups of [16] do not fit on nodes with [8, 8] free")
-    assert apart[0].endswith("islands of [1, 1] whole nodes")
-    broken = tuple(groups(plan(wide), problem((one, replace(two, gpus_usable=7)))))
-    assert broken[0].endswith("nodes with [8, 7] free, islands of [1] whole nodes")
-    assert tuple(groups(plan(wide), problem((one, replace(two, gpus_usable=7), three)))) == ()
-    alone = tuple(groups(plan(wide), problem((replace(one, island=""), replace(two, island="")))))
-    assert alone[0].endswith("islands of [] whole nodes")
-    made = plan(wide)
-    counted = replace(made, pools=(replace(made.pools[0], nodes_per_replica=1),))
-    said = "nodes[default/a/mixed/h100-sxm/tp16]: said 1 nodes a replica, it takes 2 of 8 GPUs"
-    assert tuple(groups(counted, problem((one, two)))) == (said,)
+@pytest.mark.parametrize(
+    ("served", "off", "is_told"), [(4.0, 3e-6, 0), (4.0, 5e-6, 1), (4e-5, 5e-10, 0), (4e-5, 2e-9, 1)]
+)
+def test_chains_carry_their_part_to_a_millionth_of_what_the_service_is_served(
+    served: float, off: float, is_told: int
+) -> None:
+    """A millionth of four requests/s, and of a thousandth where hardly anything is served."""
+    found = split(served=served, served_requests_per_s=served / 2.0 + off)
+    assert sum("p0-99: prefill + mixed carry" in fault for fault in found) == is_told
