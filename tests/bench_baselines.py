@@ -6,6 +6,9 @@ our plan stands to the row: by what is short from the top tier down, then by cos
 a percent of its demand are one; costs within the gap that the policy leaves open are ``even``. Shortage is as the
 policy weighs it, missing floors included: a request of a large model counts for more than one of a small (JSON has the
 plain share of requests too). The exit code is 1 when any row says that ours is worse.
+
+A case takes some ten seconds of processor at S and half a minute to two at M (``--sizes M --seeds 0``: three minutes in
+all, progress on stderr); ``--cases`` and ``--baselines`` take fewer, and L is for those who can wait.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 from controller.tables import Cell, render_table
@@ -26,8 +30,9 @@ from solvers.planner import make_plan
 from solvers.problem import Policy, Problem
 from tests import synthetic
 
-POWER = {"power 100 %": 1.0, "power 90 %": 0.9, "power 80 %": 0.8}
-SCARCE = "one class scarce"
+POWER = {"100": 1.0, "90": 0.9, "80": 0.8}
+SCARCE = "scarce"
+CASES = {**{name: f"power {name} %" for name in POWER}, SCARCE: "one class scarce"}
 SCARCE_SHARE = 0.25  # of the most used class's nodes stay
 
 
@@ -61,21 +66,33 @@ def with_scarce_class(problem: Problem, plan: Plan) -> Problem:
     return replace(problem, nodes=nodes)
 
 
-def cases(problem: Problem, plan: Plan) -> Iterator[tuple[str, Problem]]:
-    for name, ratio in POWER.items():
-        yield name, with_power(problem, ratio)
-    yield SCARCE, with_scarce_class(problem, plan)
+def changed(problem: Problem, case: str) -> Problem:
+    """The fleet of a case."""
+    if case in POWER:
+        return with_power(problem, POWER[case])
+    return with_scarce_class(problem, BASELINES["greedy"](problem))
 
 
-def measure(args: argparse.Namespace, size: str, seed: int) -> Iterator[Row]:
+@dataclass(slots=True)
+class Progress:
+    """Says on stderr which plan is made now, of how many, and what the ones before took."""
+
+    plans: int
+    made: int = 0
+
+    def say(self, what: str) -> None:
+        self.made += 1
+        print(f"{self.made}/{self.plans} {what}; {time.process_time():.0f} s of processor so far", file=sys.stderr)
+
+
+def measure(args: argparse.Namespace, size: str, seed: int, progress: Progress) -> Iterator[Row]:
     """Solve every case with ours and with the baselines."""
     policy = Policy(start_cost_hours=0.0, time_limit_s=args.limit, power_caps=args.caps)
     base = synthetic.make_problem(synthetic.SIZES[size], seed, load=args.load, policy=policy)
-    used = BASELINES["greedy"](base)
-    for case, problem in cases(base, used):
+    for case, problem in ((CASES[name], changed(base, name)) for name in args.cases):
         plans, spent = {}, {}
         for name in ("ours", *args.baselines):
-            print(f"{size}, seed {seed}, {case}: {name}", file=sys.stderr)
+            progress.say(f"{size}, seed {seed}, {case}: {name}")
             decide: Callable[[Problem], Plan] = BASELINES.get(name, make_plan)
             start = time.process_time()
             plans[name] = decide(problem)
@@ -121,13 +138,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=list(synthetic.SIZES), default=["S"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), default=list(CASES), help="percent of power, or scarce"
+    )
     parser.add_argument("--baselines", nargs="+", choices=list(BASELINES), default=list(BASELINES))
     parser.add_argument("--load", type=float, default=synthetic.LOAD, help="demand, see tests/synthetic.py")
     parser.add_argument("--caps", action="store_true", help="let ours choose power caps")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds that our plan may take")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     args = parser.parse_args()
-    rows = [row for size in args.sizes for seed in args.seeds for row in measure(args, size, seed)]
+    runs = list(product(args.sizes, args.seeds))
+    progress = Progress(len(runs) * len(args.cases) * (1 + len(args.baselines)))
+    rows = [row for size, seed in runs for row in measure(args, size, seed, progress)]
     told = summary(rows)
     if args.output == "json":
         print(json.dumps({"rows": [asdict(row) for row in rows], **told}, indent=2))
