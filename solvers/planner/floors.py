@@ -57,7 +57,7 @@ def missing_of_pin(pin: Pin, places: Places) -> int:
 
 
 def least_useful(service: ServedModel, pool: PoolKey) -> int:
-    """Replicas that a pool must be able to have, however little it carries."""
+    """Replicas of a pool that floors, pins and locations could ask for."""
     return max(service.min_replicas, least_locations(service), pinned_most(service, pool))
 
 

@@ -16,7 +16,8 @@ from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
 from solvers.planner.caps import at_cap, highest_levels, levels_watts, limited_classes, profile_at, sorted_profiles
 from solvers.planner.crew import Crew, of_service
-from solvers.planner.floors import least_useful, spread_demand
+from solvers.planner.floors import spread_demand
+from solvers.planner.keeping import least_of
 from solvers.planner.links import Links
 from solvers.planner.pairing import Pairing
 from solvers.planner.quotas import QuotaLedger
@@ -255,7 +256,7 @@ def _size_ahead(
         for pool, profile in _candidates(problem, service, sizer, levels):
             mine = slots[kind_of(service)]
             room = min(service.max_replicas, mine.get((pool.gpu_class, pool.config.gpus), 0))
-            ask = (pool, profile, room, least_useful(service, pool))
+            ask = (pool, profile, room, least_of(problem, service, pool))
             if room > 0 and not _is_known(service, problem.demands[service.name], ask, known):
                 asks.append(ask)
         work.append((of_service(problem, service), sizer.capacity_of, tuple(asks)))
@@ -303,7 +304,7 @@ def _option(
     room = min(service.max_replicas, slots.get((pool.gpu_class, gpus), 0))
     if room <= 0 or quotas.room(pool, 1) == 0:
         return no_room(problem, service, pool, quotas)
-    least = least_useful(service, pool)
+    least = least_of(problem, service, pool)
     most = _useful_size(pool, profile, spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
         return most

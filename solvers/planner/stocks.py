@@ -133,6 +133,15 @@ class Stocks:
         least: Floats = np.minimum.reduceat(per_cell, self.first[:-1])
         return least + self.run_usd_per_hour
 
+    def worth_keeping(self, pool: int, asked: Floats) -> tuple[Ints, Floats]:
+        """How many replicas cost less to keep than to stop, and what one of them gives back; by price, dearest first.
+
+        A replica is reckoned at the draw of an idle GPU: none costs less to run.
+        """
+        price, count, _ = self.units(pool, asked)
+        gives = -(price + self.run_usd_per_hour[pool])
+        return count[gives > 0.0], gives[gives > 0.0]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pick:
@@ -195,9 +204,11 @@ def least_value(
     """
     floor = _floor_usd(stocks, asked, weight)
     if stocks.demand_per_s <= 0.0:
-        nothing = stocks.stop_all_usd_per_hour + max(0.0, floor)
+        given = _given_usd(stocks, frozenset(), asked)
+        nothing = stocks.stop_all_usd_per_hour + max(0.0, floor) - given
         return Pick(value_usd_per_hour=nothing, sizes={}, served_ratio=1.0, wanted=frozenset(), asked_sizes=())
-    ratio = stocks.cheapest_usd(asked) / stocks.rate_per_s * stocks.demand_per_s / stocks.parts  # USD per part
+    cheapest = np.maximum(0.0, stocks.cheapest_usd(asked))  # what replicas give back is taken off below
+    ratio = cheapest / stocks.rate_per_s * stocks.demand_per_s / stocks.parts  # USD per part
     empty = np.full(stocks.parts + 1, np.inf)
     empty[0] = 0.0
     of_role = partial(_role_table, stocks, curves, kept, asked, ratio, is_safe)
@@ -213,13 +224,36 @@ def least_value(
     paid = _paid(stocks, floor, weight, of_role(Role.MIXED, "", totals[-1], mixed))
     part = int(np.argmin(paid))
     sizes, wanted, guessed = _way_back(stocks, curves, groups, totals, mixed, part)
+    given = 0.0 if is_safe else _given_usd(stocks, kept, asked)
     return Pick(
-        value_usd_per_hour=float(paid[part]) + stocks.stop_all_usd_per_hour,
-        sizes=sizes,
+        value_usd_per_hour=float(paid[part]) - given + stocks.stop_all_usd_per_hour,
+        sizes=_with_kept(stocks, kept, asked, sizes),
         served_ratio=part / stocks.parts,
         wanted=frozenset(wanted),
         asked_sizes=tuple(guessed),
     )
+
+
+def _given_usd(stocks: Stocks, kept: frozenset[int], asked: Floats) -> float:
+    """What replicas that are not told apart give back at most, where stopping them costs more than running them.
+
+    The tables reckon them as free, whoever carries the load: no way gets more of them than all.
+    """
+    given = 0.0
+    for pool in np.flatnonzero(stocks.cheapest_usd(asked) < 0.0).tolist() if stocks.roles else ():
+        count, gives = stocks.worth_keeping(pool, asked)
+        told = min(stocks.told(pool), int(stocks.most[pool])) if pool in kept else 0
+        left = np.diff(np.maximum(0, np.cumsum(count) - told), prepend=0)
+        given += float(left @ gives)
+    return given
+
+
+def _with_kept(stocks: Stocks, kept: frozenset[int], asked: Floats, sizes: dict[int, int]) -> dict[int, int]:
+    """The sizes, and of pools that are told apart up to a size that they have all that is worth keeping beyond it."""
+    for pool in sorted(p for p in kept if sizes.get(p, 0) >= stocks.told(p)):
+        worth = int(stocks.worth_keeping(pool, asked)[0].sum())
+        sizes[pool] = max(sizes[pool], min(worth, int(stocks.most[pool])))
+    return sizes
 
 
 def _paid(stocks: Stocks, floor: float, weight: float, table: Floats) -> Floats:
@@ -233,11 +267,11 @@ def _paid(stocks: Stocks, floor: float, weight: float, table: Floats) -> Floats:
 
 def _floor_usd(stocks: Stocks, asked: Floats, weight: float) -> float:
     """What the replicas of the floor, or their lack, cost at least: no way has less, whatever it serves."""
-    if not stocks.roles or not stocks.floor_replicas:
+    if not stocks.roles:
         return 0.0
     least = stocks.cheapest_usd(asked)
     if least.min() < 0.0:
-        return -np.inf  # what runs may be worth keeping for what stopping costs: more than the floor
+        return -np.inf  # what runs may be worth keeping for what stopping costs: more than the floor, or none
     missing = weight * stocks.floor_usd_per_hour
     by_role = {role: min((least[p] for p, r in enumerate(stocks.roles) if r is role), default=np.inf) for role in ROLES}
     pair = min(missing, by_role[Role.PREFILL]) + min(missing, by_role[Role.DECODE])
@@ -246,8 +280,9 @@ def _floor_usd(stocks: Stocks, asked: Floats, weight: float) -> float:
 
 def choose_kept(stocks: Stocks, asked: Floats, wanted: frozenset[int]) -> frozenset[int]:
     """Pools to tell apart at the prices: the cheapest per request of each role, and those wanted before."""
-    ratio = stocks.cheapest_usd(asked) / stocks.rate_per_s
-    kept = set(wanted)
+    cheapest = stocks.cheapest_usd(asked)
+    ratio = np.maximum(0.0, cheapest) / stocks.rate_per_s
+    kept = set(wanted) | set(np.flatnonzero(cheapest < 0.0).tolist())  # what is worth keeping is counted one by one
     for role, group in product(ROLES, stocks.pair_groups):
         mine = [p for p in np.argsort(ratio, kind="stable").tolist() if stocks.is_of(p, role, group)]
         sizes = 0
@@ -297,11 +332,14 @@ def _with_pool(
     grown, worst = table.copy(), table[-1]
     for size in range(1, most + 1):
         load, cost = int(loads[size]), costs[size]
-        if cost >= worst:
-            break
+        if table[0] + cost >= worst:
+            if first[size - 1] >= 0.0:  # from here on every replica costs something
+                break
+            continue
         if load >= stocks.parts:
             np.minimum(grown, table[0] + cost, out=grown)
-            break
+            worst = grown[-1]
+            continue
         np.minimum(grown[:load], table[0] + cost, out=grown[:load])
         np.minimum(grown[load:], table[:-load] + cost if load else table + cost, out=grown[load:])
         worst = min(worst, grown[-1])
@@ -325,7 +363,7 @@ def _with_line(
     per_replica = stocks.rate_per_s[pool] / stocks.demand_per_s * stocks.parts
     every = stocks.every
     load = int(np.ceil(every * per_replica - NEAR))
-    if load >= stocks.parts or stage.costs[every] >= grown[-1]:
+    if load >= stocks.parts or table[0] + stage.costs[every] >= grown[-1]:
         return grown
     line = np.full_like(table, np.inf)
     line[load:] = table[:-load] + stage.costs[every]

@@ -200,9 +200,10 @@ def least(
     floor, left = _back(stages[Role.MIXED], asked.floor, part, uses)
     for role in (Role.PREFILL, Role.DECODE):
         _back(stages[role], int(kept[role][1][floor, left]), left, uses)
-    given = math.fsum(s.given_usd_per_hour(s.most if i in apart else 0) for i, s in enumerate(stocks))
-    hoped = tuple(sorted({(i, n) for i, n in uses if n == 0 or (n <= stocks[i].most and n not in stocks[i].known)}))
-    return Least(usd_per_hour=float(paid[part]) - given, hoped=hoped)
+    gives = [s.given_usd_per_hour(s.most if i in apart else 0) for i, s in enumerate(stocks)]
+    hoped = {(i, n) for i, n in uses if n == 0 or (n <= stocks[i].most and n not in stocks[i].known)}
+    hoped |= {(i, 0) for i, usd in enumerate(gives) if usd > 0.0 and i not in apart}
+    return Least(usd_per_hour=float(paid[part]) - math.fsum(gives), hoped=tuple(sorted(hoped)))
 
 
 def _parts(carried: Floats, demand_per_s: float, parts: int) -> Ints:
@@ -332,7 +333,7 @@ def _with_sizes(stage: _Stage, table: Floats) -> Floats:
     for amount, cost, size in zip(
         stage.amounts[1:].tolist(), stage.costs[1:].tolist(), stage.sizes[1:].tolist(), strict=True
     ):
-        if cost >= grown[-1, -1]:  # all that is asked is had for less
+        if table[0, 0] + cost >= grown[-1, -1]:  # all that is asked is had for less
             continue
         if len(table) == 1:  # the usual case, without a copy of the table
             np.minimum(grown[0, :amount], table[0, 0] + cost, out=grown[0, :amount])
