@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import Field
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 
 class HashedOnce:
@@ -13,13 +14,13 @@ class HashedOnce:
     """
 
     __slots__ = ("_hash",)
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # of those that derive from it
     _hash: int
 
     def __hash__(self) -> int:
         try:
             return self._hash
         except AttributeError:
-            fields: Any = type(self).__dataclass_fields__  # type: ignore[attr-defined]
-            found = hash(attrgetter(*fields)(self))
+            found = hash(attrgetter(*self.__dataclass_fields__)(self))
             object.__setattr__(self, "_hash", found)
             return found

@@ -37,8 +37,11 @@ class BruteWays:
             ways.append(Way(index=0, giver=None, receiver=None))
         crossed = [self.crossings[name] for name in (out, into) if name]
         ends = [end for end, name in enumerate((out, into)) if name]
-        over = [(c[e], round(bytes_per_token * TICKS_PER_S / c[2])) for c, e in zip(crossed, ends, strict=True)]
-        ways.append(Way(index=len(ways), giver=giver, receiver=receiver, over=tuple(over)))  # type: ignore[arg-type]
+        over = [
+            ((leaving, entering)[end], round(bytes_per_token * TICKS_PER_S / rate))
+            for (leaving, entering, rate), end in zip(crossed, ends, strict=True)
+        ]
+        ways.append(Way(index=len(ways), giver=giver, receiver=receiver, over=tuple(over)))
 
     def share_out(self, service: str, mixed: float, shares: dict[tuple[str, str], float]) -> None:
         total, now = mixed + sum(shares.values()), self.turns.get(service, 0)

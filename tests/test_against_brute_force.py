@@ -13,6 +13,7 @@ import pytest
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, Role
 from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
 from solvers.planner import desk_for, make_plan
+from solvers.planner.crew import WIDE_GPUS, Crew
 from solvers.planner.penalties import Penalties
 from solvers.planner.tally import SAME_SHORTAGE
 from solvers.problem import Policy, Problem
@@ -237,10 +238,12 @@ def value(case: Tiny, counts: dict[tuple[PoolKey, str], int], penalties: Penalti
         _, _, watts = case.table[pool.service, pool.role, pool.gpu_class]
         price = problem.gpu_classes[pool.gpu_class].price_usd_per_hour
         total += n * pool.config.gpus * (price + POLICY.energy_usd_per_kilowatt_hour * (watts + 50.0) / 1000.0)
-        total += max(0, n - problem.running.get((pool, where), 0)) * 0.05 * price * pool.config.gpus
+        start = problem.policy.start_cost_hours * price * pool.config.gpus
+        total += max(0, n - problem.running.get((pool, where), 0)) * start
     for (pool, where), now in problem.running.items():
         price = problem.gpu_classes[pool.gpu_class].price_usd_per_hour
-        total += max(0, now - counts.get((pool, where), 0)) * 0.025 * price * pool.config.gpus
+        stop = 0.5 * problem.policy.start_cost_hours * price * pool.config.gpus
+        total += max(0, now - counts.get((pool, where), 0)) * stop
     for service in problem.services:
         sizes: dict[PoolKey, int] = {}
         for (pool, _), n in counts.items():
@@ -266,13 +269,13 @@ def capacity(case: Tiny, pool: PoolKey, n: int) -> float:
     return rate * pool.config.gpus * (1.0 - growth / (1.0 + n))
 
 
-def best_by_trying(case: Tiny) -> float:
-    return best_counts(case)[0]
+def best_by_trying(case: Tiny, wide_gpus: int = WIDE_GPUS) -> float:
+    return best_counts(case, wide_gpus)[0]
 
 
-def best_counts(case: Tiny) -> tuple[float, Placed]:
+def best_counts(case: Tiny, wide_gpus: int = WIDE_GPUS) -> tuple[float, Placed]:
     """The least objective of all counts, and the first counts that have it."""
-    penalties = desk_for(case.problem, case.capacity_of).penalties
+    penalties = desk_for(case.problem, case.capacity_of, crew=Crew(wide_gpus=wide_gpus)).penalties
     places = [s for s in spots(case.problem) if case.table[s[0].service, s[0].role, s[0].gpu_class][0] > 0.0]
     best: tuple[float, Placed] = (math.inf, {})
     for numbers in itertools.product(*(range(most + 1) for _, _, most in places)):

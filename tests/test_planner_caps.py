@@ -18,6 +18,7 @@ from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
 from solvers.planner.caps import one_level
 from solvers.planner.cells import build_cells
+from solvers.planner.crew import WIDE_GPUS, Crew
 from solvers.planner.desk import Desk
 from solvers.planner.options import find_options
 from solvers.planner.penalties import Penalties
@@ -161,9 +162,9 @@ def value(
     return total
 
 
-def best_by_trying(case: Capped) -> float:
+def best_by_trying(case: Capped, wide_gpus: int = WIDE_GPUS) -> float:
     problem, best = case.problem, math.inf
-    penalties = desk_for(problem, case.capacity_of).penalties
+    penalties = desk_for(problem, case.capacity_of, crew=Crew(wide_gpus=wide_gpus)).penalties
     places = [s for s in spots(problem) if case.table[s[0].service, s[0].role, s[0].gpu_class][0] > 0.0]
     for numbers in itertools.product(*(range(most + 1) for _, _, most in places)):
         counts = {(pool, at): n for (pool, at, _), n in zip(places, numbers, strict=True) if n}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from solvers.engine import Role
-from solvers.planner import desk, make_plan
+from solvers.planner import make_plan
+from solvers.planner.crew import WIDE_GPUS
 from solvers.problem import Problem
 from solvers.verify.bound import BoundCheck, verify_bound
 from solvers.verify.ways import Asked, Stock, first_apart, least
@@ -60,8 +62,8 @@ def with_cpus(problem: Problem, rng: np.random.Generator) -> Problem:
     return replace(problem, services=services, nodes=nodes)
 
 
-def checked(case: Tiny) -> BoundCheck:
-    plan = make_plan(case.problem, capacity_of=case.capacity_of)
+def checked(case: Tiny, wide_gpus: int) -> BoundCheck:
+    plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=wide_gpus)
     check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
     assert check is not None
     return check
@@ -69,13 +71,12 @@ def checked(case: Tiny) -> BoundCheck:
 
 @pytest.mark.parametrize("rule", [in_groups, at_locations, with_cpus])
 def test_no_bound_is_refused_for_a_rule_that_no_certificate_tells_of(
-    rule: Rule, monkeypatch: pytest.MonkeyPatch
+    rule: Rule,
 ) -> None:
     """What rests on pairs or on resources is told as searched; what is found lies below the plan all the same."""
-    monkeypatch.setattr(desk, "WIDE_GPUS", 0)
     for seed, tiny in drawn(9002, 12):
         case = Together(problem=rule(tiny.problem, np.random.default_rng(seed)), table=tiny.table)
-        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=0)
         check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
         assert check is not None
         assert check.is_supported, (seed, str(check))
@@ -86,16 +87,13 @@ def test_no_bound_is_refused_for_a_rule_that_no_certificate_tells_of(
 @pytest.mark.parametrize(
     ("rule", "least_supported"), [(free, 8), (pinned, 7), (spread_out, 4), (on_spot, 6), (with_rules, 4)]
 )
-def test_no_recomputed_bound_passes_the_best_of_all_counts(
-    rule: Rule, least_supported: int, is_wide: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_recomputed_bound_passes_the_best_of_all_counts(rule: Rule, least_supported: int, is_wide: bool) -> None:
     """Tiny fleets: below the best in all, and in most as high as claimed where prices are all that was claimed."""
-    if is_wide:
-        monkeypatch.setattr(desk, "WIDE_GPUS", 0)
+    wide_gpus = 0 if is_wide else WIDE_GPUS
     supported = 0
     for seed, tiny in drawn(9000, 10):
         case = Together(problem=rule(tiny.problem, np.random.default_rng(seed)), table=tiny.table)
-        check, best = checked(case), best_by_trying(case)
+        check, best = checked(case, wide_gpus), best_by_trying(case, wide_gpus)
         assert check.is_supported, (seed, str(check))
         if not check.is_held:
             assert check.recomputed_usd_per_hour <= best * (1.0 + 1e-6) + 1e-6, (seed, str(check))
@@ -104,10 +102,10 @@ def test_no_recomputed_bound_passes_the_best_of_all_counts(
     assert supported >= least_supported - (0 if is_wide else 4)
 
 
-def racks(**how: object) -> Problem:
+def racks(**how: Any) -> Problem:
     """A mixed service that two racks of H100 hold with ease, and needs one of."""
     fleet = (*fleets.nodes("h100-sxm", 1, "rack-1"), *fleets.nodes("h100-sxm", 1, "rack-2"))
-    served = replace(fleets.service("chat", "chat", roles=(Role.MIXED,)), **how)  # type: ignore[arg-type]
+    served = replace(fleets.service("chat", "chat", roles=(Role.MIXED,)), **how)
     return fleets.problem([(served, 6.0)], fleet, [fleets.profile("chat", "h100-sxm", 1, 8.0)])
 
 

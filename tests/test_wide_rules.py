@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from solvers.engine import Role
-from solvers.planner import desk, desk_for, make_plan
+from solvers.planner import desk_for, make_plan
 from solvers.planner.search import HELD_NOTE, Search
 from solvers.planner.stock_taking import build_stocks
 from solvers.planner.stocks import Pick
@@ -31,21 +31,15 @@ from tests.test_wide import drawn as drawn_wide
 WORST_GAP = 0.05  # of the smallest wide fleet, where a replica is some percent of the cost
 
 
-@pytest.fixture
-def every_fleet_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "WIDE_GPUS", 0)
-
-
-@pytest.mark.usefixtures("every_fleet_is_wide")
 @pytest.mark.parametrize("first", [9000, 9020])
 def test_the_bound_lies_below_the_best_of_all_counts_under_all_rules(first: int) -> None:
     """Tiny fleets; the plan itself is equal to the best in most of them, and sound in all."""
     equal = []
     for seed, drawn_case in drawn(first, 20):
         case = Together(problem=with_rules(drawn_case.problem, np.random.default_rng(seed)), table=drawn_case.table)
-        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=0)
         assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
-        best, found = best_by_trying(case), plan.report.objective_usd_per_hour
+        best, found = best_by_trying(case, wide_gpus=0), plan.report.objective_usd_per_hour
         assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
         assert found >= best * (1.0 - TOLERANCE), seed
         equal.append(found <= best * (1.0 + TOLERANCE))
@@ -132,15 +126,13 @@ def test_a_way_fills_the_cheaper_spot_nodes_as_far_as_the_service_allows(most: f
     assert (owned - 1) * rate < must_stay, "one more could be on spot nodes"
 
 
-@pytest.mark.usefixtures("every_fleet_is_wide")
 def test_the_bound_lies_below_the_best_of_all_counts_and_caps() -> None:
     for seed, case in capped_fleets(500, 12):
-        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=0)
         assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
-        assert plan.report.bound_usd_per_hour <= best_with_caps(case) * (1.0 + TOLERANCE), seed
+        assert plan.report.bound_usd_per_hour <= best_with_caps(case, wide_gpus=0) * (1.0 + TOLERANCE), seed
 
 
-@pytest.mark.usefixtures("every_fleet_is_wide")
 @pytest.mark.parametrize(("first", "is_local"), [(11000, False), (11100, True), (11200, True)])
 def test_the_bound_lies_below_the_best_of_all_counts_in_pairs(first: int, is_local: bool) -> None:
     """KV groups, no crossing, both; most plans are the best of all."""
@@ -149,9 +141,9 @@ def test_the_bound_lies_below_the_best_of_all_counts_in_pairs(first: int, is_loc
         problem = grouped(drawn_case.problem, np.random.default_rng(seed)) if first != 11100 else drawn_case.problem
         services = tuple(replace(s, kv_may_cross=not is_local) for s in problem.services)
         case = Grouped(problem=replace(problem, services=services), table=drawn_case.table)
-        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=0)
         assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
-        best, found = best_by_trying(case), plan.report.objective_usd_per_hour
+        best, found = best_by_trying(case, wide_gpus=0), plan.report.objective_usd_per_hour
         assert found >= best * (1.0 - TOLERANCE), seed
         equal.append(found <= best * (1.0 + TOLERANCE))
         if HELD_NOTE not in plan.report.notes:
@@ -159,7 +151,6 @@ def test_the_bound_lies_below_the_best_of_all_counts_in_pairs(first: int, is_loc
     assert sum(equal) > 0.6 * len(equal)
 
 
-@pytest.mark.usefixtures("every_fleet_is_wide")
 @pytest.mark.parametrize(("first", "usd"), [(12000, 1e6), (12100, 5e6)])
 def test_the_bound_lies_below_the_best_of_all_counts_over_a_link(first: int, usd: float) -> None:
     equal, crossed = [], 0
@@ -170,9 +161,9 @@ def test_the_bound_lies_below_the_best_of_all_counts_over_a_link(first: int, usd
         link = KvLink(name="up", locations=("left",), bytes_per_s=most, usd_per_terabyte=usd)
         policy = replace(drawn_case.problem.policy, kv_links=(link,))
         case = Linked(problem=replace(drawn_case.problem, policy=policy), table=drawn_case.table)
-        plan = make_plan(case.problem, capacity_of=case.capacity_of)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=0)
         assert verify(plan, case.problem, capacity_of=case.capacity_of) == ()
-        best, found = best_by_trying(case), plan.report.objective_usd_per_hour
+        best, found = best_by_trying(case, wide_gpus=0), plan.report.objective_usd_per_hour
         assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
         assert found >= best * (1.0 - TOLERANCE), seed
         equal.append(found <= best * (1.0 + TOLERANCE))

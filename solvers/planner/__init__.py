@@ -10,7 +10,7 @@ from solvers.errors import SolveFailed
 from solvers.plan import Plan
 from solvers.planner.caps import at_options, at_plan, planned_counts
 from solvers.planner.checks import check_problem
-from solvers.planner.crew import Crew
+from solvers.planner.crew import WIDE_GPUS, Crew
 from solvers.planner.desk import Desk
 from solvers.planner.fairness import MOST_CELLS
 from solvers.planner.nodes import Counts
@@ -46,6 +46,7 @@ def make_plan(
     is_isolated: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
     sizings: Sizings | None = None,
+    wide_gpus: int = WIDE_GPUS,
 ) -> Plan:
     """Decide pools, counts and places for the whole fleet.
 
@@ -66,6 +67,8 @@ def make_plan(
     sizings : Sizings, optional
         What sizing said in earlier decisions, and where this one's answers are kept. The plan is the same without; not
         used for services that are split by size.
+    wide_gpus : int
+        Fleets of more GPUs are solved by ways at prices (``solvers/README.md``, large fleets), smaller ones whole.
 
     Returns
     -------
@@ -80,7 +83,7 @@ def make_plan(
         No stage led to a plan that passes ``verify``; the message lists what failed.
     """
     check_problem(problem)
-    crew = Crew(workers=workers, is_isolated=is_isolated)
+    crew = Crew(workers=workers, is_isolated=is_isolated, wide_gpus=wide_gpus)
     if concerns(problem, previous):
         return _decided_in_parts(problem, previous, capacity_of, crew, on_plan)
     return _decided(problem, previous, capacity_of, replace(crew, sizings=sizings), on_plan)
@@ -111,7 +114,7 @@ def _decided(
     on_plan: Callable[[Plan], None] | None = None,
 ) -> Plan:
     """Decide a fleet whose services are all plain."""
-    reachable = within_reach(Desk.of(problem, capacity_of, previous)) if is_far_beyond(problem) else problem
+    reachable = within_reach(Desk.of(problem, capacity_of, previous, crew)) if is_far_beyond(problem) else problem
     if reachable is problem:
         return _planned(problem, previous, capacity_of, crew, on_plan)[1]
     desk, plan = _planned(reachable, previous, capacity_of, crew)

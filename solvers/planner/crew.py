@@ -25,6 +25,7 @@ PIECE_S = 300.0  # a piece takes seconds; a worker that is silent for so long ha
 GRACE_S = 10.0  # HiGHS looks at its clock now and then, not always; later than its limit by so much it hangs
 IDLE_S = 300.0  # a worker without work for so long ends
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+WIDE_GPUS = 512  # of fleets that are solved with every size of every pool; larger ones are shared out
 PIECES = 16  # work is cut into as many, however many workers there are: answers never depend on their number
 
 
@@ -44,6 +45,8 @@ class Crew:
         Integer solves that a crash or a hang ended; they are not done again, as this process would share their fate.
     sizings : Sizings, optional
         What sizing said in earlier decisions.
+    wide_gpus : int
+        Fleets of more GPUs are large: they take the road that can be shared out.
     """
 
     workers: int = 1
@@ -53,10 +56,15 @@ class Crew:
     lost_solves: int = field(default=0)
     solve: Callable[[Programme], Solution] = solve
     sizings: Sizings | None = None
+    wide_gpus: int = WIDE_GPUS
 
     def __post_init__(self) -> None:
         if self.is_isolated:
             make_ready()
+
+    def finds_wide(self, problem: Problem) -> bool:
+        """True for large fleets."""
+        return sum(node.gpus_usable for node in problem.nodes) > self.wide_gpus
 
     def whole(self, programme: Programme) -> Solution:
         """Solve with whole numbers, where neither a crash nor a hang of the solver's reaches this process.

@@ -19,7 +19,6 @@ from solvers.engine import Role
 from solvers.planner.cells import Floats, build_cells
 from solvers.planner.compose import CLOSED, MOST_PRICINGS, SMOOTHING, Composer, shared_rows
 from solvers.planner.crew import Crew
-from solvers.planner.desk import is_wide
 from solvers.planner.menus import FINE_GRID, GRID, Menu
 from solvers.planner.options import CapacityOf, Options, PoolOption, Sizer, find_options
 from solvers.planner.penalties import dearest_usd_per_request
@@ -155,11 +154,12 @@ def open_book(
     ranged = ranged_problem(problem, starts)
     sizer = Sizer(problem=ranged, capacity_of=capacity_of)
     wanted = frozenset(pool for (pool, _), count in ranged.running.items() if count)
-    options = find_options(ranged, sizer, wanted=wanted, is_wide=is_wide(ranged), crew=crew)
+    is_wide = (crew or Crew()).finds_wide(ranged)
+    options = find_options(ranged, sizer, wanted=wanted, is_wide=is_wide, crew=crew)
     weights = _weights(ranged, options, starts)
     ranged = replace(ranged, serving_usd_per_request=weights)
     priced = None
-    if len(options.pools) <= PRICED_POOLS and not is_wide(ranged):
+    if len(options.pools) <= PRICED_POOLS and not is_wide:
         priced = _priced(ranged, options, replace(sizer, problem=ranged), starts)
     alone, bound = priced or (_rents(ranged, options), None)
     if bound is not None:

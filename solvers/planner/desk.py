@@ -23,15 +23,7 @@ from solvers.problem import Problem
 FAIR_POOLS = 1000
 """Fleets with more pools share what is short by the weights of the tiers alone."""
 
-WIDE_GPUS = 512
-"""Fleets up to so many GPUs are solved with every size of every pool."""
-
 SHARES_OF_TIME = 20.0  # of the time limit, what one solve for fair shares may take
-
-
-def is_wide(problem: Problem) -> bool:
-    """True for large fleets."""
-    return sum(node.gpus_usable for node in problem.nodes) > WIDE_GPUS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,23 +45,24 @@ class Desk:
         wanted = frozenset(pool for (pool, _), count in problem.running.items() if count)
         if previous is not None:
             wanted |= {pool for pool, _ in planned_counts(problem, previous)}
-        known = crew.sizings.of(problem, capacity_of) if crew and crew.sizings else {}
+        crew = crew or Crew()
+        known = crew.sizings.of(problem, capacity_of) if crew.sizings else {}
         sizer = Sizer(problem=problem, capacity_of=capacity_of, known=known)
-        options = find_options(problem, sizer, wanted=wanted, is_wide=is_wide(problem), crew=crew)
+        options = find_options(problem, sizer, wanted=wanted, is_wide=crew.finds_wide(problem), crew=crew)
         return cls(
             problem=problem,
             sizer=sizer,
             options=options,
             penalties=find_penalties(problem, options),
             wanted=wanted,
-            crew=crew or Crew(),
+            crew=crew,
             certificate=previous.certificate if previous is not None else None,
         )
 
     @property
     def is_wide(self) -> bool:
         """True when pools are too large for care over every size of each."""
-        return is_wide(self.problem)
+        return self.crew.finds_wide(self.problem)
 
     @property
     def is_large(self) -> bool:

@@ -13,7 +13,6 @@ from solvers.errors import SolveFailed
 from solvers.plan import Plan, SplitPrice
 from solvers.planner.crew import Crew
 from solvers.planner.cuts import Book, open_book, stops_usd_per_hour
-from solvers.planner.desk import is_wide
 from solvers.planner.options import CapacityOf
 from solvers.planner.splitting import (
     Cuts,
@@ -98,7 +97,7 @@ def with_estimates(plan: Plan, problem: Problem, capacity_of: CapacityOf = repli
     """
     splitting = {service.name for service in problem.services if service.splits_by_size}
     silent = [s.service for s in plan.services if s.service not in splitting and not s.short_because]
-    if not silent or is_wide(problem):
+    if not silent or Crew().finds_wide(problem):
         return plan
     whole = split(problem, {})
     book = open_book(whole, capacity_of, {}, silent)
