@@ -8,7 +8,7 @@ leave out limits and never add any, so the value stays below that of every way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -134,13 +134,15 @@ class Stocks:
         return least + self.run_usd_per_hour
 
     def worth_keeping(self, pool: int, asked: Floats) -> tuple[Ints, Floats]:
-        """How many replicas cost less to keep than to stop, and what one of them gives back; by price, dearest first.
-
-        A replica is reckoned at the draw of an idle GPU: none costs less to run.
-        """
+        """How many replicas cost less to keep, even idle, than to stop, and what one of them gives back, by price."""
         price, count, _ = self.units(pool, asked)
         gives = -(price + self.run_usd_per_hour[pool])
         return count[gives > 0.0], gives[gives > 0.0]
+
+    def kept_beyond(self, kept: Collection[int], asked: Floats, sizes: Mapping[int, int]) -> dict[int, int]:
+        """Sizes of the pools in ``kept`` that have all that is told apart, with what is worth keeping beyond."""
+        full = [(p, n) for p, n in sizes.items() if p in kept and n >= self.told(p)]
+        return {p: max(n, min(int(self.worth_keeping(p, asked)[0].sum()), int(self.most[p]))) for p, n in full}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +229,7 @@ def least_value(
     given = 0.0 if is_safe else _given_usd(stocks, kept, asked)
     return Pick(
         value_usd_per_hour=float(paid[part]) - given + stocks.stop_all_usd_per_hour,
-        sizes=_with_kept(stocks, kept, asked, sizes),
+        sizes=sizes | stocks.kept_beyond(kept, asked, sizes),
         served_ratio=part / stocks.parts,
         wanted=frozenset(wanted),
         asked_sizes=tuple(guessed),
@@ -235,25 +237,13 @@ def least_value(
 
 
 def _given_usd(stocks: Stocks, kept: frozenset[int], asked: Floats) -> float:
-    """What replicas that are not told apart give back at most, where stopping them costs more than running them.
-
-    The tables reckon them as free, whoever carries the load: no way gets more of them than all.
-    """
+    """What replicas that are not told apart, free in the tables, give back at most by not being stopped."""
     given = 0.0
     for pool in np.flatnonzero(stocks.cheapest_usd(asked) < 0.0).tolist() if stocks.roles else ():
         count, gives = stocks.worth_keeping(pool, asked)
         told = min(stocks.told(pool), int(stocks.most[pool])) if pool in kept else 0
-        left = np.diff(np.maximum(0, np.cumsum(count) - told), prepend=0)
-        given += float(left @ gives)
+        given += float(np.diff(np.maximum(0, np.cumsum(count) - told), prepend=0) @ gives)
     return given
-
-
-def _with_kept(stocks: Stocks, kept: frozenset[int], asked: Floats, sizes: dict[int, int]) -> dict[int, int]:
-    """The sizes, and of pools that are told apart up to a size that they have all that is worth keeping beyond it."""
-    for pool in sorted(p for p in kept if sizes.get(p, 0) >= stocks.told(p)):
-        worth = int(stocks.worth_keeping(pool, asked)[0].sum())
-        sizes[pool] = max(sizes[pool], min(worth, int(stocks.most[pool])))
-    return sizes
 
 
 def _paid(stocks: Stocks, floor: float, weight: float, table: Floats) -> Floats:
