@@ -7,6 +7,7 @@ replica of more GPUs than that takes whole nodes of one island, as few as hold i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from solvers.fleet import GpuClass, Node
 
@@ -28,6 +29,7 @@ def nodes_taken(gpus: int, node_gpus: int) -> int:
     return -(-gpus // node_gpus) if gpus > node_gpus > 0 else 1
 
 
+@lru_cache(maxsize=4096)
 def groups_taken(gpus: int, size: int, node_gpus: int) -> int:
     """Groups of ``size`` GPUs that could stand where one replica of ``gpus`` does.
 

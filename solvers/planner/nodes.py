@@ -149,18 +149,24 @@ class Room:
 
     def spare_groups(self, bay: Bay, gpus: int) -> int:
         """Replicas of so many GPUs that the bay can still take, as far as GPUs go."""
-        held = self.held.get(bay.key, {})
+        key, node_gpus = bay.key, bay.node_gpus
+        held = self.held.get(key)
+        if not held:
+            return self._slots(bay, key, gpus)
         spare = []
         for size in {gpus, *(q for q in held if q < gpus)}:
-            used = sum(n * groups_taken(taken, size, bay.node_gpus) for taken, n in held.items() if taken >= size)
-            spare.append((self._slots(bay, size) - used) // groups_taken(gpus, size, bay.node_gpus))
+            left = self._slots(bay, key, size)
+            for taken, count in held.items():
+                if taken >= size:
+                    left -= count * groups_taken(taken, size, node_gpus)
+            spare.append(left // groups_taken(gpus, size, node_gpus))
         return max(0, min(spare))
 
-    def _slots(self, bay: Bay, size: int) -> int:
-        key = (bay.key, size)
-        if key not in self.slots:
-            self.slots[key] = bay.slots(size)
-        return self.slots[key]
+    def _slots(self, bay: Bay, key: tuple[str, str], size: int) -> int:
+        slots = self.slots.get((key, size))
+        if slots is None:
+            slots = self.slots[key, size] = bay.slots(size)
+        return slots
 
     def extra_watts(self, pool: PoolKey) -> float:
         """Watts that one replica adds to its domains."""
@@ -179,9 +185,9 @@ class Room:
     def room(self, pool: PoolKey, location: str, bay: Bay | None = None) -> int:
         """Replicas of the pool that the location (or the bay, for a pool placed ``Class``) can still take."""
         at = bay or self.bays.get((location, pool.gpu_class))
-        if at is None:
+        if at is None or not (groups := self.spare(at, self.shape(pool))):
             return 0
-        groups = self.quotas.room(pool, self.spare(at, self.shape(pool)))
+        groups = self.quotas.room(pool, groups)
         extra = self.extra_watts(pool)
         watts = self.watts_left(pool, location)
         if groups == 0 or extra <= 0.0 or watts == float("inf"):

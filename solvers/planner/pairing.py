@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
+from solvers.hashing import HashedOnce
 from solvers.problem import Problem
 from solvers.workload import ServedModel
 
@@ -22,11 +23,17 @@ Carried = Mapping[tuple[PoolKey, str], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Domain:
+class Domain(HashedOnce):
     """Pools of one KV group of a service, at one site."""
 
     group: str = ""
     site: str = ANYWHERE_INSIDE
+
+    __hash__ = HashedOnce.__hash__
+
+
+UNPARTED = Domain()
+"""The domain of all pools of a service that need not be told apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +48,13 @@ class Pairs:
     @classmethod
     def of(cls, carried: Mapping[tuple[Role, Domain], float], *, is_parted: bool) -> Pairs:
         """Sort by role what is carried in each domain."""
-        by_role: dict[Role, dict[Domain, float]] = {role: {} for role in Role}
+        mixed_per_s, prefill, decode = 0.0, dict[Domain, float](), dict[Domain, float]()
         for (role, domain), rate in carried.items():
-            by_role[role][domain] = rate
-        return cls(
-            mixed_per_s=sum(by_role[Role.MIXED].values()),
-            prefill_per_s=by_role[Role.PREFILL],
-            decode_per_s=by_role[Role.DECODE],
-            is_parted=is_parted,
-        )
+            if role is Role.MIXED:
+                mixed_per_s += rate
+            else:
+                (prefill if role is Role.PREFILL else decode)[domain] = rate
+        return cls(mixed_per_s=mixed_per_s, prefill_per_s=prefill, decode_per_s=decode, is_parted=is_parted)
 
     def paired_per_s(self, domain: Domain) -> float:
         """What pairs inside the domain carry."""
@@ -140,11 +145,12 @@ class Pairing:
 
     def domain(self, pool: PoolKey, location: str) -> Domain:
         """The domain of a pool's replicas at a location; one for all where the service is not parted."""
+        if pool.service not in self.parted:
+            return UNPARTED
         key = pool, location
         if key not in self._known:
             site = location if pool.service in self.local else ANYWHERE_INSIDE
-            is_parted = pool.service in self.parted
-            self._known[key] = Domain(group=self.group(pool), site=site) if is_parted else Domain()
+            self._known[key] = Domain(group=self.group(pool), site=site)
         return self._known[key]
 
     def groups_of(self, service: ServedModel, pools: Iterable[PoolKey]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
+from solvers.derived import derived
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import Cells, Floats
@@ -17,6 +18,7 @@ from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import step_at
 from solvers.planner.relax import Arrays
 from solvers.planner.spread import spread_evenly
+from solvers.problem import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +58,30 @@ def _bays(cells: Cells, cell: int) -> tuple[Bay, ...]:
 
 def _keep_running(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:
     option = cells.pools[cells.cell_pool[cell]]
-    if option.is_anywhere or not cells.problem.running:
+    runs = derived(cells.problem, _running_by_pool).get(option.pool.uncapped)
+    if option.is_anywhere or not runs:
         return 0
     kept = 0
     for bay in _bays(cells, cell):
-        key = (option.pool, bay.location)
-        running = cells.problem.running.get((option.pool.uncapped, bay.location), 0)
-        if running <= 0 or kept >= wanted:
+        running = runs.get(bay.location, 0)
+        if running <= 0:
             continue
-        taken = room.take(*key, min(running, wanted - kept), bay)
+        if kept >= wanted:
+            break
+        taken = room.take(option.pool, bay.location, min(running, wanted - kept), bay)
         if taken:
+            key = option.pool, bay.location
             counts[key] = counts.get(key, 0) + taken
         kept += taken
     return kept
+
+
+def _running_by_pool(problem: Problem) -> dict[PoolKey, dict[str, int]]:
+    """What runs of each pool, by location."""
+    found: dict[PoolKey, dict[str, int]] = {}
+    for (pool, location), count in problem.running.items():
+        found.setdefault(pool, {})[location] = count
+    return found
 
 
 def _spread(cells: Cells, cell: int, wanted: int, room: Room, counts: dict[tuple[PoolKey, str], int]) -> int:

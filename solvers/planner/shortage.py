@@ -160,13 +160,16 @@ def _blocking(
     if full := room.quotas.tight(option.pool):
         return [f"{row.limit}[{row.subject}]: {used:g} of {row.most:g} {UNITS[row.limit]} in use" for row, used in full]
     found: list[str] = []
+    is_full = False
     for bay in room.bays_of(option.pool):
         where = ANYWHERE if option.is_anywhere else bay.location
+        if room.spare_groups(bay, option.gpus) == 0:
+            if not is_full:  # one limit whichever bay says it
+                found.append(facts.gpus(option.pool.gpu_class, option.gpus))
+            is_full = True
+            continue
         if room.room(option.pool, where, bay) > 0:
             return []
-        if room.spare_groups(bay, option.gpus) == 0:
-            found.append(facts.gpus(option.pool.gpu_class, option.gpus))
-            continue
         if room.spare(bay, room.shape(option.pool)) == 0:
             found += room.shelves.lacking(bay, room.shape(option.pool))
             continue

@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 from scipy.ndimage import minimum_filter1d
 
+from solvers.derived import Derives, derived
 from solvers.engine import Role
 from solvers.planner.cells import Floats, Ints
 from solvers.planner.min_plus import in_turn, parts_of
@@ -52,7 +53,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stocks:
+class Stocks(Derives):
     """The pools of one service as parallel arrays. Axes: P pools, C cells of these pools, sorted by pool.
 
     Attributes
@@ -127,10 +128,7 @@ class Stocks:
 
     def cheapest_usd(self, asked: Floats) -> Floats:
         """Least price of a replica of each pool, (P,)."""
-        per_cell = asked + self.terms_usd_per_hour
-        per_cell = per_cell + np.where(self.now > 0, -np.repeat(self.stop_usd_per_hour, np.diff(self.first)), 0.0)
-        per_cell = per_cell + np.where(self.now > 0, 0.0, np.repeat(self.start_usd_per_hour, np.diff(self.first)))
-        least: Floats = np.minimum.reduceat(per_cell, self.first[:-1])
+        least: Floats = np.minimum.reduceat(asked + self.terms_usd_per_hour + derived(self, _churn_usd), self.first[:-1])
         return least + self.run_usd_per_hour
 
     def worth_keeping(self, pool: int, asked: Floats) -> tuple[Ints, Floats]:
@@ -143,6 +141,29 @@ class Stocks:
         """Sizes of the pools in ``kept`` that have all that is told apart, with what is worth keeping beyond."""
         full = [(p, n) for p, n in sizes.items() if p in kept and n >= self.told(p)]
         return {p: max(n, min(int(self.worth_keeping(p, asked)[0].sum()), int(self.most[p]))) for p, n in full}
+
+
+def _churn_usd(stocks: Stocks) -> Floats:
+    """What the first replica of each cell pays for being started, or saves by not being stopped, (C,)."""
+    cells = np.diff(stocks.first)
+    stop, start = np.repeat(stocks.stop_usd_per_hour, cells), np.repeat(stocks.start_usd_per_hour, cells)
+    return np.where(stocks.now > 0, -stop, start)
+
+
+def pool_by_cell(stocks: Stocks) -> list[int]:
+    """The pool of each of the cells, by its index inside the service."""
+    found: list[int] = np.repeat(np.arange(len(stocks.first) - 1), np.diff(stocks.first)).tolist()
+    return found
+
+
+def _members(stocks: Stocks) -> dict[tuple[Role, str], Ints]:
+    """Pools of each role and KV group."""
+    pools = range(len(stocks.roles))
+    return {
+        (role, group): np.array([p for p in pools if stocks.is_of(p, role, group)], dtype=np.int64)
+        for role in ROLES
+        for group in (*stocks.pair_groups, "")
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,12 +291,12 @@ def _floor_usd(stocks: Stocks, asked: Floats, weight: float) -> float:
 
 def choose_kept(stocks: Stocks, asked: Floats, wanted: frozenset[int]) -> frozenset[int]:
     """Pools to tell apart at the prices: the cheapest per request of each role, and those wanted before."""
-    cheapest = stocks.cheapest_usd(asked)
+    cheapest, members = stocks.cheapest_usd(asked), derived(stocks, _members)
     ratio = np.maximum(0.0, cheapest) / stocks.rate_per_s
     kept = set(wanted) | set(np.flatnonzero(cheapest < 0.0).tolist())  # what is worth keeping is counted one by one
     for role, group in product(ROLES, stocks.pair_groups):
-        mine = [p for p in np.argsort(ratio, kind="stable").tolist() if stocks.is_of(p, role, group)]
-        sizes = 0
+        mine = members[role, group]
+        mine, sizes = mine[np.argsort(ratio[mine], kind="stable")].tolist(), 0
         for rank, pool in enumerate(mine):
             sizes += min(LEAST_EVERY, int(stocks.most[pool]))
             if ratio[pool] > FAR * ratio[mine[0]] or (rank >= KEPT and sizes > MOST_APART):
@@ -297,7 +318,7 @@ def _role_table(
     stages: list[_Stage],
 ) -> Floats:
     """Least cost by parts carried at least, once the pools of a role and KV group may add to ``table``."""
-    mine = [p for p in range(len(stocks.roles)) if stocks.is_of(p, role, group)]
+    mine = derived(stocks, _members)[role, group].tolist()
     rest = min((p for p in mine if p not in kept), key=lambda p: (ratio[p], p), default=-1)
     if rest >= 0 and not is_safe:
         slope = ratio[rest] * np.arange(stocks.parts + 1)

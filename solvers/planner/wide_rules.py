@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
+from solvers.derived import derived
 from solvers.planner.cells import Cells
 from solvers.planner.floors import least_locations
-from solvers.planner.stocks import Stocks
+from solvers.planner.stocks import Stocks, pool_by_cell
 from solvers.workload import Pin, ServedModel
 
 
@@ -19,7 +18,7 @@ def least_replicas(service: ServedModel) -> int:
 
 def pool_of(stocks: Stocks, cell: int) -> int:
     """The pool of a cell, by its index inside the service."""
-    return int(np.searchsorted(stocks.first, cell - stocks.cells.start, side="right")) - 1
+    return derived(stocks, pool_by_cell)[cell - stocks.cells.start]
 
 
 def at_one_cap(stocks: Stocks, sizes: Mapping[int, int]) -> dict[int, int]:
