@@ -128,7 +128,8 @@ class Stocks(Derives):
 
     def cheapest_usd(self, asked: Floats) -> Floats:
         """Least price of a replica of each pool, (P,)."""
-        least: Floats = np.minimum.reduceat(asked + self.terms_usd_per_hour + derived(self, _churn_usd), self.first[:-1])
+        per_cell = asked + self.terms_usd_per_hour + derived(self, _churn_usd)
+        least: Floats = np.minimum.reduceat(per_cell, self.first[:-1])
         return least + self.run_usd_per_hour
 
     def worth_keeping(self, pool: int, asked: Floats) -> tuple[Ints, Floats]:
