@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,6 @@ from hypothesis import strategies as st
 from solvers.engine import Role, check_profile
 from solvers.engine.curves import (
     capped,
-    chunk_s,
     chunks_s,
     decode_speed_ratio,
     decode_step_s,
@@ -85,8 +86,9 @@ def test_the_chunks_of_a_prompt_sum_to_its_prefill(tokens: int, chunk: int) -> N
 
 
 def test_a_later_chunk_does_not_pay_the_start_of_the_curve_again() -> None:
-    assert chunk_s(PROFILE, 1024, 512) == pytest.approx(512 * 25e-6)
-    assert chunk_s(PROFILE, 0, 512) == pytest.approx(0.004 + 512 * 25e-6)
+    first, *later = chunks_s(replace(PROFILE, prefill_chunk_tokens=512), 1536)
+    assert first == pytest.approx(0.004 + 512 * 25e-6)
+    assert later == pytest.approx([512 * 25e-6] * 2)
 
 
 def test_many_look_ups_equal_one_by_one() -> None:

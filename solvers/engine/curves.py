@@ -9,6 +9,7 @@ more than the curve. Below the lowest cap, and for profiles that know no caps, n
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,16 +98,11 @@ def prefill_s(profile: EngineProfile, prompt_tokens: float, cap_watts: float | N
     return uncapped_s / prefill_speed_ratio(profile, cap_watts)
 
 
-def chunk_s(profile: EngineProfile, done_tokens: float, chunk_tokens: float) -> float:
-    """Time in seconds that the next ``chunk_tokens`` of a prompt add to a step when ``done_tokens`` are computed."""
-    whole = prefill_s(profile, done_tokens + chunk_tokens)
-    return whole - prefill_s(profile, done_tokens) if done_tokens > 0 else whole
-
-
 def chunks_s(profile: EngineProfile, prompt_tokens: int) -> tuple[float, ...]:
     """Times in seconds that the chunks of one prompt add to the steps of a mixed replica; they sum to its prefill."""
     starts = range(0, max(prompt_tokens, 1), profile.prefill_chunk_tokens)
-    return tuple(chunk_s(profile, at, min(profile.prefill_chunk_tokens, prompt_tokens - at)) for at in starts)
+    upto = [prefill_s(profile, min(at + profile.prefill_chunk_tokens, prompt_tokens)) for at in starts]
+    return upto[0], *(after - before for before, after in itertools.pairwise(upto))
 
 
 def decode_step_s(profile: EngineProfile, batch: float, mean_context: float, cap_watts: float | None = None) -> float:

@@ -6,14 +6,15 @@ Every function takes the sets (``Cells``) and the variables, and returns one vec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from solvers.engine import Role
-from solvers.planner.cells import CHAINS, Cells, Ints
+from solvers.planner.cells import CHAINS, Cells, Floats, Ints
 from solvers.planner.columns import (
     Limit,
     Variables,
@@ -103,63 +104,98 @@ def limit_step(cells: Cells, v: Variables) -> Limit:
 
 def limit_gpus(cells: Cells, v: Variables) -> Limit:
     """(6) Whole groups inside nodes and islands: at each size q, what could stand there instead, and what is there."""
-    rows: list[tuple[int, int, float]] = []
+    entries = _Entries()
     slots: list[int] = []
     subjects: list[str] = []
+    gpus = np.array([option.gpus for option in cells.pools], dtype=np.int64)[cells.cell_pool]
     for g, group in enumerate(cells.grouping.groups):
-        inside = [(int(c), cells.pools[cells.cell_pool[c]].gpus) for c in np.flatnonzero(cells.cell_group == g)]
-        for size in sorted({gpus for _, gpus in inside}):
-            node_gpus = group.bays[0].node_gpus
-            rows += [(len(slots), c, float(groups_taken(n, size, node_gpus))) for c, n in inside if n >= size]
+        inside, node_gpus = np.flatnonzero(cells.cell_group == g), group.bays[0].node_gpus
+        sizes, kind = np.unique(gpus[inside], return_inverse=True)
+        for size in sizes.tolist():
+            taken = np.array([float(n >= size and groups_taken(n, size, node_gpus)) for n in sizes.tolist()])
+            counted = gpus[inside] >= size
+            entries.add(len(slots), inside[counted], taken[kind][counted])
             slots.append(group.slots(size))
             subjects.append(f"{group.label} x{size}")
-    held = matrix_of(*triplets(rows), (len(slots), len(cells.cell_pool)))
+    held = entries.matrix((len(slots), len(cells.cell_pool)))
     limit = np.array(slots, dtype=float)
     return Limit(name="gpus", equation=6, constraint=held @ v.replicas <= limit, subjects=tuple(subjects))
 
 
-def _charges(cells: Cells) -> Iterator[tuple[int, int, int]]:
-    """(cell, domain group, domains of it that one replica charges)."""
-    by_place: dict[str | int, list[tuple[int, int]]] = {}
-    charges: list[tuple[tuple[str | int, int], int]] = [*cells.grouping.class_charges.items()]
-    for (place, d), times in (*sorted(charges), *sorted(cells.grouping.charges.items())):
-        by_place.setdefault(place, []).append((d, times))
-    for c, (p, g) in enumerate(zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)):
-        option = cells.pools[p]
-        for d, times in by_place.get(option.pool.gpu_class if option.is_anywhere else g, ()):
-            yield c, d, times
+@dataclass(slots=True)
+class _Entries:
+    """Rows of a sparse matrix in the making."""
+
+    rows: list[Ints] = field(default_factory=list)
+    columns: list[Ints] = field(default_factory=list)
+    values: list[Floats] = field(default_factory=list)
+
+    def add(self, row: int, columns: Ints, values: Floats) -> None:
+        self.rows.append(np.full(len(columns), row))
+        self.columns.append(columns)
+        self.values.append(values)
+
+    def matrix(self, shape: tuple[int, int]) -> Any:
+        if not self.rows:
+            return matrix_of([], [], [], shape)
+        rows, columns, values = (np.concatenate(parts) for parts in (self.rows, self.columns, self.values))
+        return matrix_of(rows, columns, values, shape)
+
+
+def _charges(cells: Cells) -> dict[int, tuple[Ints, Floats]]:
+    """By domain group: cells that draw from it, and the domains of it that one of their replicas charges."""
+    is_anywhere = np.array([option.is_anywhere for option in cells.pools], dtype=bool)[cells.cell_pool]
+    by_class: dict[str, list[int]] = {}
+    for c in np.flatnonzero(is_anywhere).tolist():
+        by_class.setdefault(cells.pools[cells.cell_pool[c]].pool.gpu_class, []).append(c)
+    found: dict[int, tuple[list[Ints], list[Floats]]] = {}
+
+    def charge(inside: Ints, d: int, times: int) -> None:
+        columns, values = found.setdefault(d, ([], []))
+        columns.append(inside)
+        values.append(np.full(len(inside), float(times)))
+
+    for (gpu_class, d), times in sorted(cells.grouping.class_charges.items()):
+        charge(np.array(by_class.get(gpu_class, ()), dtype=np.int64), d, times)
+    for (g, d), times in sorted(cells.grouping.charges.items()):
+        charge(np.flatnonzero((cells.cell_group == g) & ~is_anywhere), d, times)
+    joined = ((d, np.concatenate(columns), np.concatenate(values)) for d, (columns, values) in sorted(found.items()))
+    return {d: (columns, values) for d, columns, values in joined if len(columns)}
+
+
+def _cell_watts(cells: Cells) -> Floats:
+    """Watts that a replica of each cell adds to its domains, (C,)."""
+    watts: Floats = np.array([option.reserved_watts for option in cells.pools], dtype=float)[cells.cell_pool]
+    return watts
 
 
 def limit_power(cells: Cells, v: Variables) -> Limit:
     """(7) What replicas add at their cap stays inside the room above idle draw; in kW."""
-    domains = cells.grouping.domain_groups
-    rows = [(d, c, times * cells.pools[cells.cell_pool[c]].reserved_watts / 1000.0) for c, d, times in _charges(cells)]
+    domains, watts, entries = cells.grouping.domain_groups, _cell_watts(cells), _Entries()
+    for d, (inside, times) in _charges(cells).items():
+        entries.add(d, inside, times * watts[inside] / 1000.0)
     room = np.array([len(d.domains) * d.room_watts / 1000.0 for d in domains], dtype=float)
-    charged = matrix_of(*triplets(rows), (len(domains), len(cells.cell_pool)))
+    charged = entries.matrix((len(domains), len(cells.cell_pool)))
     subjects = tuple(d.label for d in domains)
     return Limit(name="power", equation=7, constraint=charged @ v.replicas <= room, subjects=subjects)
 
 
 def limit_power_whole(cells: Cells, v: Variables) -> Limit:
     """(8) Watts come in whole replicas: at each size w of them, ⌊watts/w⌋ add up to at most ⌊room/w⌋ in a domain."""
-    by_domain: dict[int, list[tuple[int, int, float]]] = {}
-    for c, d, times in _charges(cells):
-        by_domain.setdefault(d, []).append((c, times, cells.pools[cells.cell_pool[c]].reserved_watts))
-    rows: list[tuple[int, int, float]] = []
+    by_cell, entries = _cell_watts(cells), _Entries()
     most: list[float] = []
     subjects: list[str] = []
-    for d, charged in sorted(by_domain.items()):
-        domain = cells.grouping.domain_groups[d]
-        for watts in sorted({w for _, _, w in charged if w > 0.0}):
+    for d, (inside, times) in _charges(cells).items():
+        domain, drawn = cells.grouping.domain_groups[d], by_cell[inside]
+        for watts in np.unique(drawn[drawn > 0.0]).tolist():
             slots = math.floor(domain.room_watts / watts + WHOLE)
             if slots > MOST_SLOTS:
                 continue  # rounding down one in hundreds tells the solver nothing
-            rows += [
-                (len(most), c, float(times * math.floor(w / watts + WHOLE))) for c, times, w in charged if w >= watts
-            ]
+            counted = drawn >= watts
+            entries.add(len(most), inside[counted], times[counted] * np.floor(drawn[counted] / watts + WHOLE))
             most.append(float(len(domain.domains) * slots))
             subjects.append(f"{domain.label} by {watts:.0f} W")
-    whole = matrix_of(*triplets(rows), (len(most), len(cells.cell_pool)))
+    whole = entries.matrix((len(most), len(cells.cell_pool)))
     constraint = whole @ v.replicas <= np.array(most, dtype=float)
     return Limit(name="power_whole", equation=8, constraint=constraint, subjects=tuple(subjects))
 

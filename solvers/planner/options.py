@@ -188,6 +188,7 @@ def find_options(
     refined: Mapping[PoolKey, Collection[int]] | None = None,
     wanted: Collection[PoolKey] = (),
     is_wide: bool = False,
+    left_out: Collection[PoolKey] = (),
     crew: Crew | None = None,
 ) -> Options:
     """List the pools that could serve something, with their steps.
@@ -200,6 +201,8 @@ def find_options(
         Sizes that get a step of their own, besides the usual cuts.
     is_wide : bool
         One step for each pool, and none left out: sizing every pool at many sizes is most of the time of a large fleet.
+    left_out : collection of PoolKey
+        Pools that are not looked at.
     """
     if is_wide and crew is not None:
         crew.start()
@@ -212,7 +215,7 @@ def find_options(
     for service in sorted(problem.services, key=lambda s: s.name):
         reasons: dict[PoolKey, str] = {}
         found: list[PoolOption] = []
-        for pool, profile in _candidates(problem, service, sizer, levels):
+        for pool, profile in (c for c in _candidates(problem, service, sizer, levels) if c[0] not in left_out):
             mine = slots[kind_of(service)]
             sizes = None if is_wide else (refined or {}).get(pool, ())
             option = _option(problem, service, pool, profile, sizer, mine, sizes)
@@ -390,10 +393,7 @@ def _step(pool: PoolKey, profile: EngineProfile, lower: int, upper: int, sizer: 
 
 
 def _alike(one: Step, other: Step) -> bool:
-    pairs = (
-        (one.capacity_requests_per_s, other.capacity_requests_per_s),
-        (one.gpu_watts, other.gpu_watts),
-    )
+    pairs = ((one.capacity_requests_per_s, other.capacity_requests_per_s), (one.gpu_watts, other.gpu_watts))
     return all(abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1e-9) for a, b in pairs)
 
 

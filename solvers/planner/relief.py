@@ -19,7 +19,9 @@ import highspy
 import numpy as np
 import scipy.sparse as sp
 
+from solvers.engine import Role
 from solvers.errors import SolveFailed
+from solvers.fleet import PoolKey
 from solvers.highs import pass_model, quiet_highs
 from solvers.plan import Relief
 from solvers.planner.cells import Cells, build_cells
@@ -105,7 +107,8 @@ def _open_options(desk: Desk) -> Options:
         services=tuple(replace(s, max_replicas=MUCH * max(1, s.max_replicas)) for s in problem.services),
         policy=replace(problem.policy, quotas=()),
     )
-    options = find_options(grown, desk.sizer, wanted=desk.wanted, is_wide=desk.is_wide)
+    left_out = _dearer(desk) if desk.is_large else ()
+    options = find_options(grown, desk.sizer, wanted=desk.wanted, is_wide=desk.is_wide, left_out=left_out)
     sizes, single = node_sizes(problem.nodes), {s.name for s in problem.services if s.is_one_pod}
     fit = tuple(
         option
@@ -114,6 +117,16 @@ def _open_options(desk: Desk) -> Options:
         and not (option.pool.service in single and option.gpus > sizes[option.pool.gpu_class])
     )
     return replace(options, pools=fit)
+
+
+def _dearer(desk: Desk) -> set[PoolKey]:
+    """Pools whose work another of the same role, class, cap and KV group does on fewer GPUs; not what runs."""
+    alike: dict[tuple[str, Role, str, float, str], list[tuple[float, PoolKey]]] = {}
+    for option in desk.options.pools:
+        pool, rate = option.pool, option.steps[-1].capacity_requests_per_s
+        at = pool.service, pool.role, pool.gpu_class, pool.cap_watts, desk.sizer.pairing.group(pool)
+        alike.setdefault(at, []).append((option.gpus / rate if rate > 0.0 else math.inf, pool))
+    return {pool for pools in alike.values() for _, pool in sorted(pools)[1:]} - desk.wanted
 
 
 def _largest_requests(problem: Problem) -> dict[str, int]:

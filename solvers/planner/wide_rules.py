@@ -18,8 +18,8 @@ def least_replicas(service: ServedModel) -> int:
 
 def pool_of(stocks: Stocks, cell: int) -> int:
     """The pool of a cell, by its index inside the service."""
-    by_cell: list[int] = derived(stocks, pool_by_cell)
-    return by_cell[cell - stocks.cells.start]
+    inside: int = cell - stocks.cells.start
+    return derived(stocks, pool_by_cell)[inside]
 
 
 def at_one_cap(stocks: Stocks, sizes: Mapping[int, int]) -> dict[int, int]:
