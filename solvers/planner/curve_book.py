@@ -9,8 +9,8 @@ from solvers.engine import EngineProfile
 from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells
 from solvers.planner.crew import Crew, of_service
+from solvers.planner.curve import Curve
 from solvers.planner.stock_taking import known_sizes, size_at
-from solvers.planner.stocks import Curve
 from solvers.planner.wide_ways import WayMaker
 from solvers.sizing import Capacity
 

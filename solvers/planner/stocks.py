@@ -19,6 +19,7 @@ from scipy.ndimage import minimum_filter1d
 from solvers.derived import Derives, derived
 from solvers.engine import Role
 from solvers.planner.cells import Floats, Ints
+from solvers.planner.curve import Curve
 from solvers.planner.min_plus import in_turn, parts_of
 from solvers.planner.penalties import EXCESS_WEIGHT
 
@@ -32,24 +33,6 @@ MOST_APART = 96  # sizes of a role told apart, when its pools are small and ther
 FAR = 1.35  # times the cheapest rate of the role; dearer pools never make a way
 PAIR_ROLES = (Role.PREFILL, Role.DECODE)
 ROLES = (*PAIR_ROLES, Role.MIXED)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Curve:
-    """What a pool carries and costs at each size told apart, exact where it was asked for, else hopeful."""
-
-    rate_per_s: dict[int, float] = field(default_factory=dict)  # of the whole pool
-    run_usd_per_hour: dict[int, float] = field(default_factory=dict)
-
-    def sizes(self, most: int) -> tuple[Floats, Floats]:
-        """Load and running cost of 0…most; between known sizes the next larger's rate and the next smaller's draw."""
-        known = np.array(sorted(self.rate_per_s))
-        rate = np.array([self.rate_per_s[n] / n for n in known.tolist()])
-        run = np.array([self.run_usd_per_hour[n] / n for n in known.tolist()])
-        counts = np.arange(most + 1)
-        above = np.minimum(np.searchsorted(known, counts), len(known) - 1)
-        below = np.maximum(np.searchsorted(known, counts, side="right") - 1, 0)
-        return counts * rate[above], counts * np.minimum(run[below], run[above])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,8 +15,9 @@ import numpy as np
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.cells import Cells, Ints
+from solvers.planner.curve import Curve
 from solvers.planner.pairing import Domain, Pairing, Pairs
-from solvers.planner.stocks import Curve, Pick, Stocks
+from solvers.planner.stocks import Pick, Stocks
 
 EVERYWHERE = -1  # side of mixed pools
 MOST_PARTS = 2000  # of the demand; adding up sides takes their square

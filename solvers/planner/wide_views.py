@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from solvers.planner.cells import Floats
-from solvers.planner.stocks import Curve, Pick, Stocks
+from solvers.planner.curve import Curve
+from solvers.planner.stocks import Pick, Stocks
 from solvers.planner.wide_links import WideLinks
 from solvers.planner.wide_sides import Sides
 
