@@ -5,7 +5,8 @@ The baseline, planned in the same process, fills service by service in the order
 per request (``Desk.repaired``); *x cheaper* is its objective over the plan's. Seconds are this machine's: *cpu* counts
 this process alone, and is what to judge by where others share the machine. Warm plans start from the running plan with
 every demand shifted by a normal factor of spread ``--sigma``, with ``minSavingRatio`` 0: what is kept for calm is
-measured elsewhere. They know what sizing said for the cold plan, as an operator's process does (``Sizings``).
+measured elsewhere. They know what sizing said for the cold plan, as an operator's process does (``Sizings``), and the
+modeller is loaded before the clock starts, as it is in an operator's process once that has planned.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def greedy_usd_per_hour(problem: Problem) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="S,M,L", help="of " + ", ".join(synthetic.SIZES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--load", type=float, default=synthetic.LOAD)

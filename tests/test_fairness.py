@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from solvers.engine import Role
-from solvers.errors import InvalidInput
+from solvers.errors import InvalidInput, SolveFailed
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
 from solvers.planner.cells import build_cells
@@ -48,6 +48,14 @@ def shares(problem: Problem) -> dict[str, float]:
     desk = desk_for(problem, fleets.plain_capacity)
     cells = build_cells(problem, desk.options)
     return fair_ratios(cells, state(cells), time_limit_s=10.0)
+
+
+def test_shares_that_take_too_many_steps_are_given_up_whatever_the_clock_says() -> None:
+    problem = decoders((named("a/chat"), 20.0), (named("b/chat"), 20.0))
+    desk = desk_for(problem, fleets.plain_capacity)
+    cells = build_cells(problem, desk.options)
+    with pytest.raises(SolveFailed, match="Iteration limit"):
+        fair_ratios(cells, state(cells), time_limit_s=10.0, most_steps=0)
 
 
 ONE = 1.5  # one mixed replica in a large pool: 1.5 requests/s, less a half over the pool's size

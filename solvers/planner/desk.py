@@ -23,8 +23,6 @@ from solvers.problem import Problem
 FAIR_POOLS = 1000
 """Fleets with more pools share what is short by the weights of the tiers alone."""
 
-SHARES_OF_TIME = 20.0  # of the time limit, what one solve for fair shares may take
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
@@ -84,7 +82,7 @@ class Desk:
     def shared_fairly(self) -> Desk:
         """The same with a fair share of every service that may end up short; as it is when nothing is."""
         cells = build_cells(self.problem, self.options)
-        seconds = self.problem.policy.time_limit_s / SHARES_OF_TIME
+        seconds = self.problem.policy.time_limit_s
         ratios = fair_ratios(cells, state(cells), time_limit_s=seconds) if len(cells.pools) else {}
         if not ratios:
             return self

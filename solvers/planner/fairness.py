@@ -6,52 +6,66 @@ Found on the relaxation, before the decision. The decision itself pays more for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
 
+from solvers.errors import SolveFailed
 from solvers.planner.cells import Cells, Floats
-from solvers.planner.relax import Arrays, solve_linear
+from solvers.planner.relax import Arrays, Solution, Word, solve_linear
 
 HELD = 1e-6  # slack of a share that is held while the next ones are found
 CLEAR = 1e-6  # smaller shortages and prices are rounding
+MOST_STEPS = 20_000  # of the simplex method in one solve; those of 2,000 cells take a few hundred
 MOST_CELLS = 3000  # beyond, finding shares would take as long as the decision: the tiers' weights alone decide
 
 
-def fair_ratios(cells: Cells, arrays: Arrays, *, time_limit_s: float) -> dict[str, float]:
+def fair_ratios(cells: Cells, arrays: Arrays, *, time_limit_s: float, most_steps: int = MOST_STEPS) -> dict[str, float]:
     """Find the part of its demand that each service may be short of.
+
+    Parameters
+    ----------
+    time_limit_s : float
+        A safety net for one solve; ``most_steps`` of the simplex method are its limit, the same on any machine.
 
     Returns
     -------
     dict of service to float
         Only services of tiers that are short and have several; empty when nothing is, or the fleet is too large.
+
+    Raises
+    ------
+    SolveFailed
+        When a solve takes more than its limits: shares that are not the least are of no use.
     """
     if len(cells.cell_pool) > MOST_CELLS:
         return {}
+    solve = partial(solve_linear, time_limit_s=time_limit_s, most_steps=most_steps)
     found: dict[str, float] = {}
     ranks = sorted({service.tier_rank for service in cells.services})
     for rank in ranks:
         mine = [s for s, service in enumerate(cells.services) if service.tier_rank == rank]
-        arrays, ratios = _share_tier(cells, arrays, mine, time_limit_s)
+        arrays, ratios = _share_tier(cells, arrays, mine, solve)
         if len(mine) > 1 and max(ratios.values()) > CLEAR:
             found |= {cells.services[s].name: ratio for s, ratio in ratios.items()}
     return found
 
 
 def _share_tier(
-    cells: Cells, arrays: Arrays, mine: Sequence[int], time_limit_s: float
+    cells: Cells, arrays: Arrays, mine: Sequence[int], solve: Callable[[Arrays], Solution]
 ) -> tuple[Arrays, dict[int, float]]:
     """Fill the services of one tier evenly: guarantees first, then those that can still be better off, and so on."""
     promised = {s: 1.0 - ratio for s in mine if (ratio := guaranteed_ratio(cells, s)) > 0.0}
     if promised:
-        least, _ = _least_worst(arrays, {s: (1.0, room) for s, room in promised.items()}, time_limit_s)
+        least, _ = _least_worst(arrays, {s: (1.0, room) for s, room in promised.items()}, solve)
         arrays = _hold(arrays, {s: room + least for s, room in promised.items()})
     ratios: dict[int, float] = {}
     active = {s: (cells.services[s].fair_weight, 0.0) for s in mine}
     while active:
-        worst, prices = _least_worst(arrays, active, time_limit_s)
+        worst, prices = _least_worst(arrays, active, solve)
         stuck = [s for s, price in zip(active, prices, strict=True) if price > CLEAR] if worst > CLEAR else []
         for s in stuck or list(active):
             ratios[s] = min(1.0, worst / active.pop(s)[0])
@@ -65,7 +79,9 @@ def guaranteed_ratio(cells: Cells, service: int) -> float:
     return max((q.guaranteed_ratio for q in cells.policy.quotas if q.namespace == namespace), default=0.0)
 
 
-def _least_worst(arrays: Arrays, rows: Mapping[int, tuple[float, float]], time_limit_s: float) -> tuple[float, Floats]:
+def _least_worst(
+    arrays: Arrays, rows: Mapping[int, tuple[float, float]], solve: Callable[[Arrays], Solution]
+) -> tuple[float, Floats]:
     """Minimise t ≥ 0 with weight · unserved − t ≤ room for every service given as service → (weight, room).
 
     Returns
@@ -78,7 +94,7 @@ def _least_worst(arrays: Arrays, rows: Mapping[int, tuple[float, float]], time_l
     added = sp.csr_array((weights, (np.arange(len(rows)), [start + s for s in rows])), shape=(len(rows), size))
     matrix = sp.block_array([[arrays.matrix, None], [added, sp.csr_array(-np.ones((len(rows), 1)))]], format="csc")
     most = max(weights)
-    solution = solve_linear(
+    solution = solve(
         replace(
             arrays,
             cost=np.append(np.zeros(size), 1.0),
@@ -88,9 +104,10 @@ def _least_worst(arrays: Arrays, rows: Mapping[int, tuple[float, float]], time_l
             lower=np.append(arrays.lower, 0.0),
             upper=np.append(arrays.upper, most),
             whole=np.append(arrays.whole, False),
-        ),
-        time_limit_s=time_limit_s,
+        )
     )
+    if solution.word is not Word.OPTIMAL:
+        raise SolveFailed("fair shares were not found within the steps that are allowed")
     duals = np.zeros(len(rows)) if solution.duals is None else -solution.duals[-len(rows) :]
     return float(solution.x[-1]), duals
 

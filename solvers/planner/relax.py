@@ -95,9 +95,11 @@ def _slice(start: Mapping[int, int], variable: Any) -> slice:
     return slice(start[variable.id], start[variable.id] + variable.size)
 
 
-def solve_linear(arrays: Arrays, *, time_limit_s: float) -> Solution:
-    """Solve the relaxation; its duals are the prices of the limits."""
+def solve_linear(arrays: Arrays, *, time_limit_s: float, most_steps: int | None = None) -> Solution:
+    """Solve the relaxation; its duals are the prices of the limits. ``most_steps`` are those of the simplex method."""
     options: dict[str, Any] = {"time_limit": time_limit_s, "solver": "simplex"}
+    if most_steps is not None:
+        options["simplex_iteration_limit"] = most_steps
     if len(arrays.cost) > MOST_PRESOLVED:
         options["presolve"] = "off"
     return solve(_programme(arrays, whole=False, options=options))
