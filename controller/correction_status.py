@@ -90,11 +90,12 @@ def read_back(known: Corrections, bodies: Iterable[Json], *, anew: bool = False)
                 continue
             names[key] = name
             rows = _rows(body)
-        except (ValidationError, KeyError, TypeError) as error:
+            found = {(key, row.phase): (_belief(row), _planned(row)) for row in rows}
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             notices.append((name, "CorrectionIgnored", f"its status is passed over: {_said(error, body)}", True))
             continue
-        beliefs |= {(key, row.phase): _belief(row) for row in rows}
-        held |= {(key, row.phase): found for row in rows if (found := _planned(row)) is not None}
+        beliefs |= {place: belief for place, (belief, _) in found.items()}
+        held |= {place: planned for place, (_, planned) in found.items() if planned is not None}
     names = {key: name for key, name in names.items() if key in present}
     return replace(start, beliefs=beliefs, held=held, names=names, notices=(*start.notices, *notices))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 
 from controller.power_graph import PowerGraph
 from controller.readings import Readings
@@ -44,6 +45,7 @@ from solvers.sizes import SizeRange
 
 LANDING_S = 60.0  # the scheduler binds what fits within seconds; a minute allows for a busy one
 FINISHED = frozenset({"Succeeded", "Failed"})
+MOST_NODE_GPUS = 100_000  # beyond, a count is a mistake; and numbers of no size would end the solver
 
 Place = tuple[PoolKey, str]
 
@@ -135,6 +137,14 @@ def take_stock(
     )
 
 
+def _odd_counts(node: NodeRecord, resource: str) -> tuple[str, str] | None:
+    """A count of GPUs that no node can have: (field, what is wrong)."""
+    for name, amounts in (("capacity", node.capacity), ("allocatable", node.allocatable)):
+        if not 0 <= (count := amounts.get(resource, 0)) <= MOST_NODE_GPUS:
+            return name, f"says {Decimal(count):.6g} {resource}"
+    return None
+
+
 @dataclass(slots=True, kw_only=True)
 class _Stock:
     """The count in progress: what each node holds, ours and foreign."""
@@ -186,6 +196,8 @@ class _Stock:
         elif matching and not node.capacity.get(matching[0].resource_name):
             problem = f"has no {matching[0].resource_name}, which GpuClass/{matching[0].name} names"
             self._node_fault(node, "status.capacity", problem, "check the device plugin")
+        elif matching and (odd := _odd_counts(node, matching[0].resource_name)):
+            self._node_fault(node, f"status.{odd[0]}", odd[1], f"no node has more than {MOST_NODE_GPUS} GPUs")
         else:
             return matching[0] if matching else None
         return None

@@ -34,7 +34,17 @@ from solvers.fleet import GpuClass
 SUFFIXES = frozenset({".yaml", ".yml"})
 NODE = ("v1", "Node")
 ParsedT = TypeVar("ParsedT")
-LISTS = frozenset({"List", "NodeList", *(f"{kind}List" for kind in KINDS)})
+LISTS = ("List", "NodeList", *(f"{kind}List" for kind in KINDS))
+NODE_PARTS: Mapping[str, bool] = {
+    "metadata.labels": False,
+    "spec": False,
+    "spec.taints": True,
+    "status": False,
+    "status.capacity": False,
+    "status.allocatable": False,
+    "status.conditions": True,
+}
+"""What a Node is read by, besides its name: True where it is a list of mappings and not one mapping."""
 
 
 class InvalidManifests(PenstockError):
@@ -220,13 +230,25 @@ def _find_errors(body: Json) -> Iterator[InvalidInput]:
 
 
 def _find_node_errors(body: Json, subject: str) -> Iterator[InvalidInput]:
-    metadata = body.get("metadata") or {}
-    if not isinstance(metadata.get("name"), str):
+    if not isinstance(_at(body, "metadata.name"), str):
         yield InvalidInput(subject, "metadata.name", "is required", "give the node a name")
-    labels = metadata.get("labels") or {}
-    for key, value in labels.items():
+    for path, is_list in NODE_PARTS.items():
+        part = _at(body, path) or {}
+        rows = part if is_list and isinstance(part, list) else [part]
+        if not all(isinstance(row, Mapping) for row in rows):
+            what = "a list of mappings" if is_list else "a mapping"
+            yield InvalidInput(subject, path, f"is no {what.partition(' ')[2]}", f"write {what}, as kubectl shows it")
+    labels = _at(body, "metadata.labels")
+    for key, value in labels.items() if isinstance(labels, Mapping) else ():
         if not isinstance(value, str):
             yield InvalidInput(subject, f"metadata.labels.{key}", f"is {value!r}", "quote it: labels are text")
+
+
+def _at(body: object, path: str) -> Any:
+    """What stands at a dotted path; None where nothing does."""
+    for name in path.split("."):
+        body = body.get(name) if isinstance(body, Mapping) else None
+    return body
 
 
 def _refuse_duplicates(documents: Sequence[Document], errors: list[InvalidInput]) -> None:

@@ -18,6 +18,9 @@ MULTIPLES = {
 UNITS = {"cpu": 1000, "memory": 1}
 """Host resources that replicas may run out of, and how many of our units make one of theirs."""
 
+MOST = Decimal(2**63 - 1)
+"""What Kubernetes takes every larger quantity for."""
+
 _FORM = re.compile(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([numkKMGTPE]i?)?")
 
 Amounts = dict[str, int]
@@ -35,7 +38,7 @@ def quantity(text: str) -> Decimal:
     found = _FORM.fullmatch(text.strip())
     if found is None or (found[2] or "") not in MULTIPLES:
         raise ValueError(f"{text!r} is no quantity")
-    return Decimal(found[1]) * MULTIPLES[found[2] or ""]
+    return max(-MOST, min(MOST, Decimal(found[1]) * MULTIPLES[found[2] or ""]))
 
 
 def extended(resources: Mapping[str, Any] | None) -> Amounts:

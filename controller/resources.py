@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from controller import schema, schema_policy
+from controller.profile_check import checked
 from controller.quantities import extended, host, pod_amounts
 from controller.schema import DeletionPolicy, DemandSource, Management, Mode
 from controller.schema_fleet import EngineConfigSpec
@@ -177,17 +178,17 @@ def parse_power_domain(body: Json) -> PowerDomainSpec:
 
 
 def parse_engine_profile(body: Json) -> EngineProfile:
-    """Read an EngineProfile; microseconds become seconds."""
+    """Read an EngineProfile; microseconds become seconds. One that no look-up could use is refused here, by name."""
     spec = validate_spec(body, schema.EngineProfileSpec)
-    return EngineProfile(
+    profile = EngineProfile(
         key=ProfileKey(model=spec.model, gpu_class=spec.gpu_class, config=parse_engine_config(spec.config)),
         source=spec.source,
         source_detail=spec.source_detail,
         prefill_tokens=spec.prefill.prompt_tokens,
-        prefill_s=_seconds(spec.prefill.microseconds),
+        prefill_s=_ratios(spec.prefill.microseconds, 1e6),
         decode_batches=spec.decode.batches,
         decode_contexts=spec.decode.context_tokens,
-        decode_step_s=tuple(_seconds(row) for row in spec.decode.step_microseconds),
+        decode_step_s=tuple(_ratios(row, 1e6) for row in spec.decode.step_microseconds),
         kv_capacity_tokens=spec.kv_capacity_tokens,
         kv_bytes_per_token=spec.kv_bytes_per_token,
         kv_compatibility_group=spec.kv_compatibility_group,
@@ -205,14 +206,11 @@ def parse_engine_profile(body: Json) -> EngineProfile:
         prefill_batches=spec.prefill.batches,
         prefill_batch_ratio=tuple(_ratios(row) for row in spec.prefill.batch_permille),
     )
+    return checked(profile, subject_of(body))
 
 
-def _ratios(permille: tuple[int, ...]) -> tuple[float, ...]:
-    return tuple(value / 1000.0 for value in permille)
-
-
-def _seconds(microseconds: tuple[int, ...]) -> tuple[float, ...]:
-    return tuple(value / 1e6 for value in microseconds)
+def _ratios(values: tuple[int, ...], whole: float = 1000.0) -> tuple[float, ...]:
+    return tuple(value / whole for value in values)
 
 
 def parse_engine_config(spec: EngineConfigSpec) -> EngineConfig:
@@ -430,6 +428,8 @@ def _requests(templates: Mapping[Role, Json], subject: str) -> dict[Role, dict[s
         spec = template.get("spec") or {}
         try:
             asked = {**pod_amounts(spec, extended), **pod_amounts(spec, host)}
+            if below := [name for name, amount in asked.items() if amount < 0]:
+                raise ValueError(f"less than nothing of {', '.join(below)}")
         except (ArithmeticError, TypeError, ValueError, AttributeError) as error:
             problem = f"of role {role} asks for no quantities ({error})"
             remedy = 'write requests like cpu: 500m, memory: 64Gi, example.com/ports: "2"'

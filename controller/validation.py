@@ -58,6 +58,9 @@ def _metadata_violations(body: Json, subject: str) -> list[InvalidInput]:
         found.append(InvalidInput(subject, "apiVersion", f"is {body.get('apiVersion')!r}", f"write {API_VERSION}"))
     if not isinstance(name, str) or not name:
         found.append(InvalidInput(subject, "metadata.name", "is required", "give the object a name"))
+    elif not isinstance(metadata.get("namespace", ""), str):
+        problem = _shown(metadata["namespace"])
+        found.append(InvalidInput(subject, "metadata.namespace", problem, "write a name, in quotes if need be"))
     elif kind.name == "FleetPolicy" and name != "default":
         remedy = "call it default, or remove it where there is one already"
         found.append(InvalidInput(subject, "metadata.name", kind.rules[0].message, remedy))

@@ -20,7 +20,16 @@ GI = 2**30
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("2", 2.0), ("500m", 0.5), ("1.5Gi", 1.5 * GI), ("1e3", 1000.0), ("129M", 129e6), ("2Ti", 2048 * GI), ("3k", 3e3)],
+    [
+        ("2", 2.0),
+        ("500m", 0.5),
+        ("1.5Gi", 1.5 * GI),
+        ("1e3", 1000.0),
+        ("129M", 129e6),
+        ("2Ti", 2048 * GI),
+        ("3k", 3e3),
+        ("1e300", 2.0**63),
+    ],
 )
 def test_quantities_are_read(text: str, value: float) -> None:
     assert float(quantity(text)) == pytest.approx(value)

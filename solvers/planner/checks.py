@@ -15,6 +15,7 @@ from solvers.problem import Policy, Problem
 from solvers.workload import Demand, PlacementMode, ServedModel
 
 MOST_REQUESTS_PER_S = 1e12
+MOST_NODE_GPUS = 100_000
 
 
 def check_problem(problem: Problem) -> None:
@@ -164,6 +165,8 @@ def _check_node(problem: Problem, node: Node) -> None:
     if not 0 <= node.gpus_usable <= node.gpus_total:
         counts = f"{node.gpus_usable} usable of {node.gpus_total}"
         raise InvalidInput(subject, "gpus", f"{counts} GPUs", "count usable GPUs between 0 and the total")
+    if node.gpus_total > MOST_NODE_GPUS:
+        raise InvalidInput(subject, "gpus", f"has {node.gpus_total}", f"no node has more than {MOST_NODE_GPUS}")
     for name, amount in node.resources.items():
         _finite(subject, f"resources[{name}]", amount, least=0.0)
     _finite(subject, "heldWatts", node.held_watts, least=0.0)
