@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +46,11 @@ class WayTable:
         self._known[way.service, way.replicas] = len(self.ways)
         self.ways.append(way)
         return True
+
+    def take(self, ways: Iterable[SparseWay | None]) -> None:
+        """Remember ways."""
+        for way in ways:
+            self.add(way)
 
     def index(self, way: SparseWay) -> int:
         """Where a known way stands."""

@@ -29,7 +29,18 @@ from solvers.planner.tally import Worth
 from solvers.planner.way_table import WayTable
 from solvers.planner.wide_apart import closer_stocks
 from solvers.planner.wide_links import WideLinks
-from solvers.planner.wide_rows import as_they_fit, best_ways, priced_ways, taken_in_turn, tiers_of, usd_per_unit
+from solvers.planner.wide_rows import (
+    as_they_fit,
+    best_ways,
+    priced_ways,
+    rounded_ways,
+    split_ways,
+    taken_in_turn,
+    tiers_of,
+    usd_per_unit,
+    ways_near,
+)
+from solvers.planner.wide_search import SideSearch
 from solvers.planner.wide_sides import Sides
 from solvers.planner.wide_views import near_of, views_at
 from solvers.planner.wide_ways import SparseWay, WayMaker
@@ -44,6 +55,7 @@ STALLED = 1e-6  # of the bound; it rises by less only because loads are rounded
 PATIENCE, SLOW = 4, 0.9  # pricings stop when what is open is little and so many left this share of it open
 FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all services, once coarse ones say no more
 FINE_TRUST = 0.06  # the least trust that finely cut loads begin with
+SEARCH_TRUST = 1.0  # the trust that searching begins with
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
 HIDDEN = 0.5  # of a service's part of the gap asked, what its least value may lie below the way made of it
@@ -88,6 +100,7 @@ class Wide:
     near: list[int]
     wanted: list[frozenset[int]]
     floor: Floats
+    search: SideSearch
     prices: Floats = field(default_factory=lambda: np.zeros(0))
     best: float = -np.inf
     trust: float = TRUST
@@ -109,9 +122,11 @@ class Wide:
         floor, first_link = USUAL * usd_per_unit(cells, shared), len(rows)
         shared = sp.csr_array(sp.vstack([shared, sp.csr_array((len(links.rooms), shared.shape[1]))]))
         room = np.append(arrays.row_upper[rows], links.rooms)
+        book = CurveBook(cells=cells, maker=maker, crew=crew, curves=tuple({} for _ in stocks))
         return cls(
             cells=cells,
             crew=crew,
+            search=SideSearch(maker=maker, links=links, book=book, run=crew.whole, gap=gap, seconds=seconds),
             stocks=stocks,
             sides=sides,
             links=links,
@@ -124,7 +139,7 @@ class Wide:
             gap=gap,
             seconds=seconds,
             maker=maker,
-            book=CurveBook(cells=cells, maker=maker, crew=crew, curves=tuple({} for _ in stocks)),
+            book=book,
             kept=[frozenset() for _ in stocks],
             near=(near := near_of(sides, links)),
             wanted=[frozenset() for _ in (*stocks, *near)],
@@ -133,8 +148,7 @@ class Wide:
     def begin(self, prices: Floats, running: Worth | None = None) -> None:
         """Begin at prices of the shared rows, (R,), and where a plan was made before with the ways of what is left."""
         self.prices = np.append(prices, np.zeros(len(self.links.rooms)))  # links are free so far
-        for way in self.maker.nothing():
-            self.table.add(way)
+        self.table.take(self.maker.nothing())
         if running is not None:
             self.trust = NEAR_TRUST
             self._at_hand(running)
@@ -144,14 +158,8 @@ class Wide:
 
         Higher tiers go first, each way as far as there is room. This comes before any size but theirs is worked out.
         """
-        parts, asked = relaxed.x[arrays.columns["replicas"]], self._asked(self.prices)
-        served = 1.0 - relaxed.x[arrays.columns["unserved"]]
-        ways: list[SparseWay] = []
-        for s, stocks in enumerate(self.stocks):
-            inside = stocks.cells.start + np.flatnonzero(parts[stocks.cells] > SPLIT)
-            amounts = {int(cell): float(parts[cell]) for cell in inside}
-            whole = self.maker.rounded(s, amounts, min(1.0, float(served[s])), asked)
-            ways += [whole] if whole is not None else []
+        parts, served = relaxed.x[arrays.columns["replicas"]], 1.0 - relaxed.x[arrays.columns["unserved"]]
+        ways = rounded_ways(self.maker, np.where(parts > SPLIT, parts, 0.0), served, self._asked(self.prices))
         return as_they_fit(ways, self.cells, self.shared, self.room)
 
     def first(self) -> float:
@@ -171,6 +179,10 @@ class Wide:
                 return self.best
             if not is_last:
                 self._cut_finer()
+        if self.search.rounds and not (is_enough(self.best) or len(self.held_usd_per_hour)):
+            self.search.is_on, self.trust = True, SEARCH_TRUST
+            self._priced(self.prices)
+            self._raised(self.search.rounds, is_enough)
         for _ in range(MOST_COMPLETED):
             if is_enough(self.best) or not self._completed(self._choice_prices(self._relaxed())):
                 break
@@ -212,7 +224,8 @@ class Wide:
                 continue
             before, best = len(self.table.ways), self.best
             value = self._priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
-            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and len(self.table.ways) == before):
+            is_vain = value <= best and (self.search.is_on or len(self.table.ways) == before)
+            if value < best - FAR_WORSE * open_usd[-1] or is_vain:
                 self.trust /= 2.0
             stalled = 0 if value > best + STALLED * abs(best) or len(self.table.ways) > before else stalled + 1
         return pricings
@@ -277,8 +290,7 @@ class Wide:
         replicas = cell_counts(self.cells, worth.counts)
         self.used = self.shared @ replicas
         ways = list(self.maker.of_counts(replicas))
-        for way in ways:
-            self.table.add(way)
+        self.table.take(ways)
         return ways
 
     def _usable(self) -> Floats:
@@ -295,9 +307,12 @@ class Wide:
 
     def _priced(self, prices: Floats) -> float:
         picks = self._picks(prices)
-        values = np.array([pick.value_usd_per_hour for pick in picks[: len(self.stocks)]])
-        value = float(values.sum() - prices @ self._rooms())
         self._take(picks, self._asked(prices))
+        values = np.array([pick.value_usd_per_hour for pick in picks[: len(self.stocks)]])
+        if self.search.is_on:
+            shared, weights = prices[: len(self.room)], self._weights(prices)
+            values = self.search.raised(self.table, self.stocks, values, shared, weights)
+        value = float(values.sum() - prices @ self._rooms())
         if value > self.best:
             self.best, self.prices, self.values = value, prices, values
         return value
@@ -352,14 +367,8 @@ class Wide:
 
     def improve(self, worth: Worth) -> Floats:
         """Choose again with ways near those of a plan, and near to it in price; (C,) replicas."""
-        asked = self._asked(self.prices)
-        most = max(LEAST_NEAR, MOST_NEAR // len(self.stocks))
-        for s, way in enumerate(self.maker.of_counts(cell_counts(self.cells, worth.counts))):
-            cells = self.maker.cells_near(s, way, asked)
-            near = list({w.replicas: w for w in self.maker.near(s, way, cells)}.values())
-            values = priced_ways(near, asked, self._weights(self.prices))
-            for at in np.argsort(values, kind="stable")[:most]:
-                self.table.add(near[int(at)])
+        most, counts = max(LEAST_NEAR, MOST_NEAR // len(self.stocks)), cell_counts(self.cells, worth.counts)
+        self.table.take(ways_near(self.maker, counts, self._asked(self.prices), self._weights(self.prices), most))
         return self._chosen_near(worth)
 
     def left_open(self, worth: Worth) -> list[float]:
@@ -437,11 +446,5 @@ class Wide:
 
     def _blend(self, relaxed: Solution, asked: Floats) -> None:
         """Turn each split choice into whole ways that use about as much of each place."""
-        shares: dict[int, list[tuple[SparseWay, float]]] = {}
-        for way, share in zip(self.table.ways, relaxed.x.tolist(), strict=True):
-            if share > SPLIT:
-                shares.setdefault(way.service, []).append((way, share))
-        for service, split in sorted(shares.items()):
-            if len(split) > 1:
-                for blend in self.maker.blends(service, split, asked):
-                    self.table.add(blend)
+        for service, split in split_ways(self.table.ways, relaxed.x, SPLIT):
+            self.table.take(self.maker.blends(service, split, asked))

@@ -42,7 +42,12 @@ class Chooser:
             best = self._in_order(best)
         if self.is_proved(best):
             return best
-        return self._fitted(best) if best.short else self._improved(best)
+        if best.short:
+            return self._fitted(best)
+        best = self._improved(best)
+        if self.is_proved(best) or not self.wide.search.rounds:
+            return best
+        return self._fitter().run(best, self.is_proved)  # ways seldom fit together where few share a place
 
     def _chosen(self, best: Worth) -> Worth:
         """Take ways and place them; while some replica finds no place, choose again with less room where it should go.
@@ -71,10 +76,12 @@ class Chooser:
 
     def _fitted(self, found: Worth) -> Worth:
         """Plan a few services at a time anew, beside what the others hold."""
-        fitter = Fitter(desk=self.desk, wide=self.wide, gap=self.gap, settled=self.settled)
-        found = fitter.run(found, self.is_proved)
+        found = self._fitter().run(found, self.is_proved)
         self.raise_bound(found)
         return found
+
+    def _fitter(self) -> Fitter:
+        return Fitter(desk=self.desk, wide=self.wide, gap=self.gap, settled=self.settled)
 
     def _improved(self, found: Worth) -> Worth:
         """Choose among ways near the plan's own until that brings little."""

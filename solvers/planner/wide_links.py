@@ -20,6 +20,7 @@ from solvers.planner.limits_pairs import WAYS, crossing_bytes
 from solvers.planner.links import Route, usd_per_hour
 from solvers.planner.pairing import ANYWHERE_INSIDE, Domain
 from solvers.planner.stocks import Stocks
+from solvers.planner.wide_exact import Crossing
 from solvers.planner.wide_sides import EVERYWHERE
 from solvers.problem import KvLink
 
@@ -117,6 +118,12 @@ class WideLinks:
             added += np.where(mine[1], (worth.min() - worth)[sides] * rate, 0.0)
             whole[group] = float(worth.max() - worth.min()) * stocks.demand_per_s
         return added, whole
+
+    def crossing(self, stocks: Stocks, prices: Floats) -> Crossing:
+        """Sides of the cells, and what leaving and entering them costs at the prices of whole links, (2 K,)."""
+        sides = np.array([self.side(c) for c in range(stocks.cells.start, stocks.cells.stop)], dtype=np.int64)
+        usd = {group: self._crossing_usd(stocks, group, prices) for group in stocks.pair_groups}
+        return Crossing(side=sides, usd=usd)
 
     def _worth(self, stocks: Stocks, group: str, prices: Floats, least: list[Floats]) -> Floats:
         """Find the prices of sides, USD per hour for a request per second: the best, were replicas divisible."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse as sp
 
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.relax import Arrays
-from solvers.planner.wide_ways import SparseWay
+from solvers.planner.wide_ways import SparseWay, WayMaker
 
 NEAR_ROOM = 1e-9  # of a row's room, what rounding may take too much
 MOST_WAYS = 12  # of a service that the whole choice is made from
@@ -105,6 +105,35 @@ def as_they_fit(ways: Sequence[SparseWay], cells: Cells, shared: sp.csr_array, r
             room[rows] -= taken * uses
             total[cell] += taken
     return total
+
+
+def rounded_ways(maker: WayMaker, parts: Floats, served: Floats, asked: Floats) -> list[SparseWay]:
+    """Whole ways near parts of replicas by cell, (C,), of the services that have one; ``served`` of each, (S,)."""
+    ways: list[SparseWay | None] = []
+    for s, stocks in enumerate(maker.stocks):
+        inside = stocks.cells.start + np.flatnonzero(parts[stocks.cells])
+        amounts = {int(cell): float(parts[cell]) for cell in inside}
+        ways.append(maker.rounded(s, amounts, min(1.0, float(served[s])), asked))
+    return [way for way in ways if way is not None]
+
+
+def ways_near(maker: WayMaker, replicas: Floats, asked: Floats, weights: Floats, most: int) -> Iterator[SparseWay]:
+    """Ways near those of a plan, by cell, (C,): the best of each service where cells are ``asked``, (C,)."""
+    for s, way in enumerate(maker.of_counts(replicas)):
+        near = list({w.replicas: w for w in maker.near(s, way, maker.cells_near(s, way, asked))}.values())
+        values = priced_ways(near, asked, weights)
+        yield from (near[int(at)] for at in np.argsort(values, kind="stable")[:most])
+
+
+def split_ways(
+    ways: Sequence[SparseWay], shares: Floats, least: float
+) -> Iterator[tuple[int, list[tuple[SparseWay, float]]]]:
+    """Services of which several ways have a share, (W,), above ``least``, with these ways and shares."""
+    found: dict[int, list[tuple[SparseWay, float]]] = {}
+    for way, share in zip(ways, shares.tolist(), strict=True):
+        if share > least:
+            found.setdefault(way.service, []).append((way, share))
+    yield from ((service, split) for service, split in sorted(found.items()) if len(split) > 1)
 
 
 def tiers_of(cells: Cells) -> Ints:
