@@ -110,13 +110,14 @@ def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: floa
     Notes
     -----
     Nothing is said of resources beside GPUs and of links, and who pairs with whom is not known to the check: where
-    these have a price, or a service pairs in groups or at locations, nothing of the bound is certain to be found again.
+    these have a price or cost something, or a service pairs in groups or at locations, nothing of the bound is certain
+    to be found again.
     """
     rows = [arrays.rows[row] for row in shared_rows(arrays)]
     shown, places = prices[: len(rows)].tolist(), _Places.of(cells)
     named = zip(rows, _whole_watts(cells, rows), shown, strict=True)
     is_unsaid = any(price > 0.0 and limit not in SHOWN for (limit, _), price in zip(rows, shown, strict=True))
-    is_certain = not is_unsaid and not prices[len(rows) :].any() and not cells.pairing.parted
+    is_certain = not (is_unsaid or _is_crossing_paid(cells, prices[len(rows) :]) or cells.pairing.parted)
     priced = [
         places.row(limit, subject, watts, price)
         for (limit, subject), watts, price in named
@@ -135,6 +136,12 @@ def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: floa
             for s, service in enumerate(cells.services)
         ),
     )
+
+
+def _is_crossing_paid(cells: Cells, of_links: Floats) -> bool:
+    """True where links cost something, or are full."""
+    links = cells.links.links.values() if cells.links.order else ()
+    return bool(of_links.any()) or any(link.usd_per_terabyte > 0.0 for link in links)
 
 
 def known_duals(cells: Cells, arrays: Arrays, known: Certificate) -> Floats:

@@ -50,12 +50,11 @@ WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
 NEAR_TRUST = 0.3  # the same where a plan of nearly the same problem is at hand
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
-MOST_STALLED = 4  # pricings one after the other that find neither ways nor better prices
+MOST_STALLED, MOST_VAIN = 4, 2  # pricings in turn that find neither ways nor better prices; no prices while searching
 STALLED = 1e-6  # of the bound; it rises by less only because loads are rounded
 PATIENCE, SLOW = 4, 0.9  # pricings stop when what is open is little and so many left this share of it open
 FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all services, once coarse ones say no more
-FINE_TRUST = 0.06  # the least trust that finely cut loads begin with
-SEARCH_TRUST = 1.0  # the trust that searching begins with
+FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
 HIDDEN = 0.5  # of a service's part of the gap asked, what its least value may lie below the way made of it
@@ -216,7 +215,8 @@ class Wide:
             is_closed = open_usd[-1] <= CLOSED * self.gap * abs(step.value)
             is_near = not self.is_fine or bool(self.near) or open_usd[-1] <= self.gap * abs(step.value)
             is_slow = len(open_usd) > PATIENCE and open_usd[-1] > SLOW * open_usd[-1 - PATIENCE]
-            is_over = (is_closed and step.is_free) or stalled >= MOST_STALLED or (is_near and is_slow)
+            is_stalled = stalled >= (MOST_VAIN if self.search.is_on else MOST_STALLED)
+            is_over = (is_closed and step.is_free) or is_stalled or (is_near and is_slow)
             if is_enough(self.best) or is_over:
                 return done
             if is_closed:
@@ -224,10 +224,10 @@ class Wide:
                 continue
             before, best = len(self.table.ways), self.best
             value = self._priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
-            is_vain = value <= best and (self.search.is_on or len(self.table.ways) == before)
-            if value < best - FAR_WORSE * open_usd[-1] or is_vain:
+            is_new = len(self.table.ways) > before and not self.search.is_on
+            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and not is_new):
                 self.trust /= 2.0
-            stalled = 0 if value > best + STALLED * abs(best) or len(self.table.ways) > before else stalled + 1
+            stalled = 0 if value > best + STALLED * abs(best) or is_new else stalled + 1
         return pricings
 
     def _cut_finer(self) -> None:

@@ -1,0 +1,113 @@
+"""Least values by search of a service with sides: not above the best of all counts, and near it at even rates."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from solvers.engine import Role
+from solvers.planner.cells import Floats
+from solvers.planner.penalties import EXCESS_WEIGHT
+from solvers.planner.stocks import Curve, Stocks
+from solvers.planner.wide_exact import Crossing, draws_of, least_whole
+from solvers.programme import solve
+
+GAP = 0.01
+ROLES = (Role.PREFILL, Role.DECODE)
+MOST = 3  # replicas of a cell
+
+
+def stocks(rng: np.random.Generator, *, now: int) -> Stocks:
+    """A prefill and a decode pool with a cell on each of two sides."""
+    return Stocks(
+        service=0,
+        demand_per_s=float(rng.uniform(1.0, 5.0)),
+        parts=1000,
+        every=32,
+        unserved_usd_per_hour=float(rng.choice([20.0, 1e4])),
+        fair_ratio=float(rng.choice([0.2, 1.0])),
+        roles=ROLES,
+        cells=slice(0, 4),
+        first=np.array([0, 2, 4]),
+        base=np.arange(2),
+        terms_usd_per_hour=rng.uniform(0.0, 0.5, 4),
+        room=np.full(4, MOST),
+        now=rng.integers(0, now + 1, 4),
+        most=np.array([2 * MOST, 2 * MOST - 1]),
+        rate_per_s=rng.uniform(0.7, 2.0, 2),
+        run_usd_per_hour=rng.uniform(1.0, 4.0, 2),
+        start_usd_per_hour=np.full(2, 0.3),
+        stop_usd_per_hour=np.full(2, 0.1),
+        stop_all_usd_per_hour=0.0,
+    )
+
+
+def best_of_all(made: Stocks, asked: Floats, leave: Floats, enter: Floats) -> float:
+    """Every count in every cell, and as much of the demand served as pays."""
+    found = np.inf
+    for counts in product(range(MOST + 1), repeat=4):
+        if counts[2] + counts[3] > made.most[1]:
+            continue
+        number, pool = np.array(counts), np.array([0, 0, 1, 1])
+        stays = np.minimum(number, made.now)
+        usd = float(number @ (asked + made.terms_usd_per_hour + made.run_usd_per_hour[pool]))
+        usd += float((number - stays).sum()) * 0.3 - float(stays.sum()) * 0.1
+        carried = number * made.rate_per_s[pool]
+        near = min(carried[0], carried[2]) + min(carried[1], carried[3])
+        able = min(carried[0] + carried[1], carried[2] + carried[3])
+        way = (0, 1) if carried[0] > carried[2] else (1, 0)
+        for served in {min(near, made.demand_per_s), min(able, made.demand_per_s), *_kinks(made, able)}:
+            lacking = 1.0 - served / made.demand_per_s
+            beyond = EXCESS_WEIGHT * max(0.0, lacking - made.fair_ratio)
+            crossing = max(0.0, served - near) * (leave[way[0]] + enter[way[1]])
+            found = min(found, usd + crossing + made.unserved_usd_per_hour * (lacking + beyond))
+    return found
+
+
+def _kinks(made: Stocks, able: float) -> set[float]:
+    fair = made.demand_per_s * (1.0 - made.fair_ratio)
+    return {fair} if fair <= able else set()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_search_finds_the_best_of_all_counts(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made, asked = stocks(rng, now=seed % 3), rng.uniform(0.0, 2.0, 4)
+    leave, enter = rng.uniform(0.0, 1.5, 2), rng.uniform(0.0, 1.5, 2)
+    crossing = Crossing(side=np.array([0, 1, 0, 1]), usd={"": (leave, enter)})
+    draws = draws_of(made, {}, range(2))
+    found = least_whole(made, draws, asked, crossing, weight=1.0, gap=GAP, time_limit_s=60.0, run=solve)
+    best = best_of_all(made, asked, leave, enter)
+    assert best * (1.0 - GAP) - 1e-6 <= found.bound_usd_per_hour <= best + 1e-6
+    assert (found.replicas <= made.room).all()
+
+
+def test_pairs_that_may_not_cross_are_on_one_side() -> None:
+    """Prefill is cheap on the left, decode on the right; where they may not cross one of them is dear."""
+    made = stocks(np.random.default_rng(1), now=0)
+    groups = ("left", "right", "left", "right")
+    parts = {"roles": (Role.PREFILL,) * 2 + (Role.DECODE,) * 2, "groups": groups, "first": np.arange(5)}
+    twice = {
+        name: np.repeat(getattr(made, name), 2)
+        for name in ("most", "rate_per_s", "run_usd_per_hour", "start_usd_per_hour", "stop_usd_per_hour")
+    }
+    local = Stocks(**{name: getattr(made, name) for name in Stocks.__slots__} | parts | twice | {"base": np.arange(4)})
+    asked, far = np.array([0.0, 2.0, 2.0, 0.0]), np.full(2, 1e3)
+    draws = draws_of(made, {}, (0, 0, 1, 1))
+    near = least_whole(local, draws, asked, None, weight=1.0, gap=GAP, time_limit_s=60.0, run=solve)
+    best = best_of_all(made, asked, far, far)
+    assert best * (1.0 - GAP) - 1e-6 <= near.bound_usd_per_hour <= best + 1e-6
+
+
+def test_lines_lie_below_what_every_size_costs() -> None:
+    made = stocks(np.random.default_rng(2), now=0)
+    usd = {n: n * 5.0 - 2.0 * n**0.5 for n in (1, 2, 4, 6)}
+    curve = Curve(rate_per_s={n: float(n) for n in usd}, run_usd_per_hour=usd)
+    lines = draws_of(made, {0: curve}, range(2)).lines
+    _, known = curve.sizes(6)
+    for n in range(7):
+        assert max(none + slope * n for none, slope in lines[0]) <= known[n] + 1e-9
+    assert max(none + slope * 6 for none, slope in lines[0]) == pytest.approx(usd[6])
+    assert lines[1] == ((0.0, made.run_usd_per_hour[1]),)
