@@ -9,8 +9,9 @@ import pytest
 
 from solvers.engine import Role
 from solvers.planner.cells import Floats
+from solvers.planner.curve import Curve
 from solvers.planner.penalties import EXCESS_WEIGHT
-from solvers.planner.stocks import Curve, Stocks
+from solvers.planner.stocks import Stocks
 from solvers.planner.wide_exact import Crossing, draws_of, least_whole
 from solvers.programme import solve
 

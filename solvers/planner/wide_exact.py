@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from solvers.engine import Role
 from solvers.planner.cells import Floats, Ints
+from solvers.planner.curve import Curve
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.relax import Arrays, Run, solve_whole
-from solvers.planner.stocks import PAIR_ROLES, Curve, Stocks
+from solvers.planner.stocks import PAIR_ROLES, Stocks
 
 MOST_NODES = 1000
 EXACT_GAP = 0.1  # of the gap asked, what a search may leave open
