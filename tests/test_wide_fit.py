@@ -15,7 +15,8 @@ from solvers.planner.desk import Desk
 from solvers.planner.options import step_at
 from solvers.planner.relax import solve_linear, state
 from solvers.planner.search import Search
-from solvers.planner.tally import Worth
+from solvers.planner.tally import CLEAR_SHARE, Worth
+from solvers.planner.tiers import is_taken, lacking_above
 from solvers.planner.wide import Wide
 from solvers.planner.wide_fit import Fitter, exact_steps
 from solvers.problem import Policy, Problem
@@ -78,6 +79,32 @@ def test_only_the_chosen_services_change_and_no_held_tier_lacks_more(desk: Desk,
     *above, _ = sorted(greedy.lacking_usd_by_tier)
     assert all(found.lacking_usd_by_tier[t] <= greedy.lacking_usd_by_tier[t] * (1.0 + 1e-5) + 1e-3 for t in above)
     assert found.objective_usd_per_hour <= greedy.objective_usd_per_hour * (1.0 + 1e-9)
+
+
+def lacking(worth: Worth, *lacks_usd: float) -> Worth:
+    """The same worth with so much undone in each tier, of a hundred thousand USD per hour that could be."""
+    by_tier = dict(enumerate(lacks_usd))
+    whole = dict.fromkeys(by_tier, 1e5)
+    return replace(
+        worth, lacking_usd_by_tier=by_tier, demand_usd_by_tier=whole, penalty_usd_per_hour=sum(by_tier.values())
+    )
+
+
+def test_held_amounts_do_not_drift_by_plans_that_are_each_nearly_as_short(desk: Desk) -> None:
+    base = desk.repaired({})
+    best = lacking(base, 0.0, 2000.0, 40_000.0)
+    drifted = lacking(base, 0.0, 2000.0 + 0.9 * CLEAR_SHARE * 1e5, 35_000.0)
+    assert drifted.is_better_than(best)
+    assert not is_taken(drifted, best, lacking_above(best))
+    assert is_taken(lacking(base, 0.0, 2000.0, 39_999.0), best, lacking_above(best))
+    assert not is_taken(lacking(base, 0.0, 2000.0, 40_001.0), best, lacking_above(best))
+
+
+def test_a_tier_clearly_less_short_counts_for_more_than_money(desk: Desk) -> None:
+    base = desk.repaired({})
+    best, less = lacking(base, 0.0, 2000.0, 40_000.0), 2000.0 - 1.1 * CLEAR_SHARE * 1e5
+    assert is_taken(lacking(base, 0.0, less, 50_000.0), best, lacking_above(best))
+    assert not is_taken(lacking(base, 10.0, less, 30_000.0), best, lacking_above(best))
 
 
 def test_fitting_stops_when_the_plan_is_proved(desk: Desk, fitter: Fitter) -> None:

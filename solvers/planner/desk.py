@@ -138,6 +138,15 @@ class Desk:
         kept = self.fitting(counts, room)
         return self.worth(fill(self.problem, self.sizer, self.fill_options(), room, kept, least))
 
+    def is_uneven(self, counts: Counts, *, are_spread: bool = True, are_paid: bool = True) -> bool:
+        """True when a service that spreads or pairs by place is short or pays for links: perhaps for its places."""
+        services, sizer = self.problem.services, self.sizer
+        by_place = {*sizer.pairing.local, *sizer.links.order, *(s.name for s in services if are_spread and s.is_spread)}
+        if not by_place:
+            return False
+        worth = self.worth(counts)
+        return (are_paid and worth.links_usd_per_hour > 0.0) or not by_place.isdisjoint(worth.short)
+
     def fill_options(self) -> Options:
         """Pools to fill from: in a large fleet the cheapest per request of each role and class, and those wanted."""
         if not self.is_wide:

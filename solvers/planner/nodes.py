@@ -214,6 +214,15 @@ class Room:
             self.tables.note(at, spare, {domain: self.free_watts[domain] for domain in charged})
         return taken
 
+    def release(self, pool: PoolKey, location: str, count: int) -> None:
+        """Give back replicas that were taken in at a location where only GPUs and watts may run out."""
+        bay = self.bays[location, pool.gpu_class]
+        self.held[bay.key][pool.config.gpus] -= count
+        self.quotas.take(pool, -count)
+        for domain in self.charged(pool, location):
+            self.free_watts[domain] += count * self.extra_watts(pool)
+        self.tables = None
+
     def bays_of(self, pool: PoolKey) -> tuple[Bay, ...]:
         """Bays of the pool's class that its service may use; looked for once."""
         where, is_refusing = self.locations.get(pool.service, ()), pool.service in self.refusing

@@ -27,6 +27,7 @@ from solvers.planner.pack_nodes import pack
 from solvers.planner.places import Placed, cell_counts, place, start_columns, with_totals
 from solvers.planner.recap import recapped
 from solvers.planner.relax import Arrays, Solution, duals_of, solve_linear, solve_whole, state
+from solvers.planner.repack import repacked
 from solvers.planner.rounding import fill
 from solvers.planner.shortage import reasons_by_service
 from solvers.planner.tally import Worth, best_of
@@ -157,6 +158,7 @@ class Search:
             wide=wide,
             gap=self._gap(),
             placed=lambda replicas: self._placed(cells, arrays, replicas),
+            seated=lambda replicas: self._seated(cells, replicas),
             is_proved=self._proved,
             raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
             settled=self._settled,
@@ -324,12 +326,13 @@ class Search:
 
     def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
         """Give every replica its place; what power or groups leave over is solved again bay by bay, then filled."""
-        placed = place(cells, x[arrays.columns["replicas"]])
-        if not self.desk.is_wide and (placed.left or self._is_uneven(placed)):  # large fleets have too many bays
+        placed = self._seated(cells, x[arrays.columns["replicas"]])
+        is_uneven = self.desk.is_uneven
+        if not self.desk.is_wide and (placed.left or is_uneven(placed.counts)):  # large fleets have too many bays
             placed = self._placed_bay_by_bay(cells, placed)
         elif self.desk.is_wide and (
             (placed.left and not self.desk.is_large)
-            or self._is_uneven(placed, are_spread=False, are_paid=max(map(len, cells.grouping.links), default=0) > 1)
+            or is_uneven(placed.counts, are_spread=False, are_paid=max(map(len, cells.grouping.links), default=0) > 1)
         ):  # ways know what single links are paid
             placed = self._placed_as_chosen(cells, x[arrays.columns["replicas"]], placed)
         counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
@@ -339,6 +342,13 @@ class Search:
         as_placed = desk.worth(counts)
         filled = desk.worth(fill(desk.problem, desk.sizer, desk.fill_options(), placed.room, counts, self.base))
         return self._recapped(best_of([as_placed, filled]))
+
+    def _seated(self, cells: Cells, replicas: Floats) -> Placed:
+        """Place counts, in a large fleet with the bays around what is left over chosen anew."""
+        placed = place(cells, replicas)
+        if not placed.left or not self.desk.is_wide:
+            return placed
+        return repacked(cells, replicas, placed, run=self.desk.crew.whole, time_limit_s=self._seconds())
 
     def _at_exact_sizes(self, worth: Worth) -> list[Worth]:
         """Where caps are open: solve the pools of a short plan again, every size with what it carries exactly."""
@@ -406,15 +416,6 @@ class Search:
             return placed
         again = place(fine, whole.x[arrays.columns["replicas"]])
         return again if again.left <= placed.left else placed
-
-    def _is_uneven(self, placed: Placed, *, are_spread: bool = True, are_paid: bool = True) -> bool:
-        """True when a service that spreads or pairs by place is short or pays for links: perhaps for its places."""
-        services, sizer = self.desk.problem.services, self.desk.sizer
-        by_place = {*sizer.pairing.local, *sizer.links.order, *(s.name for s in services if are_spread and s.is_spread)}
-        if not by_place:
-            return False
-        worth = self.desk.worth(placed.counts)
-        return (are_paid and worth.links_usd_per_hour > 0.0) or not by_place.isdisjoint(worth.short)
 
     def _narrow(self, cells: Cells, arrays: Arrays, x: Floats) -> bool:
         """Give the sizes that came out a step of their own where the step promised more than they carry."""

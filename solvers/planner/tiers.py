@@ -71,6 +71,37 @@ def lacking_values(cells: Cells, arrays: Arrays, worth: Worth) -> Floats:
     return x
 
 
+def lacking_above(worth: Worth) -> Floats:
+    """What each tier but the last lacks, in penalties, USD per hour."""
+    *above, _ = sorted(worth.lacking_usd_by_tier.items())
+    return np.array([lacks for _, lacks in above], dtype=float)
+
+
+def is_taken(found: Worth, best: Worth, held_usd_per_hour: Floats) -> bool:
+    """True when a plan is to stand in the place of one that keeps what tiers are held at.
+
+    It keeps that too and costs less, or clearly improves a tier and keeps what those above it are held at: then tiers
+    are to be held anew. Held amounts do not move by small steps, so plans taken one after the other never drift.
+
+    Parameters
+    ----------
+    held_usd_per_hour : (T,) float
+        Penalties that each tier but the last may leave undone.
+    """
+    for rank, most in zip(sorted(best.lacking_usd_by_tier), held_usd_per_hour.tolist(), strict=False):
+        if is_clearly_better(found, best, rank):
+            return True
+        if found.lacking_usd_by_tier[rank] > most * (1.0 + HELD) + HELD:
+            return False
+    return found.objective_usd_per_hour < best.objective_usd_per_hour
+
+
+def is_clearly_better(found: Worth, best: Worth, rank: int) -> bool:
+    """True when the tier lacks less by more than solves leave open."""
+    clear = CLEAR_SHARE * best.demand_usd_by_tier[rank] + 1e-6
+    return found.lacking_usd_by_tier[rank] < best.lacking_usd_by_tier[rank] - clear
+
+
 def lacking_columns(cells: Cells, arrays: Arrays, services: Ints) -> Ints:
     """Columns of what the services leave undone: unserved demand, replicas below the floor in either chain, pins."""
     unserved, missing, parts = (arrays.columns[name] for name in ("unserved", "missing", "unparted"))

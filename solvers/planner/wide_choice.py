@@ -9,8 +9,9 @@ import numpy as np
 
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.desk import Desk
-from solvers.planner.places import cell_counts, place
+from solvers.planner.places import Placed, cell_counts
 from solvers.planner.tally import Worth, best_of
+from solvers.planner.tiers import is_clearly_better, is_taken
 from solvers.planner.wide import Wide
 from solvers.planner.wide_fit import Fitter, Settled
 
@@ -31,6 +32,7 @@ class Chooser:
     wide: Wide
     gap: float
     placed: Callable[[Floats], Worth]
+    seated: Callable[[Floats], Placed]
     is_proved: Callable[[Worth], bool]
     raise_bound: Callable[[Worth], None]
     settled: Settled
@@ -57,11 +59,16 @@ class Chooser:
         lost = None
         for _ in range(MOST_CHOICES):
             replicas = self.wide.choose(best, lost)
-            best = best_of([best, found := self.placed(replicas)])
-            lost = np.maximum(0.0, replicas - cell_counts(self.cells, place(self.cells, replicas).counts))
+            best = self._better(best, found := self.placed(replicas))
+            lost = np.maximum(0.0, replicas - cell_counts(self.cells, self.seated(replicas).counts))
             if self.is_proved(found) or found.short or not lost.any():  # what is short is filled from what is left
                 break
         return best
+
+    def _better(self, best: Worth, found: Worth) -> Worth:
+        """The better of two plans, what tiers are held at kept once they are."""
+        held = self.wide.held_usd_per_hour
+        return (found if is_taken(found, best, held) else best) if len(held) else best_of([best, found])
 
     def _in_order(self, found: Worth) -> Worth:
         """Choose again among the plans that leave no tier but the last more short, which the bound is then of."""
@@ -70,7 +77,10 @@ class Chooser:
         self.wide.hold(found)
         value = found.objective_usd_per_hour
         self.wide.bound(lambda bound: value - bound <= self.gap * abs(value))
-        found = self._chosen(found)
+        again = self._chosen(found)
+        if any(is_clearly_better(again, found, rank) for rank in sorted(found.lacking_usd_by_tier)[:-1]):
+            self.wide.hold(again)
+        found = again
         self.raise_bound(found)
         return found
 

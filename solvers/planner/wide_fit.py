@@ -20,7 +20,7 @@ from solvers.planner.options import Options, PoolOption, Sizer, Step
 from solvers.planner.places import start_columns
 from solvers.planner.relax import Arrays, Solution, solve_whole, state
 from solvers.planner.tally import Worth
-from solvers.planner.tiers import lacking_columns
+from solvers.planner.tiers import is_clearly_better, is_taken, lacking_above, lacking_columns
 from solvers.planner.wide import HELD_SLACK, Wide
 from solvers.programme import Word
 from solvers.sizing import Capacity
@@ -56,7 +56,7 @@ class Fitter:
             if not free or idle >= most_idle or is_proved(best):
                 break
             found, is_closed = self._fitted(best, free)
-            if found is not None and found.is_better_than(best):
+            if found is not None and self._is_taken(found, best):
                 best, idle, failed = found, 0, {}
                 closed = {frozenset(free)} if is_closed else set()
                 continue
@@ -64,6 +64,22 @@ class Fitter:
             closed.add(frozenset(free))
             failed |= {s: failed.get(s, 0) + 1 for s in free}
         return best
+
+    def _is_taken(self, found: Worth, best: Worth) -> bool:
+        """Judge by what tiers are held at, and hold them anew where one is clearly less short."""
+        held = self._held(best)
+        if not is_taken(found, best, held):
+            return False
+        above = sorted(best.lacking_usd_by_tier)[: len(held)]
+        if len(self.wide.held_usd_per_hour) and any(is_clearly_better(found, best, rank) for rank in above):
+            self.wide.hold(found)
+        return True
+
+    def _held(self, best: Worth) -> Floats:
+        """What each tier but the last may leave undone, in penalties."""
+        if len(self.wide.held_usd_per_hour):
+            return self.wide.held_usd_per_hour
+        return lacking_above(best) * (1.0 + HELD_SLACK) + HELD_SLACK
 
     def _next(self, best: Worth, failed: Mapping[int, int], closed: Collection[frozenset[int]]) -> tuple[int, ...]:
         """Services that leave most open, those that were of no use in vain before counting for less."""
@@ -88,7 +104,7 @@ class Fitter:
         fixed = np.flatnonzero(~np.isin(cells.pool_service[cells.cell_pool], free)) + replicas.start
         lower, upper = arrays.lower.copy(), arrays.upper.copy()
         lower[fixed] = upper[fixed] = start[fixed]
-        solved = self._solved(replace(_held(cells, arrays, best), lower=lower, upper=upper), start)
+        solved = self._solved(replace(_held(cells, arrays, self._held(best)), lower=lower, upper=upper), start)
         return self.settled(cells, solved.x, arrays), solved.word is Word.OPTIMAL
 
     def _solved(self, arrays: Arrays, start: Floats) -> Solution:
@@ -130,17 +146,13 @@ def _sizes(worth: Worth) -> dict[PoolKey, set[int]]:
     return {pool: {total} for pool, total in totals.items()}
 
 
-def _held(cells: Cells, arrays: Arrays, best: Worth) -> Arrays:
-    """Leave no tier but the last more short than the plan does."""
-    if not best.short:
-        return arrays
+def _held(cells: Cells, arrays: Arrays, most: Floats) -> Arrays:
+    """Leave no tier but the last more short than it may be, (T,) penalties."""
     ranks = np.array([service.tier_rank for service in cells.services])
-    *above, _ = sorted(best.lacking_usd_by_tier.items())
     rows = []
-    for rank, _ in above:
+    for rank in np.unique(ranks)[: len(most)]:
         columns = lacking_columns(cells, arrays, np.flatnonzero(ranks == rank))
         rows.append(sp.csr_array((arrays.cost[columns], (np.zeros(len(columns), int), columns)), (1, len(arrays.cost))))
-    most = np.array([lacks for _, lacks in above]) * (1.0 + HELD_SLACK) + HELD_SLACK
     return replace(
         arrays,
         matrix=sp.csc_array(sp.vstack([arrays.matrix, *rows])),
