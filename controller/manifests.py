@@ -111,6 +111,8 @@ def load_folder(path: Path | str) -> Manifests:
     documents = [*_read_documents(Path(path), errors)]
     known = [document for document in documents if _accept(document, errors)]
     _refuse_duplicates(known, errors)
+    if not documents and not errors:
+        errors.append(InvalidInput(str(path), "", "holds no object", "write GpuClasses, Nodes, ServedModels and so on"))
     if errors:
         raise InvalidManifests(errors)
     return parse_documents(known)
@@ -178,7 +180,7 @@ def _parse_each(
 def _read_documents(path: Path, errors: list[InvalidInput]) -> Iterator[Document]:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
     if not files:
-        what = "holds no *.yaml or *.yml" if path.is_dir() else "does not exist"
+        what = "holds no *.yaml or *.yml" if path.is_dir() else "is no file" if path.exists() else "does not exist"
         errors.append(InvalidInput(str(path), "", what, "name a folder with manifests, as deploy/samples/demo"))
     for file in files:
         name = file.name if file == path else str(file.relative_to(path))

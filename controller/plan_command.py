@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 
+from controller.arguments import positive
 from controller.clusters import on_cluster
 from controller.output import add_output_argument, one_object, print_output
 from controller.plan_bodies import render_fleet_plan
@@ -82,14 +83,6 @@ def _decider(args: argparse.Namespace) -> Callable[[Problem], Plan]:
     if args.replay:
         return _replayed
     return BASELINES.get(args.baseline, partial(_as_the_policy_says, workers=args.workers))
-
-
-def positive(text: str) -> int:
-    """Read a count of at least 1."""
-    count = int(text) if text.isdigit() else 0
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count of at least 1")
-    return count
 
 
 def _as_the_policy_says(problem: Problem, *, workers: int) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from controller import profiles_calibrate, profiles_explain
+from controller.arguments import positive
 from controller.facts import GPU_FIELDS, read_gpu_facts
 from controller.profiles import ProfileRequest, Source, make_profile
 from controller.profiles_imports import import_tables
@@ -20,7 +22,7 @@ from controller.profiles_variants import FORMS
 from controller.render import profile_name, render_engine_profile
 from solvers.engine import EngineConfig, EngineProfile
 from solvers.engine.curves import decode_step_s, prefill_s
-from solvers.engine.roofline import GpuFacts
+from solvers.engine.roofline import PRECISIONS, GpuFacts
 from solvers.errors import InvalidInput, OutOfRange
 
 ACTIONS = ("make", "calibrate", "import")
@@ -42,21 +44,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Example: penstock profile --model meta-llama/Llama-3.1-8B --gpu-class h100-sxm --tensor-parallel 1,2"
     )
     add = parser.add_argument
-    add("action", nargs="?", choices=ACTIONS, default="make", help="calibrate one by, or import all of, --from FILE")
+    add(
+        "action",
+        nargs="?",
+        choices=ACTIONS,
+        default="make",
+        help="make one (default), or calibrate one by, or import all of, --from FILE",
+    )
     add("--model", help="model as ServedModels name it")
     add("--gpu-class", default=[], type=_words, help="GPU classes, as h100-sxm,l40s")
     add("--tensor-parallel", default=[1], type=_degrees, metavar="N[,N]", help="tensor-parallel degrees (default 1)")
-    add("--pipeline-parallel", default=1, type=int, metavar="N", help="pipeline stages (default 1)")
-    add("--expert-parallel", default=1, type=int, metavar="N", help="GPUs that share the experts (default 1)")
-    add("--data-parallel", default=1, type=int, metavar="N", help="attention copies (default 1)")
+    add("--pipeline-parallel", default=1, type=positive, metavar="N", help="pipeline stages (default 1)")
+    add("--expert-parallel", default=1, type=positive, metavar="N", help="GPUs that share the experts (default 1)")
+    add("--data-parallel", default=1, type=positive, metavar="N", help="attention copies (default 1)")
     add("--engine", default="vllm", help="vllm, sglang or trtllm (default vllm)")
     add("--precision", default="", help="fp8, fp4 or int4; without it what the checkpoint says, bf16 as a rule")
     add("--source", default=Source.AUTO, type=Source, choices=list(Source), help="where the numbers come from (auto)")
     add("--csv", type=Path, metavar="FILE", help="measurements: phase,size,context,seconds")
     add("--model-config", type=Path, metavar="FILE", help="the model's config.json, for a roofline of any model")
     add("--gpu-facts", type=Path, metavar="FILE", help="data sheet of a GPU class that is not known here, as YAML")
-    add("--kv-capacity-tokens", type=int, metavar="N", help="KV room as the engine reports it at start")
-    add("--chunk-tokens", type=int, metavar="N", help="prompt tokens per step of a mixed replica")
+    add("--kv-capacity-tokens", type=positive, metavar="N", help="KV room as the engine reports it at start")
+    add("--chunk-tokens", type=positive, metavar="N", help="prompt tokens per step of a mixed replica")
     add("--cold-start-seconds", default=120.0, type=float, metavar="S", help="pod start to Ready (default 120)")
     add(
         "--from",
@@ -69,11 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--least-ratio", default=1.0, type=float, metavar="R", help="calibrate: lengths drawn from R to 1 of nominal")
     add(
         "--batched-tokens",
-        type=int,
+        type=positive,
         metavar="N",
         help="calibrate: tokens of an engine step (8192, sglang 16384)",
     )
-    add("--max-sequences", default=1024, type=int, metavar="N", help="calibrate: requests served at once (1024)")
+    add("--max-sequences", default=1024, type=positive, metavar="N", help="calibrate: requests served at once (1024)")
     add("--wide", action="store_true", help="tabulate prefill behind cached prefixes and in batches too (silicon)")
     add("--kernels-only", action="store_true", help=KERNELS_ONLY)
     add("--as-served", action="store_true", help="the opposite of --kernels-only, and the default")
@@ -93,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput("profile", "--as-served", "is the opposite of --kernels-only", "give one of them")
     if not args.model or not args.gpu_class:
         raise InvalidInput("profile", "model", "the model or the GPU class is missing", "give --model and --gpu-class")
+    _check_precision(args)
     if args.action == "calibrate":
         sys.stdout.write(profiles_calibrate.run(_only(list(requests(args))), args))
         return 0
@@ -117,6 +126,14 @@ def _wanted(found: Sequence[EngineProfile], args: argparse.Namespace) -> list[En
     if not wanted:
         raise InvalidInput("profile import", "from", "no table holds what was asked for", "name a file with --from")
     return wanted
+
+
+def _check_precision(args: argparse.Namespace) -> None:
+    """Refuse a word that would be taken for bf16; measurements may go by any name."""
+    words = re.split("[-.]", args.precision)
+    if args.precision and args.source is not Source.CSV and not any(word in PRECISIONS for word in words):
+        known = ", ".join(PRECISIONS)
+        raise InvalidInput("profile", "--precision", f"is {args.precision!r}", f"use {known}, or leave it out")
 
 
 def _only(asked: Sequence[ProfileRequest]) -> ProfileRequest:
@@ -239,8 +256,9 @@ def _read_gpu(path: Path | None, gpu_class: str) -> GpuFacts | None:
         return None
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InvalidInput(str(path), "", f"cannot be read: {error}", "name a YAML file of the GPU's facts") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise InvalidInput(str(path), "", f"cannot be read: {said}", "name a YAML file of the GPU's facts") from error
     if not isinstance(given, dict):
         raise InvalidInput(str(path), "", "holds no fields", "write " + ", ".join(GPU_FIELDS))
     return read_gpu_facts(gpu_class, given)
@@ -251,7 +269,7 @@ def _words(text: str) -> list[str]:
 
 
 def _degrees(text: str) -> list[int]:
-    degrees = [int(word) for word in _words(text)]
+    degrees = [int(word) if word.isdecimal() else 0 for word in _words(text)]
     if not degrees or min(degrees) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} holds no degree of at least 1")
     return degrees

@@ -105,17 +105,22 @@ def _settings(args: argparse.Namespace) -> Settings:
         patience_s = POLICY_PATIENCE_S
     for option, value in (("--until", args.until), ("--patience", patience_s or 0.0), ("--window", args.window)):
         if not value >= 0 or (option == "--window" and value == 0):
-            raise InvalidInput(option, "", f"is {value}", "give 0 or more seconds")
-    failures = None
-    if args.mtbf_hours is not None:
-        for option, number in (("--mtbf-hours", args.mtbf_hours), ("--repair-s", args.repair_s)):
-            if not 0 < number < float("inf"):
-                raise InvalidInput(option, "", f"is {number}", "give a number above 0")
-        failures = Failures(gpu_mtbf_hours=args.mtbf_hours, repair_s=args.repair_s, seed=args.seed)
-    for option, count in (("--seeds", args.seeds), ("--jobs", args.jobs)):
-        if count < 1:
-            raise InvalidInput(option, "", f"is {count}", "give 1 or more")
+            remedy = "give a time above 0" if option == "--window" else "give 0 or more seconds"
+            raise InvalidInput(option, "", f"is {value}", remedy)
+    for option, count, least in (("--seed", args.seed, 0), ("--seeds", args.seeds, 1), ("--jobs", args.jobs, 1)):
+        if count < least:
+            raise InvalidInput(option, "", f"is {count}", f"give {least} or more")
+    failures = _failures(args)
     return Settings(window_s=args.window, until_s=args.until, patience_s=patience_s, failures=failures)
+
+
+def _failures(args: argparse.Namespace) -> Failures | None:
+    for option, number in (("--mtbf-hours", args.mtbf_hours), ("--repair-s", args.repair_s)):
+        if number is not None and not 0 < number < float("inf"):
+            raise InvalidInput(option, "", f"is {number}", "give a number above 0")
+    if args.mtbf_hours is None:
+        return None
+    return Failures(gpu_mtbf_hours=args.mtbf_hours, repair_s=args.repair_s, seed=args.seed)
 
 
 def _policies(text: str) -> list[str]:

@@ -48,6 +48,13 @@ NUMBERS: Mapping[str, tuple[str, ...]] = {
 SIZES = ("prompt", "output")
 NONE = np.zeros(0, dtype=np.int64)
 ALLOWS_ZERO = frozenset({"think", "start"})
+MOST: Mapping[str, float] = {
+    "requests": 1e7,
+    "clients": 1e6,
+    "cv": 100.0,
+    **dict.fromkeys(SIZES, 1e8),
+}
+"""Of what is made; beyond, a number is a slip of the hand, and memory would end before the load is drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +139,8 @@ def _number(name: str, text: str) -> float:
         value = float("nan")
     if not 0.0 <= value < float("inf") or (value == 0.0 and name not in ALLOWS_ZERO):
         raise InvalidInput("--trace", name, f"is {text!r}", "give a number above 0")
+    if value > MOST.get(name, float("inf")):
+        raise InvalidInput("--trace", name, f"is {text!r}", f"give at most {MOST[name]:,.0f}")
     return value
 
 
@@ -140,7 +149,10 @@ def _size(name: str, text: str | None) -> Size | None:
         return None
     p50, _, p99 = text.partition("/")
     median = _number(name, p50)
-    return Size(p50_tokens=median, p99_tokens=_number(name, p99) if p99 else median)
+    most = _number(name, p99) if p99 else median
+    if most < median:
+        raise InvalidInput("--trace", name, f"has a P99 of {most:g} below its P50 of {median:g}", "write P50/P99")
+    return Size(p50_tokens=median, p99_tokens=most)
 
 
 # ---------------------------------------------------------------- from a spec to requests
@@ -172,6 +184,9 @@ def _rate(spec: TraceSpec, demand: Demand | None) -> float:
     rate = spec.numbers.get("rate", demand.requests_per_s if demand else 0.0)
     if not rate > 0.0:
         raise InvalidInput("--trace", "rate", "is neither given nor planned", "give rate=REQUESTS_PER_S")
+    if rate * _duration_s(spec) > MOST["requests"]:
+        problem = f"makes about {rate * _duration_s(spec):.3g} requests in {_duration_s(spec):g} s"
+        raise InvalidInput("--trace", "rate", problem, f"make at most {MOST['requests']:,.0f}")
     return rate
 
 

@@ -16,6 +16,7 @@ from controller.cli import COMMANDS, EXIT_BAD_INPUT, EXIT_PIPE_CLOSED, EXIT_USAG
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL = str(ROOT / "deploy" / "samples" / "minimal")
+PROFILE = ("profile", "--model", "org/chat", "--gpu-class", "h100-sxm")
 NAMES = [command.name for command in COMMANDS]
 OPTIONS = {
     "run": ("--kubeconfig", "--prometheus-url", "--grpc-port", "--time-scale"),
@@ -102,6 +103,10 @@ def test_an_unknown_command_is_told_which_there_are(capsys: pytest.CaptureFixtur
         (("plan", "-f", MINIMAL, "--fly"), "--fly"),
         (("--fly", "plan", "-f", MINIMAL), "--fly"),
         (("profile", "--model", "org/chat"), "--gpu-class"),
+        ((*PROFILE, "--tensor-parallel", "x"), "'x' holds no degree of at least 1"),
+        ((*PROFILE, "--pipeline-parallel", "0"), "'0' is no count of at least 1"),
+        ((*PROFILE, "--chunk-tokens", "0"), "'0' is no count of at least 1"),
+        ((*PROFILE, "--precision", "int3"), "is 'int3'; use fp8, fp4, int4, or leave it out"),
     ],
 )
 def test_a_wrong_option_is_bad_input_and_not_an_infeasible_plan(

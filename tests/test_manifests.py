@@ -201,6 +201,12 @@ def test_a_folder_without_manifests_is_an_error(tmp_path: Path, name: str, words
     assert words in error
 
 
+def test_a_file_without_an_object_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("# nothing yet\n---\n", encoding="utf-8")
+    (error,) = _errors(tmp_path)
+    assert "holds no object" in error
+
+
 def test_the_error_travels_between_processes() -> None:
     with pytest.raises(InvalidManifests) as refused:
         load_folder("nowhere")

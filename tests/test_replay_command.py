@@ -246,6 +246,12 @@ def test_a_bad_line_of_the_trace_is_named_with_its_field(replay: Penstock, trace
         (("--plan", MINIMAL / "penstock.yaml"), "penstock.yaml:1 kind: is 'GpuClass'; give a FleetPlan"),
         (("--until", "-1"), "--until: is -1.0; give 0 or more seconds"),
         (("--until", "nan"), "--until: is nan"),
+        (("--window", "0"), "--window: is 0.0; give a time above 0"),
+        (("--window", "1e-9"), "times within 19.75 s; show at most 100000 windows"),
+        (("--seed", "-1"), "--seed: is -1; give 0 or more"),
+        (("--trace", "gamma:cv=1e9"), "--trace cv: is '1e9'; give at most 100"),
+        (("--trace", "poisson:output=1e99"), "--trace output: is '1e99'; give at most 100,000,000"),
+        (("--trace", "poisson:prompt=5/2"), "--trace prompt: has a P99 of 2 below its P50 of 5"),
         (("--factor", "default/other=2"), "names no planned service: 'default/other'; planned are default/chat"),
         (("--factor", "default/chat"), "cannot read 'default/chat'; write NAME=NUMBER"),
         (("--demand", "default/other=2"), "names no planned service: 'default/other'"),
@@ -351,6 +357,8 @@ def test_gpus_break_by_seed_when_asked(replay: Penstock) -> None:
     [
         (("--mtbf-hours", "0"), "--mtbf-hours: is 0.0"),
         (("--mtbf-hours", "1", "--repair-s", "0"), "--repair-s: is 0.0"),
+        (("--repair-s", "nan"), "--repair-s: is nan"),
+        (("--mtbf-hours", "1e-9"), "a second of the fleet; give hours that leave 0.01 s between them"),
         (("--events", "none.csv"), "none.csv: cannot be read"),
     ],
 )

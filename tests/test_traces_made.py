@@ -173,6 +173,11 @@ def test_a_spec_without_rate_or_sizes_needs_a_plan() -> None:
         trace_for(parse_trace_spec("poisson:rate=5,prompt=5"), None, seed=1)
 
 
+def test_more_requests_than_memory_holds_are_refused_before_they_are_drawn() -> None:
+    with pytest.raises(InvalidInput, match=r"rate: makes about 6e\+14 requests in 600 s; make at most 10,000,000"):
+        trace_for(parse_trace_spec("poisson:rate=1e12,prompt=5,output=5"), None, seed=1)
+
+
 @pytest.mark.data
 def test_the_public_clients_and_blocks_are_read() -> None:
     """Checked where the data lies beside the checkout; the formats above are checked everywhere."""

@@ -18,6 +18,7 @@ from solvers.errors import InvalidInput
 from solvers.fleet import Node, PoolKey
 
 SECONDS_PER_HOUR = 3600.0
+LEAST_GAP_S = 0.01  # on average, between failures drawn for the whole fleet
 
 
 class What(StrEnum):
@@ -150,6 +151,9 @@ def _drawn(failures: Failures, nodes: Sequence[Node]) -> Iterator[Incident]:
         problem = f"are one in {failures.gpu_mtbf_hours} GPU hours, each repaired in {repair_s} s"
         raise InvalidInput("failures", "", problem, "give hours above 0 and 0 or more seconds")
     places = [(node.name, slot) for node in sorted(nodes, key=lambda n: n.name) for slot in range(node.gpus_usable)]
+    if places and mtbf_s / len(places) < LEAST_GAP_S:
+        problem = f"are one in {failures.gpu_mtbf_hours} GPU hours, {len(places) / mtbf_s:.3g} a second of the fleet"
+        raise InvalidInput("failures", "", problem, f"give hours that leave {LEAST_GAP_S} s between them")
     rng, at_s = np.random.default_rng(failures.seed), 0.0
     while places:
         at_s += float(rng.exponential(mtbf_s / len(places)))

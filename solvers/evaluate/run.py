@@ -28,6 +28,8 @@ from solvers.simulate import FinishedRequest, Fleet, GapHistogram, Rejected, is_
 GATEWAY_QUEUE_LIMIT = 16
 """Requests in a replica's queue at which a gateway with patience sends it no more."""
 
+MOST_WINDOWS = 100_000
+
 STALL_S = 1800.0
 """After the last arrival: a fleet that ends nothing for so long will never serve the rest."""
 
@@ -188,6 +190,9 @@ class _Run:
             raise InvalidInput("requests", "", "are none for any planned service", "give more --demand or --factor")
         if not settings.window_s > 0:
             raise InvalidInput("window", "", f"is {settings.window_s} s", "give a time above 0")
+        if (span_s := min(settings.until_s, load.span_s)) > MOST_WINDOWS * settings.window_s:
+            times = f"is {settings.window_s} s, {span_s / settings.window_s:.3g} times within {span_s:g} s"
+            raise InvalidInput("window", "", times, f"show at most {MOST_WINDOWS} windows")
         slos = {service.name: service.slos for service in problem.services}
         self.fleet = Fleet(
             itl_limits_s=itl_limits(slos),
