@@ -8,6 +8,7 @@ could run in it, and never more than every GPU of the domain at its highest cap.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from solvers.engine import EngineConfig
 from solvers.fleet import ANYWHERE, GpuClass, Node, PoolKey
@@ -71,6 +72,45 @@ def domains_by_place(nodes: Iterable[Node]) -> dict[tuple[str, str], tuple[str, 
     return {place: tuple(sorted(domains)) for place, domains in sorted(reach.items())}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feeds:
+    """What the power domains of a fleet draw and which replicas they feed.
+
+    Attributes
+    ----------
+    base_watts, ceiling_watts : mapping of domain to float, W
+        What the nodes draw before any replica of ours, and what they could draw at most.
+    by_place : mapping of (GPU class, location) to tuple of str
+        Domains that a replica there charges, see ``domains_by_place``.
+    """
+
+    base_watts: Mapping[str, float]
+    ceiling_watts: Mapping[str, float]
+    by_place: Mapping[tuple[str, str], tuple[str, ...]]
+    gpu_classes: Mapping[str, GpuClass]
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node], gpu_classes: Mapping[str, GpuClass]) -> Feeds:
+        members = nodes_by_domain(nodes := tuple(nodes))
+        return cls(
+            base_watts={domain: base_watts(inside, gpu_classes) for domain, inside in members.items()},
+            ceiling_watts={domain: ceiling_watts(inside, gpu_classes) for domain, inside in members.items()},
+            by_place=domains_by_place(nodes),
+            gpu_classes=gpu_classes,
+        )
+
+    def reserved_watts(
+        self, counts: Mapping[tuple[PoolKey, str], int], gpu_watts: Mapping[PoolKey, float] | None = None
+    ) -> dict[str, float]:
+        """Sum the worst case of every power domain with ``counts`` replicas, see ``reserved_watts``."""
+        reserved = dict(self.base_watts)
+        for (pool, location), count in sorted(counts.items()):
+            extra = pool_extra_watts(self.gpu_classes, pool, (gpu_watts or {}).get(pool))
+            for domain in self.by_place.get((pool.gpu_class, location), ()):
+                reserved[domain] += count * extra
+        return {domain: min(watts, self.ceiling_watts[domain]) for domain, watts in reserved.items()}
+
+
 def reserved_watts(
     nodes: tuple[Node, ...],
     gpu_classes: Mapping[str, GpuClass],
@@ -91,10 +131,4 @@ def reserved_watts(
     dict of domain to float, W
         Fixed draw of the domain itself not included (see ``PowerDomain.usable_watts``).
     """
-    members, reach = nodes_by_domain(nodes), domains_by_place(nodes)
-    reserved = {domain: base_watts(inside, gpu_classes) for domain, inside in members.items()}
-    for (pool, location), count in sorted(counts.items()):
-        extra = pool_extra_watts(gpu_classes, pool, (gpu_watts or {}).get(pool))
-        for domain in reach.get((pool.gpu_class, location), ()):
-            reserved[domain] += count * extra
-    return {d: min(watts, ceiling_watts(members[d], gpu_classes)) for d, watts in reserved.items()}
+    return Feeds.of(nodes, gpu_classes).reserved_watts(counts, gpu_watts)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from solvers.derived import Derives
+from solvers.derived import Derives, derived
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
+from solvers.power import Feeds
 from solvers.workload import Demand, ServedModel
 
 STOP_SHARE = 0.5
@@ -99,3 +100,12 @@ class Problem(Derives):
     running: Mapping[tuple[PoolKey, str], int] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
     serving_usd_per_request: Mapping[str, float] = field(default_factory=dict)
+
+
+def feeds_of(problem: Problem) -> Feeds:
+    """What the power domains of the problem draw and feed, worked out once."""
+    return derived(problem, _feeds)
+
+
+def _feeds(problem: Problem) -> Feeds:
+    return Feeds.of(problem.nodes, problem.gpu_classes)

@@ -13,8 +13,7 @@ from solvers.planner.limits_resources import resource_unit, row_units
 from solvers.planner.nodes import Counts
 from solvers.planner.relax import Arrays
 from solvers.planner.tally import PoolWorth, Worth
-from solvers.power import base_watts, domains_by_place, nodes_by_domain, reserved_watts
-from solvers.problem import Problem
+from solvers.problem import Problem, feeds_of
 from solvers.spans import node_sizes, nodes_taken
 
 PRICE_FLOOR = 1e-6  # USD/h per unit; smaller duals are rounding
@@ -145,7 +144,7 @@ def _pool_plan(problem: Problem, worth: PoolWorth, node_gpus: Mapping[str, int])
 
 
 def _domain_plans(problem: Problem, worth: Worth, prices: Prices) -> tuple[DomainPlan, ...]:
-    reserved = reserved_watts(problem.nodes, problem.gpu_classes, worth.counts)
+    reserved = feeds_of(problem).reserved_watts(worth.counts)
     planned = _planned_watts(problem, worth.counts, {w.pool: w.planned_watts / w.replicas for w in worth.pools})
     return tuple(
         DomainPlan(
@@ -161,8 +160,8 @@ def _domain_plans(problem: Problem, worth: Worth, prices: Prices) -> tuple[Domai
 
 def _planned_watts(problem: Problem, counts: Counts, per_replica: Mapping[PoolKey, float]) -> dict[str, float]:
     """Idle draw of every GPU plus what the replicas are planned to draw above it, by domain."""
-    planned = {d: base_watts(nodes, problem.gpu_classes) for d, nodes in nodes_by_domain(problem.nodes).items()}
-    reach = domains_by_place(problem.nodes)
+    feeds = feeds_of(problem)
+    planned, reach = dict(feeds.base_watts), feeds.by_place
     for (pool, location), count in counts.items():
         idle = pool.config.gpus * problem.gpu_classes[pool.gpu_class].idle_watts
         for domain in reach.get((pool.gpu_class, location), ()):

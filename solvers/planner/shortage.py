@@ -16,8 +16,7 @@ from solvers.planner.quotas import GPUS, POWER
 from solvers.planner.reclaim import Reclaims
 from solvers.planner.spread import place_rates, worst_loss
 from solvers.planner.tally import ROUNDING, Worth
-from solvers.power import base_watts, nodes_by_domain, reserved_watts
-from solvers.problem import Problem
+from solvers.problem import Problem, feeds_of
 from solvers.workload import ServedModel
 
 MOST_REASONS = 8
@@ -46,8 +45,8 @@ class _Facts:
         for (pool, _), count in counts.items():
             self.used[pool.gpu_class] = self.used.get(pool.gpu_class, 0) + count * pool.config.gpus
         self.free = {g: sum(n.gpus_usable for n in problem.nodes if n.gpu_class == g) for g in problem.gpu_classes}
-        self.reserved = reserved_watts(problem.nodes, problem.gpu_classes, counts)
-        self.base = {d: base_watts(nodes, problem.gpu_classes) for d, nodes in nodes_by_domain(problem.nodes).items()}
+        self.reserved = feeds_of(problem).reserved_watts(counts)
+        self.base = feeds_of(problem).base_watts
 
     def gpus(self, gpu_class: str, size: int) -> str:
         used, free = self.used.get(gpu_class, 0), self.free.get(gpu_class, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from solvers.derived import derived
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
 from solvers.planner.caps import by_pool
@@ -300,7 +301,7 @@ def _churn_usd_per_hour(problem: Problem, counts: Counts) -> float:
     """Starts and stops against what runs; what runs for nobody we plan for, or on unknown GPUs, has no price."""
     wanted = by_pool(counts)
     changes = {key: count - problem.running.get(key, 0) for key, count in wanted.items()}
-    changes |= {key: -now for key, now in priced_running(problem).items() if key not in wanted}
+    changes |= {key: -now for key, now in derived(problem, priced_running).items() if key not in wanted}
     start, stop = problem.policy.start_cost_hours, problem.policy.stop_cost_hours
     return sum(
         (start * change if change > 0 else -stop * change)

@@ -187,6 +187,8 @@ class WayMaker:
 
     def _by_side(self, service: int, draft: _Draft) -> dict[tuple[int, int], int]:
         """Replicas by pool and side."""
+        if draft.cut is None:
+            return {(pool, EVERYWHERE): count for pool, count in draft.by_pool.items()}
         found: dict[tuple[int, int], int] = {}
         for cell, count in draft.by_cell.items():
             key = self._pool_of(service, cell), self._side(service, draft, cell)

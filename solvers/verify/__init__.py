@@ -13,8 +13,7 @@ from typing import Any
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Placement, Plan, SolveStatus
-from solvers.power import base_watts, nodes_by_domain, reserved_watts
-from solvers.problem import Problem
+from solvers.problem import Problem, feeds_of
 from solvers.verify.claims import CapacityOf, claims, penalties
 from solvers.verify.links import links
 from solvers.verify.nodes import groups
@@ -164,8 +163,8 @@ def _forbidden(
 
 def _power(plan: Plan, problem: Problem) -> Iterator[str]:
     counts = {(row.pool, row.location): row.replicas for row in plan.placements}
-    reserved = reserved_watts(problem.nodes, problem.gpu_classes, counts, {p.pool: p.cap_watts for p in plan.pools})
-    idle = {name: base_watts(nodes, problem.gpu_classes) for name, nodes in nodes_by_domain(problem.nodes).items()}
+    reserved = feeds_of(problem).reserved_watts(counts, {p.pool: p.cap_watts for p in plan.pools})
+    idle = feeds_of(problem).base_watts
     for name, watts in sorted(reserved.items()):
         if name not in problem.domains:
             yield f"power[{name}]: feeds a node and is not defined"
@@ -258,7 +257,7 @@ def _costs(plan: Plan, problem: Problem) -> Iterator[str]:
 
 def _watts(plan: Plan, problem: Problem) -> Iterator[str]:
     counts = {(row.pool, row.location): row.replicas for row in plan.placements}
-    reserved = reserved_watts(problem.nodes, problem.gpu_classes, counts, {p.pool: p.cap_watts for p in plan.pools})
+    reserved = feeds_of(problem).reserved_watts(counts, {p.pool: p.cap_watts for p in plan.pools})
     for domain in plan.domains:
         watts = reserved.get(domain.domain, 0.0)
         if not _close(domain.reserved_watts, watts, WATTS):
