@@ -211,10 +211,8 @@ class WayMaker:
 
     def _add(self, service: int, draft: _Draft, pool: int, count: int, asked: Floats, side: int = EVERYWHERE) -> int:
         """Put replicas into their cheapest cells, on one side or on any; returns how many found room."""
-        stocks, left = (
-            self.stocks[service],
-            min(count, int(self.stocks[service].most[pool]) - draft.by_pool.get(pool, 0)),
-        )
+        stocks = self.stocks[service]
+        left = min(count, int(stocks.most[pool]) - draft.by_pool.get(pool, 0))
         _, numbers, cells = stocks.units(pool, asked[stocks.cells])
         held = {c: draft.by_cell.get(stocks.cells.start + c, 0) for c in set(cells.tolist())}
         added = 0
