@@ -1,8 +1,9 @@
 """Plan synthetic fleets whose routers split by size beside the same fleets whose do not: price, parts, time.
 
-Run: ``python -m tests.bench_splitting [--sizes XS,S] [--seeds 3] [--workers 1] [-o json]``. The baseline, planned in
-the same process, is the plan without splits; *x dearer* is its objective over that with splits, never below 1 where
-both serve all. Seconds are processor seconds of this process.
+Run: ``python -m tests.bench_splitting [--sizes XS,S,readers] [--seeds 3] [--workers 1] [-o json]``. The baseline,
+planned in the same process, is the plan without splits; *x dearer* is its objective over that with splits, never below
+1 where both serve all. *rent usd* is the objective with the cut that list rents like best, or with none where that is
+cheaper. *readers* are fleets in which splits pay. Seconds are processor seconds of this process.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from dataclasses import replace
 
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.planner.cuts import open_book
+from solvers.planner.splitting import split
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
 from tests import synthetic
 from tests.printed_rows import add_output, written
+from tests.split_world import readers
 
+READERS = "readers"
 Row = dict[str, str | int | float]
+
+
+def plain(problem: Problem) -> Problem:
+    """Let no router split."""
+    return replace(problem, services=tuple(replace(service, splits_by_size=False) for service in problem.services))
 
 
 def splitting(problem: Problem) -> Problem:
@@ -34,31 +44,46 @@ def timed(problem: Problem, workers: int) -> tuple[Plan, float]:
     return plan, time.process_time() - began
 
 
+def whole_of(size: str, seed: int) -> Problem:
+    """A fleet whose routers do not split."""
+    return plain(readers(seed) if size == READERS else synthetic.make_problem(synthetic.SIZES[size], seed))
+
+
+def by_rent(problem: Problem, whole: Plan, workers: int) -> float:
+    """The objective with the cut that list rents like best, or with none; USD per hour."""
+    names = [service.name for service in problem.services]
+    book = open_book(problem, replica_capacity, {}, names)
+    weighed = replace(problem, serving_usd_per_request=book.serving_usd_per_request)
+    plan = make_plan(plain(split(weighed, book.best())), workers=workers) if book.best() else whole
+    return min(plan.report.objective_usd_per_hour, whole.report.objective_usd_per_hour)
+
+
 def compared(size: str, seed: int, workers: int) -> Row:
     """Plan one fleet both ways."""
-    problem = synthetic.make_problem(synthetic.SIZES[size], seed)
+    problem = whole_of(size, seed)
     whole, whole_s = timed(problem, workers)
-    split, split_s = timed(splitting(problem), workers)
-    served = [sum(row.served_requests_per_s for row in plan.services) for plan in (whole, split)]
+    parted, split_s = timed(splitting(problem), workers)
+    served = [sum(row.served_requests_per_s for row in plan.services) for plan in (whole, parted)]
     return {
         "fleet": f"{size}-{seed}",
         "services": len(problem.services),
-        "split": len({row.service for row in split.parts}),
-        "parts": len(split.parts),
+        "split": len({row.service for row in parted.parts}),
+        "parts": len(parted.parts),
         "whole_usd": round(whole.report.objective_usd_per_hour, 2),
-        "split_usd": round(split.report.objective_usd_per_hour, 2),
-        "x_dearer": round(whole.report.objective_usd_per_hour / split.report.objective_usd_per_hour, 4),
+        "split_usd": round(parted.report.objective_usd_per_hour, 2),
+        "rent_usd": round(by_rent(splitting(problem), whole, workers), 2),
+        "x_dearer": round(whole.report.objective_usd_per_hour / parted.report.objective_usd_per_hour, 4),
         "served_ratio": round(served[1] / served[0], 4),
-        "gap_ratio": round(split.report.gap_ratio, 4),
+        "gap_ratio": round(parted.report.gap_ratio, 4),
         "whole_cpu_s": round(whole_s, 2),
         "split_cpu_s": round(split_s, 2),
-        "sound": not verify(split, splitting(problem), capacity_of=replica_capacity),
+        "sound": not verify(parted, splitting(problem), capacity_of=replica_capacity),
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="XS,S", help="fleets of synthetic.SIZES, by comma")
+    parser.add_argument("--sizes", default=f"XS,S,{READERS}", help=f"by comma, of synthetic.SIZES, and {READERS}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     add_output(parser)

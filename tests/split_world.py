@@ -43,6 +43,24 @@ def documents(requests_per_s: float = 60.0, *, splits: bool = True, policy: Poli
     return replace(built, gpu_classes={**built.gpu_classes, "l40s": cheap})
 
 
+def readers(seed: int, nodes: int = 40, services: int = 6) -> Problem:
+    """A fleet too large for menus: services with prompts of 800, 3,000 and 8,000 tokens on cheap and on fast GPUs."""
+    rng = np.random.default_rng(seed)
+    fleet = (*fleets.nodes("h100-sxm", nodes, "rack-a"), *fleets.nodes("l40s", nodes, "rack-b"))
+    profiles = [fleets.profile("chat", name, tp, 14.0) for name in ("h100-sxm", "l40s") for tp in (1, 2)]
+    asked, mixes = [], {}
+    for number in range(services):
+        ttft_s, rate = float(rng.choice([0.6, 1.0, 2.0])), float(rng.uniform(60.0, 250.0))
+        served = fleets.service(f"chat{number}", "chat", ttft_s=ttft_s, itl_s=0.1, min_replicas=3)
+        middle, long = float(rng.uniform(0.1, 0.4)), float(rng.uniform(0.02, 0.3))
+        asked.append((replace(served, splits_by_size=True), rate))
+        mixes[served.name] = lengths((800, 200, 1.0 - middle - long), (3000, 200, middle), (8000, 200, long))
+    built = fleets.problem(asked, fleet, profiles, policy=Policy(min_saving_ratio=0.0, time_limit_s=600.0))
+    demands = {name: replace(demand, mix=mixes[name]) for name, demand in built.demands.items()}
+    cheap = replace(built.gpu_classes["l40s"], price_usd_per_hour=0.4)
+    return replace(built, demands=demands, gpu_classes={**built.gpu_classes, "l40s": cheap})
+
+
 @dataclass(frozen=True)
 class Sized:
     """Capacities that depend on the mix: by (model, role, class, prompt tokens), requests/s; 0 for what cannot be."""

@@ -15,6 +15,7 @@ from math import ceil, inf, log
 import numpy as np
 import scipy.sparse as sp
 
+from solvers.certificate import Certificate
 from solvers.engine import Role
 from solvers.planner.cells import Floats, build_cells
 from solvers.planner.compose import CLOSED, MOST_PRICINGS, SMOOTHING, Composer, shared_rows
@@ -24,6 +25,7 @@ from solvers.planner.options import CapacityOf, Options, PoolOption, Sizer, find
 from solvers.planner.penalties import dearest_usd_per_request
 from solvers.planner.relax import Arrays, solve_linear, state
 from solvers.planner.splitting import Cuts, Place, as_part, dropped, part_name
+from solvers.planner.wide_cuts import WideRanges
 from solvers.problem import Problem
 from solvers.sizes import SizeRange, ranges_between
 from solvers.workload import Demand, ServedModel, SizeBucket
@@ -77,12 +79,19 @@ class Book:
         Least value of each service and range by name, alone, at the prices.
     bound_usd_per_hour : float or None
         No plan with any of the cuts on offer is worth less; None where ranges are too many to price.
+    ranges : WideRanges, optional
+        Of a fleet too large for menus, whose ranges are weighed by their rent until there is a plan with prices.
     """
 
     starts: Mapping[str, tuple[int, ...]]
     serving_usd_per_request: Mapping[str, float]
     alone_usd_per_hour: Mapping[str, float]
     bound_usd_per_hour: float | None
+    ranges: WideRanges | None = None
+
+    def at(self, known: Certificate) -> Book:
+        """The same at the prices of a plan, where a fleet is too large to price ranges before there is one."""
+        return self if self.ranges is None else replace(self, alone_usd_per_hour=self.ranges.values(known))
 
     @property
     def offered(self) -> int:
@@ -161,10 +170,17 @@ def open_book(
     priced = None
     if len(options.pools) <= PRICED_POOLS and not is_wide:
         priced = _priced(ranged, options, replace(sizer, problem=ranged), starts)
+    ranges = WideRanges(problem=ranged, options=options, sizer=replace(sizer, problem=ranged), crew=crew or Crew())
     alone, bound = priced or (_rents(ranged, options), None)
     if bound is not None:
         bound += _stops_usd_per_hour(problem, starts)
-    return Book(starts=starts, serving_usd_per_request=weights, alone_usd_per_hour=alone, bound_usd_per_hour=bound)
+    return Book(
+        starts=starts,
+        serving_usd_per_request=weights,
+        alone_usd_per_hour=alone,
+        bound_usd_per_hour=bound,
+        ranges=ranges if is_wide else None,
+    )
 
 
 def _starts(problem: Problem, known: Cuts, services: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from solvers.certificate import Certificate
 from solvers.errors import SolveFailed
 from solvers.plan import Plan, SplitPrice
 from solvers.planner.crew import Crew
@@ -32,6 +33,9 @@ from solvers.verify import verify
 
 MOST_TRIED = 4
 """Cuts of the whole fleet that are decided in full, at most."""
+
+MOST_PRICED = 3
+"""The same where each is the best at the prices of the one before, and none where it was tried."""
 
 CLEAR = 2e-3  # of a service's demand; smaller differences of what is short decide nothing
 
@@ -157,25 +161,33 @@ class _Bench:
     held: Cuts
     book: Book
     on_plan: Callable[[Plan], None]
+    prices: Certificate | None = None
     tried: list[_Tried] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     def search(self, is_running: bool) -> None:
         """Try what is in force and, if that promises enough, the best; from nothing, all that may be cheaper."""
+        self.try_cuts(self.held if is_running else {})
+        self._reprice()
         best = self.book.best()
         if is_running:
-            self.try_cuts(self.held)
             if best != self.held and (not self.tried or _is_worth_trying(self.book, self.held, best, self.problem)):
                 self.try_cuts(best)
             return
-        self.try_cuts({})
-        if best:
+        while all(best != tried.cuts for tried in self.tried) and len(self.tried) + len(self.faults) < MOST_PRICED:
             self.try_cuts(best)
+            self._reprice()  # of a fleet too large for menus: what was dear may be cheap beside other parts
+            best = self.book.best()
         for bound, cuts in self.book.ranked():
             if not self.tried or len(self.tried) + len(self.faults) >= MOST_TRIED or self._is_near(bound):
                 return
             if all(cuts != tried.cuts for tried in self.tried):
                 self.try_cuts(cuts)
+
+    def _reprice(self) -> None:
+        """Weigh ranges at the prices of the last plan, where they are not priced yet."""
+        if self.prices is not None:
+            self.book, self.prices = self.book.at(self.prices), None
 
     def _is_near(self, bound: float) -> bool:
         """True when no plan with so high a bound is clearly better than the best so far, which serves all."""
@@ -196,6 +208,7 @@ class _Bench:
         except SolveFailed as fault:
             self.faults.append(f"{_said(cuts)}: {fault}")
             return
+        self.prices = plan.certificate
         stops = stops_usd_per_hour(self.problem, dropped(self.problem, cuts))
         plan = joined(plan, self.problem, cuts)
         bound = plan.report.bound_usd_per_hour + stops
