@@ -18,9 +18,9 @@ import numpy as np
 from controller import silicon
 from controller.facts import gpu_facts, model_facts
 from controller.profiles_variants import Facts, make_variant
+from solvers.calibration_served import as_served
 from solvers.engine import EngineConfig, EngineProfile, ProfileSource, check_profile
 from solvers.engine.roofline import CHUNK_SIZES, GpuFacts, chunk_for, draw_watts, roofline_profile
-from solvers.engine.served import as_served
 from solvers.errors import InvalidInput
 
 BATCHED_TOKENS = {"sglang": 16384}

@@ -16,10 +16,10 @@ from controller.render import render_engine_profile
 from controller.tables import MISSING, Cell, render_table
 from solvers.calibration import UNSEEN
 from solvers.calibration_profile import Calibrated, Measurement, calibrate
+from solvers.calibration_served import served_correction
 from solvers.engine import ProfileSource
 from solvers.engine.closed_loop import Server
 from solvers.engine.curves import Floats
-from solvers.engine.served import served_correction
 from solvers.errors import InvalidInput
 
 COLUMNS = ("CLIENTS", "PROMPT", "OUTPUT", "TTFT", "BEFORE", "AFTER", "TPOT", "BEFORE", "AFTER")

@@ -14,6 +14,7 @@ from controller.facts import GPU_FACTS
 from controller.profiles import ProfileRequest
 from controller.render import profile_name
 from controller.tables import render_table
+from solvers.calibration_served import planned_correction
 from solvers.engine import EngineProfile, ProfileSource
 from solvers.engine.roofline import (
     CHUNK_BUDGET_S,
@@ -27,7 +28,6 @@ from solvers.engine.roofline import (
     PREFILL_POWER_RATIO,
     STEP_OVERHEAD_S,
 )
-from solvers.engine.served import planned_correction
 
 SHOWN_BATCH, SHOWN_CONTEXT, SHOWN_PROMPT = 32, 2048, 2048
 TABLE_WORDS = {
@@ -90,7 +90,7 @@ def _origins(request: ProfileRequest, profile: EngineProfile) -> Iterator[Origin
     if request.is_as_served and profile.source is ProfileSource.SILICON:
         change = planned_correction(request.config.engine)
         words = f"decode x{change.decode_ratio:.2f}, prefill x{change.prefill_ratio:.2f} and overheads"
-        yield Origin(field="serving", value=words, origin="fitted to public measurements: solvers.engine.served")
+        yield Origin(field="serving", value=words, origin="fitted to public measurements: solvers.calibration_served")
     yield Origin(field="prefix and batch", value=_wide(profile), origin=times if _is_wide(profile) else DERIVED)
     capacity = f"{profile.kv_capacity_tokens} tokens"
     yield Origin(field="KV room", value=capacity, origin="given with --kv-capacity-tokens" if given["kv"] else room)

@@ -13,9 +13,9 @@ from joblib import Parallel, delayed
 from controller import silicon
 from controller.silicon_steps import kv_tokens, open_server, step_curves
 from solvers.calibration import DECODE_ONLY, Level, fit_levels, groups
+from solvers.calibration_served import served_correction
 from solvers.engine.closed_loop import Case, CaseBook, Correction, StepCurves
 from solvers.engine.curves import Floats
-from solvers.engine.served import served_correction
 from tests.silicon_rows import MeasuredRow, ServerKey, candidates, memory_fraction
 
 ROUNDS = 4  # of each client, in fitting and in use; the real benchmark sends ten, whose first is a tenth of the mean
@@ -159,13 +159,13 @@ def unfitted(study: Study) -> Found:
 
 
 def shipped(study: Study) -> Found:
-    """The corrections of ``solvers.engine.served``, as users get them: these rows are what they were fitted to."""
+    """The corrections of ``solvers.calibration_served``, as users get them: these rows are what they were fitted to."""
     every = np.arange(len(study.rows))
     corrections = np.array([served_correction(row.key.engine).as_array() for row in study.rows])
     predicted = study.book.run(corrections)[:, :2]
     return Found(
         name="as served",
-        fitted="the constants in solvers.engine.served, on these rows",
+        fitted="the constants in solvers.calibration_served, on these rows",
         rows=every,
         predicted_s=predicted,
     )

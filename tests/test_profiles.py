@@ -17,9 +17,9 @@ from controller import cli, silicon
 from controller.profile_command import add_arguments, requests
 from controller.profiles import ProfileRequest, Source, make_profile
 from controller.resources import parse_engine_profile
+from solvers.calibration_served import planned_correction, served_correction
 from solvers.engine import EngineConfig, EngineProfile, ProfileSource, check_profile
 from solvers.engine.curves import decode_step_s, prefill_s
-from solvers.engine.served import planned_correction, served_correction
 from solvers.errors import InvalidInput
 
 DEMO = Path(__file__).parents[1] / "deploy" / "samples" / "demo"
