@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from solvers.sizing.queueing import BatchChain, Floats, WaitTail, batch_chain, erlang_c, largest_load, wait_tail
+from solvers.sizing.queueing import BatchChain, Floats, WaitTail, batch_chain, erlang_c, largest_load, slack, wait_tail
 
 SERVICE_S = np.array([0.03, 0.06, 0.22, 1.0, 2.4])
 SHORT_HEAVY = np.array([0.45, 0.35, 0.15, 0.04, 0.01])  # squared coefficient of variation 5.2
@@ -78,8 +78,8 @@ def test_the_load_that_keeps_a_percentile_agrees_with_simulation(servers: int, w
     """Within 0.05 of utilisation: 0.03 is the formula's own error, 0.02 the noise of 60,000 requests."""
     limit_s, percentile = 2.0, 0.95
 
-    def formula(load: float) -> bool:
-        return float(tail_of(weight, servers, load).ratio(np.array([limit_s]))[0]) <= 1 - percentile
+    def formula(load: float) -> float:
+        return slack(1 - percentile, float(tail_of(weight, servers, load).ratio(np.array([limit_s]))[0]))
 
     found = largest_load(formula, highest=0.99)
     below, above = (
@@ -140,10 +140,34 @@ def test_shares_of_time_sum_to_one_and_throughput_equals_the_rate(load: float, r
 
 @given(st.floats(0.01, 0.85))
 def test_the_largest_load_is_found_from_below(edge: float) -> None:
-    found = largest_load(lambda load: load <= edge)
+    found = largest_load(lambda load: edge - load)
     assert edge - 2e-5 < found <= edge
 
 
+@given(st.floats(0.01, 0.89), st.floats(0.1, 200.0), st.floats(-3.0, 3.0), st.floats(0.0, 5.0))
+def test_lines_lead_to_the_load_that_halving_finds(edge: float, steep: float, bent: float, jump: float) -> None:
+    asked = []
+
+    def slack_at(load: float) -> float:
+        asked.append(load)
+        left = edge - load
+        return steep * left * math.exp(bent * load) - (jump if left < 0.0 else 0.0)
+
+    low, high = 1e-3, 0.9
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if slack_at(middle) >= 0.0 else (low, middle)
+    halved = len(asked)
+    assert largest_load(slack_at) == low
+    assert len(asked) - halved <= 2 * halved + 2
+
+
+@pytest.mark.parametrize(("allowed", "used"), [(0.1, 0.1), (0.1, 0.0), (0.0, 0.0), (0.3, 0.2)])
+def test_slack_is_not_below_nothing_where_no_more_is_used_than_allowed(allowed: float, used: float) -> None:
+    assert slack(allowed, used) >= 0.0
+    assert slack(used, allowed) < 0.0 or allowed == used
+
+
 def test_the_largest_load_is_capped_and_may_be_none() -> None:
-    assert largest_load(lambda load: True) == 0.9
-    assert largest_load(lambda load: False) == 0.0
+    assert largest_load(lambda load: 1.0) == 0.9
+    assert largest_load(lambda load: -1.0) == 0.0

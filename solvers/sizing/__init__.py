@@ -7,7 +7,7 @@ prompts inside the decode steps (``pools.py``). Each formula may use up half of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -141,13 +141,13 @@ def _prefill_capacity(
         after = transfer / (1.0 - min(link_share, 0.99)) + first_token  # transfers share the link
         return pools.Prompts(weight=mix.weight, service_s=service, after_s=after)
 
-    def holds(load: float) -> bool:
+    def slack(load: float) -> float:
         prompts = at(load)
         tail = prompts.tail(load * saturation * replicas, replicas)
-        return all(prompts.keeps(slo, tail) for slo in ttft)
+        return min((prompts.slack(slo, tail) for slo in ttft), default=queueing.MOST_SLACK)
 
     _refuse_unreachable_ttft(profile, mix, at(0.0), ttft)
-    load = _largest_load(profile, holds)
+    load = _largest_load(profile, slack)
     busy = load * saturation * float(mix.weight @ service)
     return Capacity(
         requests_per_s=load * saturation,
@@ -158,8 +158,8 @@ def _prefill_capacity(
     )
 
 
-def _largest_load(profile: EngineProfile, holds: queueing.Holds) -> float:
-    load = queueing.largest_load(holds)
+def _largest_load(profile: EngineProfile, slack: queueing.Slack) -> float:
+    load = queueing.largest_load(slack)
     if load <= 0.0:
         raise pools.Refused(
             f"the SLOs leave no room for load on {pools.replica_name(profile)}: they are met only when it is idle"
@@ -199,14 +199,14 @@ def _decode_of_chain(
     saturation = pool.chain.saturation_per_s
     too_slow = [(slo, pool.slow_step_s > slo.limit_s) for slo in itl]
 
-    def holds(load: float) -> bool:
+    def slack(load: float) -> float:
         time = pool.chain.probabilities(load * saturation)
         gaps = pool.gap_weights(time)
-        return float(time[pool.chain.waiting].sum()) <= _allowed_misses(slos) and all(
-            float(gaps[slow].sum()) <= _allowed_misses([slo]) for slo, slow in too_slow
-        )
+        of_waits = queueing.slack(_allowed_misses(slos), float(time[pool.chain.waiting].sum()))
+        of_gaps = (queueing.slack(_allowed_misses([slo]), float(gaps[slow].sum())) for slo, slow in too_slow)
+        return min(of_waits, *of_gaps) if too_slow else of_waits
 
-    load = _largest_load(profile, holds)
+    load = _largest_load(profile, slack)
     time = pool.chain.probabilities(load * saturation)
     return Capacity(
         requests_per_s=load * saturation / pool.replicas,
@@ -225,7 +225,7 @@ def _mixed_capacity(
     pools.prefill_times_s(profile, mix)  # refuses a prompt that does not fit by itself, before the request does
     sizing = _mixed_sizing(profile, buckets, slos, pools.chained_replicas(profile, mix, replicas))
     _refuse_unreachable_ttft(profile, mix, sizing.idle(), sizing.ttft)
-    load = _largest_load(profile, lambda load: sizing.holds(load, replicas))
+    load = _largest_load(profile, lambda load: sizing.slack(load, replicas))
     said = sizing.at(load)
     tail = said.prompts.tail(said.rate_per_s * replicas, replicas)
     return Capacity(
@@ -266,7 +266,7 @@ class MixedSizing:
     pool: pools.Mixed
     ttft: tuple[Slo, ...]
     itl: tuple[Slo, ...]
-    judged: dict[float, pools.Prompts | None] = field(default_factory=dict)
+    judged: dict[float, tuple[float, pools.Prompts]] = field(default_factory=dict)
     known: dict[float, MixedLoad] = field(default_factory=dict)
     too_slow: list[tuple[float, Floats, Floats]] = field(default_factory=list)
 
@@ -274,27 +274,26 @@ class MixedSizing:
         time = self.pool.time_in_states(1e-6 * self.pool.saturation_per_s)
         return self.pool.prompts(time, _percentile(self.ttft))
 
-    def holds(self, load: float, replicas: int) -> bool:
+    def slack(self, load: float, replicas: int) -> float:
         if load not in self.judged:
-            self.judged[load] = self._roomy(load)
-        prompts = self.judged[load]
-        if prompts is None:
-            return False
+            self.judged[load] = self._judged(load)
+        roomy, prompts = self.judged[load]
+        if roomy < 0.0:
+            return roomy
         tail = prompts.tail(load * self.pool.saturation_per_s * replicas, replicas)
-        return all(prompts.keeps(slo, tail) for slo in self.ttft)
+        return min((roomy, *(prompts.slack(slo, tail) for slo in self.ttft)))
 
-    def _roomy(self, load: float) -> pools.Prompts | None:
-        """Prompts at the load when all but their queue is as it must be."""
+    def _judged(self, load: float) -> tuple[float, pools.Prompts]:
+        """Slack of all but the prompts' queue at the load, and the prompts."""
         rate = load * self.pool.saturation_per_s
         time = self.pool.time_in_states(rate)
         prompts = self.pool.prompts(time, _percentile(self.ttft))
-        if rate * float(self.pool.weight @ prompts.service_s) > queueing.MAX_LOAD_RATIO:
-            return None
+        of_prefill = queueing.slack(queueing.MAX_LOAD_RATIO, rate * float(self.pool.weight @ prompts.service_s))
         waiting = float(time[self.pool.decoding.chain.waiting].sum())
-        roomy = waiting <= _allowed_misses((*self.ttft, *self.itl)) and self._itl_holds(rate, time)
-        return prompts if roomy else None
+        of_waits = queueing.slack(_allowed_misses((*self.ttft, *self.itl)), waiting)
+        return min((of_prefill, of_waits, *self._itl_slack(rate, time))), prompts
 
-    def _itl_holds(self, rate: float, time: Floats) -> bool:
+    def _itl_slack(self, rate: float, time: Floats) -> Iterator[float]:
         if not self.too_slow:
             slow_step_s = self.pool.decoding.slow_step_s
             self.too_slow.extend(
@@ -306,9 +305,8 @@ class MixedSizing:
                 for slo in self.itl
             )
         gaps, chunked = self.pool.decoding.gap_weights(time), self.pool.chunked_steps_ratio(rate)
-        return all(
-            float(gaps @ ((1 - chunked) * slow + chunked * chunk)) <= allowed for allowed, slow, chunk in self.too_slow
-        )
+        for allowed, slow, chunk in self.too_slow:
+            yield queueing.slack(allowed, float(gaps @ ((1 - chunked) * slow + chunked * chunk)))
 
     def at(self, load: float) -> MixedLoad:
         """Draw and token gaps at the load."""

@@ -97,12 +97,13 @@ class Prompts:
         """Share of requests that miss the limit even when nobody waits."""
         return float(self.weight[self.service_s + self.after_s > limit_s].sum())
 
-    def keeps(self, slo: Slo, tail: queueing.WaitTail) -> bool:
-        """Whether queueing adds few enough misses to those that no routing can avoid."""
+    def slack(self, slo: Slo, tail: queueing.WaitTail) -> float:
+        """How few misses queueing adds to those that no routing can avoid; below 0 they are too many."""
         late = self.always_late_ratio(slo.limit_s)
-        slack = zip(self.weight.tolist(), (slo.limit_s - self.service_s - self.after_s).tolist(), strict=True)
-        queued_late = sum(weight * tail.after(left) for weight, left in slack if left >= 0.0)
-        return float(queued_late) <= queueing.MISS_SHARE * (1.0 - slo.percentile_ratio - late) + 1e-12
+        left = zip(self.weight.tolist(), (slo.limit_s - self.service_s - self.after_s).tolist(), strict=True)
+        queued_late = sum(weight * tail.after(wait_s) for weight, wait_s in left if wait_s >= 0.0)
+        allowed = queueing.MISS_SHARE * (1.0 - slo.percentile_ratio - late) + 1e-12
+        return queueing.slack(allowed, float(queued_late))
 
     def quantile_s(self, percentile_ratio: float, tail: queueing.WaitTail) -> float:
         """Time to first token at the percentile."""

@@ -16,8 +16,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-Holds = Callable[[float], bool]
-"""Whether a pool keeps its promises at a load."""
+Slack = Callable[[float], float]
+"""By how much a pool keeps its promises at a load: below 0 it breaks one."""
+
+NEAR = 1e-5
+"""How near to the largest load the search for it comes."""
+
+MOST_SLACK = 50.0
+MOST_GUESSES = 16
 
 MAX_LOAD_RATIO = 0.9
 """Highest share of the saturation rate that any pool is sized for: past it small errors of the demand explode."""
@@ -159,17 +165,50 @@ def batch_chain(step_s: Floats, batches: Floats, *, replicas: int, output_tokens
     )
 
 
-def largest_load(holds: Holds, *, highest: float = MAX_LOAD_RATIO, lowest: float = 1e-3) -> float:
-    """Find the largest share of the saturation rate at which ``holds``; 0.0 when not even ``lowest`` does.
+def slack(allowed: float, used: float) -> float:
+    """Log of how many times over ``allowed`` would do; below 0, and never above, where more is used than is allowed."""
+    if allowed <= 0.0 or used <= 0.0:
+        return -MOST_SLACK if used > allowed else MOST_SLACK
+    over = math.log(allowed / used)
+    return max(over, 0.0) if used <= allowed else min(over, -1e-15)
 
-    ``holds`` must be true below some load and false above it; the answer is on its true side, within 1e-5.
+
+def largest_load(slack_at: Slack, *, highest: float = MAX_LOAD_RATIO, lowest: float = 1e-3) -> float:
+    """Find the largest share of the saturation rate at which the slack is not below 0; 0.0 if ``lowest`` is too much.
+
+    The slack must be at least 0 below some load and below 0 above it; the answer is on its good side, the one of
+    halving the interval until it is no wider than ``NEAR``. Where slack falls smoothly fewer loads are looked at: lines
+    through what is known lead to where it is 0, and halving then knows most answers.
     """
-    if holds(highest):
+    above = slack_at(highest)
+    if above >= 0.0:
         return highest
-    if not holds(lowest):
+    below = slack_at(lowest)
+    if below < 0.0:
         return 0.0
+    good, bad = _narrowed(slack_at, (lowest, below), (highest, above))
     low, high = lowest, highest
-    while high - low > 1e-5:
+    while high - low > NEAR:
         middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        if middle > good and middle < bad:
+            good, bad = (middle, bad) if slack_at(middle) >= 0.0 else (good, middle)
+        low, high = (middle, high) if middle <= good else (low, middle)
     return low
+
+
+def _narrowed(slack_at: Slack, good: tuple[float, float], bad: tuple[float, float]) -> tuple[float, float]:
+    """Loads around the largest, about half of ``NEAR`` apart: secants, and halving where they gain too little."""
+    (low, _), (high, _), step = good, bad, NEAR / 2
+    before, last = good, bad
+    for guess in range(MOST_GUESSES):
+        if high - low <= 1.01 * step:
+            break
+        is_slow = guess > 1 and abs(last[1]) > abs(before[1]) / 2
+        at = last[0] - last[1] * (last[0] - before[0]) / (last[1] - before[1]) if last[1] != before[1] else low
+        if is_slow or not low < at < high:
+            at = (low + high) / 2
+        elif abs(at - last[0]) < step:  # found: what is left is to look at its other side
+            at = low + step if last[0] == low else high - step
+        before, last = last, (at, slack_at(at))
+        low, high = (at, high) if last[1] >= 0.0 else (low, at)
+    return low, high
