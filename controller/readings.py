@@ -72,6 +72,17 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dated:
+    """Something that was read, ``as_of_s`` seconds since the epoch."""
+
+    as_of_s: float
+
+    def is_fresh(self, now_s: float, max_age_s: float = MAX_AGE_S) -> bool:
+        """Say whether the reading is young enough to decide on, and to learn from."""
+        return now_s - self.as_of_s <= max_age_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSample:
     """Mean arrivals over the ``window_s`` seconds that ended at ``time_s``.
 
@@ -84,7 +95,7 @@ class LoadSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceReading:
+class ServiceReading(Dated):
     """What gateway and engines say about one service.
 
     Attributes
@@ -116,28 +127,18 @@ class ServiceReading:
     prompt_histogram: Histogram | None = None
     output_histogram: Histogram | None = None
     history: tuple[LoadSample, ...] = ()
-    as_of_s: float
-
-    def is_fresh(self, now_s: float, max_age_s: float = MAX_AGE_S) -> bool:
-        """Say whether the reading is young enough to decide on."""
-        return now_s - self.as_of_s <= max_age_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeReading:
+class NodeReading(Dated):
     """Measured draw of all GPUs of one node."""
 
     node: str
     draw_watts: float
-    as_of_s: float
-
-    def is_fresh(self, now_s: float, max_age_s: float = MAX_AGE_S) -> bool:
-        """Say whether the reading is young enough to decide on."""
-        return now_s - self.as_of_s <= max_age_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReading:
+class EngineReading(Dated):
     """Means of one engine (one pod) over the window; None is what nobody told.
 
     Rates are per second of the served world. ``waiting`` is the least seen in the window. ``ttft_s`` counts from the
@@ -154,11 +155,6 @@ class EngineReading:
     prefill_s: float | None = None
     itl_s: float | None = None
     gpu_watts: float | None = None
-    as_of_s: float
-
-    def is_fresh(self, now_s: float, max_age_s: float = MAX_AGE_S) -> bool:
-        """Say whether the reading is young enough to learn from."""
-        return now_s - self.as_of_s <= max_age_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

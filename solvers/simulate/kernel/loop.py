@@ -27,6 +27,7 @@ from solvers.simulate.kernel.routing import (
     join_group,
     leave_group,
     let_in,
+    strand,
     unbind,
     watch_patience,
 )
@@ -247,12 +248,7 @@ def lose(w: World, r: int, now: int) -> None:
             w.lost[state.lost] = q
             state.lost += 1
         else:
-            w.requests[q].next = NONE
-            if service.stranded_head == NONE:
-                service.stranded_head = q
-            else:
-                w.requests[service.stranded_tail].next = q
-            service.stranded_tail = q
+            strand(w, rep.service, q)
         q = after
 
 
