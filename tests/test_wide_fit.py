@@ -47,7 +47,7 @@ def fitter(desk: Desk) -> Fitter:
     wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]))
     wide.first()
     wide.bound(lambda bound: False)
-    return Fitter(desk=desk, wide=wide, gap=0.01, settled=search._settled)
+    return Fitter(desk=desk, wide=wide, gap=0.01, settled=search._settled, seated=search._seated)
 
 
 def test_steps_have_no_holes_and_promise_no_more_than_their_ends_carry(desk: Desk) -> None:

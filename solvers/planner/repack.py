@@ -22,7 +22,7 @@ from solvers.planner.grouping import Bay
 from solvers.planner.limits import MOST_SLOTS, WHOLE
 from solvers.planner.nodes import Room
 from solvers.planner.places import Placed, cell_counts
-from solvers.planner.relax import WHOLE_TOLERANCE
+from solvers.planner.relax import WHOLE_TOLERANCE, Arrays
 from solvers.programme import Programme, Solution
 from solvers.spans import groups_taken
 
@@ -30,6 +30,7 @@ MOST_COLUMNS = 1500  # kinds of replicas times bays that are filled anew togethe
 MOST_NODES = 20
 REPACK_GAP = 1e-6  # of what is placed: the last replica of the least worth still shows
 KILO = 1e3
+SUMMED = ("gpus", "power_whole")  # limits whose rows count what is whole in each of several members
 
 Run = Callable[[Programme], Solution]
 Seats = dict[tuple[int, int], int]
@@ -100,6 +101,39 @@ def is_movable(cells: Cells, cell: int) -> bool:
     is_paired = cells.by_place(service.name) and option.pool.role is not Role.MIXED
     has_shelf = cells.grouping.groups[cells.cell_group[cell]].bays[0].shelf is not None
     return not (option.is_anywhere or is_paired or service.is_spread or service.pins or has_shelf)
+
+
+def unusable(cells: Cells, arrays: Arrays, replicas: Floats, placed: Placed) -> dict[tuple[str, str], float]:
+    """Room that rows of interchangeable members have in sum and that no single member has, by (limit, subject).
+
+    It is what a replica that found no place would take of the rows of groups of bays and of domains where no member
+    has room for another.
+    """
+    have = cell_counts(cells, placed.counts)
+    missing = np.bincount(cells.cell_pool, np.round(replicas) - have, minlength=len(cells.pools))
+    found: dict[tuple[str, str], float] = {}
+    first, matrix = arrays.columns["replicas"].start, arrays.matrix.tocsc()
+    for c in np.flatnonzero((np.round(replicas) > have) & (missing[cells.cell_pool] > 0.0)):
+        labels, lost = _full(cells, int(c), placed.room), float(min(missing[cells.cell_pool[c]], replicas[c] - have[c]))
+        missing[cells.cell_pool[c]] -= lost
+        column = matrix[:, [first + int(c)]].tocoo()
+        for row, use in zip(column.row.tolist(), column.data.tolist(), strict=True):
+            limit, subject = arrays.rows[row]
+            if limit in SUMMED and subject.startswith(labels):
+                found[limit, subject] = found.get((limit, subject), 0.0) + use * lost
+    return found
+
+
+def _full(cells: Cells, cell: int, room: Room) -> tuple[str, ...]:
+    """How subjects begin of rows about groups, and classes of domains, none of whose members has room for another."""
+    option, g = cells.pools[cells.cell_pool[cell]], int(cells.cell_group[cell])
+    group, shape = cells.grouping.groups[g], room.shape(option.pool)
+    labels = [group.label + " x"] if all(room.spare(bay, shape) == 0 for bay in group.bays) else []
+    for (at, d), _ in sorted(cells.grouping.charges.items()):
+        domains = cells.grouping.domain_groups[d]
+        if at == g and max(room.free_watts[name] for name in domains.domains) < option.reserved_watts:
+            labels += [domains.label + " by "] if len(domains.domains) > 1 else []
+    return tuple(labels)
 
 
 def _scopes(cells: Cells, lost: Floats) -> Iterator[list[int]]:

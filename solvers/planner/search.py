@@ -158,7 +158,7 @@ class Search:
             wide=wide,
             gap=self._gap(),
             placed=lambda replicas: self._placed(cells, arrays, replicas),
-            seated=lambda replicas: self._seated(cells, replicas),
+            seated=self._seated,
             is_proved=self._proved,
             raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
             settled=self._settled,

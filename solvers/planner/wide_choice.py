@@ -9,11 +9,11 @@ import numpy as np
 
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.desk import Desk
-from solvers.planner.places import Placed, cell_counts
+from solvers.planner.places import cell_counts
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import is_clearly_better, is_taken
 from solvers.planner.wide import Wide
-from solvers.planner.wide_fit import Fitter, Settled
+from solvers.planner.wide_fit import Fitter, Seated, Settled
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
@@ -32,7 +32,7 @@ class Chooser:
     wide: Wide
     gap: float
     placed: Callable[[Floats], Worth]
-    seated: Callable[[Floats], Placed]
+    seated: Seated
     is_proved: Callable[[Worth], bool]
     raise_bound: Callable[[Worth], None]
     settled: Settled
@@ -60,7 +60,7 @@ class Chooser:
         for _ in range(MOST_CHOICES):
             replicas = self.wide.choose(best, lost)
             best = self._better(best, found := self.placed(replicas))
-            lost = np.maximum(0.0, replicas - cell_counts(self.cells, self.seated(replicas).counts))
+            lost = np.maximum(0.0, replicas - cell_counts(self.cells, self.seated(self.cells, replicas).counts))
             if self.is_proved(found) or found.short or not lost.any():  # what is short is filled from what is left
                 break
         return best
@@ -91,7 +91,7 @@ class Chooser:
         return found
 
     def _fitter(self) -> Fitter:
-        return Fitter(desk=self.desk, wide=self.wide, gap=self.gap, settled=self.settled)
+        return Fitter(desk=self.desk, wide=self.wide, gap=self.gap, settled=self.settled, seated=self.seated)
 
     def _improved(self, found: Worth) -> Worth:
         """Choose among ways near the plan's own until that brings little."""

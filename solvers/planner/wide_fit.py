@@ -8,7 +8,7 @@ the pools of their best ways; every other service keeps what it has.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,9 +17,10 @@ from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells, Floats, build_cells
 from solvers.planner.desk import Desk
 from solvers.planner.options import Options, PoolOption, Sizer, Step
-from solvers.planner.places import start_columns
+from solvers.planner.places import Placed, cell_counts, start_columns
 from solvers.planner.relax import Arrays, Solution, solve_whole, state
-from solvers.planner.tally import Worth
+from solvers.planner.repack import unusable
+from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import is_clearly_better, is_taken, lacking_above, lacking_columns
 from solvers.planner.wide import HELD_SLACK, Wide
 from solvers.programme import Word
@@ -29,11 +30,13 @@ AT_ONCE = 4  # services planned anew together
 LEAST_FITS, MOST_FITS, FITS_RATIO = 10, 40, 0.8  # times that some are: so many for every service
 LEAST_IDLE, IDLE_SERVICES = 3, 8  # times in vain that end it: one for so many services
 MOST_NODES = 40
+MOST_TRIES = 2  # times that the same are planned, while some replica of the plan finds no place
 MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
 NEAR_SIZES, NEAR_RATIO = 3, 0.1  # around the sizes of those ways, which sizes are told apart
 FIT_GAP = 0.2  # of the gap asked, what one such plan may leave open
 
 Settled = Callable[[Cells, Floats, Arrays], Worth]
+Seated = Callable[[Cells, Floats], Placed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,8 @@ class Fitter:
     wide: Wide
     gap: float
     settled: Settled
+    seated: Seated
+    unusable: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def run(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
         """Plan the services with most to gain anew, some at a time, until that brings nothing."""
@@ -104,8 +109,28 @@ class Fitter:
         fixed = np.flatnonzero(~np.isin(cells.pool_service[cells.cell_pool], free)) + replicas.start
         lower, upper = arrays.lower.copy(), arrays.upper.copy()
         lower[fixed] = upper[fixed] = start[fixed]
-        solved = self._solved(replace(_held(cells, arrays, self._held(best)), lower=lower, upper=upper), start)
-        return self.settled(cells, solved.x, arrays), solved.word is Word.OPTIMAL
+        arrays = replace(_held(cells, arrays, self._held(best)), lower=lower, upper=upper)
+        found: list[Worth] = []
+        for _ in range(MOST_TRIES):
+            solved = self._solved(self._usable(cells, arrays, best), start)
+            found.append(self.settled(cells, solved.x, arrays))
+            placed = self.seated(cells, solved.x[replicas])
+            lost = unusable(cells, arrays, solved.x[replicas], placed) if placed.left else {}
+            if not lost:
+                break
+            for row, room in lost.items():
+                self.unusable[row] = self.unusable.get(row, 0.0) + room
+        return best_of(found), solved.word is Word.OPTIMAL
+
+    def _usable(self, cells: Cells, arrays: Arrays, best: Worth) -> Arrays:
+        """Leave out room where replicas found no place, but what the plan at hand takes of it all the same."""
+        rows = [r for r, row in enumerate(arrays.rows) if row in self.unusable]
+        if not rows:
+            return arrays
+        used = arrays.matrix.tocsr()[rows][:, arrays.columns["replicas"]] @ cell_counts(cells, best.counts)
+        most = arrays.row_upper.copy()
+        most[rows] = np.maximum(used, most[rows] - [self.unusable[arrays.rows[r]] for r in rows])
+        return replace(arrays, row_upper=most)
 
     def _solved(self, arrays: Arrays, start: Floats) -> Solution:
         return solve_whole(
