@@ -18,7 +18,8 @@ from solvers.planner.desk import Desk
 from solvers.planner.grouping import limited_bays
 from solvers.planner.nodes import Room
 from solvers.planner.places import Placed, cell_counts, place
-from solvers.planner.repack import Seats, Unit, is_movable, repacked, seats_chosen, value_of
+from solvers.planner.relax import state
+from solvers.planner.repack import Seats, Unit, is_movable, repacked, seats_chosen, unusable, value_of
 from solvers.problem import Policy, Problem
 from solvers.programme import Programme, Solution, solve
 from tests import synthetic
@@ -28,10 +29,11 @@ TINY = synthetic.Size(nodes=4, services=1, rows=2, designs=2)
 
 
 def drawn(seed: int, size: synthetic.Size = FLEET) -> Problem:
-    """A fleet whose feeds leave room for odd parts of what its GPUs could draw."""
+    """A fleet whose feeds leave room for odd parts of what its GPUs could draw, alike in racks and rows that are."""
     rng = np.random.default_rng(seed)
     problem = synthetic.make_problem(size, seed, load=0.6, policy=Policy(min_saving_ratio=0.0))
-    rooms = {d.name: float(round(d.budget_watts * rng.uniform(0.75, 1.0))) for d in problem.domains.values()}
+    parts = {words: rng.uniform(0.75, 1.0) for words in (1, 2, 4)}  # site, row-01, row-01-rack-02
+    rooms = {d.name: float(round(d.budget_watts * parts[len(d.name.split("-"))])) for d in problem.domains.values()}
     return replace(problem, domains={d: PowerDomain(name=d, budget_watts=watts) for d, watts in rooms.items()})
 
 
@@ -117,6 +119,22 @@ def test_no_fewer_are_placed_and_no_pool_has_more_than_it_should(desk: Desk) -> 
         gained += greedy.left > found.left
         assert placed_again(cells, replicas, greedy).counts == found.counts
     assert gained
+
+
+def test_rows_give_up_what_a_replica_without_a_place_would_take_of_them(desk: Desk) -> None:
+    seen = 0
+    for seed in range(12):
+        cells, replicas = crowded(desk, seed)
+        arrays = state(cells)
+        placed = placed_again(cells, replicas, place(cells, replicas))
+        rows, lost = unusable(cells, arrays, replicas, placed), replicas - cell_counts(cells, placed.counts)
+        used = dict(
+            zip(arrays.rows, arrays.matrix.tocsr()[:, arrays.columns["replicas"]] @ lost.clip(0.0), strict=True)
+        )
+        assert all(0.0 < room <= used[row] + 1e-9 for row, room in rows.items())
+        assert {limit for limit, _ in rows} <= {"gpus", "power_whole"}
+        seen += len(rows)
+    assert seen
 
 
 def test_what_is_free_afterwards_is_what_an_empty_fleet_has_less_what_is_placed(desk: Desk) -> None:
