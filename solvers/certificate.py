@@ -7,22 +7,28 @@ from dataclasses import dataclass
 GPUS, POWER, POWER_WHOLE = "gpus", "power", "power_whole"
 QUOTA_GPUS, QUOTA_POWER = "quota_gpus", "quota_power"
 CEILING = "ceiling"
+RESOURCES, RESOURCES_WHOLE = "resources", "resources_whole"
+LINK_OUT, LINK_IN = "link_out", "link_in"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricedRow:
     """One price, USD per hour and unit, of the same limit at each of several places.
 
-    ============== ======================= ==================== =========================================
-    limit          ``places``              ``size``             unit
-    ============== ======================= ==================== =========================================
-    gpus           locations of the class  GPUs of a group      groups of so many GPUs that could stand
-    power          power domains           0                    kW above idle draw
-    power_whole    power domains           watts of a replica   replicas of so many watts
-    quota_gpus     the namespace           0                    GPUs, of the class or (empty) of all
-    quota_power    the namespace           0                    kW at the highest cap
-    ceiling        the service             0                    replicas of ``role``
-    ============== ======================= ==================== =========================================
+    =============== ======================= ==================== =========================================
+    limit           ``places``              ``size``             unit
+    =============== ======================= ==================== =========================================
+    gpus            locations of the class  GPUs of a group      groups of so many GPUs that could stand
+    power           power domains           0                    kW above idle draw
+    power_whole     power domains           watts of a replica   replicas of so many watts
+    quota_gpus      the namespace           0                    GPUs, of the class or (empty) of all
+    quota_power     the namespace           0                    kW at the highest cap
+    ceiling         the service             0                    replicas of ``role``
+    resources       locations of the class  an amount            so much of ``resource``
+    resources_whole locations of the class  what a pod asks      pods that ask for so much of ``resource``
+    link_out        links                   0                    links full of what leaves their locations
+    link_in         links                   0                    links full of what enters them
+    =============== ======================= ==================== =========================================
     """
 
     limit: str
@@ -30,6 +36,7 @@ class PricedRow:
     gpu_class: str = ""
     size: float = 0.0
     role: str = ""
+    resource: str = ""
     usd_per_hour: float
 
 

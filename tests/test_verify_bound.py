@@ -26,7 +26,8 @@ from solvers.planner import make_plan
 from solvers.problem import Policy, Problem, Quota
 from solvers.sizing import replica_capacity
 from solvers.verify.bound import BoundCheck, recomputed, verify_bound
-from solvers.verify.ways import MOST_STRETCHES, Asked, Stock, _stretches, first_apart, least, value
+from solvers.verify.stock import Stock, first_apart
+from solvers.verify.ways import MOST_STRETCHES, Asked, _stretches, least, value
 from solvers.workload import PlacementMode
 from tests import fleets, synthetic
 

@@ -15,7 +15,8 @@ from solvers.planner import make_plan
 from solvers.planner.crew import WIDE_GPUS
 from solvers.problem import Problem
 from solvers.verify.bound import BoundCheck, verify_bound
-from solvers.verify.ways import Asked, Stock, first_apart, least
+from solvers.verify.stock import Stock, first_apart
+from solvers.verify.ways import Asked, least
 from solvers.workload import Pin
 from tests import fleets
 from tests.test_against_brute_force import Tiny, best_by_trying, drawn

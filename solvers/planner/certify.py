@@ -10,10 +10,12 @@ import numpy as np
 from solvers.certificate import (
     CEILING,
     GPUS,
+    LINK_IN,
+    LINK_OUT,
     POWER,
     POWER_WHOLE,
-    QUOTA_GPUS,
-    QUOTA_POWER,
+    RESOURCES,
+    RESOURCES_WHOLE,
     Certificate,
     HeldTier,
     PricedRow,
@@ -23,15 +25,15 @@ from solvers.planner.bound import dual_bound
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.compose import shared_rows
 from solvers.planner.grouping import BayGroup, DomainGroup
+from solvers.planner.limits_resources import resource_row, roomiest
 from solvers.planner.quotas import QuotaRow, quota_rows
 from solvers.planner.relax import Arrays
 from solvers.planner.tally import Worth
 
-SHOWN = frozenset({GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER})
-"""Limits whose prices are shown; a bound that others priced too may not be found again."""
-
-UNSHOWN = frozenset({"pin", "locations", "hung", "share", "spot", "pairs", "flow", "crossing", "link", "resources"})
+UNSHOWN = frozenset({"pin", "locations", "hung", "share", "spot"})
 """Limits of which a certificate says nothing, though the relaxation prices them."""
+
+LINK_LIMITS = (LINK_OUT, LINK_IN)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +91,7 @@ def best_certificate(cells: Cells, arrays: Arrays, duals: Floats, prices: Floats
     if not relaxed > usd_per_hour:
         return certificate(cells, arrays, prices, usd_per_hour)
     shown = certificate(cells, arrays, np.maximum(0.0, -duals[shared_rows(arrays)]), relaxed)
-    return replace(shown, rows=(*shown.rows, *_ceilings(arrays, duals)))
+    return replace(shown, rows=(*shown.rows, *_ceilings(arrays, duals), *_links(cells, _link_prices(arrays, duals))))
 
 
 def _ceilings(arrays: Arrays, duals: Floats) -> Iterator[PricedRow]:
@@ -99,6 +101,20 @@ def _ceilings(arrays: Arrays, duals: Floats) -> Iterator[PricedRow]:
             yield PricedRow(limit=limit, places=(service,), role=role, usd_per_hour=-dual)
 
 
+def _link_prices(arrays: Arrays, duals: Floats) -> Floats:
+    """Of whole links by class, out and then in, (2 K,)."""
+    rows = [row for row, (limit, _) in enumerate(arrays.rows) if limit == "link"]
+    prices: Floats = np.maximum(0.0, -duals[rows])
+    return prices
+
+
+def _links(cells: Cells, prices: Floats) -> Iterator[PricedRow]:
+    for row, price in enumerate(prices.tolist()):
+        way, link = divmod(row, len(cells.grouping.links))
+        if price > 0.0:
+            yield PricedRow(limit=LINK_LIMITS[way], places=cells.grouping.links[link], usd_per_hour=price)
+
+
 def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: float) -> Certificate:
     """Name the prices of the shared rows and the weights of failing.
 
@@ -106,26 +122,14 @@ def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: floa
     ----------
     prices : (R,) float
         Of the rows ``shared_rows(arrays)``, then of links, at least 0.
-
-    Notes
-    -----
-    Nothing is said of resources beside GPUs and of links, and who pairs with whom is not known to the check: where
-    these have a price or cost something, or a service pairs in groups or at locations, nothing of the bound is certain
-    to be found again.
     """
     rows = [arrays.rows[row] for row in shared_rows(arrays)]
     shown, places = prices[: len(rows)].tolist(), _Places.of(cells)
     named = zip(rows, _whole_watts(cells, rows), shown, strict=True)
-    is_unsaid = any(price > 0.0 and limit not in SHOWN for (limit, _), price in zip(rows, shown, strict=True))
-    is_certain = not (is_unsaid or _is_crossing_paid(cells, prices[len(rows) :]) or cells.pairing.parted)
-    priced = [
-        places.row(limit, subject, watts, price)
-        for (limit, subject), watts, price in named
-        if price > 0.0 and limit in SHOWN
-    ]
+    priced = [places.row(limit, subject, watts, price) for (limit, subject), watts, price in named if price > 0.0]
     return Certificate(
-        usd_per_hour=usd_per_hour if is_certain else 0.0,
-        rows=tuple(priced),
+        usd_per_hour=usd_per_hour,
+        rows=(*priced, *_links(cells, prices[len(rows) :])),
         weights=tuple(
             ServiceWeights(
                 service=service.name,
@@ -138,28 +142,25 @@ def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: floa
     )
 
 
-def _is_crossing_paid(cells: Cells, of_links: Floats) -> bool:
-    """True where links cost something, or are full."""
-    links = cells.links.links.values() if cells.links.order else ()
-    return bool(of_links.any()) or any(link.usd_per_terabyte > 0.0 for link in links)
-
-
 def known_duals(cells: Cells, arrays: Arrays, known: Certificate) -> Floats:
     """What a certificate says of the shared rows, the mean over their places, as duals of all rows, (M,).
 
     Any prices bound the objective; those that an earlier bound of nearly the same problem was found at do so well.
     """
-    said: dict[tuple[str, str, float], dict[str, float]] = {}
+    said: dict[tuple[str, str, float, str], dict[str, float]] = {}
     for row in known.rows:
-        said.setdefault((row.limit, row.gpu_class, row.size), {}).update(dict.fromkeys(row.places, row.usd_per_hour))
+        said.setdefault(_kind(row), {}).update(dict.fromkeys(row.places, row.usd_per_hour))
     shared, places, duals = shared_rows(arrays), _Places.of(cells), np.zeros(len(arrays.rows))
     rows = [arrays.rows[row] for row in shared]
     for index, (limit, subject), watts in zip(shared, rows, _whole_watts(cells, rows), strict=True):
-        if limit in SHOWN:
-            at = places.row(limit, subject, watts, 0.0)
-            there = said.get((at.limit, at.gpu_class, at.size), {})
-            duals[index] = -sum(there.get(place, 0.0) for place in at.places) / len(at.places)
+        at = places.row(limit, subject, watts, 0.0)
+        there = said.get(_kind(at), {})
+        duals[index] = -sum(there.get(place, 0.0) for place in at.places) / len(at.places)
     return duals
+
+
+def _kind(row: PricedRow) -> tuple[str, str, float, str]:
+    return row.limit, row.gpu_class, row.size, row.resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +180,8 @@ class _Places:
         )
 
     def row(self, limit: str, subject: str, watts: float, price: float) -> PricedRow:
+        if limit == RESOURCES:
+            return self._resource(subject, price)
         if limit == GPUS:
             label, _, size = subject.rpartition(" x")
             group = self.groups[label]
@@ -190,6 +193,19 @@ class _Places:
             quota = self.quotas[limit, subject]
             places, gpu_class, amount = (quota.namespace,), quota.gpu_class, 0.0
         return PricedRow(limit=limit, places=places, gpu_class=gpu_class, size=amount, usd_per_hour=price)
+
+    def _resource(self, subject: str, price: float) -> PricedRow:
+        """In shares of the roomiest node, or in pods that ask for so much: ``limit_resources`` says which."""
+        name, label, size = resource_row(subject, self.groups)
+        group = self.groups[label]
+        return PricedRow(
+            limit=RESOURCES_WHOLE if size else RESOURCES,
+            places=tuple(bay.location for bay in group.bays),
+            gpu_class=group.gpu_class,
+            resource=name,
+            size=size or roomiest(group, name),
+            usd_per_hour=price,
+        )
 
 
 def _whole_watts(cells: Cells, rows: list[tuple[str, str]]) -> Iterator[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -53,11 +53,26 @@ def row_units(cells: Cells, subject: str) -> tuple[str, float]:
     KeyError
         The subject is of no group of these cells.
     """
-    thing, _, size = subject.rpartition(" x")
-    thing, amount = (thing, float(size)) if size.isdigit() and thing else (subject, 0.0)
-    name, _, label = thing.partition(" of ")
-    group = {group.label: group for group in cells.grouping.groups}[label]
-    return thing, (amount or roomiest(group, name)) / resource_unit(name)[1]
+    groups = {group.label: group for group in cells.grouping.groups}
+    name, label, amount = resource_row(subject, groups)
+    return f"{name} of {label}", (amount or roomiest(groups[label], name)) / resource_unit(name)[1]
+
+
+def resource_row(subject: str, groups: Collection[str]) -> tuple[str, str, float]:
+    """Resource, group and request of a row of this limit, by what it is called; 0 for a row in shares of a node.
+
+    Raises
+    ------
+    KeyError
+        The subject is of no such group.
+    """
+    name, _, label = subject.partition(" of ")
+    if label in groups:
+        return name, label, 0.0
+    label, _, size = label.rpartition(" x")
+    if label not in groups:
+        raise KeyError(label)
+    return name, label, float(size)
 
 
 def roomiest(group: BayGroup, name: str) -> float:

@@ -9,35 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, replace
 
 from solvers.certificate import Certificate, HeldTier, ServiceWeights
-from solvers.engine import EngineProfile
-from solvers.engine.curves import capped
-from solvers.errors import OutOfRange
-from solvers.fleet import ANYWHERE, GpuClass, PoolKey
 from solvers.plan import Plan
-from solvers.power import extra_watts
 from solvers.problem import Problem
+from solvers.verify.cases import Case
 from solvers.verify.claims import CapacityOf
 from solvers.verify.evidence import evidence_faults
 from solvers.verify.market import Market
-from solvers.verify.reach import Reach
-from solvers.verify.ways import Asked, Least, Stock, Tables, first_apart, least, refine, tell_apart
-from solvers.workload import PlacementMode, ServedModel
-
-Floats = NDArray[np.float64]
+from solvers.verify.sides import add_pairs
 
 LOOKS = ((4000, False), (4000, True), (16000, True))
 """Parts of a service's demand that loads are rounded up to, and whether floors are counted: closer and closer looks."""
 
 MOST_ROUNDS = 40
 LARGE = 50_000  # parts of all services together, from which on a look takes long
-MOST_FLOOR = 6  # replicas below a floor that are counted in the close look; more count for nothing
-FLOOR_UNITS = 4096  # replicas of a pool up to which floors are counted: they are small print of large fleets
 RELATIVE = 1e-9
 GRID_TOLERANCE = 1e-3
 """Of the bound: loads are rounded up to parts here and elsewhere, by at most a part for each pool of a way."""
@@ -112,9 +99,10 @@ def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> Bo
 
     Notes
     -----
-    What services share is whole groups of GPUs, watts, quotas and ceilings. Pins and spread count as far as places that
-    there are not make them cost (``reach.py``); KV pairs, links, resources beside GPUs and shares of spot nodes above
-    zero are left out. Leaving a rule out keeps the bound true: one that rests on it may not be found again.
+    What services share is whole groups of GPUs, watts, CPU and the like, links, quotas and ceilings. Who may pair with
+    whom counts (``sides.py``); pins and spread as far as places that there are not make them cost (``reach.py``);
+    shares of spot nodes above zero are left out. Leaving a rule out keeps the bound true: one that rests on it may not
+    be found again.
     """
     shown = plan.certificate
     if shown is None:
@@ -153,16 +141,18 @@ def recomputed(
     if any(service.name not in weights for service in problem.services):
         return -math.inf
     cases = [
-        _Case(problem=problem, service=service, market=market, capacity_of=capacity_of)
+        Case(problem=problem, service=service, market=market, capacity_of=capacity_of)
         for service in sorted(problem.services, key=lambda s: s.name)
     ]
+    for case in cases:
+        case.begin()
+        add_pairs(case)
     fetched = market.fetched_usd_per_hour() + math.fsum(
         price * max(0.0, tier.lacking_usd_per_hour) for tier, price in _held(shown)
     )
     for parts, with_floors in LOOKS:
         for case in cases:
-            w = weights[case.service.name]
-            case.look(parts, with_floors, w.unserved_usd_per_hour, w.floor_usd_per_hour, w.fair_ratio)
+            case.look(parts, with_floors, weights[case.service.name])
         is_large = parts * len(cases) > LARGE
         for _ in range(MOST_ROUNDS):
             if (total := _sum(cases, fetched)) >= (min(enough, will_do) if is_large and will_do > 0.0 else enough):
@@ -195,168 +185,6 @@ def _weights(problem: Problem, shown: Certificate) -> dict[str, ServiceWeights]:
     return weights
 
 
-def _sum(cases: Sequence[_Case], fetched: float) -> float:
+def _sum(cases: Sequence[Case], fetched: float) -> float:
     values = [case.usd_per_hour for case in cases]
     return math.fsum(values) - fetched - RELATIVE * (math.fsum(map(abs, values)) + abs(fetched))
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Case:
-    """One service at the prices. ``usd_per_hour`` is the least that it pays, as far as looked into."""
-
-    problem: Problem
-    service: ServedModel
-    market: Market
-    capacity_of: CapacityOf
-    stocks: list[Stock] | None = None
-    apart: set[int] = field(default_factory=set)
-    pools: list[PoolKey] = field(default_factory=list)
-    reach: Reach = field(default_factory=Reach)
-    lost_usd_per_hour: float = 0.0
-    stop_all_usd_per_hour: float = 0.0
-    asked: Asked | None = None
-    parts: int = 0
-    found: Least | None = None
-    tables: Tables = field(default_factory=dict)
-
-    @property
-    def usd_per_hour(self) -> float:
-        fixed = self.stop_all_usd_per_hour + self.lost_usd_per_hour
-        return fixed + (self.found.usd_per_hour if self.found else -math.inf)
-
-    def look(self, parts: int, with_floors: bool, unserved: float, floor: float, fair_ratio: float) -> None:
-        """Find the least value anew on so many parts."""
-        if self.stocks is None:
-            self.stocks = self._stocks()
-            self.apart = first_apart(self.stocks)
-            able = {pool for pool, stock in zip(self.pools, self.stocks, strict=True) if stock.rate_per_s > 0.0}
-            self.reach = Reach.of(self.service, self.market, sorted(able))
-        self.lost_usd_per_hour = floor * self.reach.missing
-        count = self._floor() if with_floors else 0
-        if count:
-            self.apart = set(range(len(self.stocks)))
-            for stock in self.stocks:
-                tell_apart(stock)
-        self.asked = Asked(
-            demand_per_s=self.reach.carried_ratio * self.problem.demands[self.service.name].requests_per_s,
-            unserved_usd_per_hour=unserved,
-            fair_ratio=fair_ratio,
-            floor=count,
-            floor_usd_per_hour=floor,
-            served_ratio=self.reach.served_ratio,
-        )
-        self.parts = parts
-        self.found = least(self.stocks, self.apart, self.asked, parts, self.tables)
-
-    def refine(self) -> bool:
-        """Make exact what the value rests on; False when all of it was."""
-        if self.found is None or self.asked is None or self.stocks is None:
-            return False
-        if not refine(self.stocks, self.apart, self.found):
-            return False
-        self.found = least(self.stocks, self.apart, self.asked, self.parts, self.tables)
-        return True
-
-    def _floor(self) -> int:
-        units = max((len(stock.units_usd_per_hour) for stock in self.stocks or ()), default=0)
-        spread = min(self.service.min_locations, self.reach.locations) if self.service.min_locations > 1 else 0
-        wanted = max(self.service.min_replicas, spread)
-        return min(wanted, MOST_FLOOR) if units <= FLOOR_UNITS else 0
-
-    def _stocks(self) -> list[Stock]:
-        """Every pool that the service may have somewhere, at every cap; and what stopping all that runs costs."""
-        found: list[Stock] = []
-        for key, profile in sorted(self.problem.profiles.items()):
-            if key.model != self.service.model or not self.service.allows(key.gpu_class, key.config):
-                continue
-            kind = self.problem.gpu_classes.get(key.gpu_class)
-            if kind is None or key.gpu_class not in self.market.kinds:
-                continue
-            for role in sorted(self.service.roles):
-                pool = PoolKey(service=self.service.name, role=role, gpu_class=key.gpu_class, config=key.config)
-                levels = [s for cap in self._caps(profile, kind) if (s := self._stock(pool, profile, kind, cap))]
-                found += levels
-                self.pools += [pool] * len(levels)
-                if levels:
-                    stop = self.problem.policy.stop_cost_hours * levels[0].price_usd_per_hour
-                    self.stop_all_usd_per_hour += stop * sum(self._running(pool).values())
-        return found
-
-    def _running(self, pool: PoolKey) -> dict[str, int]:
-        """What runs of the pool where it could stay, by location."""
-        is_anywhere = self.service.placement is PlacementMode.CLASS
-        runs = self.market.running.get(pool, {}).items()
-        known = self.market.kind_of
-        return {at: n for at, n in runs if (at == ANYWHERE if is_anywhere else (pool.gpu_class, at) in known)}
-
-    def _caps(self, profile: EngineProfile, kind: GpuClass) -> tuple[float, ...]:
-        if not self.problem.policy.power_caps or kind.name not in self.market.limited:
-            return (0.0,)
-        return (0.0, *(w for w in profile.cap_watts_per_gpu if kind.min_cap_watts <= w < kind.max_cap_watts))
-
-    def _stock(self, pool: PoolKey, profile: EngineProfile, kind: GpuClass, cap_watts: float) -> Stock | None:
-        try:
-            curves = capped(profile, cap_watts or None)
-        except OutOfRange:
-            return None
-        units = self._units(pool, kind, extra_watts(kind, pool.config, cap_watts or None))
-        mix, gpus = self.problem.demands[self.service.name].mix, pool.config.gpus
-        if not len(units):
-            return None
-        price, energy = gpus * kind.price_usd_per_hour, self.problem.policy.energy_usd_per_kilowatt_hour
-
-        def run(gpu_watts: float) -> float:
-            return price + energy * gpus * (gpu_watts + kind.host_share_watts) / 1000.0
-
-        def sized(size: int) -> tuple[float, float]:
-            able = self.capacity_of(curves, pool.role, mix, self.service.slos, pool_replicas=size) if mix else None
-            rate = float(getattr(able, "requests_per_s", 0.0))
-            return rate, run(float(getattr(able, "gpu_watts", profile.idle_watts_per_gpu)))
-
-        stock = Stock(
-            pair=(pool.role, pool.gpu_class, pool.config.label),
-            role=pool.role,
-            units_usd_per_hour=units,
-            price_usd_per_hour=price,
-            idle_usd_per_hour=run(profile.idle_watts_per_gpu),
-            sized=sized,
-        )
-        stock.ask(stock.most)
-        return stock
-
-    def _units(self, pool: PoolKey, kind: GpuClass, watts: float) -> Floats:
-        """What replica after replica costs beside running, cheapest first, as many as fit; (U,)."""
-        policy, market = self.problem.policy, self.market
-        price = pool.config.gpus * kind.price_usd_per_hour
-        start, stop = policy.start_cost_hours * price, policy.stop_cost_hours * price
-        running = self._running(pool)
-        is_anywhere = self.service.placement is PlacementMode.CLASS
-        asked = market.asked_usd_per_hour(pool, watts, is_anywhere=is_anywhere) + market.quota_usd_per_hour(pool)
-        slots = np.where(self._allowed(pool), market.slots_of_kinds(pool.gpu_class, pool.config.gpus), 0)
-        kept = np.zeros(len(slots), dtype=np.int64)
-        for location, count in () if is_anywhere else running.items():
-            k = market.kind_of[pool.gpu_class, location]
-            kept[k] += min(count, market.slots(pool.gpu_class, location, pool.config.gpus)) if slots[k] else 0
-        costs = np.concatenate([asked - stop, asked + (0.0 if is_anywhere else start)])
-        counts = np.concatenate([kept, slots - kept])
-        order = np.argsort(costs, kind="stable")
-        counts = counts[order]
-        left = np.clip(self.service.max_replicas - np.cumsum(counts) + counts, 0, None)
-        units: Floats = np.repeat(costs[order], np.minimum(counts, left))
-        if is_anywhere:
-            units = units + np.where(np.arange(len(units)) < running.get(ANYWHERE, 0), -stop, start)
-        return units
-
-    def _allowed(self, pool: PoolKey) -> NDArray[np.bool_]:
-        """Kinds of places that the service may use; (K,)."""
-        kinds = self.market.kinds[pool.gpu_class]
-        if self.service.is_one_pod and pool.config.gpus > self.market.node_gpus[pool.gpu_class]:
-            return np.zeros(len(kinds), dtype=bool)
-        refuses = self.service.max_spot_ratio <= 0.0
-        return np.array(
-            [
-                self.service.allows_location(kind.locations[0]) and not (refuses and kind.terms[0] > 0.0)
-                for kind in kinds
-            ],
-            dtype=bool,
-        )

@@ -5,7 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from solvers.certificate import CEILING, GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER, Certificate, PricedRow
+from solvers.certificate import (
+    CEILING,
+    GPUS,
+    LINK_IN,
+    LINK_OUT,
+    POWER,
+    POWER_WHOLE,
+    QUOTA_GPUS,
+    QUOTA_POWER,
+    RESOURCES,
+    RESOURCES_WHOLE,
+    Certificate,
+    PricedRow,
+)
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.problem import Problem
@@ -15,6 +28,7 @@ from solvers.workload import ServedModel
 RELATIVE = 1e-5
 SERVED = 1e-5  # of a demand, what sums of loads round by
 USD_PER_HOUR = 1e-5
+SIZED = (GPUS, POWER_WHOLE, RESOURCES, RESOURCES_WHOLE)
 
 
 def evidence_faults(plan: Plan, problem: Problem, shown: Certificate) -> Iterator[str]:
@@ -31,13 +45,14 @@ def _price_faults(problem: Problem, shown: Certificate) -> Iterator[str]:
     """Find prices that are no amount of money, or of places and quotas that there are not."""
     known = _known(problem)
     for row in shown.rows:
-        name = f"the price of {row.limit} of {', '.join(row.places) or 'nowhere'} {row.gpu_class}{row.role}".strip()
+        what = f"{row.limit} {row.resource}".strip()
+        name = f"the price of {what} of {', '.join(row.places) or 'nowhere'} {row.gpu_class}{row.role}".strip()
         if not 0.0 <= row.usd_per_hour < math.inf:
             yield f"{name} is {row.usd_per_hour:g} USD/h"
         is_there = known.get(row.limit)
         if is_there is None or not row.places or not all(is_there(row, place) for place in row.places):
             yield f"{name} is of nothing that there is"
-        if row.limit in (GPUS, POWER_WHOLE) and not 0.0 < row.size < math.inf:
+        if row.limit in SIZED and not 0.0 < row.size < math.inf:
             yield f"{name} is of replicas of size {row.size:g}"
 
 
@@ -47,6 +62,8 @@ def _known(problem: Problem) -> Mapping[str, Callable[[PricedRow, str], bool]]:
     fed = {domain for node in problem.nodes for domain in node.domains}
     roles = {(service.name, str(role)) for service in problem.services for role in service.roles}
     quotas = {(quota.namespace, quota.gpu_class) for quota in problem.policy.quotas}
+    stocked = {(n.gpu_class, n.location, name) for n in problem.nodes for name in n.resources}
+    links = {link.name for link in problem.policy.kv_links}
 
     def is_bay(row: PricedRow, place: str) -> bool:
         return (row.gpu_class, place) in bays
@@ -60,6 +77,12 @@ def _known(problem: Problem) -> Mapping[str, Callable[[PricedRow, str], bool]]:
     def is_ceiling(row: PricedRow, place: str) -> bool:
         return (place, row.role) in roles and len(row.places) == 1
 
+    def is_stock(row: PricedRow, place: str) -> bool:
+        return (row.gpu_class, place, row.resource) in stocked
+
+    def is_link(row: PricedRow, place: str) -> bool:
+        return place in links
+
     return {
         GPUS: is_bay,
         POWER: is_domain,
@@ -67,6 +90,10 @@ def _known(problem: Problem) -> Mapping[str, Callable[[PricedRow, str], bool]]:
         QUOTA_GPUS: is_quota,
         QUOTA_POWER: is_quota,
         CEILING: is_ceiling,
+        RESOURCES: is_stock,
+        RESOURCES_WHOLE: is_stock,
+        LINK_OUT: is_link,
+        LINK_IN: is_link,
     }
 
 

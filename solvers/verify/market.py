@@ -10,10 +10,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.certificate import CEILING, GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER, Certificate, PricedRow
+from solvers.certificate import (
+    CEILING,
+    GPUS,
+    LINK_IN,
+    LINK_OUT,
+    POWER,
+    POWER_WHOLE,
+    QUOTA_GPUS,
+    QUOTA_POWER,
+    RESOURCES,
+    RESOURCES_WHOLE,
+    Certificate,
+    PricedRow,
+)
+from solvers.engine import Role
 from solvers.fleet import Node, PoolKey
 from solvers.power import base_watts, ceiling_watts, nodes_by_domain, worst_watts
 from solvers.problem import Problem
+from solvers.verify.goods import Asks, Good, asks_of, goods_by_bay, goods_usd_per_hour, room_of_goods
 from solvers.verify.rules import OWNED, terms_by_bay
 
 Floats = NDArray[np.float64]
@@ -27,7 +42,8 @@ WATTS = 1e-3
 class _Kind:
     """Places of one GPU class that neither prices nor services can tell apart.
 
-    ``groups`` are (GPUs of a group, price), ``whole`` (watts of a replica, price).
+    ``groups`` are (GPUs of a group, price), ``whole`` (watts of a replica, price), ``goods`` what else nodes have;
+    ``link`` is what joins the places to others, empty for none.
     """
 
     locations: tuple[str, ...]
@@ -35,6 +51,8 @@ class _Kind:
     kilowatt_usd_per_hour: float
     whole: tuple[tuple[float, float], ...]
     terms: tuple[float, float]
+    goods: tuple[Good, ...]
+    link: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,8 +68,9 @@ class Market:
     node_gpus: Mapping[str, int]
     limited: frozenset[str]
     running: Mapping[PoolKey, Mapping[str, int]]
+    asks: Mapping[tuple[str, Role], Asks]
     _slots: dict[tuple[str, int], Ints] = field(default_factory=dict)
-    _asked: dict[tuple[str, int, float, bool], Floats] = field(default_factory=dict)
+    _asked: dict[tuple[str, int, float, bool, Asks], Floats] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem, shown: Certificate) -> Market:
@@ -73,6 +92,7 @@ class Market:
             node_gpus={c: max(n.gpus_total for n in problem.nodes if n.gpu_class == c) for c in reach},
             limited=_limited(problem),
             running=_running(problem),
+            asks=asks_of(problem),
         )
 
     def slots(self, gpu_class: str, location: str, gpus: int) -> int:
@@ -101,7 +121,7 @@ class Market:
 
     def asked_usd_per_hour(self, pool: PoolKey, watts: float, *, is_anywhere: bool) -> Floats:
         """What one replica pays at each kind of place for what services share, and beside list prices; (K,)."""
-        key = pool.gpu_class, pool.config.gpus, watts, is_anywhere
+        key = pool.gpu_class, pool.config.gpus, watts, is_anywhere, self.asks.get((pool.service, pool.role), ())
         if key not in self._asked:
             paid = [self._paid(kind, pool, watts, is_anywhere=is_anywhere) for kind in self.kinds[pool.gpu_class]]
             self._asked[key] = np.array(paid, dtype=float)
@@ -118,7 +138,9 @@ class Market:
         groups = sum(_groups(gpus, size, full) * y for size, y in place.groups if size <= gpus)
         replicas = sum(math.floor(watts / each + WHOLE) * y for each, y in whole if each <= watts)
         terms = price * (ratio - 1.0 + self.problem.policy.start_cost_hours * reclaims)
-        return groups + kilowatt * watts / 1000.0 + replicas + terms
+        asks = self.asks.get((pool.service, pool.role), ())
+        goods = math.ceil(gpus / full) * goods_usd_per_hour(place.goods, asks)
+        return groups + kilowatt * watts / 1000.0 + replicas + goods + terms
 
     def fetched_usd_per_hour(self) -> float:
         """What all of the room would fetch at the prices."""
@@ -139,6 +161,10 @@ class Market:
         if row.limit == CEILING:
             most = [float(s.max_replicas) for s in self.problem.services if s.name == row.places[0]]
             return min(most, default=math.inf)
+        if row.limit in (LINK_OUT, LINK_IN):
+            return float(len(row.places))
+        if row.limit in (RESOURCES, RESOURCES_WHOLE):
+            return room_of_goods(row, self.problem, self.bays, self.node_gpus)
         if row.limit == POWER_WHOLE:
             return float(sum(math.floor(rooms.get(place, 0.0) / row.size + WHOLE) for place in row.places))
         quotas = [q for q in self.problem.policy.quotas if (q.namespace, q.gpu_class) == (row.places[0], row.gpu_class)]
@@ -169,7 +195,7 @@ def _groups(gpus: int, size: int, full: int) -> int:
 
 def _is_sound(row: PricedRow) -> bool:
     """True for a price that can be charged; others are left out, which weakens the bound and keeps it true."""
-    needs_size = row.limit in (GPUS, POWER_WHOLE)
+    needs_size = row.limit in (GPUS, POWER_WHOLE, RESOURCES, RESOURCES_WHOLE)
     return 0.0 < row.usd_per_hour < math.inf and bool(row.places) and (row.size > 0.0 or not needs_size)
 
 
@@ -178,17 +204,25 @@ def _kinds(
 ) -> dict[str, tuple[_Kind, ...]]:
     """Sort the places of every class by what tells them apart."""
     of_bay, of_domain, had = _prices_by_bay(rows), _prices_by_domain(rows), terms_by_bay(problem)
+    goods_of, link_of = goods_by_bay(rows), {at: link.name for link in problem.policy.kv_links for at in link.locations}
     marks = [(s.name, frozenset(s.locations)) for s in problem.services if s.locations]
     alike: dict[tuple[Any, ...], list[str]] = {}
     for (gpu_class, location), nodes in bays.items():
         kilowatt, whole = _of_domains({d for n in nodes for d in n.domains}, of_domain)
         mark = tuple(name for name, places in marks if location in places)
         groups, terms = tuple(of_bay.get((gpu_class, location), ())), had.get((location, gpu_class), OWNED)
-        alike.setdefault((gpu_class, groups, kilowatt, whole, terms, mark), []).append(location)
+        goods, link = goods_of.get((gpu_class, location), ()), link_of.get(location, "")
+        alike.setdefault((gpu_class, groups, kilowatt, whole, terms, goods, link, mark), []).append(location)
     kinds: dict[str, list[_Kind]] = {}
-    for (gpu_class, groups, kilowatt, whole, terms, _), locations in alike.items():
+    for (gpu_class, groups, kilowatt, whole, terms, goods, link, _), locations in alike.items():
         kind = _Kind(
-            locations=tuple(locations), groups=groups, kilowatt_usd_per_hour=kilowatt, whole=whole, terms=terms
+            locations=tuple(locations),
+            groups=groups,
+            kilowatt_usd_per_hour=kilowatt,
+            whole=whole,
+            terms=terms,
+            goods=goods,
+            link=link,
         )
         kinds.setdefault(gpu_class, []).append(kind)
     return {gpu_class: tuple(found) for gpu_class, found in kinds.items()}

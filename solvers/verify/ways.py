@@ -8,97 +8,17 @@ at the rate of a larger and the draw of a smaller one, pools that look dear carr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import minimum_filter1d
 
 from solvers.engine import Role
+from solvers.verify.stock import CURVE_ENDS, NEAR, Floats, Ints, Stock, tell_apart
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-NEAR = 1e-6  # of a part; far above the rounding of a division
-FAR = 1.1  # times the cheapest rate of a role; dearer pools count as one until a value rests on them
-MOST_APART = 3  # pools of a role told apart to begin with
-CURVE_ENDS = 64  # replicas; the sizing knows no further economies of scale
-FIRST_SIZES = (4, 16)
+PAIR = (Role.PREFILL, Role.DECODE)
 MOST_STRETCHES = 12  # of units at about one price, beyond the sizes told apart
-
-
-@dataclass(slots=True, kw_only=True)
-class Stock:
-    """One pool (at one power cap) of one service, with what its replicas cost where.
-
-    Attributes
-    ----------
-    pair : tuple
-        The same for all caps of one pool, of which a plan has one.
-    units_usd_per_hour : (U,) float, ascending
-        What replica after replica costs beside running: places' prices, starts, kept starts; as many as fit.
-    sized : callable
-        Size to what one replica carries (requests/s) and what running it costs (USD/h).
-    group : tuple
-        Prefill and decode must be of the same to pair.
-    """
-
-    pair: tuple[str, ...]
-    role: Role
-    units_usd_per_hour: Floats
-    price_usd_per_hour: float
-    idle_usd_per_hour: float
-    sized: Callable[[int], tuple[float, float]]
-    known: dict[int, tuple[float, float]] = field(default_factory=dict)
-    group: tuple[str, ...] = ()
-    _curve: tuple[tuple[float, int, int], tuple[Ints, Floats]] | None = None
-
-    @property
-    def most(self) -> int:
-        return min(CURVE_ENDS, len(self.units_usd_per_hour))
-
-    @property
-    def rate_per_s(self) -> float:
-        """No replica of the pool carries more."""
-        return self.known[self.most][0]
-
-    @property
-    def slope(self) -> float:
-        """USD per request/s that no size undercuts."""
-        rate = self.rate_per_s
-        return (float(self.units_usd_per_hour[0]) + self.idle_usd_per_hour) / rate if rate > 0.0 else np.inf
-
-    def given_usd_per_hour(self, told_apart: int) -> float:
-        """What replicas beyond those told apart give at most, where keeping them is worth more than they cost."""
-        beyond = self.units_usd_per_hour[told_apart:] + self.idle_usd_per_hour
-        return float(-np.minimum(0.0, beyond).sum())
-
-    def ask(self, size: int) -> bool:
-        """Make a size exact; False when it was."""
-        if size in self.known:
-            return False
-        self.known[size] = self.sized(size)
-        return True
-
-    def curve(self, demand_per_s: float, parts: int) -> tuple[Ints, Floats]:
-        """Parts carried and price of every size from 0 that is told apart."""
-        key = demand_per_s, parts, len(self.known)
-        if self._curve is None or self._curve[0] != key:
-            self._curve = key, self._found_curve(demand_per_s, parts)
-        return self._curve[1]
-
-    def _found_curve(self, demand_per_s: float, parts: int) -> tuple[Ints, Floats]:
-        sizes = np.arange(self.most + 1)
-        known = np.array(sorted(self.known))
-        rates, runs = np.array([self.known[n] for n in known.tolist()]).T
-        above = np.minimum(np.searchsorted(known, sizes), len(known) - 1)
-        below = np.searchsorted(known, sizes, side="right") - 1
-        smaller = np.where(below >= 0, runs[np.maximum(below, 0)], self.idle_usd_per_hour)
-        exact = np.isin(sizes, known)
-        run = np.where(exact, runs[above], np.minimum(smaller, runs[above]))
-        paid = np.concatenate([[0.0], np.cumsum(self.units_usd_per_hour[: self.most])])
-        return _parts(sizes * rates[above], demand_per_s, parts), paid + sizes * run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,30 +69,20 @@ class Least:
     hoped: tuple[tuple[int, int], ...]
 
 
-def first_apart(stocks: Sequence[Stock]) -> set[int]:
-    """The pools that look cheap, to be told apart, with a few sizes made exact."""
-    apart: set[int] = set()
-    for role in Role:
-        mine = sorted((s.slope, i) for i, s in enumerate(stocks) if s.role is role and np.isfinite(s.slope))
-        apart |= {i for slope, i in mine[:MOST_APART] if slope <= FAR * mine[0][0]}
-    for i in apart:
-        tell_apart(stocks[i])
-    return apart
+Tables = dict[tuple[Role, tuple[str, ...]], tuple[object, Floats, list["_Stage"]]]
+"""What the last look found of each role and group, and what it rests on."""
 
-
-def tell_apart(stock: Stock) -> None:
-    """Make a few sizes of a pool exact."""
-    for size in FIRST_SIZES:
-        if size < stock.most:
-            stock.ask(size)
-
-
-Tables = dict[Role, tuple[object, Floats, list["_Stage"]]]
-"""What the last look found of each role, and what it rests on."""
+Crossing = Mapping[tuple[str, ...], float]
+"""USD per hour by group: what pairs of the whole demand pay for what prices give their replicas."""
 
 
 def least(
-    stocks: Sequence[Stock], apart: set[int], asked: Asked, parts: int, tables_before: Tables | None = None
+    stocks: Sequence[Stock],
+    apart: set[int],
+    asked: Asked,
+    parts: int,
+    tables_before: Tables | None = None,
+    crossing_usd_per_hour: Crossing | None = None,
 ) -> Least:
     """Find a value that no way of running the service undercuts.
 
@@ -180,36 +90,70 @@ def least(
     ----------
     tables_before : dict, optional
         Of the last look at the same service, for the roles of which nothing new is known; brought up to date.
+
+    Raises
+    ------
+    ValueError
+        A floor is asked of pools that pair in several groups, which tables by load alone do not know.
     """
     memo: Tables = {} if tables_before is None else tables_before
     parts = parts if asked.demand_per_s > 0.0 else 0
     empty = np.full((asked.floor + 1, parts + 1), np.inf)
     empty[0, 0] = 0.0
-    tables, stages = {}, {}
-    for role in (Role.PREFILL, Role.DECODE):
-        tables[role], stages[role] = _remembered(memo, stocks, apart, asked, role, empty)
-    kept = {role: _with_missing(table, asked.floor_usd_per_hour) for role, table in tables.items()}
-    pair = kept[Role.PREFILL][0] + kept[Role.DECODE][0]
-    table, stages[Role.MIXED] = _remembered(memo, stocks, apart, asked, Role.MIXED, pair)
+    groups = sorted({stock.group for stock in stocks if stock.role is not Role.MIXED}) or [()]
+    if asked.floor and len(groups) > 1:
+        raise ValueError(f"a floor of {asked.floor} replicas in {len(groups)} groups; leave the floor out")
+    sides = [[_remembered(memo, stocks, apart, asked, (role, group), empty) for role in PAIR] for group in groups]
+    kept = [[_with_missing(table, asked.floor_usd_per_hour) for table, _ in side] for side in sides]
+    crossing, before = crossing_usd_per_hour or {}, np.maximum(0.0, np.arange(-1, parts)) / max(1, parts)
+    pairs = [
+        prefill[0] + decode[0] + crossing.get(group, 0.0) * before  # loads were rounded up by less than a part
+        for group, (prefill, decode) in zip(groups, kept, strict=True)
+    ]
+    totals = [pairs[0]]
+    for pair in pairs[1:]:
+        totals.append(_shared_out(totals[-1], pair))
+    table, mixed = _remembered(memo, stocks, apart, asked, (Role.MIXED, ()), totals[-1])
     lacking = 1.0 - np.arange(parts + 1) / max(1, parts) if parts else np.zeros(1)
     beyond = np.maximum(0.0, lacking - asked.fair_ratio)
     paid = table[asked.floor] + asked.unserved_usd_per_hour * (lacking + beyond)
     paid = paid[: int(np.ceil(asked.served_ratio * parts)) + 1]
     part = int(np.argmin(paid))
     uses: list[tuple[int, int]] = []
-    floor, left = _back(stages[Role.MIXED], asked.floor, part, uses)
-    for role in (Role.PREFILL, Role.DECODE):
-        _back(stages[role], int(kept[role][1][floor, left]), left, uses)
+    floor, left = _back(mixed, asked.floor, part, uses)
+    for side, keeps, mine in zip(sides, kept, _divided(pairs, totals, left), strict=True):
+        for (_, stages), keep in zip(side, keeps, strict=True):
+            _back(stages, int(keep[1][floor, mine]), mine, uses)
     gives = [s.given_usd_per_hour(s.most if i in apart else 0) for i, s in enumerate(stocks)]
     hoped = {(i, n) for i, n in uses if n == 0 or (n <= stocks[i].most and n not in stocks[i].known)}
     hoped |= {(i, 0) for i, usd in enumerate(gives) if usd > 0.0 and i not in apart}
     return Least(usd_per_hour=float(paid[part]) - math.fsum(gives), hoped=tuple(sorted(hoped)))
 
 
-def _parts(carried: Floats, demand_per_s: float, parts: int) -> Ints:
-    if parts == 0:
-        return np.zeros(len(carried), dtype=np.int64)
-    return np.ceil(np.minimum(carried / demand_per_s, 1.0) * parts - NEAR).astype(np.int64)
+def _shared_out(one: Floats, other: Floats) -> Floats:
+    """Least cost of at least each load when it is shared out between two tables, (1, N) each."""
+    few, many = sorted((one[0], other[0]), key=lambda table: len(_rises(table)))
+    total = np.full(len(few), np.inf)
+    for part in _rises(few):
+        if few[part] + many[0] < total[-1]:  # else all that is asked is had for less
+            np.minimum(total[: part + 1], few[part] + many[0], out=total[: part + 1])
+            np.minimum(total[part:], few[part] + many[: len(many) - part], out=total[part:])
+    return total[None, :]
+
+
+def _rises(table: Floats) -> Ints:
+    """Loads after which more costs more."""
+    return np.flatnonzero(np.isfinite(table) & (np.append(table[1:], np.inf) > table))
+
+
+def _divided(tables: Sequence[Floats], totals: Sequence[Floats], load: int) -> list[int]:
+    """Part of the load that each table takes, where ``totals`` are the least costs of the first, the first two, …"""
+    found: list[int] = []
+    for table, before in zip(tables[:0:-1], totals[-2::-1], strict=True):
+        mine = int(np.argmin(table[0, : load + 1] + before[0, load::-1]))
+        found.append(mine)
+        load -= mine
+    return [load, *reversed(found)]
 
 
 def _with_missing(table: Floats, floor_usd_per_hour: float) -> tuple[Floats, Ints]:
@@ -223,23 +167,29 @@ def _with_missing(table: Floats, floor_usd_per_hour: float) -> tuple[Floats, Int
 
 
 def _remembered(
-    memo: Tables, stocks: Sequence[Stock], apart: set[int], asked: Asked, role: Role, table: Floats
+    memo: Tables,
+    stocks: Sequence[Stock],
+    apart: set[int],
+    asked: Asked,
+    of: tuple[Role, tuple[str, ...]],
+    table: Floats,
 ) -> tuple[Floats, list[_Stage]]:
-    """The tables of a role, found anew only when a pool of it, or the table to begin with, is another."""
-    mine = tuple((len(s.known), i in apart) for i, s in enumerate(stocks) if s.role is role)
-    before = memo.get(role)
-    if before is None or before[0] != (mine, asked, table.shape, table.tobytes()):
-        memo[role] = (mine, asked, table.shape, table.tobytes()), *_combined(stocks, apart, asked, role, table)
-    return memo[role][1], memo[role][2]
+    """The tables of a role and group, found anew only when a pool of them, or the table to begin with, is another."""
+    members = [i for i, s in enumerate(stocks) if (s.role, s.group if s.role is not Role.MIXED else ()) == of]
+    rests_on = tuple((len(stocks[i].known), i in apart) for i in members), asked, table.shape, table.tobytes()
+    before = memo.get(of)
+    if before is None or before[0] != rests_on:
+        memo[of] = rests_on, *_combined(stocks, apart, asked, members, table)
+    return memo[of][1], memo[of][2]
 
 
 def _combined(
-    stocks: Sequence[Stock], apart: set[int], asked: Asked, role: Role, table: Floats
+    stocks: Sequence[Stock], apart: set[int], asked: Asked, members: Sequence[int], table: Floats
 ) -> tuple[Floats, list[_Stage]]:
-    """Least cost by (replicas at least, parts at least) once the pools of a role add to the table."""
+    """Least cost by (replicas at least, parts at least) once the pools of a role and group add to the table."""
     stages: list[_Stage] = []
     parts = table.shape[1] - 1
-    mine = [i for i, stock in enumerate(stocks) if stock.role is role and stock.rate_per_s > 0.0]
+    mine = [i for i in members if stocks[i].rate_per_s > 0.0]
     rest = min((i for i in mine if i not in apart), key=lambda i: stocks[i].slope, default=-1)
     if rest >= 0:
         stages.append(_rest_stage(stocks[rest], rest, asked, table))

@@ -1,0 +1,201 @@
+"""Who may pair with whom, in a bound: pools of a service cut by KV group, by place, or with what links pay for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from scipy.optimize import linprog
+
+from solvers.certificate import LINK_IN, LINK_OUT
+from solvers.engine import Role
+from solvers.problem import Problem
+from solvers.verify.cases import Case, Pool, View
+from solvers.verify.market import Market
+from solvers.verify.pairs import group_of_profile, kv_group
+from solvers.verify.stock import Floats, Stock
+from solvers.workload import ServedModel
+
+PAIR = (Role.PREFILL, Role.DECODE)
+NO_LINK = ""
+TERABYTE_HOURS = 3600.0 / 1e12  # terabytes in an hour of a byte a second
+
+Group = tuple[str, ...]
+
+
+def add_pairs(case: Case) -> None:
+    """Look at the service as one whose pairs matter too, where they do; the higher of its values counts."""
+    service = case.service
+    if not service.has_pairs or not any(pool.key.role in PAIR for pool in case.pools):
+        return
+    groups = {kv_group(case.problem, service, pool.key) for pool in case.pools if pool.key.role in PAIR}
+    is_local = not service.kv_may_cross and not case.is_anywhere
+    is_linked = service.kv_may_cross and not case.is_anywhere and bool(case.problem.policy.kv_links)
+    if is_local:
+        case.views.append(_at_sites(case))
+    elif is_linked:
+        case.views.append(_over_links(case, groups))
+    elif len(groups) > 1:
+        stocks = [_grouped(case, pool) for pool in case.pools]
+        case.views.append(View.paired(stocks, {}))
+
+
+def _grouped(case: Case, pool: Pool, *more: str) -> Stock:
+    """The pool's stock, in its KV group; what is learned of the one is known of the other."""
+    if pool.key.role is Role.MIXED:
+        return pool.stock
+    return replace(pool.stock, group=(*kv_group(case.problem, case.service, pool.key), *more))
+
+
+def _at_sites(case: Case) -> View:
+    """Cut prefill and decode by where they are: pairs form at one location, those alike in every price taken as one.
+
+    A pool keeps the capacity of its whole size, which its parts do not know: they carry what no size could better.
+    """
+    stocks: list[Stock] = []
+    for pool in case.pools:
+        if pool.key.role is Role.MIXED:
+            stocks.append(pool.stock)
+            continue
+        for name, site in _sites(case.market).items():
+            units = case.units(pool.key, pool.watts, at=site)
+            if len(units) == len(pool.stock.units_usd_per_hour):
+                stocks.append(_grouped(case, pool, name))
+            elif len(units):
+                best = replace(_grouped(case, pool, name), units_usd_per_hour=units, known={})
+                best.pair, best.sized = (*best.pair, name), partial(_at_best, pool.stock)
+                best.ask(best.most)
+                stocks.append(best)
+    return View.paired(stocks, {})
+
+
+def _at_best(stock: Stock, size: int) -> tuple[float, float]:
+    return stock.rate_per_s, stock.idle_usd_per_hour
+
+
+def _sites(market: Market) -> dict[str, frozenset[str]]:
+    """Locations by what tells them apart: the kinds of place that they have."""
+    kinds: dict[str, list[tuple[str, int]]] = {}
+    for (gpu_class, location), kind in sorted(market.kind_of.items()):
+        kinds.setdefault(location, []).append((gpu_class, kind))
+    alike: dict[tuple[tuple[str, int], ...], set[str]] = {}
+    for location, has in kinds.items():
+        alike.setdefault(tuple(has), set()).add(location)
+    return {min(places): frozenset(places) for places in alike.values()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Worth:
+    """What a request per second handed over at each link's side is worth, USD per hour, and its range."""
+
+    by_link: Mapping[str, float]
+    highest: float
+    lowest: float
+
+
+def _over_links(case: Case, groups: set[Group]) -> View:
+    """Let prefill and decode pay for being where they are what crossing links would.
+
+    What leaves a side and what enters one cost a request so much each. For any worth of a side between minus what
+    entering it costs and what leaving it costs, crossing pays at least worth times (prefill less decode), over all
+    sides. Of this no replica pays more than nothing: what is added to make it so is taken from all pairs by load.
+    """
+    worth = {group: _worth(case, group) for group in sorted(groups)}
+    stocks: list[Stock] = []
+    for pool in case.pools:
+        stock = _grouped(case, pool)
+        if pool.key.role is not Role.MIXED:
+            of = worth[stock.group]
+            sign, end = (1.0, of.highest) if pool.key.role is Role.PREFILL else (-1.0, of.lowest)
+            rate = pool.stock.rate_per_s
+            more = {link: min(0.0, sign * (usd - end) * rate) for link, usd in of.by_link.items()}
+            stock = replace(stock, units_usd_per_hour=case.units(pool.key, pool.watts, more_usd_per_hour=more))
+        stocks.append(stock)
+    asked = case.problem.demands[case.service.name].requests_per_s
+    return View.paired(stocks, {group: (of.highest - of.lowest) * asked for group, of in worth.items()})
+
+
+def _worth(case: Case, group: Group) -> _Worth:
+    """Find the worths that say most, were replicas divisible: a linear programme of a few columns.
+
+    Nobody is given more than a request costs there at least: it would be worth having for its own sake.
+    """
+    links = [NO_LINK, *sorted(link.name for link in case.problem.policy.kv_links)]
+    leaves, enters = _crossing_usd(case.problem, case.service, case.market, group, links)
+    prefill, decode = (_cheapest(case, role, group, links) for role in PAIR)
+    count = len(links)
+    if not (np.isfinite(prefill).any() and np.isfinite(decode).any()):
+        return _Worth(by_link=dict.fromkeys(links, 0.0), highest=0.0, lowest=0.0)
+    high, low, begun, ended = range(count, count + 4)  # columns after the worths: their range, and what each side pays
+    rows: list[dict[int, float]] = [{low: 1.0, high: -1.0}]
+    most = [0.0]
+    for at in range(count):
+        if np.isfinite(prefill[at]):
+            rows += [{at: 1.0, high: -1.0}, {begun: 1.0, at: -1.0}, {high: 1.0, at: -1.0}]
+            most += [0.0, prefill[at], prefill[at]]
+        if np.isfinite(decode[at]):
+            rows += [{at: -1.0, low: 1.0}, {ended: 1.0, at: 1.0}, {at: 1.0, low: -1.0}]
+            most += [0.0, decode[at], decode[at]]
+    matrix = np.array([[row.get(column, 0.0) for column in range(count + 4)] for row in rows])
+    bounds = [*zip(-enters, leaves, strict=True), *[(None, None)] * 4]
+    gain = np.zeros(count + 4)
+    gain[[begun, ended]] = -1.0
+    solved = linprog(gain, A_ub=matrix, b_ub=np.array(most), bounds=bounds, method="highs")
+    usd = np.clip(solved.x[:count], -enters, leaves) if solved.x is not None else np.zeros(count)
+    inside = [(np.isfinite(prefill), np.max), (np.isfinite(decode), np.min)]
+    highest, lowest = (float(end(usd[mine])) for mine, end in inside)
+    return _Worth(by_link=dict(zip(links, usd.tolist(), strict=True)), highest=max(highest, lowest), lowest=lowest)
+
+
+def _crossing_usd(
+    problem: Problem, service: ServedModel, market: Market, group: Group, links: list[str]
+) -> tuple[Floats, Floats]:
+    """What leaving and what entering each side costs a request per second, USD per hour; nothing where no link is."""
+    known = {link.name: link for link in problem.policy.kv_links}
+    size = _prompt_bytes(problem, service, group)
+    found = []
+    for limit in (LINK_OUT, LINK_IN):
+        full = dict.fromkeys(links, 0.0)
+        for row in market.rows:
+            for place in row.places if row.limit == limit else ():
+                full[place] = full.get(place, 0.0) + row.usd_per_hour
+        usd = [
+            size * (TERABYTE_HOURS * known[name].usd_per_terabyte + full[name] / known[name].bytes_per_s)
+            if name in known
+            else 0.0
+            for name in links
+        ]
+        found.append(np.array(usd))
+    return found[0], found[1]
+
+
+def _prompt_bytes(problem: Problem, service: ServedModel, group: Group) -> float:
+    """Keys and values of a mean prompt, at the most bytes a token of any profile of the group."""
+    mix = problem.demands[service.name].mix
+    weight = sum(bucket.weight_ratio for bucket in mix)
+    tokens = sum(bucket.weight_ratio * bucket.prompt_tokens for bucket in mix) / weight if weight > 0.0 else 0.0
+    sizes = [
+        profile.kv_bytes_per_token
+        for key, profile in problem.profiles.items()
+        if key.model == service.model and group_of_profile(problem, service, key) == group
+    ]
+    return tokens * max(sizes, default=0)
+
+
+def _cheapest(case: Case, role: Role, group: Group, links: list[str]) -> Floats:
+    """Least that a request per second costs at each side, USD per hour; infinite where nobody can be."""
+    market, least = case.market, np.full(len(links), np.inf)
+    for pool in case.pools:
+        rate = pool.stock.rate_per_s
+        if pool.key.role is not role or rate <= 0.0 or kv_group(case.problem, case.service, pool.key) != group:
+            continue
+        for at, name in enumerate(links):
+            kinds = market.kinds[pool.key.gpu_class]
+            places = frozenset(place for kind in kinds if kind.link == name for place in kind.locations)
+            units = case.units(pool.key, pool.watts, at=places) if places else np.zeros(0)
+            if len(units):
+                usd = max(0.0, float(units[0]) + pool.stock.idle_usd_per_hour) / rate
+                least[at] = min(least[at], usd)
+    return least

@@ -1,0 +1,118 @@
+"""Pools of a service as the check of a bound counts them: what sizes carry and cost, exact where they were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.engine import Role
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NEAR = 1e-6  # of a part; far above the rounding of a division
+FAR = 1.1  # times the cheapest rate of a role; dearer pools count as one until a value rests on them
+MOST_APART = 3  # pools of a role told apart to begin with
+CURVE_ENDS = 64  # replicas; the sizing knows no further economies of scale
+FIRST_SIZES = (4, 16)
+
+
+@dataclass(slots=True, kw_only=True)
+class Stock:
+    """One pool (at one power cap) of one service, with what its replicas cost where.
+
+    Attributes
+    ----------
+    pair : tuple
+        The same for all caps of one pool, of which a plan has one.
+    units_usd_per_hour : (U,) float, ascending
+        What replica after replica costs beside running: places' prices, starts, kept starts; as many as fit.
+    sized : callable
+        Size to what one replica carries (requests/s) and what running it costs (USD/h).
+    group : tuple
+        Prefill and decode must be of the same to pair.
+    """
+
+    pair: tuple[str, ...]
+    role: Role
+    units_usd_per_hour: Floats
+    price_usd_per_hour: float
+    idle_usd_per_hour: float
+    sized: Callable[[int], tuple[float, float]]
+    known: dict[int, tuple[float, float]] = field(default_factory=dict)
+    group: tuple[str, ...] = ()
+    _curve: tuple[tuple[float, int, int], tuple[Ints, Floats]] | None = field(default=None, init=False)
+
+    @property
+    def most(self) -> int:
+        return min(CURVE_ENDS, len(self.units_usd_per_hour))
+
+    @property
+    def rate_per_s(self) -> float:
+        """No replica of the pool carries more."""
+        return self.known[self.most][0]
+
+    @property
+    def slope(self) -> float:
+        """USD per request/s that no size undercuts."""
+        rate = self.rate_per_s
+        return (float(self.units_usd_per_hour[0]) + self.idle_usd_per_hour) / rate if rate > 0.0 else np.inf
+
+    def given_usd_per_hour(self, told_apart: int) -> float:
+        """What replicas beyond those told apart give at most, where keeping them is worth more than they cost."""
+        beyond = self.units_usd_per_hour[told_apart:] + self.idle_usd_per_hour
+        return float(-np.minimum(0.0, beyond).sum())
+
+    def ask(self, size: int) -> bool:
+        """Make a size exact; False when it was."""
+        if size in self.known:
+            return False
+        self.known[size] = self.sized(size)
+        return True
+
+    def curve(self, demand_per_s: float, parts: int) -> tuple[Ints, Floats]:
+        """Parts carried and price of every size from 0 that is told apart."""
+        key = demand_per_s, parts, len(self.known)
+        if self._curve is None or self._curve[0] != key:
+            self._curve = key, self._found_curve(demand_per_s, parts)
+        return self._curve[1]
+
+    def _found_curve(self, demand_per_s: float, parts: int) -> tuple[Ints, Floats]:
+        sizes = np.arange(self.most + 1)
+        known = np.array(sorted(self.known))
+        rates, runs = np.array([self.known[n] for n in known.tolist()]).T
+        above = np.minimum(np.searchsorted(known, sizes), len(known) - 1)
+        below = np.searchsorted(known, sizes, side="right") - 1
+        smaller = np.where(below >= 0, runs[np.maximum(below, 0)], self.idle_usd_per_hour)
+        exact = np.isin(sizes, known)
+        run = np.where(exact, runs[above], np.minimum(smaller, runs[above]))
+        paid = np.concatenate([[0.0], np.cumsum(self.units_usd_per_hour[: self.most])])
+        return load_parts(sizes * rates[above], demand_per_s, parts), paid + sizes * run
+
+
+def first_apart(stocks: Sequence[Stock]) -> set[int]:
+    """The pools that look cheap, to be told apart, with a few sizes made exact."""
+    apart: set[int] = set()
+    for of in sorted({(stock.role, stock.group) for stock in stocks}):
+        able = [i for i, s in enumerate(stocks) if (s.role, s.group) == of and np.isfinite(s.slope)]
+        mine = sorted((stocks[i].slope, i) for i in able)
+        apart |= {i for slope, i in mine[:MOST_APART] if slope <= FAR * mine[0][0]}
+    for i in apart:
+        tell_apart(stocks[i])
+    return apart
+
+
+def tell_apart(stock: Stock) -> None:
+    """Make a few sizes of a pool exact."""
+    for size in FIRST_SIZES:
+        if size < stock.most:
+            stock.ask(size)
+
+
+def load_parts(carried: Floats, demand_per_s: float, parts: int) -> Ints:
+    if parts == 0:
+        return np.zeros(len(carried), dtype=np.int64)
+    return np.ceil(np.minimum(carried / demand_per_s, 1.0) * parts - NEAR).astype(np.int64)
