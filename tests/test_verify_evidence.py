@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from solvers.certificate import GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, Certificate, PricedRow
+from solvers.certificate import (
+    GPUS,
+    LINK_OUT,
+    POWER,
+    POWER_WHOLE,
+    QUOTA_GPUS,
+    RESOURCES,
+    RESOURCES_WHOLE,
+    Certificate,
+    PricedRow,
+)
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.problem import Policy, Problem
@@ -72,6 +82,18 @@ CORRUPTED: dict[str, tuple[Corrupt, str]] = {
     ),
     "a price of an unknown domain": (with_row(limit=POWER, places=("feed-zz",)), "of nothing that there is"),
     "a price of an unknown quota": (with_row(limit=QUOTA_GPUS, places=("nobody",)), "of nothing that there is"),
+    "a price of an unknown link": (
+        with_row(limit=LINK_OUT, places=("up-zz",)),
+        "price of link_out of up-zz is of nothing that there is",
+    ),
+    "a price of what nodes do not name": (
+        with_row(limit=RESOURCES, places=("row-00",), gpu_class="h100-sxm", resource="cpu", size=1.0),
+        "price of resources cpu of row-00 h100-sxm is of nothing that there is",
+    ),
+    "a price of no CPUs": (
+        with_row(limit=RESOURCES_WHOLE, places=("row-00",), gpu_class="h100-sxm", resource="cpu", size=0.0),
+        "is of nothing that there is",
+    ),
     "a price of no size": (with_row(limit=POWER_WHOLE, places=("site",), size=0.0), "of replicas of size 0"),
     "a price of an endless size": (with_row(limit=POWER_WHOLE, places=("site",), size=math.inf), "of size inf"),
     "raised prices": (priced(1.5), "claimed bound not supported: claimed "),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,20 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from solvers.certificate import LINK_IN, LINK_OUT, RESOURCES, RESOURCES_WHOLE, PricedRow
 from solvers.engine import Role
+from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.crew import WIDE_GPUS
-from solvers.problem import Problem
-from solvers.verify.bound import BoundCheck, verify_bound
+from solvers.problem import KvLink, Policy, Problem
+from solvers.sizing import replica_capacity
+from solvers.verify.bound import BoundCheck, recomputed, verify_bound
 from solvers.verify.stock import Stock, first_apart
 from solvers.verify.ways import Asked, least
 from solvers.workload import Pin
-from tests import fleets
+from tests import fleets, synthetic
+from tests.pair_world import bounded
 from tests.test_against_brute_force import Tiny, best_by_trying, drawn
-from tests.test_pairing import grouped
+from tests.test_links import Linked
+from tests.test_pairing import Grouped, grouped
 from tests.test_pins import pinned_somewhere
 from tests.test_rules_together import Together, with_rules
 from tests.test_spread import spread
+from tests.test_wide import SMALL
 
 WITHIN = 1e-3  # of what the planner claims, what a bound that is found again may lie below it
 Rule = Callable[[Problem, np.random.Generator], Problem]
@@ -55,6 +61,19 @@ def at_locations(problem: Problem, rng: np.random.Generator) -> Problem:
     return replace(problem, services=tuple(replace(s, kv_may_cross=False) for s in problem.services))
 
 
+def in_groups_at_locations(problem: Problem, rng: np.random.Generator) -> Problem:
+    return at_locations(in_groups(problem, rng), rng)
+
+
+def over_a_link(problem: Problem, rng: np.random.Generator) -> Problem:
+    """One service, and a link that may be narrow, dear or both."""
+    most, usd = float(rng.choice([40.0, 150.0, 1e6])), float(rng.choice([0.0, 1e6, 5e6]))
+    link = KvLink(name="up", locations=("left",), bytes_per_s=most, usd_per_terabyte=usd)
+    first = problem.services[0]
+    one = replace(problem, services=(first,), demands={first.name: problem.demands[first.name]})
+    return replace(one, policy=replace(problem.policy, kv_links=(link,)))
+
+
 def with_cpus(problem: Problem, rng: np.random.Generator) -> Problem:
     services = tuple(
         replace(s, requests={role: {"cpu": int(rng.integers(1, 4))} for role in s.roles}) for s in problem.services
@@ -70,18 +89,93 @@ def checked(case: Tiny, wide_gpus: int) -> BoundCheck:
     return check
 
 
-@pytest.mark.parametrize("rule", [in_groups, at_locations, with_cpus])
-def test_no_bound_is_refused_for_a_rule_that_no_certificate_tells_of(
-    rule: Rule,
+@pytest.mark.parametrize("wide_gpus", [0, WIDE_GPUS])
+@pytest.mark.parametrize(
+    ("rule", "oracle", "first"),
+    [
+        (in_groups, Grouped, 11010),
+        (at_locations, Grouped, 11000),
+        (in_groups_at_locations, Grouped, 11012),
+        (over_a_link, Linked, 12000),
+        (with_cpus, None, 9000),
+    ],
+)
+def test_bounds_that_rest_on_pairs_links_and_cpus_are_found_again(
+    rule: Rule, oracle: type[Tiny] | None, first: int, wide_gpus: int
 ) -> None:
-    """What rests on pairs or on resources is told as searched; what is found lies below the plan all the same."""
-    for seed, tiny in drawn(9002, 12):
-        case = Together(problem=rule(tiny.problem, np.random.default_rng(seed)), table=tiny.table)
-        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=0)
+    """Tiny fleets: below the best of all counts (where they can all be tried), and as high as prices alone claim."""
+    supported = 0
+    for seed, tiny in drawn(first, 8):
+        case = (oracle or Tiny)(problem=rule(tiny.problem, np.random.default_rng(seed)), table=tiny.table)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=wide_gpus)
         check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
         assert check is not None
         assert check.is_supported, (seed, str(check))
+        most = best_by_trying(case, wide_gpus) if oracle else plan.report.objective_usd_per_hour
+        if not check.is_held:
+            assert check.recomputed_usd_per_hour <= most * (1.0 + 1e-6) + 1e-6, (seed, str(check))
+        supported += str(check).startswith("bound supported: ")
+    assert supported >= (8 if wide_gpus == 0 else 3)
+
+
+def any_rows(problem: Problem, rng: np.random.Generator) -> Iterator[PricedRow]:
+    """Prices of CPUs and links, as no planner would ask."""
+    for gpu_class, location in sorted({(n.gpu_class, n.location) for n in problem.nodes if n.resources}):
+        for limit, size in ((RESOURCES, 3.0), (RESOURCES_WHOLE, float(rng.integers(1, 4)))):
+            usd = float(rng.exponential(20.0))
+            yield PricedRow(
+                limit=limit, places=(location,), gpu_class=gpu_class, resource="cpu", size=size, usd_per_hour=usd
+            )
+    for link in problem.policy.kv_links:
+        for limit in (LINK_OUT, LINK_IN):
+            yield PricedRow(limit=limit, places=(link.name,), usd_per_hour=float(rng.exponential(20.0)))
+
+
+@pytest.mark.parametrize("rule", [over_a_link, with_cpus])
+def test_no_prices_of_links_and_cpus_give_a_bound_above_the_plan(rule: Rule) -> None:
+    told = 0
+    for seed, tiny in drawn(12000, 12):
+        rng = np.random.default_rng(seed)
+        problem = rule(tiny.problem, rng)
+        plan = make_plan(problem, capacity_of=tiny.capacity_of)
+        shown = plan.certificate
+        assert shown is not None
+        for rows in ((), tuple(any_rows(problem, rng)), (*shown.rows, *any_rows(problem, rng))):
+            found = recomputed(replace(shown, rows=rows, held=()), problem, tiny.capacity_of)
+            assert found <= plan.report.objective_usd_per_hour * (1.0 + 1e-6) + 1e-6, seed
+            told += found > 0.0
+    assert told > 12
+
+
+def without(plan: Plan, *limits: str) -> Plan:
+    """The plan, its prices of some limits left out."""
+    shown = plan.certificate
+    assert shown is not None
+    return replace(plan, certificate=replace(shown, rows=tuple(row for row in shown.rows if row.limit not in limits)))
+
+
+def test_a_bound_that_rests_on_prices_of_cpus_needs_them() -> None:
+    caught = 0
+    for seed, tiny in drawn(12011, 8):
+        problem = with_cpus(tiny.problem, np.random.default_rng(seed))
+        plan = make_plan(problem, capacity_of=tiny.capacity_of, wide_gpus=0)
+        fewer = without(plan, RESOURCES, RESOURCES_WHOLE)
+        check = verify_bound(fewer, problem, capacity_of=tiny.capacity_of)
+        assert check is not None
         assert check.recomputed_usd_per_hour <= plan.report.objective_usd_per_hour * (1.0 + 1e-6) + 1e-6, seed
+        caught += fewer != plan and not check.is_supported
+    assert caught > 3
+
+
+def test_a_bound_that_rests_on_prices_of_links_needs_them() -> None:
+    """Racks that send over links with room for a tenth of all keys and values."""
+    problem = bounded(synthetic.make_problem(SMALL, 1, load=synthetic.LOAD, policy=Policy(min_saving_ratio=0.0)))
+    plan = make_plan(problem)
+    check = verify_bound(plan, problem, capacity_of=replica_capacity)
+    assert str(check).startswith("bound supported: ")
+    fewer = without(plan, LINK_OUT, LINK_IN)
+    assert fewer != plan
+    assert str(verify_bound(fewer, problem, capacity_of=replica_capacity)).startswith("claimed bound not supported: ")
 
 
 @pytest.mark.parametrize("is_wide", [True, False])

@@ -20,8 +20,10 @@ from solvers.verify.evidence import evidence_faults
 from solvers.verify.market import Market
 from solvers.verify.sides import add_pairs
 
-LOOKS = ((4000, False), (4000, True), (16000, True))
+LOOKS = ((4000, False), (4000, True), (16000, True), (64000, True))
 """Parts of a service's demand that loads are rounded up to, and whether floors are counted: closer and closer looks."""
+
+MOST_PARTS = 4_000_000  # of all services together
 
 MOST_ROUNDS = 40
 LARGE = 50_000  # parts of all services together, from which on a look takes long
@@ -151,6 +153,8 @@ def recomputed(
         price * max(0.0, tier.lacking_usd_per_hour) for tier, price in _held(shown)
     )
     for parts, with_floors in LOOKS:
+        if parts * len(cases) > MOST_PARTS:
+            break
         for case in cases:
             case.look(parts, with_floors, weights[case.service.name])
         is_large = parts * len(cases) > LARGE

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solvers.certificate import ServiceWeights
-from solvers.engine import EngineProfile
+from solvers.engine import EngineProfile, Role
 from solvers.engine.curves import capped
 from solvers.errors import OutOfRange
 from solvers.fleet import ANYWHERE, GpuClass, PoolKey
@@ -25,7 +25,8 @@ from solvers.workload import PlacementMode, ServedModel
 
 MOST_FLOOR = 6  # replicas below a floor that are counted in the close look; more count for nothing
 FLOOR_UNITS = 4096  # replicas of a pool up to which floors are counted: they are small print of large fleets
-PAIR_PARTS = 2000  # of the demand, where pairs of several groups share it: adding up groups takes their square
+PAIR_PARTS = (8000, 2000)  # of the demand, shared by pairs of a few groups, or of many: adding up takes their square
+FEW_GROUPS = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -56,7 +57,7 @@ class View:
         return cls(
             stocks=stocks,
             apart=first_apart(stocks),
-            most_parts=PAIR_PARTS if len({stock.group for stock in stocks}) > 1 else 1 << 30,
+            most_parts=PAIR_PARTS[len({stock.group for stock in stocks}) > FEW_GROUPS],
             knows_floors=False,
             crossing_usd_per_hour=crossing_usd_per_hour,
         )
@@ -71,9 +72,23 @@ class View:
             self.apart = set(range(len(self.stocks)))
             for stock in self.stocks:
                 tell_apart(stock)
-        self.asked = asked if self.knows_floors else replace(asked, floor=0)
+        self.asked = asked if self.knows_floors else self._without_floor(asked)
         self.parts = min(parts, self.most_parts)
         self._find()
+
+    def _without_floor(self, asked: Asked) -> Asked:
+        """Know of a floor only what its replicas, or the lack of them, cost at least: a mixed one counts twice."""
+        cheapest = dict.fromkeys(Role, math.inf)
+        for stock in (stock for stock in self.stocks if stock.rate_per_s > 0.0):
+            usd = float(stock.units_usd_per_hour[0]) + stock.idle_usd_per_hour
+            cheapest[stock.role] = min(cheapest[stock.role], usd)
+        if (
+            not self.stocks or min(cheapest.values()) < 0.0
+        ):  # what is worth keeping gives back more than any floor costs
+            return replace(asked, floor=0)
+        pair = sum(min(asked.floor_usd_per_hour, cheapest[role]) for role in (Role.PREFILL, Role.DECODE))
+        least_usd = asked.floor * min(pair, cheapest[Role.MIXED])
+        return replace(asked, floor=0, least_usd_per_hour=least_usd)
 
     def refine(self) -> bool:
         """Make exact what the value rests on; False when all of it was."""
@@ -141,6 +156,8 @@ class Case:
         )
         for view in self.views:
             view.look(parts, asked)
+        whole, *paired = self.views
+        self.views = [whole, *sorted(paired, key=lambda view: -view.usd_per_hour)[:1]]
 
     def refine(self) -> bool:
         """Make exact what the value rests on; False when all of it was."""

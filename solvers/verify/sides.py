@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from solvers.workload import ServedModel
 
 PAIR = (Role.PREFILL, Role.DECODE)
 NO_LINK = ""
+RANGE = 1e-3  # of a request's cost, what worths that lie apart are held to weigh: of equals the nearest to each other
 TERABYTE_HOURS = 3600.0 / 1e12  # terabytes in an hour of a byte a second
 
 Group = tuple[str, ...]
@@ -36,7 +38,7 @@ def add_pairs(case: Case) -> None:
     if is_local:
         case.views.append(_at_sites(case))
     elif is_linked:
-        case.views.append(_over_links(case, groups))
+        case.views += _over_links(case, groups)
     elif len(groups) > 1:
         stocks = [_grouped(case, pool) for pool in case.pools]
         case.views.append(View.paired(stocks, {}))
@@ -72,16 +74,19 @@ def _at_sites(case: Case) -> View:
 
 
 def _at_best(stock: Stock, size: int) -> tuple[float, float]:
-    return stock.rate_per_s, stock.idle_usd_per_hour
+    """The rate of the largest size, and the draw of no more replicas than the pool has."""
+    stock.ask(size)
+    return stock.rate_per_s, stock.known[size][1]
 
 
 def _sites(market: Market) -> dict[str, frozenset[str]]:
-    """Locations by what tells them apart: the kinds of place that they have."""
-    kinds: dict[str, list[tuple[str, int]]] = {}
+    """Locations by what tells them apart: the kinds of place that they have, and what is free on each node there."""
+    found: dict[str, list[tuple[str, int, tuple[int, ...]]]] = {}
     for (gpu_class, location), kind in sorted(market.kind_of.items()):
-        kinds.setdefault(location, []).append((gpu_class, kind))
-    alike: dict[tuple[tuple[str, int], ...], set[str]] = {}
-    for location, has in kinds.items():
+        free = tuple(sorted(node.gpus_usable for node in market.bays[gpu_class, location]))
+        found.setdefault(location, []).append((gpu_class, kind, free))
+    alike: dict[tuple[tuple[str, int, tuple[int, ...]], ...], set[str]] = {}
+    for location, has in found.items():
         alike.setdefault(tuple(has), set()).add(location)
     return {min(places): frozenset(places) for places in alike.values()}
 
@@ -94,15 +99,34 @@ class _Worth:
     highest: float
     lowest: float
 
+    @classmethod
+    def of(cls, links: list[str], usd: Floats, prefill: Floats, decode: Floats) -> _Worth:
+        """Scale worths down as far as it takes for nobody to get more than ``prefill`` and ``decode`` cost there."""
+        begins, ends = np.isfinite(prefill), np.isfinite(decode)
+        highest, lowest = usd[begins].max(initial=-math.inf), usd[ends].min(initial=math.inf)
+        if not (math.isfinite(highest) and math.isfinite(lowest)):
+            return cls(by_link=dict.fromkeys(links, 0.0), highest=0.0, lowest=0.0)
+        highest = max(highest, lowest)
+        gets = np.concatenate([(highest - usd)[begins], (usd - lowest)[ends]])
+        costs = np.concatenate([prefill[begins], decode[ends]])
+        paid = gets > 0.0
+        scale = min(1.0, float((costs[paid] / gets[paid]).min(initial=1.0)))
+        by_link = dict(zip(links, (scale * usd).tolist(), strict=True))
+        return cls(by_link=by_link, highest=scale * float(highest), lowest=scale * float(lowest))
 
-def _over_links(case: Case, groups: set[Group]) -> View:
-    """Let prefill and decode pay for being where they are what crossing links would.
+
+def _over_links(case: Case, groups: set[Group]) -> list[View]:
+    """Let prefill and decode pay for being where they are what crossing links would; one view for each way to reckon.
 
     What leaves a side and what enters one cost a request so much each. For any worth of a side between minus what
     entering it costs and what leaving it costs, crossing pays at least worth times (prefill less decode), over all
     sides. Of this no replica pays more than nothing: what is added to make it so is taken from all pairs by load.
     """
-    worth = {group: _worth(case, group) for group in sorted(groups)}
+    tried = [_worths(case, group) for group in sorted(groups)]
+    return [_with_worths(case, dict(zip(sorted(groups), worths, strict=True))) for worths in zip(*tried, strict=True)]
+
+
+def _with_worths(case: Case, worth: Mapping[Group, _Worth]) -> View:
     stocks: list[Stock] = []
     for pool in case.pools:
         stock = _grouped(case, pool)
@@ -117,17 +141,29 @@ def _over_links(case: Case, groups: set[Group]) -> View:
     return View.paired(stocks, {group: (of.highest - of.lowest) * asked for group, of in worth.items()})
 
 
-def _worth(case: Case, group: Group) -> _Worth:
-    """Find the worths that say most, were replicas divisible: a linear programme of a few columns.
+def _worths(case: Case, group: Group) -> list[_Worth]:
+    """Find worths that say much: those that make prefill, or decode, cost the same wherever they can, and the closest.
 
     Nobody is given more than a request costs there at least: it would be worth having for its own sake.
     """
     links = [NO_LINK, *sorted(link.name for link in case.problem.policy.kv_links)]
     leaves, enters = _crossing_usd(case.problem, case.service, case.market, group, links)
     prefill, decode = (_cheapest(case, role, group, links) for role in PAIR)
-    count = len(links)
     if not (np.isfinite(prefill).any() and np.isfinite(decode).any()):
-        return _Worth(by_link=dict.fromkeys(links, 0.0), highest=0.0, lowest=0.0)
+        return [_Worth.of(links, np.zeros(len(links)), prefill, decode)] * 3
+    begun, ended = (prefill + leaves).min(), (decode + enters).min()
+    best = min((prefill + decode).min(), begun + ended)
+    found = (
+        begun - np.minimum(prefill, best),
+        np.minimum(decode, best) - ended,
+        _closest(leaves, enters, prefill, decode),
+    )
+    return [_Worth.of(links, np.clip(usd, -enters, leaves), prefill, decode) for usd in found]
+
+
+def _closest(leaves: Floats, enters: Floats, prefill: Floats, decode: Floats) -> Floats:
+    """Worths that say most, were replicas divisible, and lie closest together: a linear programme of a few columns."""
+    count = len(leaves)
     high, low, begun, ended = range(count, count + 4)  # columns after the worths: their range, and what each side pays
     rows: list[dict[int, float]] = [{low: 1.0, high: -1.0}]
     most = [0.0]
@@ -141,12 +177,9 @@ def _worth(case: Case, group: Group) -> _Worth:
     matrix = np.array([[row.get(column, 0.0) for column in range(count + 4)] for row in rows])
     bounds = [*zip(-enters, leaves, strict=True), *[(None, None)] * 4]
     gain = np.zeros(count + 4)
-    gain[[begun, ended]] = -1.0
+    gain[[begun, ended, high, low]] = -1.0, -1.0, RANGE, -RANGE
     solved = linprog(gain, A_ub=matrix, b_ub=np.array(most), bounds=bounds, method="highs")
-    usd = np.clip(solved.x[:count], -enters, leaves) if solved.x is not None else np.zeros(count)
-    inside = [(np.isfinite(prefill), np.max), (np.isfinite(decode), np.min)]
-    highest, lowest = (float(end(usd[mine])) for mine, end in inside)
-    return _Worth(by_link=dict(zip(links, usd.tolist(), strict=True)), highest=max(highest, lowest), lowest=lowest)
+    return solved.x[:count] if solved.x is not None else np.zeros(count)
 
 
 def _crossing_usd(

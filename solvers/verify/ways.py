@@ -25,7 +25,8 @@ MOST_STRETCHES = 12  # of units at about one price, beyond the sizes told apart
 class Asked:
     """What a service is asked and what failing it weighs. ``floor`` replicas in each chain, 0 to leave that out.
 
-    ``served_ratio`` is the most of the demand that any way can serve, for whatever reason.
+    ``served_ratio`` is the most of the demand that any way can serve, and ``least_usd_per_hour`` what any way pays for
+    replicas and those it lacks, for whatever reason.
     """
 
     demand_per_s: float
@@ -34,6 +35,7 @@ class Asked:
     floor: int
     floor_usd_per_hour: float
     served_ratio: float = 1.0
+    least_usd_per_hour: float = -math.inf
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,7 +118,7 @@ def least(
     table, mixed = _remembered(memo, stocks, apart, asked, (Role.MIXED, ()), totals[-1])
     lacking = 1.0 - np.arange(parts + 1) / max(1, parts) if parts else np.zeros(1)
     beyond = np.maximum(0.0, lacking - asked.fair_ratio)
-    paid = table[asked.floor] + asked.unserved_usd_per_hour * (lacking + beyond)
+    paid = np.maximum(table[asked.floor], asked.least_usd_per_hour) + asked.unserved_usd_per_hour * (lacking + beyond)
     paid = paid[: int(np.ceil(asked.served_ratio * parts)) + 1]
     part = int(np.argmin(paid))
     uses: list[tuple[int, int]] = []
