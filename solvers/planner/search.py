@@ -123,7 +123,9 @@ class Search:
             early = best
             self._raise_bound(wide.first())
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
-            self._certify(best_certificate(cells, arrays, duals, wide.prices[: len(wide.room)], wide.best))
+            self._certify(
+                best_certificate(cells, arrays, duals, wide.prices[: len(wide.room)], wide.best - wide.search.in_best)
+            )
             self.rounds += 1
             if is_enough(self.bound_usd_per_hour) or self._proved(best):
                 return best
@@ -170,7 +172,7 @@ class Search:
         self._raise_bound(bound)
         if self.bound_usd_per_hour > before:
             self.evidence.hold(before, held_tiers(worth, wide.prices[len(wide.room) :]))
-            self._certify(certificate(cells, arrays, wide.prices[: len(wide.room)], bound))
+            self._certify(certificate(cells, arrays, wide.prices[: len(wide.room)], bound - wide.search.in_best))
             self.notes += [] if HELD_NOTE in self.notes else [HELD_NOTE]
 
     def _tell(self, worth: Worth) -> None:

@@ -314,7 +314,7 @@ class Wide:
             values = self.search.raised(self.table, self.stocks, values, shared, weights)
         value = float(values.sum() - prices @ self._rooms())
         if value > self.best:
-            self.best, self.prices, self.values = value, prices, values
+            self.best, self.prices, self.values, self.search.in_best = value, prices, values, self.search.added
         return value
 
     def choose(self, worth: Worth, lost: Floats | None = None) -> Floats:

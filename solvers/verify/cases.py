@@ -154,10 +154,11 @@ class Case:
             floor_usd_per_hour=weights.floor_usd_per_hour,
             served_ratio=self.reach.served_ratio,
         )
+        if self.views[0].found is not None:  # looked at before: the closer look is at those that said most
+            whole, *paired = self.views
+            self.views = [whole, *sorted(paired, key=lambda view: -view.usd_per_hour)[:1]]
         for view in self.views:
             view.look(parts, asked)
-        whole, *paired = self.views
-        self.views = [whole, *sorted(paired, key=lambda view: -view.usd_per_hour)[:1]]
 
     def refine(self) -> bool:
         """Make exact what the value rests on; False when all of it was."""
