@@ -45,8 +45,8 @@ def stocks(rng: np.random.Generator, *, now: int) -> Stocks:
     )
 
 
-def best_of_all(made: Stocks, asked: Floats, leave: Floats, enter: Floats) -> float:
-    """Every count in every cell, and as much of the demand served as pays."""
+def best_of_all(made: Stocks, asked: Floats, leave: Floats, enter: Floats, lost: float = 0.0) -> float:
+    """Every count in every cell, as much of the demand served as pays; all of a pool lose so much of one's rate."""
     found = np.inf
     for counts in product(range(MOST + 1), repeat=4):
         if counts[2] + counts[3] > made.most[1]:
@@ -55,7 +55,8 @@ def best_of_all(made: Stocks, asked: Floats, leave: Floats, enter: Floats) -> fl
         stays = np.minimum(number, made.now)
         usd = float(number @ (asked + made.terms_usd_per_hour + made.run_usd_per_hour[pool]))
         usd += float((number - stays).sum()) * 0.3 - float(stays.sum()) * 0.1
-        carried = number * made.rate_per_s[pool]
+        sizes = np.maximum(1, np.array([counts[0] + counts[1], counts[2] + counts[3]]))
+        carried = number * (made.rate_per_s * (1.0 - lost / sizes) / (1.0 - lost / made.most))[pool]
         near = min(carried[0], carried[2]) + min(carried[1], carried[3])
         able = min(carried[0] + carried[1], carried[2] + carried[3])
         way = (0, 1) if carried[0] > carried[2] else (1, 0)
@@ -83,6 +84,28 @@ def test_a_search_finds_the_best_of_all_counts(seed: int) -> None:
     best = best_of_all(made, asked, leave, enter)
     assert best * (1.0 - GAP) - 1e-6 <= found.bound_usd_per_hour <= best + 1e-6
     assert (found.replicas <= made.room).all()
+
+
+@pytest.mark.parametrize("seed", range(40, 70))
+def test_small_pools_carry_less_in_a_search_too(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made, asked, lost = stocks(rng, now=0), rng.uniform(0.0, 2.0, 4), 0.4
+    leave, enter = rng.uniform(0.0, 1.5, 2), rng.uniform(0.0, 1.5, 2)
+    curves = {}
+    for pool, (most, rate, usd) in enumerate(zip(made.most, made.rate_per_s, made.run_usd_per_hour, strict=True)):
+        rates = {n: n * float(rate) * (1.0 - lost / n) / (1.0 - lost / float(most)) for n in range(1, int(most) + 1)}
+        curves[pool] = Curve(rate_per_s=rates, run_usd_per_hour={n: n * float(usd) for n in rates})
+    crossing = Crossing(side=np.array([0, 1, 0, 1]), usd={"": (leave, enter)})
+    free, found = (
+        least_whole(
+            made, draws_of(made, known, range(2)), asked, crossing, weight=1.0, gap=GAP, time_limit_s=60.0, run=solve
+        )
+        for known in ({}, curves)
+    )
+    best = best_of_all(made, asked, leave, enter, lost)
+    assert found.bound_usd_per_hour <= best + 1e-6
+    assert best - found.bound_usd_per_hour <= best - free.bound_usd_per_hour + GAP * best
+    assert found.bound_usd_per_hour >= 0.97 * best  # what a side carries is not told by size
 
 
 def test_pairs_that_may_not_cross_are_on_one_side() -> None:

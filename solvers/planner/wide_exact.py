@@ -23,6 +23,7 @@ from solvers.planner.relax import Arrays, Run, solve_whole
 from solvers.planner.stocks import PAIR_ROLES, Stocks
 
 MOST_NODES = 1000
+LOST = 0.02  # of a replica's rate, what a pool of one has to carry less for sizes to be told apart
 EXACT_GAP = 0.1  # of the gap asked, what a search may leave open
 
 
@@ -53,7 +54,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """What replicas cost and draw at least, by the size of their pool, which the stocks may have in parts.
+    """What replicas cost and draw at least, and carry at most, by the size of their pool, which may come in parts.
 
     Attributes
     ----------
@@ -61,10 +62,13 @@ class Draws:
         The whole pool of each of the stocks' pools, (P,).
     lines : mapping of whole pool to ((USD per hour at size 0, USD per hour and replica), …)
         A pool costs and draws no less than any of its lines says; the first begins at nothing.
+    carries : mapping of the stocks' pool to (requests/s at size 0, requests/s and replica)
+        A pool of one or more replicas carries no more than its line says; of pools in one part only.
     """
 
     whole: tuple[int, ...]
     lines: Mapping[int, tuple[tuple[float, float], ...]]
+    carries: Mapping[int, tuple[float, float]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,17 +138,16 @@ def least_whole(
     SolveFailed
         When HiGHS gives no solution within its nodes.
     """
-    arrays, cell = _stated(stocks, asked + stocks.terms_usd_per_hour, draws, crossing, weight)
+    arrays, cell, unserved = _stated(stocks, asked + stocks.terms_usd_per_hour, draws, crossing, weight)
     solved = solve_whole(
         arrays, relative_gap=EXACT_GAP * gap, time_limit_s=time_limit_s, node_limit=MOST_NODES, run=run, is_tiny=True
     )
     replicas = np.zeros(len(asked))
     np.add.at(replicas, cell, np.round(solved.x[: len(cell)]))
-    unserved = float(solved.x[len(cell)])  # the column after those of replicas
     return Found(
         bound_usd_per_hour=solved.bound + stocks.stop_all_usd_per_hour,
         replicas=replicas,
-        served_ratio=max(0.0, 1.0 - unserved / stocks.demand_per_s),
+        served_ratio=max(0.0, 1.0 - float(solved.x[unserved]) / stocks.demand_per_s),
     )
 
 
@@ -159,7 +162,23 @@ def draws_of(stocks: Stocks, curves: Mapping[int, Curve], whole: Sequence[int]) 
             run = curve.sizes(told)[1]
             beyond = [(most, most * run[told] / told)] if most > told else []
             lines[pool] = tuple(_lines_below([*enumerate(run.tolist()), *beyond]))
-    return Draws(whole=tuple(whole), lines=lines)
+    parts, carries = {pool: part for part, pool in enumerate(whole)}, dict[int, tuple[float, float]]()
+    for pool, curve in curves.items():
+        if list(whole).count(pool) == 1 and (line := _line_above(stocks, pool, curve)) is not None:
+            carries[parts[pool]] = line
+    return Draws(whole=tuple(whole), lines=lines, carries=carries)
+
+
+def _line_above(stocks: Stocks, pool: int, curve: Curve) -> tuple[float, float] | None:
+    """The line through what one replica carries that no size passes; None where small pools carry nearly as much."""
+    told, most, rate = stocks.told(pool), int(stocks.most[pool]), float(stocks.rate_per_s[pool])
+    told = min(told, most)
+    if told < 1 or most < 2 or not curve.rate_per_s:
+        return None
+    carried = curve.sizes(told)[0].tolist()
+    points = [*enumerate(carried[1:], start=1), *((n, n * rate) for n in (told + 1, most) if n > told)]
+    slope = max((load - carried[1]) / (n - 1) for n, load in points[1:])
+    return (carried[1] - slope, slope) if carried[1] < (1.0 - LOST) * rate else None
 
 
 def _lines_below(points: Sequence[tuple[int, float]]) -> Iterator[tuple[float, float]]:
@@ -177,8 +196,10 @@ def _slope(one: tuple[int, float], other: tuple[int, float]) -> float:
     return (other[1] - one[1]) / (other[0] - one[0])
 
 
-def _stated(stocks: Stocks, usd: Floats, draws: Draws, crossing: Crossing | None, weight: float) -> tuple[Arrays, Ints]:
-    """The model, and the cell of each of its first columns; after these comes what is unserved, requests/s."""
+def _stated(
+    stocks: Stocks, usd: Floats, draws: Draws, crossing: Crossing | None, weight: float
+) -> tuple[Arrays, Ints, int]:
+    """The model, the cell of each of its first columns, and where what is unserved stands, requests/s."""
     model, pool = _Model(), np.repeat(np.arange(len(stocks.roles)), np.diff(stocks.first))
     now = np.minimum(stocks.now, stocks.room)
     stays = np.flatnonzero(now)
@@ -188,19 +209,27 @@ def _stated(stocks: Stocks, usd: Floats, draws: Draws, crossing: Crossing | None
         model.column(float(usd[at] - stocks.stop_usd_per_hour[pool[at]]), float(now[at]))
     cell = np.concatenate([np.arange(len(usd)), stays])
     _limit_pools(stocks, model, pool[cell])
+    used = {p: model.column(upper=1.0) for p in sorted(draws.carries)}
+    whole = len(model.cost)
     lacks = weight * stocks.unserved_usd_per_hour / stocks.demand_per_s
     unserved, beyond = model.column(lacks), model.column(EXCESS_WEIGHT * lacks)
     model.row({unserved: 1.0, beyond: -1.0}, -np.inf, stocks.fair_ratio * stocks.demand_per_s)
     _draw(model, draws, pool[cell])
-    mixed = _flow(stocks, model, [stocks.roles[p] is Role.MIXED for p in pool[cell]], pool[cell])
+    are_mixed = np.array([stocks.roles[p] is Role.MIXED for p in pool[cell]], dtype=bool)
+    mixed = _flow(stocks, model, are_mixed, pool[cell])
+    _limit_small(stocks, model, draws, used, np.flatnonzero(are_mixed).tolist(), pool[cell], [mixed])
     served = {role: {unserved: 1.0, mixed: 1.0} for role in PAIR_ROLES}
     for group in stocks.pair_groups:
         are = {role: np.array([stocks.is_of(int(p), role, group) for p in pool])[cell] for role in PAIR_ROLES}
         side = np.zeros(len(cell), dtype=np.int64) if crossing is None else crossing.side[cell]
-        _pair(stocks, model, are, pool[cell], side, crossing.usd[group] if crossing else None, served)
+        flows = _pair(stocks, model, are, pool[cell], side, crossing.usd[group] if crossing else None)
+        for role in PAIR_ROLES:
+            served[role] |= dict.fromkeys(flows[role], 1.0)
+            mine = np.flatnonzero(are[role]).tolist()
+            _limit_small(stocks, model, draws, used, mine, pool[cell], flows[role])
     for role in PAIR_ROLES:
         model.row(served[role], stocks.demand_per_s, stocks.demand_per_s)
-    return model.arrays(len(cell)), cell
+    return model.arrays(whole), cell, unserved
 
 
 def _limit_pools(stocks: Stocks, model: _Model, pool: Ints) -> None:
@@ -209,6 +238,30 @@ def _limit_pools(stocks: Stocks, model: _Model, pool: Ints) -> None:
         mine = np.flatnonzero(pool == p).tolist()
         if sum(model.upper[column] for column in mine) > most:
             model.row(dict.fromkeys(mine, 1.0), -np.inf, float(most))
+
+
+def _limit_small(
+    stocks: Stocks,
+    model: _Model,
+    draws: Draws,
+    used: Mapping[int, int],
+    mine: Sequence[int],
+    pool: Ints,
+    flows: Sequence[int],
+) -> None:
+    """Flows of a role are no more than what its pools carry, a small one less than a large one; ``used`` is 0 or 1."""
+    pools = {int(pool[column]) for column in mine}
+    if pools.isdisjoint(used):
+        return
+    row = dict.fromkeys(flows, 1.0)
+    for column in mine:
+        p = int(pool[column])
+        row[column] = -(draws.carries[p][1] if p in used else float(stocks.rate_per_s[p]))
+    for p in sorted(pools & used.keys()):
+        row[used[p]] = -draws.carries[p][0]
+        held = [column for column in mine if pool[column] == p]
+        model.row(dict.fromkeys(held, 1.0) | {used[p]: -float(stocks.most[p])}, -np.inf, 0.0)
+    model.row(row, -np.inf, 0.0)
 
 
 def _draw(model: _Model, draws: Draws, pool: Ints) -> None:
@@ -225,7 +278,7 @@ def _draw(model: _Model, draws: Draws, pool: Ints) -> None:
                 model.row(dict.fromkeys(mine, slope - first) | {more: -1.0}, -np.inf, -none)
 
 
-def _flow(stocks: Stocks, model: _Model, are_mine: Sequence[bool] | NDArray[np.bool_], pool: Ints) -> int:
+def _flow(stocks: Stocks, model: _Model, are_mine: NDArray[np.bool_], pool: Ints) -> int:
     """A column for what some of the replica columns carry, requests/s."""
     flow = model.column()
     rates = {column: -float(stocks.rate_per_s[pool[column]]) for column in np.flatnonzero(are_mine).tolist()}
@@ -240,15 +293,14 @@ def _pair(
     pool: Ints,
     side: Ints,
     usd: tuple[Floats, Floats] | None,
-    served: Mapping[Role, dict[int, float]],
-) -> None:
-    """Prefill and decode of a KV group carry the same on each side but for what crosses."""
-    crossed: dict[int, float] = {}
+) -> dict[Role, list[int]]:
+    """Prefill and decode of a KV group carry the same on each side but for what crosses; returns their flows."""
+    crossed, all_flows = dict[int, float](), {role: list[int]() for role in PAIR_ROLES}
     for at in sorted(set(side[are[Role.PREFILL] | are[Role.DECODE]].tolist())):
         flows = [_flow(stocks, model, are[role] & (side == at), pool) for role in PAIR_ROLES]
         balance = dict(zip(flows, (1.0, -1.0), strict=True))
         for role, flow in zip(PAIR_ROLES, flows, strict=True):
-            served[role][flow] = 1.0
+            all_flows[role].append(flow)
         if usd is not None:
             out, into = (model.column(float(paid[at])) for paid in usd)
             balance |= {out: -1.0, into: 1.0}
@@ -256,3 +308,4 @@ def _pair(
         model.row(balance, 0.0, 0.0)
     if crossed:
         model.row(crossed, 0.0, 0.0)
+    return all_flows
