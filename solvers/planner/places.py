@@ -190,3 +190,23 @@ def with_totals(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, float]) -
         row_lower=np.concatenate([arrays.row_lower, wanted]),
         row_upper=np.concatenate([arrays.row_upper, wanted]),
     )
+
+
+def narrowed(cells: Cells, replicas: Floats, refined: dict[PoolKey, set[int]]) -> bool:
+    """Give the sizes that came out a step of their own in ``refined`` where the step promised more than they carry.
+
+    Returns
+    -------
+    bool
+        True when any is new.
+    """
+    changed = False
+    totals = np.bincount(cells.cell_pool, weights=np.round(replicas), minlength=len(cells.pools))
+    for option, total in zip(cells.pools, totals.astype(int), strict=True):
+        step = step_at(option, int(total))
+        if step is None or step.lower == step.upper:
+            continue
+        sizes = refined.setdefault(option.pool, set())
+        changed = changed or total not in sizes
+        sizes |= {int(total), int(total) + 1}
+    return changed

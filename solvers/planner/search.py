@@ -22,9 +22,9 @@ from solvers.planner.fine import fine_counts
 from solvers.planner.floors import pinned_most
 from solvers.planner.menus import Least
 from solvers.planner.nodes import Counts
-from solvers.planner.options import find_options, step_at
+from solvers.planner.options import find_options
 from solvers.planner.pack_nodes import pack
-from solvers.planner.places import Placed, cell_counts, place, start_columns, with_totals
+from solvers.planner.places import Placed, cell_counts, narrowed, place, start_columns, with_totals
 from solvers.planner.recap import recapped
 from solvers.planner.relax import Arrays, Solution, duals_of, solve_linear, solve_whole, state
 from solvers.planner.repack import repacked
@@ -42,6 +42,7 @@ NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work 
 HELD_NOTE = "the bound is that of plans that leave no tier but the last more short than this one"
 SMALL = 150  # whole columns of a model that the solver searches through in no time
 MOST_RECAPS = 4  # times that caps are chosen again and what they free is filled
+FEW_SHORT = 0.02  # of a plan's objective, penalties that bays are not chosen anew for
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
 SOLVER_FAULTS = (SolveFailed, ArithmeticError, ValueError, RuntimeError)
 
@@ -64,6 +65,7 @@ class Search:
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     refined: dict[PoolKey, set[int]] = field(default_factory=dict)
+    seats: tuple[bytes, Placed | None] = (b"", None)  # replicas by cell that were settled last, and where they stand
 
     def run(self, starts: Sequence[Worth], is_enough: Enough = lambda bound: False) -> Worth:
         """Return the best counts found. Never raises: what fails is noted, and the greedy plan remains.
@@ -224,7 +226,7 @@ class Search:
             self._raise_bound(whole.bound)
         if composer is None:
             whole = self._held(lean, few, whole.x) or whole
-        return self._settled(lean, whole.x, few), self._narrow(lean, few, whole.x)
+        return self._settled(lean, whole.x, few), narrowed(lean, whole.x[few.columns["replicas"]], self.refined)
 
     def _in_order(self, cells: Cells, arrays: Arrays, composer: Composer, found: Worth) -> Worth:
         """Solve with every pool and the least shortage of each tier held: small work once those are known.
@@ -327,8 +329,26 @@ class Search:
         return apart if len(apart.cell_pool) <= SPLIT_CELLS else plain
 
     def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
-        """Give every replica its place; what power or groups leave over is solved again bay by bay, then filled."""
-        placed = self._seated(cells, x[arrays.columns["replicas"]])
+        """Give every replica its place; in large fleets filling elsewhere may do, else bays are chosen anew."""
+        replicas = x[arrays.columns["replicas"]]
+        placed = place(cells, replicas)
+        self.seats = replicas.tobytes(), placed
+        if not placed.left or not self.desk.is_wide:
+            return self._filled(cells, replicas, placed)
+        plain = [self._filled(cells, replicas, placed)] if self.desk.is_large else []
+        if any(worth.penalty_usd_per_hour <= FEW_SHORT * abs(worth.objective_usd_per_hour) for worth in plain):
+            return plain[0]
+        placed = repacked(cells, replicas, placed, run=self.desk.crew.whole, time_limit_s=self._seconds())
+        self.seats = replicas.tobytes(), placed
+        return best_of([*plain, self._filled(cells, replicas, placed)])
+
+    def _seated(self, cells: Cells, replicas: Floats) -> Placed:
+        """Where counts were placed; those that were settled last are known."""
+        known, placed = self.seats
+        return placed if placed is not None and known == replicas.tobytes() else place(cells, replicas)
+
+    def _filled(self, cells: Cells, replicas: Floats, placed: Placed) -> Worth:
+        """What power or groups leave over is solved again bay by bay, then filled."""
         is_uneven = self.desk.is_uneven
         if not self.desk.is_wide and (placed.left or is_uneven(placed.counts)):  # large fleets have too many bays
             placed = self._placed_bay_by_bay(cells, placed)
@@ -336,21 +356,13 @@ class Search:
             (placed.left and not self.desk.is_large)
             or is_uneven(placed.counts, are_spread=False, are_paid=max(map(len, cells.grouping.links), default=0) > 1)
         ):  # ways know what single links are paid
-            placed = self._placed_as_chosen(cells, x[arrays.columns["replicas"]], placed)
+            placed = self._placed_as_chosen(cells, replicas, placed)
         counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
         for key, count in pack(self.desk.problem, counts).left.items():
             counts[key] -= count
-        desk = self.desk
-        as_placed = desk.worth(counts)
-        filled = desk.worth(fill(desk.problem, desk.sizer, desk.fill_options(), placed.room, counts, self.base))
-        return self._recapped(best_of([as_placed, filled]))
-
-    def _seated(self, cells: Cells, replicas: Floats) -> Placed:
-        """Place counts, in a large fleet with the bays around what is left over chosen anew."""
-        placed = place(cells, replicas)
-        if not placed.left or not self.desk.is_wide:
-            return placed
-        return repacked(cells, replicas, placed, run=self.desk.crew.whole, time_limit_s=self._seconds())
+        desk, room = self.desk, placed.room.copy()
+        filled = desk.worth(fill(desk.problem, desk.sizer, desk.fill_options(), room, counts, self.base))
+        return self._recapped(best_of([desk.worth(counts), filled]))
 
     def _at_exact_sizes(self, worth: Worth) -> list[Worth]:
         """Where caps are open: solve the pools of a short plan again, every size with what it carries exactly."""
@@ -418,20 +430,6 @@ class Search:
             return placed
         again = place(fine, whole.x[arrays.columns["replicas"]])
         return again if again.left <= placed.left else placed
-
-    def _narrow(self, cells: Cells, arrays: Arrays, x: Floats) -> bool:
-        """Give the sizes that came out a step of their own where the step promised more than they carry."""
-        changed = False
-        replicas = np.round(x[arrays.columns["replicas"]])
-        totals = np.bincount(cells.cell_pool, weights=replicas, minlength=len(cells.pools))
-        for option, total in zip(cells.pools, totals.astype(int), strict=True):
-            step = step_at(option, int(total))
-            if step is None or step.lower == step.upper:
-                continue
-            sizes = self.refined.setdefault(option.pool, set())
-            changed = changed or total not in sizes
-            sizes |= {int(total), int(total) + 1}
-        return changed
 
     def write(self, worth: Worth, notes: Collection[str] = ()) -> tuple[Plan, tuple[str, ...]]:
         """Write a plan and check it; a plan with violations must not be used."""
