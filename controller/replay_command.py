@@ -28,7 +28,7 @@ from solvers.policies import POLICIES
 from solvers.problem import Problem
 
 EXIT_MISSED = 2
-LISTS = frozenset({"List", "FleetPlanList"})
+LISTS = ("List", "FleetPlanList")
 SYNTHETIC = "synthetic"
 POLICY_PATIENCE_S = 30.0
 """What a gateway lets a request wait when policies are compared: a backlog that nobody waits for says nothing."""
@@ -193,6 +193,8 @@ def load_plan(path: Path) -> Plan:
         kind = body.get("kind") if isinstance(body, dict) else None
         if kind != "FleetPlan":
             raise InvalidInput(f"{path}:{number}", "kind", f"is {kind!r}", remedy)
+        if not isinstance(body.get("metadata") or {}, dict):
+            raise InvalidInput(f"{path}:{number}", "metadata", "is no mapping", "write metadata: {name: NAME}")
     if not bodies:
         raise InvalidInput(str(path), "", "holds no object", remedy)
     return parse_fleet_plan(bodies)

@@ -27,6 +27,9 @@ MOONCAKE_FIELDS = ("timestamp", "input_length", "output_length")
 _STAMP = re.compile(r"(?P<second>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?P<fraction>\.\d+)?(?:Z|\+00:00)?")
 
 BLOCK_TOKENS = 512  # of one hash in Mooncake's files
+MOST_TOKENS = 100_000_000  # of a prompt, or of an answer; beyond, a number is a mistake
+MOST_BLOCK_ID = 2**63 - 1
+MOST_SPAN_S = 1e9  # thirty years: no trace, but a wrong time among others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,11 @@ def load_trace(path: str | Path) -> Trace:
         raise InvalidInput(str(path), "", f"cannot be read: {error}", "give the path of a trace file") from error
     if not rows:
         raise InvalidInput(file.name, "", "holds no requests", "give a file with at least one request")
-    return _sorted_trace(rows)
+    trace = _sorted_trace(rows)
+    if trace[-1].arrival_s > MOST_SPAN_S:
+        problem = f"holds requests {trace[-1].arrival_s:.3g} s apart"
+        raise InvalidInput(file.name, "", problem, "correct the times, or give a part of it")
+    return trace
 
 
 def _reader(first: str, file: Path) -> Callable[[Iterable[str], str], Iterator[Row]]:
@@ -148,6 +155,8 @@ def _blocks(where: str, ids: object, prompt_tokens: int) -> tuple[int, ...]:
     if len(ids) > -(-prompt_tokens // BLOCK_TOKENS):
         problem = f"names {len(ids)} blocks of {BLOCK_TOKENS} tokens for a prompt of {prompt_tokens}"
         raise InvalidInput(where, "hash_ids", problem, "give at most one id for each begun block")
+    if any(abs(each) > MOST_BLOCK_ID for each in ids):
+        raise InvalidInput(where, "hash_ids", "is beyond 64 bits", "number the blocks anew")
     return tuple(ids)
 
 
@@ -209,8 +218,15 @@ def _whole(text: str) -> int:
         raise ValueError("is no whole number") from None
 
 
-def _positive(text: str) -> int:
+def _count(text: str) -> int:
     value = _whole(text)
+    if value > MOST_TOKENS:
+        raise ValueError(f"is more than the {MOST_TOKENS:,} tokens that a request may have")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = _count(text)
     if value < 1:
         raise ValueError("is no prompt: it needs at least one token")
     return value
@@ -218,7 +234,7 @@ def _positive(text: str) -> int:
 
 def _tokens(text: str) -> int:
     """Output tokens; a request that was cut short still took its first token."""
-    value = _whole(text)
+    value = _count(text)
     if value < 0:
         raise ValueError("is negative")
     return max(1, value)

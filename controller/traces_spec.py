@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.traces import BLOCK_TOKENS, Trace, load_trace
+from controller.traces import BLOCK_TOKENS, MOST_TOKENS, Trace, load_trace
 from controller.traces_made import (
     Floats,
     Size,
@@ -52,7 +52,7 @@ MOST: Mapping[str, float] = {
     "requests": 1e7,
     "clients": 1e6,
     "cv": 100.0,
-    **dict.fromkeys(SIZES, 1e8),
+    **dict.fromkeys(SIZES, MOST_TOKENS),
 }
 """Of what is made; beyond, a number is a slip of the hand, and memory would end before the load is drawn."""
 
@@ -184,10 +184,14 @@ def _rate(spec: TraceSpec, demand: Demand | None) -> float:
     rate = spec.numbers.get("rate", demand.requests_per_s if demand else 0.0)
     if not rate > 0.0:
         raise InvalidInput("--trace", "rate", "is neither given nor planned", "give rate=REQUESTS_PER_S")
-    if rate * _duration_s(spec) > MOST["requests"]:
-        problem = f"makes about {rate * _duration_s(spec):.3g} requests in {_duration_s(spec):g} s"
-        raise InvalidInput("--trace", "rate", problem, f"make at most {MOST['requests']:,.0f}")
+    _check_count("rate", rate * _duration_s(spec))
     return rate
+
+
+def _check_count(field: str, requests: float, words: str = "") -> None:
+    if requests > MOST["requests"]:
+        problem = f"makes about {requests:.3g} requests{words}"
+        raise InvalidInput("--trace", field, problem, f"make at most {MOST['requests']:,.0f}")
 
 
 def _duration_s(spec: TraceSpec) -> float:
@@ -204,7 +208,9 @@ def _gamma(spec: TraceSpec, demand: Demand | None, rng: np.random.Generator, see
 
 def _closed(spec: TraceSpec, demand: Demand | None, rng: np.random.Generator, seed: int) -> Floats:
     """Rows that the clients take in turn."""
-    return np.zeros(int(spec.numbers.get("requests", REQUESTS_EACH * spec.numbers.get("clients", CLIENTS))))
+    count = spec.numbers.get("requests", REQUESTS_EACH * spec.numbers.get("clients", CLIENTS))
+    _check_count("clients", count)
+    return np.zeros(int(count))
 
 
 def _servegen(spec: TraceSpec, demand: Demand | None, rng: np.random.Generator, seed: int) -> Floats:
@@ -251,6 +257,7 @@ def load_of(
             clients.append(_clients(spec, service, trace))
             continue
         factor = factors.get(service, _factor(spec, demand, trace))
+        _check_count(f"of {service}", factor * len(trace), f", {factor:.3g} times its own")
         traces[service] = scale_trace(trace, factor, seed + index) if factor > 0 else ()
     return Load(workload=workload_of(traces), clients=tuple(clients))
 

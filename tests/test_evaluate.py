@@ -160,6 +160,16 @@ def test_what_cannot_be_run_is_refused() -> None:
         evaluate(replace(stated, services=(), demands={}), plan, load, Fixed())
     with pytest.raises(InvalidInput, match="window"):
         evaluate(stated, plan, load, Fixed(), Settings(window_s=0.0))
+    late = replace(load, workload=replace(load.workload, arrival_s=load.workload.arrival_s + 5e6))
+    with pytest.raises(InvalidInput, match="the simulation's clock ends at"):
+        evaluate(stated, plan, late, Fixed())
+
+
+def test_times_beyond_the_simulations_clock_are_never() -> None:
+    stated, plan, load = case()
+    far, never = (evaluate(stated, plan, load, Fixed(), Settings(patience_s=much)) for much in (1e300, math.inf))
+    assert far == never
+    assert evaluate(stated, plan, load, Fixed(), Settings(until_s=1e300)) == evaluate(stated, plan, load, Fixed())
 
 
 def test_without_any_replica_nothing_is_served_and_the_run_ends() -> None:

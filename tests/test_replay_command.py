@@ -276,6 +276,8 @@ def test_bad_options_are_told_in_one_line_and_exit_with_one(
         ("kind: List\nitems: [3]\n", "plan.yaml:1 kind: is None"),
         ("just text", "plan.yaml:1 kind: is None"),
         ("{a: [", "plan.yaml: cannot be read"),
+        ("kind: [FleetPlan]\n", "plan.yaml:1 kind: is ['FleetPlan']"),
+        ("kind: FleetPlan\nmetadata: p\nspec: {}\n", "plan.yaml:1 metadata: is no mapping"),
         ("kind: FleetPlan\nmetadata: {name: p}\nspec: {}\n", "FleetPlan/p spec."),
     ],
 )

@@ -174,8 +174,13 @@ def test_a_spec_without_rate_or_sizes_needs_a_plan() -> None:
 
 
 def test_more_requests_than_memory_holds_are_refused_before_they_are_drawn() -> None:
-    with pytest.raises(InvalidInput, match=r"rate: makes about 6e\+14 requests in 600 s; make at most 10,000,000"):
+    with pytest.raises(InvalidInput, match=r"rate: makes about 6e\+14 requests; make at most 10,000,000"):
         trace_for(parse_trace_spec("poisson:rate=1e12,prompt=5,output=5"), None, seed=1)
+    with pytest.raises(InvalidInput, match=r"clients: makes about 5e\+07 requests"):
+        trace_for(parse_trace_spec("closed:clients=1000000,prompt=5,output=5"), None, seed=1)
+    spec = {"a/chat": parse_trace_spec("poisson:rate=5,prompt=5,output=5")}
+    with pytest.raises(InvalidInput, match=r"of a/chat: makes about .* requests, 1e\+09 times its own; make at most"):
+        load_of(spec, {}, {"a/chat": 1e9}, seed=1)
 
 
 @pytest.mark.data

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, inf, isfinite
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from solvers.forecast import Load as LoadSample
 from solvers.plan import Plan
 from solvers.problem import Problem
 from solvers.simulate import FinishedRequest, Fleet, GapHistogram, Rejected, is_worth_compiling, itl_limits
+from solvers.simulate.tables import CLOCK_S
 
 GATEWAY_QUEUE_LIMIT = 16
 """Requests in a replica's queue at which a gateway with patience sends it no more."""
@@ -188,11 +189,18 @@ class _Run:
     def __init__(self, problem: Problem, plan: Plan, load: Load, policy: Policy, settings: Settings) -> None:
         if not load.requests:
             raise InvalidInput("requests", "", "are none for any planned service", "give more --demand or --factor")
+        if load.span_s >= CLOCK_S:
+            span = f"come over {load.span_s:.3g} s"
+            raise InvalidInput(
+                "requests", "", span, f"the simulation's clock ends at {CLOCK_S:.3g} s: take a part of them"
+            )
         if not settings.window_s > 0:
             raise InvalidInput("window", "", f"is {settings.window_s} s", "give a time above 0")
         if (span_s := min(settings.until_s, load.span_s)) > MOST_WINDOWS * settings.window_s:
             times = f"is {settings.window_s} s, {span_s / settings.window_s:.3g} times within {span_s:g} s"
             raise InvalidInput("window", "", times, f"show at most {MOST_WINDOWS} windows")
+        if settings.until_s >= CLOCK_S:
+            settings = replace(settings, until_s=inf)
         slos = {service.name: service.slos for service in problem.services}
         self.fleet = Fleet(
             itl_limits_s=itl_limits(slos),

@@ -289,7 +289,7 @@ class Fleet(FleetWays):
 
     def advance(self, until_s: float) -> None:
         """Process every event up to ``until_s`` (virtual seconds, may be ``inf``: until nothing is left to happen)."""
-        until = NEVER - 1 if until_s == float("inf") else to_ticks(until_s)
+        until = min(NEVER - 1, to_ticks_or_never(until_s))
         self._sort_pending()
         while True:
             horizon = self._feed(until)

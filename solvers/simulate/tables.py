@@ -18,6 +18,7 @@ from solvers.errors import InvalidInput
 
 TICKS_PER_S = 1_000_000_000_000
 NEVER = 1 << 62
+CLOCK_S = NEVER / TICKS_PER_S  # 53 days: no time of a run lies beyond
 SPEED_ONE = 10_000  # speeds under a power cap are whole in this
 
 NOMINAL_CONTEXT_TOKENS = 1024  # where a sequence's share of a replica is read for routing
@@ -30,8 +31,8 @@ def to_ticks(seconds: float) -> int:
 
 
 def to_ticks_or_never(seconds: float | None) -> int:
-    """Round a limit to whole picoseconds; none and infinity are ``NEVER``."""
-    return NEVER if seconds is None or seconds == float("inf") else to_ticks(seconds)
+    """Round a limit to whole picoseconds; none, and what lies beyond the clock's end, is ``NEVER``."""
+    return NEVER if seconds is None or seconds >= CLOCK_S else to_ticks(seconds)
 
 
 class Polygon:
