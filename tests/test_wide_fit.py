@@ -9,7 +9,7 @@ import pytest
 
 from solvers.fleet import PoolKey
 from solvers.planner import desk_for, make_plan
-from solvers.planner.cells import build_cells
+from solvers.planner.cells import Floats, build_cells
 from solvers.planner.compose import shared_rows
 from solvers.planner.desk import Desk
 from solvers.planner.options import step_at
@@ -19,6 +19,7 @@ from solvers.planner.tally import CLEAR_SHARE, Worth
 from solvers.planner.tiers import is_taken, lacking_above
 from solvers.planner.wide import Wide
 from solvers.planner.wide_fit import Fitter, exact_steps
+from solvers.planner.wide_near import Near
 from solvers.problem import Policy, Problem
 from solvers.verify import verify
 from tests import synthetic
@@ -47,7 +48,14 @@ def fitter(desk: Desk) -> Fitter:
     wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]))
     wide.first()
     wide.bound(lambda bound: False)
-    return Fitter(desk=desk, wide=wide, gap=0.01, settled=search._settled, seated=search._seated)
+    return Fitter(
+        desk=desk,
+        wide=wide,
+        gap=0.01,
+        settled=search._settled,
+        seated=search._seated,
+        placed=lambda replicas: search._placed(cells, arrays, replicas),
+    )
 
 
 def test_steps_have_no_holes_and_promise_no_more_than_their_ends_carry(desk: Desk) -> None:
@@ -105,6 +113,25 @@ def test_a_tier_clearly_less_short_counts_for_more_than_money(desk: Desk) -> Non
     best, less = lacking(base, 0.0, 2000.0, 40_000.0), 2000.0 - 1.1 * CLEAR_SHARE * 1e5
     assert is_taken(lacking(base, 0.0, less, 50_000.0), best, lacking_above(best))
     assert not is_taken(lacking(base, 10.0, less, 30_000.0), best, lacking_above(best))
+
+
+def test_ways_chosen_near_a_plan_cost_no_more_than_its_own(desk: Desk, fitter: Fitter) -> None:
+    greedy, wide = desk.repaired({}), fitter.wide
+    near = Near.of(wide, greedy)
+
+    def total_usd(replicas: Floats) -> float:
+        return sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in wide.maker.of_counts(replicas))
+
+    chosen = near.chosen()
+    assert (wide.shared @ chosen <= wide.room * (1.0 + 1e-6) + 1e-6).all()
+    assert total_usd(chosen) <= total_usd(near.replicas) * (1.0 + 1e-9)
+
+
+def test_what_a_service_could_move_is_no_more_than_is_open(desk: Desk, fitter: Fitter) -> None:
+    near = Near.of(fitter.wide, desk.repaired({}))
+    swings = near.swings_usd_per_hour()
+    assert swings.max() > 0.0
+    assert ((swings >= 0.0) & (swings <= near.open_usd_per_hour)).all()
 
 
 def test_fitting_stops_when_the_plan_is_proved(desk: Desk, fitter: Fitter) -> None:

@@ -91,7 +91,9 @@ class Chooser:
         return found
 
     def _fitter(self) -> Fitter:
-        return Fitter(desk=self.desk, wide=self.wide, gap=self.gap, settled=self.settled, seated=self.seated)
+        return Fitter(
+            desk=self.desk, wide=self.wide, gap=self.gap, settled=self.settled, seated=self.seated, placed=self.placed
+        )
 
     def _improved(self, found: Worth) -> Worth:
         """Choose among ways near the plan's own until that brings little."""

@@ -23,12 +23,16 @@ from solvers.planner.repack import unusable
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import is_clearly_better, is_taken, lacking_above, lacking_columns
 from solvers.planner.wide import HELD_SLACK, Wide
+from solvers.planner.wide_near import Near
 from solvers.programme import Word
 from solvers.sizing import Capacity
 
 AT_ONCE = 4  # services planned anew together
 LEAST_FITS, MOST_FITS, FITS_RATIO = 10, 40, 0.8  # times that some are: so many for every service
-LEAST_IDLE, IDLE_SERVICES = 3, 8  # times in vain that end it: one for so many services
+LEAST_IDLE, IDLE_SERVICES = 5, 8  # times in vain that end it: one for so many services
+MOST_ROUNDS = 4  # times that all this is done, and then ways near the plan's are chosen among
+LEAST_ROUND, LEAST_FIT = 0.1, 0.02  # of the gap asked, what one more of them has to bring, and a fit to count
+SWING = 0.1  # of the room that a service could take or leave, what counts as open
 MOST_NODES = 40
 MOST_TRIES = 2  # times that the same are planned, while some replica of the plan finds no place
 MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
@@ -48,26 +52,42 @@ class Fitter:
     gap: float
     settled: Settled
     seated: Seated
+    placed: Callable[[Floats], Worth]
     unusable: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def run(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
+        """Plan some services at a time anew, then choose among ways near the plan's, until that brings little."""
+        for _ in range(MOST_ROUNDS):
+            best = self._fits(best, is_proved)
+            if is_proved(best):
+                break
+            before, found = best.objective_usd_per_hour, self.placed(Near.of(self.wide, best).chosen())
+            best = found if self._is_taken(found, best) else best
+            if is_proved(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
+                break
+        return best
+
+    def _fits(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
         """Plan the services with most to gain anew, some at a time, until that brings nothing."""
         failed: dict[int, int] = {}
         closed: set[frozenset[int]] = set()
-        idle, most_idle = 0, max(LEAST_IDLE, len(self.wide.stocks) // IDLE_SERVICES)
-        count = len(self.wide.stocks)
+        idle, count = 0, len(self.wide.stocks)
+        scores = self._scores(best)
         for _ in range(max(LEAST_FITS, min(MOST_FITS, round(FITS_RATIO * count)))):
-            free = self._next(best, failed, closed)
-            if not free or idle >= most_idle or is_proved(best):
+            free = self._next(scores, failed, closed)
+            if not free or idle >= max(LEAST_IDLE, count // IDLE_SERVICES) or is_proved(best):
                 break
             found, is_closed = self._fitted(best, free)
+            gained = 0.0
             if found is not None and self._is_taken(found, best):
-                best, idle, failed = found, 0, {}
-                closed = {frozenset(free)} if is_closed else set()
-                continue
-            idle += 1
-            closed.add(frozenset(free))
-            failed |= {s: failed.get(s, 0) + 1 for s in free}
+                gained, best = best.objective_usd_per_hour - found.objective_usd_per_hour, found
+                scores = self._scores(best)
+            if gained > LEAST_FIT * self.gap * best.objective_usd_per_hour:
+                idle, failed, closed = 0, {}, set()
+            else:
+                idle += 1
+                failed |= {s: failed.get(s, 0) + 1 for s in free}
+            closed |= {frozenset(free)} if is_closed or gained <= 0.0 else set()
         return best
 
     def _is_taken(self, found: Worth, best: Worth) -> bool:
@@ -86,12 +106,18 @@ class Fitter:
             return self.wide.held_usd_per_hour
         return lacking_above(best) * (1.0 + HELD_SLACK) + HELD_SLACK
 
-    def _next(self, best: Worth, failed: Mapping[int, int], closed: Collection[frozenset[int]]) -> tuple[int, ...]:
-        """Services that leave most open, those that were of no use in vain before counting for less."""
-        left = self.wide.left_open(best)
+    def _scores(self, best: Worth) -> list[float]:
+        """What services leave open, and part of what they could do to others by another way; by service."""
+        swings = Near.of(self.wide, best).swings_usd_per_hour()
+        return [left + SWING * float(swing) for left, swing in zip(self.wide.left_open(best), swings, strict=True)]
+
+    def _next(
+        self, scores: Sequence[float], failed: Mapping[int, int], closed: Collection[frozenset[int]]
+    ) -> tuple[int, ...]:
+        """Services of the highest scores, those that were of no use in vain before counting for less."""
         fails = dict(failed)
-        for _ in range(len(left)):
-            order = sorted(range(len(left)), key=lambda s: (-left[s] / (1.0 + fails.get(s, 0)), s))
+        for _ in range(len(scores)):
+            order = sorted(range(len(scores)), key=lambda s: (-scores[s] / (1.0 + fails.get(s, 0)), s))
             free = tuple(sorted(order[:AT_ONCE]))
             if frozenset(free) not in closed:
                 return free
