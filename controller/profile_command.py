@@ -66,6 +66,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-capacity-tokens", type=positive, metavar="N", help="KV room as the engine reports it at start")
     add("--chunk-tokens", type=positive, metavar="N", help="prompt tokens per step of a mixed replica")
     add("--cold-start-seconds", default=120.0, type=float, metavar="S", help="pod start to Ready (default 120)")
+    _add_measured(add)
+    add("--wide", action="store_true", help="tabulate prefill behind cached prefixes and in batches too (silicon)")
+    add("--kernels-only", action="store_true", help=KERNELS_ONLY)
+    add("--as-served", action="store_true", help="the opposite of --kernels-only, and the default")
+    add("--variants", default="", metavar="V[+V]", help=f"derive a variant: {FORMS}; several joined by +")
+    add("--explain", action="store_true", help="say where each number came from, instead of the profiles")
+    add("--skip-unfit", action="store_true", help="leave out what does not fit, and say so, instead of failing")
+    add("-o", "--output", default="yaml", choices=sorted(OUTPUTS), help="output format (yaml)")
+
+
+def _add_measured(add: Callable[..., argparse.Action]) -> None:
+    """Declare what calibration and import read, and how it was measured."""
     add(
         "--from",
         dest="measured",
@@ -82,13 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="calibrate: tokens of an engine step (8192, sglang 16384)",
     )
     add("--max-sequences", default=1024, type=positive, metavar="N", help="calibrate: requests served at once (1024)")
-    add("--wide", action="store_true", help="tabulate prefill behind cached prefixes and in batches too (silicon)")
-    add("--kernels-only", action="store_true", help=KERNELS_ONLY)
-    add("--as-served", action="store_true", help="the opposite of --kernels-only, and the default")
-    add("--variants", default="", metavar="V[+V]", help=f"derive a variant: {FORMS}; several joined by +")
-    add("--explain", action="store_true", help="say where each number came from, instead of the profiles")
-    add("--skip-unfit", action="store_true", help="leave out what does not fit, and say so, instead of failing")
-    add("-o", "--output", default="yaml", choices=sorted(OUTPUTS), help="output format (yaml)")
 
 
 def run(args: argparse.Namespace) -> int:

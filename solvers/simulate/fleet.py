@@ -152,8 +152,10 @@ class Fleet(FleetWays):
         )  # fmt: skip
         self._know(replica_id, service, role, profile, tables)
         self._make_room(r, group, tables.max_batch)
-        ready_at = now if ready_at_s is None else max(now, to_ticks(ready_at_s))
-        if ready_at == now:
+        self._serve_from(r, entity, now if ready_at_s is None else max(now, to_ticks(ready_at_s)))
+
+    def _serve_from(self, r: int, entity: int, ready_at: int) -> None:
+        if ready_at == self._memory.state.now:
             self._do(loop.READY, r)
         else:
             self._schedule(entity, ready_at)
