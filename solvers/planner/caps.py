@@ -105,4 +105,4 @@ def planned_levels(problem: Problem, plan: Plan) -> dict[PoolKey, PoolKey]:
 
 def at_cap(pool: PoolKey, cap_watts: float) -> PoolKey:
     """The pool at another level."""
-    return replace(pool, cap_watts=cap_watts)
+    return replace(pool, cap_watts=cap_watts) if cap_watts != pool.cap_watts else pool

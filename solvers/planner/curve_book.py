@@ -10,6 +10,7 @@ from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.curve import Curve
+from solvers.planner.options import CURVE_ENDS
 from solvers.planner.stock_taking import known_sizes, size_at
 from solvers.planner.wide_ways import WayMaker
 from solvers.sizing import Capacity
@@ -64,5 +65,6 @@ class CurveBook:
             (of_service(problem, self.cells.services[s]), self.maker.sizer.capacity_of, tuple(pools))
             for s, pools in sorted(by_service.items())
         ]
-        for found in self.crew.each(size_at, work):
-            known.update(found)
+        for (_, _, pools), found in zip(work, self.crew.each(size_at, work), strict=True):
+            for (key, _, size), sized in zip(pools, found, strict=True):
+                known[key, min(size, CURVE_ENDS)] = sized

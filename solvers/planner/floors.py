@@ -65,4 +65,4 @@ def spread_demand(service: ServedModel, demand: Demand) -> Demand:
     """What the replicas of one pool carry together at most where two locations stand in for each other."""
     keeps = 1.0 - min(service.max_share_per_location_ratio, service.max_spot_ratio)
     factor = max(1.0, 2.0 * keeps)
-    return replace(demand, requests_per_s=factor * demand.requests_per_s)
+    return replace(demand, requests_per_s=factor * demand.requests_per_s) if factor > 1.0 else demand

@@ -163,22 +163,21 @@ Ask = tuple[PoolKey, EngineProfile, int, int]
 """Pool, profile, room and the least that is of use: what its largest useful size is searched with."""
 
 
-def size_pools(
-    problem: Problem, capacity_of: CapacityOf, asks: Sequence[Ask]
-) -> dict[tuple[PoolKey, int], Capacity | Unfit]:
-    """Find the useful size of each pool, and return all capacities looked up on the way.
+def size_pools(problem: Problem, capacity_of: CapacityOf, asks: Sequence[Ask]) -> list[dict[int, Capacity | Unfit]]:
+    """Find the useful size of each pool, and return all capacities looked up on the way, by size.
 
     Parameters
     ----------
     problem : Problem
         Of which only the services and demands of the pools are read.
     """
-    sizer = Sizer(problem=problem, capacity_of=capacity_of)
-    services = {service.name: service for service in problem.services}
+    services, found = {service.name: service for service in problem.services}, []
     for pool, profile, room, least in asks:
+        sizer = Sizer(problem=problem, capacity_of=capacity_of)
         demand = spread_demand(services[pool.service], problem.demands[pool.service])
         _useful_size(pool, profile, demand, room, least, sizer)
-    return sizer.known
+        found.append({size: sized for (_, size), sized in sizer.known.items()})
+    return found
 
 
 def find_options(
@@ -210,12 +209,13 @@ def find_options(
     unfit: dict[str, tuple[str, ...]] = {}
     slots = {kind: find_slots(problem, kind) for kind in {kind_of(service) for service in problem.services}}
     levels, sizes_of_nodes = _levels_of(problem, wanted), node_sizes(problem.nodes)
+    able = {service.name: list(_candidates(problem, service, sizer, levels)) for service in problem.services}
     if is_wide and crew is not None and crew.workers > 1:
-        _size_ahead(problem, sizer, slots, levels, crew)
+        _size_ahead(problem, sizer, slots, able, crew)
     for service in sorted(problem.services, key=lambda s: s.name):
         reasons: dict[PoolKey, str] = {}
         found: list[PoolOption] = []
-        for pool, profile in (c for c in _candidates(problem, service, sizer, levels) if c[0] not in left_out):
+        for pool, profile in (c for c in able[service.name] if c[0] not in left_out):
             mine = slots[kind_of(service)]
             sizes = None if is_wide else (refined or {}).get(pool, ())
             option = _option(problem, service, pool, profile, sizer, mine, sizes)
@@ -249,29 +249,29 @@ def _size_ahead(
     problem: Problem,
     sizer: Sizer,
     slots: Mapping[SlotsKind, Mapping[tuple[str, int], int]],
-    levels: Callable[[PoolKey, EngineProfile], Iterable[float]],
+    able: Mapping[str, Sequence[tuple[PoolKey, EngineProfile]]],
     crew: Crew,
 ) -> None:
     """Let the crew size every pool that is not known in full, so that what follows looks it up."""
-    work, known = [], replace(sizer, capacity_of=refuse)
+    work, known = list[tuple[Problem, CapacityOf, tuple[Ask, ...]]](), replace(sizer, capacity_of=refuse)
     for service in sorted(problem.services, key=lambda s: s.name):
         asks = []
-        for pool, profile in _candidates(problem, service, sizer, levels):
+        for pool, profile in able[service.name]:
             mine = slots[kind_of(service)]
             room = min(service.max_replicas, mine.get((pool.gpu_class, pool.config.gpus), 0))
             ask = (pool, profile, room, least_of(problem, service, pool))
             if room > 0 and not _is_known(service, problem.demands[service.name], ask, known):
                 asks.append(ask)
         work.append((of_service(problem, service), sizer.capacity_of, tuple(asks)))
-    for found in crew.each(size_pools, work):
-        sizer.known.update(found)
+    for (_, _, asked), found in zip(work, crew.each(size_pools, work), strict=True):
+        for (pool, *_), sizes in zip(asked, found, strict=True):
+            sizer.known.update({(pool, size): sized for size, sized in sizes.items()})
 
 
 def _is_known(service: ServedModel, demand: Demand, ask: Ask, known: Sizer) -> bool:
     """True when the search for the useful size asks for nothing new."""
-    pool, profile, room, least = ask
     try:
-        _useful_size(pool, profile, spread_demand(service, demand), room, least, known)
+        _useful_size(*ask[:2], spread_demand(service, demand), *ask[2:], known)
     except UnknownSize:
         return False
     return True

@@ -90,9 +90,7 @@ def known_sizes(most: int, every: int) -> list[int]:
 
 def size_at(
     problem: Problem, capacity_of: CapacityOf, asks: Sequence[tuple[PoolKey, EngineProfile, int]]
-) -> dict[tuple[PoolKey, int], Capacity | Unfit]:
+) -> list[Capacity | Unfit]:
     """Capacities of pools at sizes."""
     sizer = Sizer(problem=problem, capacity_of=capacity_of)
-    for pool, profile, size in asks:
-        sizer.at(pool, profile, size)
-    return sizer.known
+    return [sizer.at(pool, profile, size) for pool, profile, size in asks]
