@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import minimum_filter1d
 
 Floats = NDArray[np.float64]
 EVERY = 32  # loads tried between two looks at whether others can still be of use
@@ -84,3 +85,11 @@ def parts_of(tables: Sequence[Floats], totals: Sequence[Floats], load: int) -> l
 def _rises(costs: Floats) -> NDArray[np.int64]:
     """Loads after which the cost rises: all others are carried for nothing."""
     return np.flatnonzero(np.isfinite(costs) & (np.append(costs[1:], np.inf) > costs))
+
+
+def slide(values: Floats, width: int) -> Floats:
+    """Least value within so many parts below each part."""
+    if width >= len(values):
+        return np.minimum.accumulate(values)
+    least: Floats = minimum_filter1d(values, width + 1, mode="constant", cval=np.inf, origin=width // 2)
+    return least

@@ -33,6 +33,7 @@ from solvers.planner.shortage import reasons_by_service
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import hold_higher_tiers, lacking_values
 from solvers.planner.wide import Wide
+from solvers.planner.wide_branches import bound_of_branches
 from solvers.planner.wide_choice import Chooser
 from solvers.verify import verify
 
@@ -171,7 +172,7 @@ class Search:
     def _raise_held_bound(self, cells: Cells, arrays: Arrays, wide: Wide, worth: Worth) -> None:
         """Take a bound of the plans that keep the tiers in order as this one does, and say so."""
         before, bound = self.bound_usd_per_hour, min(wide.bound_beside(worth), worth.objective_usd_per_hour)
-        self._raise_bound(bound)
+        self._raise_bound(min(bound_of_branches(wide, worth), worth.objective_usd_per_hour))
         if self.bound_usd_per_hour > before:
             self.evidence.hold(before, held_tiers(worth, wide.prices[len(wide.room) :]))
             self._certify(certificate(cells, arrays, wide.prices[: len(wide.room)], bound - wide.search.in_best))

@@ -14,16 +14,16 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-from scipy.ndimage import minimum_filter1d
 
 from solvers.derived import Derives, derived
 from solvers.engine import Role
 from solvers.planner.cells import Floats, Ints
 from solvers.planner.curve import Curve
-from solvers.planner.min_plus import in_turn, parts_of
+from solvers.planner.min_plus import in_turn, parts_of, slide
 from solvers.planner.penalties import EXCESS_WEIGHT
 
 PARTS = 1000  # of the demand; a load is rounded up to whole parts
+ANY_PENALTY = 0.0, np.inf  # no limit to what may be left undone
 NEAR = 1e-6  # of a part; far above the rounding of a division
 LEAST_EVERY, MOST_EVERY = 32, 64  # sizes told apart; half a replica of as many is what the line beyond hides
 WORK_SIZES = 1000  # sizes told apart of a pool, over all services
@@ -158,6 +158,8 @@ class Pick:
     sizes: Mapping[int, int]
     served_ratio: float
     wanted: frozenset[int]
+    least_served_ratio: float = 0.0
+    """What all ways in question serve."""
     asked_sizes: tuple[tuple[int, int], ...]
     """(pool, size) that the value rests on and that only a hopeful guess stands for so far."""
     by_side: Mapping[tuple[int, int], int] = field(default_factory=dict)
@@ -193,6 +195,7 @@ def least_value(
     is_safe: bool = False,
     weight: float = 1.0,
     crossing_usd_per_hour: Mapping[str, float] | None = None,
+    penalties: tuple[float, float] = ANY_PENALTY,
 ) -> Pick:
     """Find the least priced value of the service at the prices of its cells.
 
@@ -208,6 +211,8 @@ def least_value(
         Times its penalties, what the service pays for what it leaves undone.
     crossing_usd_per_hour : mapping of KV group to float, optional
         What pairs of the whole demand pay for what ``asked`` gives their replicas, see ``wide_links.py``.
+    penalties : (float, float)
+        USD per hour that the ways in question leave undone, at least and at most; no way has an infinite value.
     """
     floor = _floor_usd(stocks, asked, weight)
     if stocks.demand_per_s <= 0.0:
@@ -228,7 +233,7 @@ def least_value(
             _Group(table=prefill + decode + usd * np.maximum(0.0, np.arange(-1, stocks.parts)), stages=stages)
         )
     totals, mixed = in_turn([group.table for group in groups]), list[_Stage]()
-    paid = _paid(stocks, floor, weight, of_role(Role.MIXED, "", totals[-1], mixed))
+    paid = _paid(stocks, floor, weight, of_role(Role.MIXED, "", totals[-1], mixed), penalties)
     part = int(np.argmin(paid))
     sizes, wanted, guessed = _way_back(stocks, curves, groups, totals, mixed, part)
     given = 0.0 if is_safe else _given_usd(stocks, kept, asked)
@@ -236,6 +241,7 @@ def least_value(
         value_usd_per_hour=float(paid[part]) - given + stocks.stop_all_usd_per_hour,
         sizes=sizes | stocks.kept_beyond(kept, asked, sizes),
         served_ratio=part / stocks.parts,
+        least_served_ratio=int(np.argmax(paid < np.inf)) / stocks.parts,
         wanted=frozenset(wanted),
         asked_sizes=tuple(guessed),
     )
@@ -251,12 +257,13 @@ def _given_usd(stocks: Stocks, kept: frozenset[int], asked: Floats) -> float:
     return given
 
 
-def _paid(stocks: Stocks, floor: float, weight: float, table: Floats) -> Floats:
-    """Cost by parts carried, at least that of the floor, with what stays unserved."""
-    lacking = 1.0 - np.arange(stocks.parts + 1) / stocks.parts
+def _paid(stocks: Stocks, floor: float, weight: float, table: Floats, penalties: tuple[float, float]) -> Floats:
+    """Cost by parts carried, at least that of the floor, with what stays undone."""
+    (least, most), lacking = penalties, 1.0 - np.arange(stocks.parts + 1) / stocks.parts
     beyond = np.maximum(0.0, lacking - stocks.fair_ratio)
-    unserved = weight * stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)
-    paid: Floats = np.maximum(table, floor) + unserved
+    unserved = stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)
+    paid: Floats = np.maximum(np.maximum(table, floor) + weight * unserved, table + weight * least)
+    paid[unserved > most] = np.inf
     return paid
 
 
@@ -372,19 +379,11 @@ def _with_line(
         slope = max(0.0, unit + run_usd_per_hour) / per_replica * parts
         width = int(np.ceil(left * per_replica))
         lines.append((line, slope, width))
-        line = _slide(line - slope, width) + slope
+        line = slide(line - slope, width) + slope
         if width >= stocks.parts:
             break
     stage.lines, stage.part_rate = tuple(lines), per_replica
     return np.minimum(grown, line)
-
-
-def _slide(values: Floats, width: int) -> Floats:
-    """Least value within so many parts below each part."""
-    if width >= len(values):
-        return np.minimum.accumulate(values)
-    least: Floats = minimum_filter1d(values, width + 1, mode="constant", cval=np.inf, origin=width // 2)
-    return least
 
 
 def _way_back(

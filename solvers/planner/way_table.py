@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.relax import Arrays
 from solvers.planner.wide_rows import costs, numbers, sends
 from solvers.planner.wide_ways import SparseWay
+
+Flags = NDArray[np.bool_]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +76,13 @@ class WayTable:
         """What each way costs, and the penalties of what it leaves undone, (W,) each."""
         self._look()
         return self._cost, self._penalty
+
+    def outside(self, penalties: Mapping[int, tuple[float, float]]) -> Flags:
+        """True for ways that leave less or more undone than they may, least and most by service; (W,)."""
+        penalty, is_out = self.costs[1], np.zeros(len(self.ways), dtype=bool)
+        for s, (least, most) in penalties.items():
+            is_out |= (self.service == s) & ((penalty < least) | (penalty > most))
+        return is_out
 
     def _look(self) -> None:
         """Work out the columns of the ways that are new."""

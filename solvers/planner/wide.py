@@ -71,6 +71,7 @@ CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
 USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
 HELD_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
 HELD_SLACK = 1e-6  # relative, of what a held tier lacks
+OUTSIDE = 10.0  # times the largest penalty, what a way costs that is not of the branch in question
 MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
 
 
@@ -80,7 +81,8 @@ class Wide:
 
     ``held_usd_per_hour`` (T,) is what the first T tiers may leave undone, in penalties; ``prices`` are those of the
     shared rows, then those of the held tiers. ``unusable`` (R,) is room where replicas found no place, ``used`` what
-    the plan at hand takes all the same.
+    the plan at hand takes all the same. ``penalties`` says what the plans in question leave undone of some services,
+    USD per hour, at least and at most; ``branches``, if any, together hold all of these.
     """
 
     cells: Cells
@@ -105,10 +107,13 @@ class Wide:
     trust: float = TRUST
     is_fine: bool = False
     is_short: bool = False
+    is_held: bool = False
     values: Floats = field(default_factory=lambda: np.zeros(0))
     held_usd_per_hour: Floats = field(default_factory=lambda: np.zeros(0))
     unusable: Floats = field(default_factory=lambda: np.zeros(0))
     used: Floats = field(default_factory=lambda: np.zeros(0))
+    penalties: dict[int, tuple[float, float]] = field(default_factory=dict)
+    branches: list[Wide] = field(default_factory=list)
 
     @classmethod
     def of(cls, cells: Cells, arrays: Arrays, sizer: Sizer, crew: Crew, *, gap: float, seconds: float) -> Wide:
@@ -163,27 +168,27 @@ class Wide:
 
     def first(self) -> float:
         """Bound the objective at the prices begun with, and find the ways of each service that these like best."""
-        self.best = self._priced(self.prices)
+        self.best = self.priced(self.prices)
         return self.best
 
     def bound(self, is_enough: Enough) -> float:
         """Raise the bound, finding ways as it goes: loads cut coarsely first, then finely, where less is rounded."""
         self.unusable = np.zeros(len(self.room))
-        if len(self.held_usd_per_hour):
+        if self.is_held:
             self._raised_beside_held(is_enough)
         left = max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))
-        for is_last in (False, True) if not len(self.held_usd_per_hour) else ():
-            left -= self._raised(left if is_last else left - LEAST_FINE, is_enough)
+        for is_last in (False, True) if not self.is_held else ():
+            left -= self.raised(left if is_last else left - LEAST_FINE, is_enough)
             if is_enough(self.best) or self._looks_short():
                 return self.best
             if not is_last:
                 self._cut_finer()
-        if self.search.rounds and not (is_enough(self.best) or len(self.held_usd_per_hour)):
+        if self.search.rounds and not (is_enough(self.best) or self.is_held):
             self.search.is_on, self.trust = True, SEARCH_TRUST
-            self._priced(self.prices)
-            self._raised(self.search.rounds, is_enough)
+            self.priced(self.prices)
+            self.raised(self.search.rounds, is_enough)
         for _ in range(MOST_COMPLETED):
-            if is_enough(self.best) or not self._completed(self._choice_prices(self._relaxed())):
+            if is_enough(self.best) or not self._completed(self._choice_prices(self.relaxed())):
                 break
         return self.best
 
@@ -193,7 +198,7 @@ class Wide:
         What is still open between the choice and its bound may be penalties that ways not yet found would spare.
         """
         if not self.is_fine:
-            relaxed = self._relaxed()
+            relaxed = self.relaxed()
             sure_usd = float(relaxed.x @ self.table.costs[1]) - max(0.0, relaxed.value - self.best)
             self.is_short = sure_usd > SHORT * abs(relaxed.value)
         return self.is_short
@@ -202,11 +207,11 @@ class Wide:
         """Price with tiers held, loads and sizes told apart more closely where least values hide something."""
         self._cut_finer()
         for left in range(MOST_TOLD_APART, -1, -1):
-            self._raised(LEAST_PRICINGS, is_enough)
+            self.raised(LEAST_PRICINGS, is_enough)
             if is_enough(self.best) or not left or not self._told_apart():
                 break
 
-    def _raised(self, pricings: int, is_enough: Enough) -> int:
+    def raised(self, pricings: int, is_enough: Enough) -> int:
         """Price until nothing more is to be had; returns how often."""
         stalled, open_usd = 0, list[float]()
         for done in range(pricings):
@@ -223,9 +228,9 @@ class Wide:
                 self.trust *= WIDER
                 continue
             before, best = len(self.table.ways), self.best
-            value = self._priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
+            value = self.priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
             is_new = len(self.table.ways) > before and not self.search.is_on
-            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and not is_new):
+            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and not (is_new and not self.penalties)):
                 self.trust /= 2.0
             stalled = 0 if value > best + STALLED * abs(best) or is_new else stalled + 1
         return pricings
@@ -250,7 +255,7 @@ class Wide:
         if finer:
             self.stocks = [finer.get(s, stocks) for s, stocks in enumerate(self.stocks)]
             self.trust = max(self.trust, FINE_TRUST)
-            self._priced(self.prices)
+            self.priced(self.prices)
         return bool(finer)
 
     def _step(self) -> BoxStep:
@@ -276,7 +281,7 @@ class Wide:
             self.prices = np.append(self.prices, prices)
         else:
             self.best += float(prices @ (self.held_usd_per_hour - held))
-        self.held_usd_per_hour = held
+        self.held_usd_per_hour, self.is_held = held, True
         self._at_hand(worth)
 
     def bound_beside(self, worth: Worth) -> float:
@@ -305,7 +310,8 @@ class Wide:
         of_tier = np.append(1.0 + prices[len(self.room) :], 1.0)
         return of_tier[np.minimum(self.table.tiers, len(of_tier) - 1)]
 
-    def _priced(self, prices: Floats) -> float:
+    def priced(self, prices: Floats) -> float:
+        """Bound the objective at the prices, and find the ways that these like best."""
         picks = self._picks(prices)
         self._take(picks, self._asked(prices))
         values = np.array([pick.value_usd_per_hour for pick in picks[: len(self.stocks)]])
@@ -329,13 +335,13 @@ class Wide:
             self.unusable = self.unusable + self.shared @ lost
         self._at_hand(worth)
         for _ in range(2):
-            relaxed = self._relaxed()
+            relaxed = self.relaxed()
             self._blend(relaxed, self._asked(self._choice_prices(relaxed)))
-        return self._chosen_near(worth) if len(self.held_usd_per_hour) else self._chosen_first()
+        return self._chosen_near(worth) if self.is_held else self._chosen_first()
 
     def _chosen_first(self) -> Floats:
         """Take one way of each service, (C,) replicas, of the best of each, beginning with what fits in turn."""
-        relaxed = self._relaxed()
+        relaxed = self.relaxed()
         kept = best_ways(self.table.ways, self._priced_ways(self._choice_prices(relaxed)))
         choice = self._choice(kept, is_whole=True)
         return self._whole(kept, choice, taken_in_turn(choice, self.table.tiers, relaxed.x[kept]))
@@ -388,27 +394,18 @@ class Wide:
 
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         """What is best of each service at the prices, then of those that may cross links what is best without."""
-        of_links = prices[self.table.first_link : len(self.room)]
-        views = views_at(self.stocks, self.sides, self.links, self._asked(prices), of_links)
-        weights = self._weights(prices).tolist()
+        asked, of_links = self._asked(prices), prices[self.table.first_link : len(self.room)]
+        views = views_at(self.stocks, self.sides, self.links, asked, of_links)
         apart = [
             choose_kept(view.stocks, view.asked, self.wanted[v]) if view.stocks.demand_per_s else frozenset[int]()
             for v, view in enumerate(views)
         ]
-        self.kept = [frozenset[int]()] * len(self.stocks)
+        weights, self.kept = self._weights(prices), [frozenset[int]()] * len(self.stocks)
         for view, kept in zip(views, apart, strict=True):
             self.kept[view.service] |= view.pools(kept)
         self.book.know(self.kept)
         work = [
-            (
-                view.stocks,
-                view.curves(self.book.curves[view.service], kept),
-                kept,
-                view.asked,
-                is_safe,
-                weights[view.service],
-                view.crossing_usd_per_hour,
-            )
+            view.work(self.book.curves[view.service], kept, is_safe, float(weights[view.service]), self.penalties)
             for view, kept in zip(views, apart, strict=True)
         ]
         return [view.pick(pick) for view, pick in zip(views, self.crew.each(least_value, work), strict=True)]
@@ -430,7 +427,7 @@ class Wide:
         asked: Floats = self.shared.T @ prices[: len(self.room)]
         return asked
 
-    def _relaxed(self) -> Solution:
+    def relaxed(self) -> Solution:  # among the ways known so far
         relaxed = solve_linear(self._choice(), time_limit_s=self.seconds)
         if relaxed.duals is None:
             raise SolveFailed("the choice of ways gave no prices")
@@ -442,7 +439,10 @@ class Wide:
         return prices
 
     def _choice(self, among: Sequence[int] | None = None, *, is_whole: bool = False) -> Arrays:
-        return self.table.choice(self._usable(), len(self.held_usd_per_hour), among, is_whole=is_whole)
+        choice = self.table.choice(self._usable(), len(self.held_usd_per_hour), among, is_whole=is_whole)
+        outside = self.table.outside(self.penalties)
+        beyond = OUTSIDE * max(1.0, float(self.table.costs[1].max(initial=0.0)))
+        return replace(choice, cost=choice.cost + beyond * (outside if among is None else outside[among]))
 
     def _blend(self, relaxed: Solution, asked: Floats) -> None:
         """Turn each split choice into whole ways that use about as much of each place."""

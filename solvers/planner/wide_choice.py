@@ -13,6 +13,7 @@ from solvers.planner.places import cell_counts
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import is_clearly_better, is_taken
 from solvers.planner.wide import Wide
+from solvers.planner.wide_branches import branched
 from solvers.planner.wide_fit import Fitter, Seated, Settled
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
@@ -42,6 +43,8 @@ class Chooser:
         best = self._chosen(best)
         if best.short and not self.is_proved(best):
             best = self._in_order(best)
+        if best.short and not self.is_proved(best):
+            best = self._branched(best)
         if self.is_proved(best):
             return best
         if best.short:
@@ -82,6 +85,17 @@ class Chooser:
             self.wide.hold(again)
         found = again
         self.raise_bound(found)
+        return found
+
+    def _branched(self, found: Worth) -> Worth:
+        """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""
+        value = found.objective_usd_per_hour
+        self.wide.branches = branched(self.wide, value, lambda bound: value - bound <= self.gap * abs(value))
+        self.raise_bound(found)
+        if self.wide.branches and not self.is_proved(found):
+            least = min(self.wide.branches, key=lambda branch: branch.best)
+            found = self._better(found, self.placed(least.choose(found)))
+            self.raise_bound(found)
         return found
 
     def _fitted(self, found: Worth) -> Worth:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from solvers.planner.cells import Floats
 from solvers.planner.curve import Curve
-from solvers.planner.stocks import Pick, Stocks
+from solvers.planner.stocks import ANY_PENALTY, Pick, Stocks
 from solvers.planner.wide_links import WideLinks
 from solvers.planner.wide_sides import Sides
 
@@ -41,6 +41,19 @@ class View:
     def curves(self, known: Mapping[int, Curve], kept: Collection[int]) -> dict[int, Curve]:
         """What the pools of the view carry and cost."""
         return {pool: known[pool] for pool in sorted(kept)} if self.cut is None else self.cut.curves(known, kept)
+
+    def work(
+        self,
+        known: Mapping[int, Curve],
+        kept: frozenset[int],
+        is_safe: bool,
+        weight: float,
+        penalties: Mapping[int, tuple[float, float]],
+    ) -> tuple[object, ...]:
+        """What ``least_value`` is told, of plans that leave so much undone, at least and at most, by service."""
+        limits = penalties.get(self.service, ANY_PENALTY)
+        crossing = self.crossing_usd_per_hour
+        return self.stocks, self.curves(known, kept), kept, self.asked, is_safe, weight, crossing, limits
 
     def pick(self, pick: Pick) -> Pick:
         """What was picked in terms of the service's pools."""

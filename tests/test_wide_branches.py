@@ -1,0 +1,98 @@
+"""Bounds by branches: every way lies in one, no value passes a way's, and what whole replicas decide is proved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from solvers.engine import Role
+from solvers.planner import desk_for, make_plan
+from solvers.planner.cells import build_cells
+from solvers.planner.compose import shared_rows
+from solvers.planner.relax import solve_linear, state
+from solvers.planner.stocks import least_value
+from solvers.planner.wide import Wide
+from solvers.planner.wide_branches import bound_of_branches, branched
+from solvers.planner.wide_views import views_at
+from solvers.problem import Policy, Problem
+from solvers.sizing import replica_capacity
+from solvers.verify.claims import CapacityOf
+from tests import fleets, synthetic
+
+SIZE = synthetic.Size(nodes=72, services=5, rows=4, designs=4)
+
+
+def wide_of(problem: Problem, capacity_of: CapacityOf = replica_capacity) -> Wide:
+    """Priced to the end, nothing held."""
+    desk = desk_for(problem, capacity_of)
+    cells = build_cells(problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
+    arrays = state(cells)
+    wide = Wide.of(cells, arrays, desk.sizer, desk.crew, gap=0.01, seconds=600.0)
+    duals = solve_linear(arrays, time_limit_s=600.0).duals
+    assert duals is not None
+    wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]))
+    wide.first()
+    wide.bound(lambda bound: False)
+    return wide
+
+
+@pytest.fixture(scope="module")
+def short() -> Wide:
+    policy = Policy(min_saving_ratio=0.0, time_limit_s=600.0)
+    return wide_of(synthetic.make_problem(SIZE, 2, load=0.65, policy=policy))
+
+
+def test_no_value_of_a_branch_passes_a_way_in_it(short: Wide) -> None:
+    """Of every service, between any two of its ways, on either side, at prices drawn near the best."""
+    rng, table, looked = np.random.default_rng(7), short.table, 0
+    for _ in range(3):
+        prices = short.prices * rng.uniform(0.2, 2.0, len(short.prices))
+        short.priced(prices)  # knows the pools that look cheap there
+        asked, weights = short._asked(prices), short._weights(prices)
+        costs = table.priced(prices[: len(short.room)], weights)
+        views = views_at(short.stocks, short.sides, short.links, asked, prices[table.first_link : len(short.room)])
+        for s, view in enumerate(views[: len(short.stocks)]):
+            mine = np.flatnonzero(table.service == s)
+            undone = np.unique(table.costs[1][mine])
+            for cut in np.append(rng.uniform(0.0, undone[-1] * 1.1, 4), undone[-1]).tolist():
+                for penalties in ((0.0, cut), (cut, np.inf)):
+                    work = view.work(short.book.curves[s], short.kept[s], False, float(weights[s]), {s: penalties})
+                    value = least_value(*work).value_usd_per_hour
+                    inside = mine[~table.outside({s: penalties})[mine]]
+                    assert all(value <= costs[w] * (1.0 + 1e-9) + 1e-6 for w in inside), (s, penalties)
+                    looked += len(inside)
+    assert looked > 500
+
+
+def test_branches_leave_no_way_out(short: Wide) -> None:
+    part = replace(short, penalties={1: (0.0, 500.0)})
+    others = replace(short, penalties={1: (500.0, np.inf)})
+    assert not (short.table.outside(part.penalties) & short.table.outside(others.penalties)).any()
+
+
+def at_one_feed() -> Problem:
+    """Watts for what must be served and one and a half large replicas: relaxed, as much as one and a half serve."""
+    small = fleets.service("small", "small", rank=0, roles=(Role.MIXED,))
+    large = fleets.service("large", "large", rank=1, roles=(Role.MIXED,))
+    fleet = fleets.nodes("h100-sxm", 8, "rack-1")
+    replica_watts = 700.0 + 150.0 - 70.0
+    watts = 64 * 70.0 + (10 + 1.5 * 8) * replica_watts
+    profiles = [fleets.profile("small", "h100-sxm", 1, 8.0), fleets.profile("large", "h100-sxm", 8, 70.0)]
+    return fleets.problem([(small, 14.0), (large, 40.0)], fleet, profiles, budgets={"site": watts})
+
+
+def test_what_whole_replicas_decide_is_proved_by_branches() -> None:
+    problem = at_one_feed()
+    wide, worth = wide_of(problem, fleets.plain_capacity), desk_for(problem, fleets.plain_capacity).repaired({})
+    value = worth.objective_usd_per_hour
+    wide.hold(worth)
+    alone = wide.bound(lambda bound: False)
+    wide.branches = branched(wide, value, lambda bound: value - bound <= 1e-3 * value)
+    assert len(wide.branches) >= 2
+    assert alone < 0.95 * value  # prices alone leave much open
+    assert (1.0 - 2e-3) * value <= bound_of_branches(wide, worth) <= value * (1.0 + 1e-9)
+    plan = make_plan(problem, capacity_of=fleets.plain_capacity, wide_gpus=0)
+    assert plan.report.gap_ratio <= 1e-2
+    assert plan.report.objective_usd_per_hour == pytest.approx(value)
