@@ -89,10 +89,10 @@ def test_what_whole_replicas_decide_is_proved_by_branches() -> None:
     value = worth.objective_usd_per_hour
     wide.hold(worth)
     alone = wide.bound(lambda bound: False)
-    wide.branches = branched(wide, value, lambda bound: value - bound <= 1e-3 * value)
+    wide.branches = branched(wide, value, lambda bound: value - bound <= 5e-3 * value)
     assert len(wide.branches) >= 2
     assert alone < 0.95 * value  # prices alone leave much open
-    assert (1.0 - 2e-3) * value <= bound_of_branches(wide, worth) <= value * (1.0 + 1e-9)
+    assert (1.0 - 5e-3) * value <= bound_of_branches(wide, worth) <= value * (1.0 + 1e-9)
     plan = make_plan(problem, capacity_of=fleets.plain_capacity, wide_gpus=0)
     assert plan.report.gap_ratio <= 1e-2
     assert plan.report.objective_usd_per_hour == pytest.approx(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from solvers.planner.cells import Floats
 from solvers.planner.curve import Curve
@@ -49,7 +50,7 @@ class View:
         is_safe: bool,
         weight: float,
         penalties: Mapping[int, tuple[float, float]],
-    ) -> tuple[object, ...]:
+    ) -> tuple[Any, ...]:
         """What ``least_value`` is told, of plans that leave so much undone, at least and at most, by service."""
         limits = penalties.get(self.service, ANY_PENALTY)
         crossing = self.crossing_usd_per_hour
