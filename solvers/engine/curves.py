@@ -13,6 +13,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -138,9 +139,9 @@ def decode_steps_s(profile: EngineProfile, batches: ArrayLike, mean_contexts: Ar
     batch, context = np.asarray(batches, dtype=float), np.asarray(mean_contexts, dtype=float)
     _check_within(profile, "decode_batches", float(batch.max()), profile.decode_batches[-1])
     _check_within(profile, "decode_contexts", float(context.max()), profile.decode_contexts[-1])
-    table = np.asarray(profile.decode_step_s)
-    row, row_share = _cell(profile.decode_batches, batch)
-    column, column_share = _cell(profile.decode_contexts, context)
+    table, rows, columns = _decode_table(profile)
+    row, row_share = _cell(rows, batch)
+    column, column_share = _cell(columns, context)
     next_row, next_column = np.minimum(row + 1, len(table) - 1), np.minimum(column + 1, table.shape[1] - 1)
     low = table[row, column] * (1 - column_share) + table[row, next_column] * column_share
     high = table[next_row, column] * (1 - column_share) + table[next_row, next_column] * column_share
@@ -175,11 +176,17 @@ def _interpolate(knots: Sequence[float], values: Sequence[float], at: float) -> 
     return values[right - 1] + share * (values[right] - values[right - 1])
 
 
-def _cell(knots: Sequence[int], at: Floats) -> tuple[NDArray[np.intp], Floats]:
+@lru_cache(maxsize=4096)
+def _decode_table(profile: EngineProfile) -> tuple[Floats, Floats, Floats]:
+    """Decode steps as an array, and its knots; read only."""
+    batches, contexts = np.array(profile.decode_batches, dtype=float), np.array(profile.decode_contexts, dtype=float)
+    return np.array(profile.decode_step_s, dtype=float), batches, contexts
+
+
+def _cell(knots: Floats, at: Floats) -> tuple[NDArray[np.intp], Floats]:
     """Index of the knot at or below each value, and how far towards the next one it is, 0-1."""
-    knot = np.asarray(knots, dtype=float)
-    place = np.interp(at, knot, np.arange(len(knot), dtype=float))
-    index = np.minimum(place.astype(np.intp), len(knot) - 1)
+    place = np.interp(at, knots, np.arange(len(knots), dtype=float))
+    index = np.minimum(place.astype(np.intp), len(knots) - 1)
     return index, place - index
 
 

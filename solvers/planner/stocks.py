@@ -102,9 +102,10 @@ class Stocks(Derives):
         """Price of one replica, how many at that price, and their cell, cheapest first; runs before new in a cell."""
         at = slice(int(self.first[pool]), int(self.first[pool + 1]))
         now, here = np.minimum(self.now[at], self.room[at]), asked[at] + self.terms_usd_per_hour[at]
-        price = np.concatenate([here - self.stop_usd_per_hour[pool], here + self.start_usd_per_hour[pool]])
-        count = np.concatenate([now, self.room[at] - now])
-        cell = np.tile(np.arange(at.start, at.stop), 2)
+        price, count, cell = here + self.start_usd_per_hour[pool], self.room[at] - now, np.arange(at.start, at.stop)
+        if now.any():
+            price, cell = np.concatenate([here - self.stop_usd_per_hour[pool], price]), np.tile(cell, 2)
+            count = np.concatenate([now, count])
         order = np.argsort(price, kind="stable")
         order = order[count[order] > 0]
         return price[order], count[order], cell[order]
