@@ -63,8 +63,10 @@ class Stock:
 
     def given_usd_per_hour(self, told_apart: int) -> float:
         """What replicas beyond those told apart give at most, where keeping them is worth more than they cost."""
-        beyond = self.units_usd_per_hour[told_apart:] + self.idle_usd_per_hour
-        return float(-np.minimum(0.0, beyond).sum())
+        left = self.units_usd_per_hour[told_apart:]
+        if not len(left) or left[0] + self.idle_usd_per_hour >= 0.0:  # the usual case
+            return 0.0
+        return float(-np.minimum(0.0, left + self.idle_usd_per_hour).sum())
 
     def ask(self, size: int) -> bool:
         """Make a size exact; False when it was."""
