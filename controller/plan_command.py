@@ -26,7 +26,7 @@ from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.parted import with_estimates
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import most_requests_per_s, replica_capacity
 from solvers.verify.bound import verify_bound
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SHORT = 0, 1, 2
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _says_bound(planned: Planned) -> bool:
     """Say on standard error whether the plan's bound was found again; False when it was not."""
-    check = verify_bound(planned.plan, planned.problem, capacity_of=replica_capacity)
+    check = verify_bound(planned.plan, planned.problem, capacity_of=replica_capacity, most_of=most_requests_per_s)
     print(check or "the bound shows no prices that could be checked", file=sys.stderr)
     return check is None or check.is_supported
 

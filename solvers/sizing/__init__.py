@@ -7,6 +7,7 @@ prompts inside the decode steps (``pools.py``). Each formula may use up half of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -83,6 +84,21 @@ def replica_capacity(
     if not mix or sum(bucket.weight_ratio for bucket in mix) <= 0:
         raise InvalidInput("request mix", "", "is empty or has no weight", "give a bucket with weight above 0")
     return _capacity(profile, role, tuple(mix), tuple(slos), max(1, min(pool_replicas, MAX_POOL_REPLICAS)))
+
+
+def most_requests_per_s(profile: EngineProfile, role: Role, mix: Sequence[SizeBucket]) -> float:
+    """Bound what a replica of the role carries from above, whatever its pool and its SLOs, in next to no time.
+
+    Prompts alone take ``queueing.MAX_LOAD_RATIO`` of its time at most. Nothing is said of decode replicas, which is no
+    less true: infinity.
+    """
+    if role is Role.DECODE:
+        return math.inf
+    of_buckets = pools.Mix.of(tuple(mix))
+    try:
+        return queueing.MAX_LOAD_RATIO / float(of_buckets.weight @ pools.prefill_times_s(profile, of_buckets))
+    except (pools.Refused, OutOfRange):
+        return 0.0
 
 
 @lru_cache(maxsize=65536)

@@ -15,7 +15,7 @@ from solvers.certificate import Certificate, HeldTier, ServiceWeights
 from solvers.plan import Plan
 from solvers.problem import Problem
 from solvers.verify.cases import Case
-from solvers.verify.claims import CapacityOf
+from solvers.verify.claims import CapacityOf, MostOf
 from solvers.verify.evidence import evidence_faults
 from solvers.verify.market import Market
 from solvers.verify.sides import add_pairs
@@ -91,13 +91,17 @@ class BoundCheck:
         return f"bound supported: claimed {claimed}, recomputed {recomputed}{of}"
 
 
-def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> BoundCheck | None:
+def verify_bound(
+    plan: Plan, problem: Problem, *, capacity_of: CapacityOf, most_of: MostOf | None = None
+) -> BoundCheck | None:
     """Find the plan's bound again; None when the plan shows no prices.
 
     Parameters
     ----------
     capacity_of : callable
         The sizing, by which every rate is worked out anew.
+    most_of : callable, optional
+        What mixed pools cannot carry more than; those that are too dear even so are not sized.
 
     Notes
     -----
@@ -117,7 +121,7 @@ def verify_bound(plan: Plan, problem: Problem, *, capacity_of: CapacityOf) -> Bo
         priced_usd_per_hour=priced,
         recomputed_usd_per_hour=-math.inf
         if fault
-        else recomputed(shown, problem, capacity_of, enough=claimed, will_do=priced),
+        else recomputed(shown, problem, capacity_of, most_of=most_of, enough=claimed, will_do=priced),
         is_searched=is_searched,
         is_held=bool(shown.held),
         fault=fault,
@@ -129,6 +133,7 @@ def recomputed(
     problem: Problem,
     capacity_of: CapacityOf,
     *,
+    most_of: MostOf | None = None,
     enough: float = math.inf,
     will_do: float = math.inf,
 ) -> float:
@@ -143,7 +148,7 @@ def recomputed(
     if any(service.name not in weights for service in problem.services):
         return -math.inf
     cases = [
-        Case(problem=problem, service=service, market=market, capacity_of=capacity_of)
+        Case(problem=problem, service=service, market=market, capacity_of=capacity_of, most_of=most_of)
         for service in sorted(problem.services, key=lambda s: s.name)
     ]
     for case in cases:

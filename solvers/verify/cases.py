@@ -16,7 +16,7 @@ from solvers.errors import OutOfRange
 from solvers.fleet import ANYWHERE, GpuClass, PoolKey
 from solvers.power import extra_watts
 from solvers.problem import Problem
-from solvers.verify.claims import CapacityOf
+from solvers.verify.claims import CapacityOf, MostOf
 from solvers.verify.market import Market
 from solvers.verify.reach import Reach
 from solvers.verify.stock import Floats, Stock, first_apart, tell_apart
@@ -120,6 +120,7 @@ class Case:
     service: ServedModel
     market: Market
     capacity_of: CapacityOf
+    most_of: MostOf | None = None
     pools: list[Pool] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     reach: Reach = field(default_factory=Reach)
@@ -228,7 +229,10 @@ class Case:
             idle_usd_per_hour=run(profile.idle_watts_per_gpu),
             sized=sized,
         )
-        stock.ask(stock.most)
+        if self.most_of is None or not mix or pool.role is not Role.MIXED or not Reach.is_free(self.service):
+            stock.ask(stock.most)
+        else:
+            stock.hoped_per_s = self.most_of(curves, pool.role, mix)
         return Pool(key=pool, watts=watts, stock=stock)
 
     def units(

@@ -19,6 +19,9 @@ CapacityOf = Callable[..., Any]
 Handed in, because the check stands apart from what it checks.
 """
 
+MostOf = Callable[..., float]
+"""Signature of ``solvers.sizing.most_requests_per_s``: what no size of a pool carries more than, under any SLO."""
+
 RELATIVE = 1e-6
 WATTS = 0.01
 SAID_LESS = 0.5  # a claim below half of what the sizing gives is no rounding: it hides capacity that is paid for

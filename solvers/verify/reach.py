@@ -34,12 +34,16 @@ class Reach:
     carried_ratio: float = 1.0
     served_ratio: float = 1.0
 
+    @staticmethod
+    def is_free(service: ServedModel) -> bool:
+        """True where no such rule is stated: which pools carry anything makes no difference."""
+        is_free = not service.pins and service.min_locations <= 1
+        return is_free and service.max_share_per_location_ratio >= 1.0 and service.max_spot_ratio >= 1.0
+
     @classmethod
     def of(cls, service: ServedModel, market: Market, pools: Iterable[PoolKey]) -> Reach:
         """Work it out; ``pools`` are those that carry something."""
-        is_free = not service.pins and service.min_locations <= 1
-        is_free = is_free and service.max_share_per_location_ratio >= 1.0 and service.max_spot_ratio >= 1.0
-        if is_free or service.placement is PlacementMode.CLASS:
+        if cls.is_free(service) or service.placement is PlacementMode.CLASS:
             return cls()
         places = {pool: _places(service, market, pool) for pool in pools}
         chains = [_union(places, chain) for chain in CHAINS]

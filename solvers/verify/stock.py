@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from solvers.engine import Role
 
+PREFILL = Role.PREFILL
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -34,6 +36,8 @@ class Stock:
         Size to what one replica carries (requests/s) and what running it costs (USD/h).
     group : tuple
         Prefill and decode must be of the same to pair.
+    hoped_per_s : float
+        What no replica of the pool carries more than, as long as its largest size was not asked for.
     """
 
     pair: tuple[str, ...]
@@ -44,6 +48,7 @@ class Stock:
     sized: Callable[[int], tuple[float, float]]
     known: dict[int, tuple[float, float]] = field(default_factory=dict)
     group: tuple[str, ...] = ()
+    hoped_per_s: float = math.inf
     _curve: tuple[tuple[float, int, int], tuple[Ints, Floats]] | None = field(default=None, init=False)
 
     @property
@@ -53,7 +58,12 @@ class Stock:
     @property
     def rate_per_s(self) -> float:
         """No replica of the pool carries more."""
-        return self.known[self.most][0]
+        return self.known[self.most][0] if self.is_sized else self.hoped_per_s
+
+    @property
+    def is_sized(self) -> bool:
+        """True once the largest size was asked for."""
+        return self.most in self.known
 
     @property
     def slope(self) -> float:
@@ -97,9 +107,10 @@ class Stock:
 
 def first_apart(stocks: Sequence[Stock]) -> set[int]:
     """The pools that look cheap, to be told apart, with a few sizes made exact."""
+    _size_hoped(stocks)
     apart: set[int] = set()
     for of in sorted({(stock.role, stock.group) for stock in stocks}):
-        able = [i for i, s in enumerate(stocks) if (s.role, s.group) == of and np.isfinite(s.slope)]
+        able = [i for i, s in enumerate(stocks) if (s.role, s.group) == of and s.is_sized and np.isfinite(s.slope)]
         mine = sorted((stocks[i].slope, i) for i in able)
         apart |= {i for slope, i in mine[:MOST_APART] if slope <= FAR * mine[0][0]}
     for i in apart:
@@ -107,8 +118,23 @@ def first_apart(stocks: Sequence[Stock]) -> set[int]:
     return apart
 
 
+def _size_hoped(stocks: Sequence[Stock]) -> None:
+    """Size the pools that could be cheap, best first; what cannot be by a wide margin is left to hope."""
+    best: dict[tuple[Role, tuple[str, ...]], float] = {}
+    for stock in (stock for stock in stocks if stock.is_sized):
+        best[stock.role, stock.group] = min(best.get((stock.role, stock.group), math.inf), stock.slope)
+    pairs = [usd + best.get((Role.DECODE, group), math.inf) for (role, group), usd in best.items() if role is PREFILL]
+    least = min([*pairs, best.get((Role.MIXED, ()), math.inf)])
+    for stock in sorted((stock for stock in stocks if not stock.is_sized), key=lambda stock: stock.slope):
+        if stock.slope > FAR * least:
+            return
+        stock.ask(stock.most)
+        least = min(least, stock.slope)
+
+
 def tell_apart(stock: Stock) -> None:
-    """Make a few sizes of a pool exact."""
+    """Make a few sizes of a pool exact, and its largest."""
+    stock.ask(stock.most)
     for size in FIRST_SIZES:
         if size < stock.most:
             stock.ask(size)

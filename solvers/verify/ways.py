@@ -18,6 +18,7 @@ from solvers.engine import Role
 from solvers.verify.stock import CURVE_ENDS, NEAR, Floats, Ints, Stock, tell_apart
 
 PAIR = (Role.PREFILL, Role.DECODE)
+TOGETHER = 3  # pools that are told apart at once when a value rests on the cheapest of them
 MOST_STRETCHES = 12  # of units at about one price, beyond the sizes told apart
 
 
@@ -333,6 +334,13 @@ def _beyond_back(more: _Beyond, floor: int, part: int) -> tuple[float, int]:
     return found, max(0, at - more.begun)
 
 
+def _next_to(stocks: Sequence[Stock], apart: set[int], index: int) -> list[int]:
+    """A pool that is not told apart and those that the value would rest on next, were it dearer."""
+    of = stocks[index].role, stocks[index].group
+    alike = [i for i, s in enumerate(stocks) if (s.role, s.group) == of and i not in apart and np.isfinite(s.slope)]
+    return [index, *sorted((i for i in alike if i != index), key=lambda i: (stocks[i].slope, i))[: TOGETHER - 1]]
+
+
 def refine(stocks: Sequence[Stock], apart: set[int], found: Least) -> bool:
     """Make exact what the value rests on; False when all of it was."""
     is_changed = False
@@ -340,8 +348,9 @@ def refine(stocks: Sequence[Stock], apart: set[int], found: Least) -> bool:
         if size:
             is_changed = stocks[index].ask(size) or is_changed
         elif index not in apart:
-            apart.add(index)
-            tell_apart(stocks[index])
+            for more in _next_to(stocks, apart, index):
+                apart.add(more)
+                tell_apart(stocks[more])
             is_changed = True
     return is_changed
 
