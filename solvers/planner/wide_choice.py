@@ -18,6 +18,7 @@ from solvers.planner.wide_fit import Fitter, Seated, Settled
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
+MOST_FITTED = 20  # services of a fleet with sides that is fitted though nothing is short; of more it takes minutes
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 
@@ -50,7 +51,8 @@ class Chooser:
         if best.short:
             return self._fitted(best)
         best = self._improved(best)
-        if self.is_proved(best) or not self.wide.search.rounds:
+        is_slow = len(self.cells.services) > MOST_FITTED
+        if self.is_proved(best) or not self.wide.search.rounds or is_slow:
             return best
         return self._fitter().run(best, self.is_proved)  # ways seldom fit together where few share a place
 
