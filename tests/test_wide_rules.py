@@ -182,3 +182,8 @@ def test_a_wide_fleet_whose_pairs_stay_near_is_proved_near_the_best(rule: Callab
     assert verify(plan, problem) == ()
     assert not plan.is_short
     assert 0.0 <= plan.report.gap_ratio < WORST_GAP
+
+
+def test_the_same_bytes_where_services_are_searched() -> None:
+    problem = bounded(drawn_wide())
+    assert repr(make_plan(problem, workers=2, is_isolated=True)) == repr(make_plan(problem))
