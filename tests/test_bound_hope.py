@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from solvers.problem import Policy
 from solvers.sizing import Capacity, most_requests_per_s, replica_capacity
 from solvers.verify.bound import recomputed, verify_bound
 from solvers.verify.stock import Stock, first_apart
+from solvers.verify.ways import Asked, least
 from tests import synthetic
 from tests.test_wide import SMALL
 
@@ -70,3 +73,36 @@ def test_only_pools_that_could_be_cheap_are_sized() -> None:
     assert set(asked) == {2.0, 3.0}
     assert [made.is_sized for made in stocks] == [True, False, True]
     assert stocks[1].rate_per_s == 1.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pools_that_are_not_told_apart_come_in_whole_replicas_at_least(seed: int) -> None:
+    """Against all counts of three pools, only the first of which is told apart."""
+    rng = np.random.default_rng(seed)
+    rates, prices = rng.uniform(0.5, 3.0, 3), rng.uniform(1.0, 9.0, 3)
+    demand, penalty = float(rng.uniform(0.5, 8.0)), float(rng.uniform(5.0, 60.0))
+    stocks = [
+        Stock(
+            pair=(str(i),),
+            role=Role.MIXED,
+            units_usd_per_hour=np.zeros(8),
+            price_usd_per_hour=float(price),
+            idle_usd_per_hour=float(price),
+            sized=partial(constant, float(rate), float(price)),
+        )
+        for i, (rate, price) in enumerate(zip(rates, prices, strict=True))
+    ]
+    for stock in stocks:
+        stock.ask(stock.most)
+    asked = Asked(demand_per_s=demand, unserved_usd_per_hour=penalty, fair_ratio=1.0, floor=0, floor_usd_per_hour=0.0)
+    best = min(
+        float(np.dot(counts, prices)) + penalty * max(0.0, 1.0 - float(np.dot(counts, rates)) / demand)
+        for counts in product(range(9), repeat=3)
+    )
+    found = least(stocks, {0}, asked, 4000).usd_per_hour
+    assert found <= best * (1.0 + 1e-9)
+    assert found >= min(penalty, demand * float((prices / rates).min())) * (1.0 - 1e-3)
+
+
+def constant(rate: float, price: float, size: int) -> tuple[float, float]:
+    return rate, price

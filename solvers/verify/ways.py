@@ -44,7 +44,7 @@ class _Stage:
     """A table before one pool, or before all that are not told apart, and what it was changed by."""
 
     before: Floats
-    stock: int  # -1 for all that are not told apart
+    stock: int
     amounts: Ints
     costs: Floats
     sizes: Ints
@@ -193,10 +193,9 @@ def _combined(
     stages: list[_Stage] = []
     parts = table.shape[1] - 1
     mine = [i for i in members if stocks[i].rate_per_s > 0.0]
-    rest = min((i for i in mine if i not in apart), key=lambda i: stocks[i].slope, default=-1)
-    if rest >= 0:
-        stages.append(_rest_stage(stocks[rest], rest, asked, table))
-        table = np.minimum.accumulate(table - stages[-1].costs, axis=1) + stages[-1].costs
+    if rest := [i for i in mine if i not in apart]:
+        stages.append(_rest_stage(stocks, rest, asked, table))
+        table = _with_rest(stages[-1], table)
     pairs: dict[tuple[str, ...], list[int]] = {}
     for i in sorted((i for i in mine if i in apart), key=lambda i: (stocks[i].slope, i)):
         pairs.setdefault(stocks[i].pair, []).append(i)
@@ -207,12 +206,28 @@ def _combined(
     return table, stages
 
 
-def _rest_stage(stock: Stock, index: int, asked: Asked, table: Floats) -> _Stage:
-    """Pools that are not told apart: parts at the best rate."""
+def _rest_stage(stocks: Sequence[Stock], rest: Sequence[int], asked: Asked, table: Floats) -> _Stage:
+    """Pools that are not told apart: parts at the best rate of any, and no less than the cheapest replica of any."""
     parts = table.shape[1] - 1
-    slope = max(0.0, stock.slope) * asked.demand_per_s / max(1, parts) * np.arange(parts + 1)
+    whole = [max(0.0, float(stocks[i].units_usd_per_hour[0]) + stocks[i].idle_usd_per_hour) for i in rest]
+    steepest = min(rest, key=lambda i: stocks[i].slope)
+    slope = max(0.0, stocks[steepest].slope) * asked.demand_per_s / max(1, parts)
+    begun = min(parts, int(np.ceil(min(whole) / slope))) if slope > 0.0 else parts
+    costs = min(whole) + slope * np.maximum(0.0, np.arange(parts + 1) - begun)
+    costs[0] = 0.0
     none = np.zeros(0, dtype=np.int64)
-    return _Stage(before=table, stock=index, amounts=none, costs=slope, sizes=none, stocks=none)
+    cheapest = rest[int(np.argmin(whole))]
+    return _Stage(
+        before=table, stock=steepest, amounts=none, costs=costs, sizes=none, stocks=np.array([steepest, cheapest])
+    )
+
+
+def _with_rest(stage: _Stage, table: Floats) -> Floats:
+    """The table when pools that are not told apart may carry any part, as ``stage.costs`` says."""
+    parts = table.shape[1] - 1
+    begun = int(np.searchsorted(stage.costs[1:], stage.costs[min(1, parts)], side="right"))
+    slope = stage.costs[-1] - stage.costs[-2] if begun < parts else 0.0
+    return np.minimum(table, _slid(_shifted(table, begun) + stage.costs[min(1, parts)], slope, parts + 1))
 
 
 def _stage(stocks: Sequence[Stock], members: Sequence[int], asked: Asked, table: Floats, parts: int) -> _Stage:
@@ -304,9 +319,12 @@ def _back(stages: Sequence[_Stage], floor: int, part: int, uses: list[tuple[int,
     """What the value at (floor, part) is made of; returns the floor and the part that were there before."""
     for stage in reversed(stages):
         if not len(stage.sizes):
-            left = int(np.argmin(stage.before[floor, : part + 1] + stage.costs[part] - stage.costs[: part + 1]))
-            uses += [(stage.stock, 0)] if left < part else []
-            part = left
+            tried = stage.before.min(axis=0)[part::-1] + stage.costs[: part + 1]
+            tried[0] = stage.before[floor, part]
+            if taken := int(np.argmin(tried)):
+                uses += [(i, 0) for i in stage.stocks.tolist()]
+                part -= taken
+                floor = int(np.argmin(stage.before[:, part]))
             continue
         rows, columns = np.maximum(0, floor - stage.sizes), np.maximum(0, part - stage.amounts)
         tried = stage.before[rows, columns] + stage.costs
