@@ -66,12 +66,35 @@ class HeldTier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Undone:
+    """What a service leaves undone at least and at most, in penalties before any price of its tier."""
+
+    service: str
+    least_usd_per_hour: float
+    most_usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """Why no plan that leaves so much undone costs less than ``usd_per_hour``: prices as in ``Certificate``.
+
+    ``held_ratios`` are the prices of the certificate's held tiers in this branch.
+    """
+
+    usd_per_hour: float
+    undone: tuple[Undone, ...]
+    rows: tuple[PricedRow, ...]
+    held_ratios: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """Why no plan costs less than ``usd_per_hour``: at these prices the services' least values say so.
 
     ``is_searched`` says that the plan's bound may lie above that, by a solver's branch and bound, which leaves no
     evidence that could be checked in seconds. With tiers in ``held`` the bound is of the plans that leave none of them
-    more short than this plan does.
+    more short than this plan does. Where there are ``branches``, every plan lies in one or another of them, and none
+    costs less than the least of their bounds, which is ``usd_per_hour``; ``rows`` are then those before any branch.
     """
 
     usd_per_hour: float
@@ -79,3 +102,4 @@ class Certificate:
     weights: tuple[ServiceWeights, ...]
     is_searched: bool = False
     held: tuple[HeldTier, ...] = ()
+    branches: tuple[Branch, ...] = ()

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from solvers.engine import Role
 from solvers.planner import desk_for, make_plan
 from solvers.planner.cells import build_cells
 from solvers.planner.compose import shared_rows
@@ -20,6 +19,7 @@ from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify.claims import CapacityOf
 from tests import fleets, synthetic
+from tests.feed_world import at_one_feed
 
 SIZE = synthetic.Size(nodes=72, services=5, rows=4, designs=4)
 
@@ -70,17 +70,6 @@ def test_branches_leave_no_way_out(short: Wide) -> None:
     part = replace(short, penalties={1: (0.0, 500.0)})
     others = replace(short, penalties={1: (500.0, np.inf)})
     assert not (short.table.outside(part.penalties) & short.table.outside(others.penalties)).any()
-
-
-def at_one_feed() -> Problem:
-    """Watts for what must be served and one and a half large replicas: relaxed, as much as one and a half serve."""
-    small = fleets.service("small", "small", rank=0, roles=(Role.MIXED,))
-    large = fleets.service("large", "large", rank=1, roles=(Role.MIXED,))
-    fleet = fleets.nodes("h100-sxm", 8, "rack-1")
-    replica_watts = 700.0 + 150.0 - 70.0
-    watts = 64 * 70.0 + (10 + 1.5 * 8) * replica_watts
-    profiles = [fleets.profile("small", "h100-sxm", 1, 8.0), fleets.profile("large", "h100-sxm", 8, 70.0)]
-    return fleets.problem([(small, 14.0), (large, 40.0)], fleet, profiles, budgets={"site": watts})
 
 
 def test_what_whole_replicas_decide_is_proved_by_branches() -> None:

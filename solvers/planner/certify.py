@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +16,12 @@ from solvers.certificate import (
     POWER_WHOLE,
     RESOURCES,
     RESOURCES_WHOLE,
+    Branch,
     Certificate,
     HeldTier,
     PricedRow,
     ServiceWeights,
+    Undone,
 )
 from solvers.planner.bound import dual_bound
 from solvers.planner.cells import Cells, Floats
@@ -34,6 +36,16 @@ UNSHOWN = frozenset({"pin", "locations", "hung", "share", "spot"})
 """Limits of which a certificate says nothing, though the relaxation prices them."""
 
 LINK_LIMITS = (LINK_OUT, LINK_IN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchPrices:
+    """A branch: penalties that its plans have by service, its prices (R,), those of held tiers (T,), and its bound."""
+
+    penalties: Mapping[int, tuple[float, float]]
+    prices: Floats
+    held_ratios: Floats
+    usd_per_hour: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,10 +69,26 @@ class Evidence:
         held, beyond = held_tiers(worth, prices), 0.0
         for tier, mine in zip(self.held, held, strict=True):
             beyond += tier.price_ratio * max(0.0, mine.lacking_usd_per_hour - tier.lacking_usd_per_hour)
-        bound, shown = bound_usd_per_hour - beyond, self.shown and replace(self.shown, held=held)
+        shown = self.shown and replace(self.shown, held=held)
+        if shown and shown.branches:
+            shown = _beside(shown, self.held)
+            beyond = bound_usd_per_hour - shown.usd_per_hour
+        bound = bound_usd_per_hour - beyond
         if self.held and bound <= self.free_usd_per_hour:
             bound, bound_usd_per_hour, shown = self.free_usd_per_hour, self.free_usd_per_hour, self.free
         return bound, shown and replace(shown, is_searched=bound_usd_per_hour > shown.usd_per_hour)
+
+
+def _beside(shown: Certificate, held: tuple[HeldTier, ...]) -> Certificate:
+    """The certificate of a plan that may leave more undone of held tiers than its branches were bounded beside."""
+    before = [tier.lacking_usd_per_hour for tier in held]
+    now = [tier.lacking_usd_per_hour for tier in shown.held]
+    more = [max(0.0, mine - old) for mine, old in zip(now, before, strict=True)]
+    branches = tuple(
+        replace(b, usd_per_hour=b.usd_per_hour - sum(p * m for p, m in zip(b.held_ratios, more, strict=True)))
+        for b in shown.branches
+    )
+    return replace(shown, branches=branches, usd_per_hour=min(branch.usd_per_hour for branch in branches))
 
 
 def held_tiers(worth: Worth, prices: Floats) -> tuple[HeldTier, ...]:
@@ -140,6 +168,24 @@ def certificate(cells: Cells, arrays: Arrays, prices: Floats, usd_per_hour: floa
             for s, service in enumerate(cells.services)
         ),
     )
+
+
+def in_branches(cells: Cells, arrays: Arrays, shown: Certificate, branches: Sequence[BranchPrices]) -> Certificate:
+    """Show that every branch has a bound of its own, and that the least of these is the certificate's."""
+    names = [service.name for service in cells.services]
+    found = tuple(
+        Branch(
+            usd_per_hour=branch.usd_per_hour,
+            undone=tuple(
+                Undone(service=names[s], least_usd_per_hour=least, most_usd_per_hour=most)
+                for s, (least, most) in sorted(branch.penalties.items())
+            ),
+            rows=certificate(cells, arrays, branch.prices, branch.usd_per_hour).rows,
+            held_ratios=tuple(branch.held_ratios.tolist()),
+        )
+        for branch in branches
+    )
+    return replace(shown, usd_per_hour=min(branch.usd_per_hour for branch in found), branches=found)
 
 
 def known_duals(cells: Cells, arrays: Arrays, known: Certificate) -> Floats:

@@ -15,7 +15,7 @@ from solvers.planner.assemble import Prices, assemble, read_prices
 from solvers.planner.bound import dual_bound
 from solvers.planner.caps import one_level
 from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.certify import Evidence, best_certificate, certificate, held_tiers, known_duals
+from solvers.planner.certify import Evidence, best_certificate, certificate, held_tiers, in_branches, known_duals
 from solvers.planner.compose import Composer, Enough, shared_rows
 from solvers.planner.desk import Desk
 from solvers.planner.fine import fine_counts
@@ -33,7 +33,7 @@ from solvers.planner.shortage import reasons_by_service
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import hold_higher_tiers, lacking_values
 from solvers.planner.wide import Wide
-from solvers.planner.wide_branches import bound_of_branches
+from solvers.planner.wide_branches import bound_of_branches, branch_prices
 from solvers.planner.wide_choice import Chooser
 from solvers.verify import verify
 
@@ -175,7 +175,9 @@ class Search:
         self._raise_bound(min(bound_of_branches(wide, worth), worth.objective_usd_per_hour))
         if self.bound_usd_per_hour > before:
             self.evidence.hold(before, held_tiers(worth, wide.prices[len(wide.room) :]))
-            self._certify(certificate(cells, arrays, wide.prices[: len(wide.room)], bound - wide.search.in_best))
+            shown = certificate(cells, arrays, wide.prices[: len(wide.room)], bound - wide.search.in_best)
+            are_apart = self.bound_usd_per_hour > bound
+            self._certify(in_branches(cells, arrays, shown, branch_prices(wide, worth)) if are_apart else shown)
             self.notes += [] if HELD_NOTE in self.notes else [HELD_NOTE]
 
     def _tell(self, worth: Worth) -> None:
@@ -444,6 +446,5 @@ class Search:
             notes=(*notes, *self.notes),
             reasons=reasons_by_service(self.desk.problem, self.desk.options, worth),
         )
-        return (plan := replace(plan, certificate=shown)), verify(
-            plan, self.desk.problem, capacity_of=self.desk.sizer.capacity_of
-        )
+        plan = replace(plan, certificate=shown)
+        return plan, verify(plan, self.desk.problem, capacity_of=self.desk.sizer.capacity_of)

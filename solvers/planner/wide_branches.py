@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from solvers.planner.certify import BranchPrices
 from solvers.planner.compose import Enough
 from solvers.planner.stocks import ANY_PENALTY
 from solvers.planner.tally import Worth
@@ -67,6 +68,20 @@ def bound_of_branches(wide: Wide, worth: Worth) -> float:
     """The bound of the plans that leave no tier but the last more short than this one does, in whichever branch."""
     by_branch = [branch.bound_beside(worth) for branch in wide.branches]
     return max(wide.bound_beside(worth), min(by_branch, default=-np.inf))
+
+
+def branch_prices(wide: Wide, worth: Worth) -> list[BranchPrices]:
+    """What the bound of each branch rests on, beside a plan."""
+    rows = len(wide.room)
+    return [
+        BranchPrices(
+            penalties=branch.penalties,
+            prices=branch.prices[:rows],
+            held_ratios=branch.prices[rows:],
+            usd_per_hour=min(branch.bound_beside(worth), worth.objective_usd_per_hour),
+        )
+        for branch in wide.branches
+    ]
 
 
 def _within(wide: Wide, service: int, penalties: tuple[float, float], is_enough: Enough) -> Wide:

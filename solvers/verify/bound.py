@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from solvers.certificate import Certificate, HeldTier, ServiceWeights
+from solvers.certificate import Certificate, HeldTier, ServiceWeights, Undone
 from solvers.plan import Plan
 from solvers.problem import Problem
-from solvers.verify.cases import Case
+from solvers.verify.branches import in_branch
+from solvers.verify.cases import ANY, Case
 from solvers.verify.claims import CapacityOf, MostOf
 from solvers.verify.evidence import evidence_faults
 from solvers.verify.market import Market
@@ -121,10 +122,27 @@ def verify_bound(
         priced_usd_per_hour=priced,
         recomputed_usd_per_hour=-math.inf
         if fault
-        else recomputed(shown, problem, capacity_of, most_of=most_of, enough=claimed, will_do=priced),
+        else _least_of_branches(shown, problem, capacity_of, most_of, enough=claimed, will_do=priced),
         is_searched=is_searched,
         is_held=bool(shown.held),
         fault=fault,
+    )
+
+
+def _least_of_branches(
+    shown: Certificate,
+    problem: Problem,
+    capacity_of: CapacityOf,
+    most_of: MostOf | None,
+    *,
+    enough: float,
+    will_do: float,
+) -> float:
+    """The least bound of any branch at its own prices; that of all plans where there are no branches."""
+    parts = [(in_branch(shown, branch), branch.undone) for branch in shown.branches] or [(shown, ())]
+    return min(
+        recomputed(part, problem, capacity_of, undone, most_of=most_of, enough=enough, will_do=will_do)
+        for part, undone in parts
     )
 
 
@@ -132,12 +150,15 @@ def recomputed(
     shown: Certificate,
     problem: Problem,
     capacity_of: CapacityOf,
+    undone: Sequence[Undone] = (),
     *,
     most_of: MostOf | None = None,
     enough: float = math.inf,
     will_do: float = math.inf,
 ) -> float:
-    """Bound every plan's objective at the prices, USD per hour; looks no closer once there is enough.
+    """Bound at the prices, USD per hour, the objective of every plan that leaves so much undone.
+
+    It looks no closer once there is enough.
 
     In large fleets it looks no closer either once it has what will do.
 
@@ -157,11 +178,15 @@ def recomputed(
     fetched = market.fetched_usd_per_hour() + math.fsum(
         price * max(0.0, tier.lacking_usd_per_hour) for tier, price in _held(shown)
     )
+    spans = {row.service: (row.least_usd_per_hour, row.most_usd_per_hour) for row in undone}
+    times = _times(shown)
     for parts, with_floors in LOOKS:
         if parts * len(cases) > MOST_PARTS:
             break
         for case in cases:
-            case.look(parts, with_floors, weights[case.service.name])
+            least_usd, most_usd = spans.get(case.service.name, ANY)
+            weighed = times.get(case.service.tier_rank, 1.0)
+            case.look(parts, with_floors, weights[case.service.name], (weighed * least_usd, weighed * most_usd))
         is_large = parts * len(cases) > LARGE
         for _ in range(MOST_ROUNDS):
             if (total := _sum(cases, fetched)) >= (min(enough, will_do) if is_large and will_do > 0.0 else enough):
@@ -179,11 +204,17 @@ def _held(shown: Certificate) -> list[tuple[HeldTier, float]]:
     return [(tier, tier.price_ratio if 0.0 < tier.price_ratio < math.inf else 0.0) for tier in shown.held]
 
 
-def _weights(problem: Problem, shown: Certificate) -> dict[str, ServiceWeights]:
-    """What failing weighs by service: those of a held tier pay its price too."""
+def _times(shown: Certificate) -> dict[int, float]:
+    """Times its penalties, what each held tier pays for what it leaves undone."""
     times: dict[int, float] = {}
     for tier, price in _held(shown):
         times[tier.tier_rank] = times.get(tier.tier_rank, 1.0) + price
+    return times
+
+
+def _weights(problem: Problem, shown: Certificate) -> dict[str, ServiceWeights]:
+    """What failing weighs by service: those of a held tier pay its price too."""
+    times = _times(shown)
     ranks = {service.name: service.tier_rank for service in problem.services}
     weights: dict[str, ServiceWeights] = {}
     for row in shown.weights:
@@ -196,4 +227,6 @@ def _weights(problem: Problem, shown: Certificate) -> dict[str, ServiceWeights]:
 
 def _sum(cases: Sequence[Case], fetched: float) -> float:
     values = [case.usd_per_hour for case in cases]
+    if math.inf in values:  # no way of a service leaves so much undone
+        return math.inf
     return math.fsum(values) - fetched - RELATIVE * (math.fsum(map(abs, values)) + abs(fetched))

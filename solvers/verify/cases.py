@@ -25,6 +25,8 @@ from solvers.workload import PlacementMode, ServedModel
 
 MOST_FLOOR = 6  # replicas below a floor that are counted in the close look; more count for nothing
 FLOOR_UNITS = 4096  # replicas of a pool up to which floors are counted: they are small print of large fleets
+Span = tuple[float, float]
+ANY = -math.inf, math.inf
 PAIR_PARTS = (8000, 2000)  # of the demand, shared by pairs of a few groups, or of many: adding up takes their square
 FEW_GROUPS = 4
 
@@ -144,8 +146,8 @@ class Case:
         self.reach = Reach.of(self.service, self.market, sorted(able))
         self.views = [View.whole([pool.stock for pool in self.pools])]
 
-    def look(self, parts: int, with_floors: bool, weights: ServiceWeights) -> None:
-        """Find the least value anew on so many parts."""
+    def look(self, parts: int, with_floors: bool, weights: ServiceWeights, undone_usd_per_hour: Span = ANY) -> None:
+        """Find the least value anew on so many parts, of ways with weighed penalties between two amounts."""
         self.lost_usd_per_hour = weights.floor_usd_per_hour * self.reach.missing
         asked = Asked(
             demand_per_s=self.reach.carried_ratio * self.problem.demands[self.service.name].requests_per_s,
@@ -154,6 +156,8 @@ class Case:
             floor=self._floor() if with_floors else 0,
             floor_usd_per_hour=weights.floor_usd_per_hour,
             served_ratio=self.reach.served_ratio,
+            least_penalty_usd_per_hour=undone_usd_per_hour[0] - self.lost_usd_per_hour,
+            most_penalty_usd_per_hour=undone_usd_per_hour[1],
         )
         if self.views[0].found is not None:  # looked at before: the closer look is at those that said most
             whole, *paired = self.views

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from solvers.certificate import (
     CEILING,
@@ -22,6 +22,7 @@ from solvers.certificate import (
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.problem import Problem
+from solvers.verify.branches import branch_faults
 from solvers.verify.rules import CHAINS, locations_missing, pins_missing
 from solvers.workload import ServedModel
 
@@ -35,16 +36,20 @@ def evidence_faults(plan: Plan, problem: Problem, shown: Certificate) -> Iterato
     """Find what is wrong with the evidence, whatever it adds up to."""
     if not math.isfinite(shown.usd_per_hour):
         yield f"the prices are said to support {shown.usd_per_hour} USD/h"
-    yield from _price_faults(problem, shown)
+    yield from branch_faults(shown, [service.name for service in problem.services])
+    for rows in (shown.rows, *(branch.rows for branch in shown.branches)):
+        yield from _price_faults(problem, rows)
+    ratios = [ratio for branch in shown.branches for ratio in branch.held_ratios]
+    yield from (f"the price of a held tier is {ratio:g} in a branch" for ratio in ratios if not 0.0 <= ratio < math.inf)
     yield from _weight_faults(problem, shown)
     yield from _light_failures(plan, problem, shown)
     yield from _tier_faults(plan, problem, shown)
 
 
-def _price_faults(problem: Problem, shown: Certificate) -> Iterator[str]:
+def _price_faults(problem: Problem, rows: Sequence[PricedRow]) -> Iterator[str]:
     """Find prices that are no amount of money, or of places and quotas that there are not."""
     known = _known(problem)
-    for row in shown.rows:
+    for row in rows:
         what = f"{row.limit} {row.resource}".strip()
         name = f"the price of {what} of {', '.join(row.places) or 'nowhere'} {row.gpu_class}{row.role}".strip()
         if not 0.0 <= row.usd_per_hour < math.inf:

@@ -27,7 +27,8 @@ class Asked:
     """What a service is asked and what failing it weighs. ``floor`` replicas in each chain, 0 to leave that out.
 
     ``served_ratio`` is the most of the demand that any way can serve, and ``least_usd_per_hour`` what any way pays for
-    replicas and those it lacks, for whatever reason.
+    replicas and those it lacks, for whatever reason. Of penalties, the ways in question have at least
+    ``least_penalty_usd_per_hour`` and at most ``most_penalty_usd_per_hour``.
     """
 
     demand_per_s: float
@@ -37,6 +38,8 @@ class Asked:
     floor_usd_per_hour: float
     served_ratio: float = 1.0
     least_usd_per_hour: float = -math.inf
+    least_penalty_usd_per_hour: float = -math.inf
+    most_penalty_usd_per_hour: float = math.inf
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,11 +122,14 @@ def least(
     table, mixed = _remembered(memo, stocks, apart, asked, (Role.MIXED, ()), totals[-1])
     lacking = 1.0 - np.arange(parts + 1) / max(1, parts) if parts else np.zeros(1)
     beyond = np.maximum(0.0, lacking - asked.fair_ratio)
-    paid = np.maximum(table[asked.floor], asked.least_usd_per_hour) + asked.unserved_usd_per_hour * (lacking + beyond)
+    unserved = asked.unserved_usd_per_hour * (lacking + beyond)
+    by_load = np.maximum(table[asked.floor], asked.least_usd_per_hour) + unserved
+    by_penalty = table[0] + asked.least_penalty_usd_per_hour
+    paid = np.where(unserved <= asked.most_penalty_usd_per_hour, np.maximum(by_load, by_penalty), np.inf)
     paid = paid[: int(np.ceil(asked.served_ratio * parts)) + 1]
     part = int(np.argmin(paid))
     uses: list[tuple[int, int]] = []
-    floor, left = _back(mixed, asked.floor, part, uses)
+    floor, left = _back(mixed, asked.floor if by_load[part] >= by_penalty[part] else 0, part, uses)
     for side, keeps, mine in zip(sides, kept, _divided(pairs, totals, left), strict=True):
         for (_, stages), keep in zip(side, keeps, strict=True):
             _back(stages, int(keep[1][floor, mine]), mine, uses)
