@@ -39,9 +39,14 @@ def checked(plan: Plan, problem: Problem) -> BoundCheck:
 
 @pytest.fixture(scope="module")
 def short() -> tuple[Problem, Plan]:
-    """A wide fleet that is asked for more than it has, so that tiers are held."""
+    """A wide fleet that is asked for more than it has, so that tiers are held; its bound before any branches."""
     problem = synthetic.make_problem(SHORT, 1, load=1.2, policy=Policy(min_saving_ratio=0.0))
-    return problem, make_plan(problem)
+    plan = make_plan(problem)
+    assert plan.certificate is not None
+    shown = replace(plan.certificate, branches=())
+    bound = recomputed(shown, problem, replica_capacity)
+    report = replace(plan.report, bound_usd_per_hour=bound)
+    return problem, replace(plan, report=report, certificate=replace(shown, usd_per_hour=bound))
 
 
 def row(**how: Any) -> Corrupt:

@@ -26,7 +26,7 @@ from solvers.workload import PlacementMode, ServedModel
 MOST_FLOOR = 6  # replicas below a floor that are counted in the close look; more count for nothing
 FLOOR_UNITS = 4096  # replicas of a pool up to which floors are counted: they are small print of large fleets
 Span = tuple[float, float]
-ANY = -math.inf, math.inf
+ANY = 0.0, math.inf
 PAIR_PARTS = (8000, 2000)  # of the demand, shared by pairs of a few groups, or of many: adding up takes their square
 FEW_GROUPS = 4
 

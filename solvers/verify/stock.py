@@ -19,6 +19,7 @@ NEAR = 1e-6  # of a part; far above the rounding of a division
 FAR = 1.1  # times the cheapest rate of a role; dearer pools count as one until a value rests on them
 MOST_APART = 3  # pools of a role told apart to begin with
 CURVE_ENDS = 64  # replicas; the sizing knows no further economies of scale
+MOST_TOLD = 400  # replicas of a pool up to which every size is told apart: where few are worth much, half of one shows
 FIRST_SIZES = (4, 16)
 
 
@@ -53,7 +54,9 @@ class Stock:
 
     @property
     def most(self) -> int:
-        return min(CURVE_ENDS, len(self.units_usd_per_hour))
+        """The largest size that is told apart."""
+        units = len(self.units_usd_per_hour)
+        return units if units <= MOST_TOLD else CURVE_ENDS
 
     @property
     def rate_per_s(self) -> float:

@@ -38,7 +38,7 @@ class Asked:
     floor_usd_per_hour: float
     served_ratio: float = 1.0
     least_usd_per_hour: float = -math.inf
-    least_penalty_usd_per_hour: float = -math.inf
+    least_penalty_usd_per_hour: float = 0.0
     most_penalty_usd_per_hour: float = math.inf
 
 
