@@ -24,7 +24,7 @@ from solvers.verify.sides import add_pairs
 LOOKS = ((4000, False), (4000, True), (16000, True), (64000, True))
 """Parts of a service's demand that loads are rounded up to, and whether floors are counted: closer and closer looks."""
 
-MOST_PARTS = 4_000_000  # of all services together
+MOST_PARTS, FINEST, MOST_FINEST = 4_000_000, 64_000, 1_000_000  # of all services together; of one, and all at that
 
 MOST_ROUNDS = 40
 LARGE = 50_000  # parts of all services together, from which on a look takes long
@@ -181,7 +181,7 @@ def recomputed(
     spans = {row.service: (row.least_usd_per_hour, row.most_usd_per_hour) for row in undone}
     times = _times(shown)
     for parts, with_floors in LOOKS:
-        if parts * len(cases) > MOST_PARTS:
+        if parts * len(cases) > (MOST_FINEST if parts >= FINEST else MOST_PARTS):
             break
         for case in cases:
             least_usd, most_usd = spans.get(case.service.name, ANY)
