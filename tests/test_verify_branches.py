@@ -63,10 +63,8 @@ def test_at_any_prices_and_any_cut_the_least_branch_lies_below_the_plan(plan: Pl
         assert min(values) <= plan.report.objective_usd_per_hour * (1.0 + 1e-6), cut
 
 
-def corrupted(plan: Plan, index: int, **how: object) -> Certificate:
-    branches = list(shown(plan).branches)
-    branches[index] = replace(branches[index], **how)  # type: ignore[arg-type]
-    return replace(shown(plan), branches=tuple(branches))
+def with_first(plan: Plan, branch: Branch) -> Certificate:
+    return replace(shown(plan), branches=(branch, *shown(plan).branches[1:]))
 
 
 def test_corrupted_branches_are_refused_by_name(plan: Plan) -> None:
@@ -76,12 +74,12 @@ def test_corrupted_branches_are_refused_by_name(plan: Plan) -> None:
     negative = tuple(replace(row, usd_per_hour=-1.0) for row in first.rows)
     for certificate, said in (
         (replace(shown(plan), branches=shown(plan).branches[1:]), "some plans lie in none of the branches"),
-        (corrupted(plan, 0, undone=halved), "some plans lie in none of the branches"),
-        (corrupted(plan, 0, undone=unknown), "branch 1 speaks of default/none"),
-        (corrupted(plan, 0, undone=(*first.undone, *first.undone)), "or twice"),
-        (corrupted(plan, 0, rows=negative), "is -1 USD/h"),
-        (corrupted(plan, 0, usd_per_hour=math.inf), "branch 1 supports inf USD/h"),
-        (corrupted(plan, 0, held_ratios=(*first.held_ratios, 0.0)), "prices of"),
+        (with_first(plan, replace(first, undone=halved)), "some plans lie in none of the branches"),
+        (with_first(plan, replace(first, undone=unknown)), "branch 1 speaks of default/none"),
+        (with_first(plan, replace(first, undone=(*first.undone, *first.undone))), "or twice"),
+        (with_first(plan, replace(first, rows=negative)), "is -1 USD/h"),
+        (with_first(plan, replace(first, usd_per_hour=math.inf)), "branch 1 supports inf USD/h"),
+        (with_first(plan, replace(first, held_ratios=(*first.held_ratios, 0.0))), "prices of"),
     ):
         check = checked(plan, certificate)
         assert not check.is_supported
@@ -90,8 +88,8 @@ def test_corrupted_branches_are_refused_by_name(plan: Plan) -> None:
 
 def test_prices_of_another_branch_support_no_claim(plan: Plan) -> None:
     """Each branch rests on prices of its own: those before any branch do not hold it up."""
-    rows = shown(plan).rows
-    assert any(not checked(plan, corrupted(plan, i, rows=rows)).is_supported for i in range(len(shown(plan).branches)))
+    alike = tuple(replace(branch, rows=shown(plan).rows) for branch in shown(plan).branches)
+    assert not checked(plan, replace(shown(plan), branches=alike)).is_supported
 
 
 def tree(rng: np.random.Generator, box: Limits, depth: int) -> list[Limits]:

@@ -8,40 +8,18 @@ import numpy as np
 import pytest
 
 from solvers.planner import desk_for, make_plan
-from solvers.planner.cells import build_cells
-from solvers.planner.compose import shared_rows
-from solvers.planner.relax import solve_linear, state
 from solvers.planner.stocks import least_value
 from solvers.planner.wide import Wide
 from solvers.planner.wide_branches import bound_of_branches, branched
 from solvers.planner.wide_views import views_at
-from solvers.problem import Policy, Problem
-from solvers.sizing import replica_capacity
-from solvers.verify.claims import CapacityOf
-from tests import fleets, synthetic
+from tests import fleets
 from tests.feed_world import at_one_feed
-
-SIZE = synthetic.Size(nodes=72, services=5, rows=4, designs=4)
-
-
-def wide_of(problem: Problem, capacity_of: CapacityOf = replica_capacity) -> Wide:
-    """Priced to the end, nothing held."""
-    desk = desk_for(problem, capacity_of)
-    cells = build_cells(problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
-    arrays = state(cells)
-    wide = Wide.of(cells, arrays, desk.sizer, desk.crew, gap=0.01, seconds=600.0)
-    duals = solve_linear(arrays, time_limit_s=600.0).duals
-    assert duals is not None
-    wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]))
-    wide.first()
-    wide.bound(lambda bound: False)
-    return wide
+from tests.wide_world import priced, short_fleet
 
 
 @pytest.fixture(scope="module")
 def short() -> Wide:
-    policy = Policy(min_saving_ratio=0.0, time_limit_s=600.0)
-    return wide_of(synthetic.make_problem(SIZE, 2, load=0.65, policy=policy))
+    return priced(desk_for(short_fleet(load=0.65)))
 
 
 def test_no_value_of_a_branch_passes_a_way_in_it(short: Wide) -> None:
@@ -74,7 +52,8 @@ def test_branches_leave_no_way_out(short: Wide) -> None:
 
 def test_what_whole_replicas_decide_is_proved_by_branches() -> None:
     problem = at_one_feed()
-    wide, worth = wide_of(problem, fleets.plain_capacity), desk_for(problem, fleets.plain_capacity).repaired({})
+    desk = desk_for(problem, fleets.plain_capacity)
+    wide, worth = priced(desk), desk.repaired({})
     value = worth.objective_usd_per_hour
     wide.hold(worth)
     alone = wide.bound(lambda bound: False)

@@ -9,52 +9,35 @@ import pytest
 
 from solvers.fleet import PoolKey
 from solvers.planner import desk_for, make_plan
-from solvers.planner.cells import Floats, build_cells
-from solvers.planner.compose import shared_rows
+from solvers.planner.cells import Floats
 from solvers.planner.desk import Desk
 from solvers.planner.options import step_at
-from solvers.planner.relax import solve_linear, state
+from solvers.planner.relax import state
 from solvers.planner.search import Search
 from solvers.planner.tally import CLEAR_SHARE, Worth
 from solvers.planner.tiers import is_taken, lacking_above
-from solvers.planner.wide import Wide
 from solvers.planner.wide_fit import Fitter, exact_steps
 from solvers.planner.wide_near import Near
-from solvers.problem import Policy, Problem
 from solvers.verify import verify
-from tests import synthetic
-
-SIZE = synthetic.Size(nodes=72, services=5, rows=4, designs=4)
-POLICY = Policy(min_saving_ratio=0.0, time_limit_s=600.0)  # seconds depend on who else is at work
-
-
-def drawn(load: float = 0.7) -> Problem:
-    return synthetic.make_problem(SIZE, 2, load=load, policy=POLICY)
+from tests.wide_world import priced, short_fleet
 
 
 @pytest.fixture(scope="module")
 def desk() -> Desk:
-    return desk_for(drawn())
+    return desk_for(short_fleet())
 
 
 @pytest.fixture(scope="module")
 def fitter(desk: Desk) -> Fitter:
-    search = Search(desk=desk)
-    cells = build_cells(desk.problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
-    arrays = state(cells)
-    wide = Wide.of(cells, arrays, desk.sizer, desk.crew, gap=0.01, seconds=600.0)
-    duals = solve_linear(arrays, time_limit_s=600.0).duals
-    assert duals is not None
-    wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]))
-    wide.first()
-    wide.bound(lambda bound: False)
+    search, wide = Search(desk=desk), priced(desk)
+    arrays = state(wide.cells)
     return Fitter(
         desk=desk,
         wide=wide,
         gap=0.01,
         settled=search._settled,
         seated=search._seated,
-        placed=lambda replicas: search._placed(cells, arrays, replicas),
+        placed=lambda replicas: search._placed(wide.cells, arrays, replicas),
     )
 
 
@@ -140,7 +123,7 @@ def test_fitting_stops_when_the_plan_is_proved(desk: Desk, fitter: Fitter) -> No
 
 
 def test_a_slightly_short_wide_plan_is_sound_and_in_reach_of_its_bound() -> None:
-    problem = drawn()
+    problem = short_fleet()
     plan = make_plan(problem)
     assert plan.is_short
     assert verify(plan, problem) == ()
