@@ -81,6 +81,11 @@ class Policy:
         """Hours of its GPU price that a stopped replica costs: its start is lost, and may be asked for again."""
         return STOP_SHARE * self.start_cost_hours
 
+    def tier_weight(self, rank: int) -> float:
+        """Penalty weight of a tier; ranks past the table weigh as its last entry."""
+        weights = self.tier_penalties or (1.0,)
+        return weights[min(max(rank, 0), len(weights) - 1)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem(Derives):

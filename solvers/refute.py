@@ -21,13 +21,12 @@ from solvers.evaluate import Load, Settings, Summary, evaluate
 from solvers.evaluate.summary import Kept
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.options import CapacityOf
 from solvers.planner.splitting import cuts_of, opened, split
 from solvers.policies.fixed import Fixed
 from solvers.problem import Problem
 from solvers.simulate import Workload
 from solvers.simulate.arrivals import Ints
-from solvers.sizing import Capacity, Unfit, replica_capacity
+from solvers.sizing import Capacity, CapacityOf, Unfit, replica_capacity
 from solvers.workload import Demand, SizeBucket, Slo, SloMetric
 
 ROUNDS = 3

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from solvers.capping.model import CapModel
 from solvers.plan import Plan
 from solvers.planner.desk import Desk
 from solvers.planner.search import Search
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.tick import Ticker
-from solvers.tick.model import TickModel
 from solvers.workload import Demand
 from tests.synthetic import SIZES, make_problem
 
@@ -145,7 +145,7 @@ def _cold_ms(ticker: Ticker, energy: float, demands: dict[str, float], budgets: 
     asked = np.array([demands[name] for name in ticker.cells.services])
     room = ticker._room_watts(ticker._usable(budgets))
     started = time.perf_counter()
-    TickModel(ticker.cells, energy).solve(asked, room)
+    CapModel(ticker.cells, energy).solve(asked, room)
     return 1e3 * (time.perf_counter() - started)
 
 

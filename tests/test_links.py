@@ -11,10 +11,10 @@ import pytest
 from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.fleet import Node, PoolKey
+from solvers.pairing import Domain
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.links import Route
-from solvers.planner.pairing import Domain
 from solvers.problem import KvLink, Problem
 from solvers.sizing import Unfit
 from solvers.tick import Ticker

@@ -14,10 +14,10 @@ from solvers.engine import EngineConfig, ProfileKey, Role
 from solvers.engine.variants import with_kv_bits
 from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
+from solvers.pairing import Domain, Pairing, Pairs
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
 from solvers.planner.min_plus import divided, shared_out
-from solvers.planner.pairing import Domain, Pairing, Pairs
 from solvers.planner.relax import state
 from solvers.problem import Policy, Problem
 from solvers.sizing import Unfit, replica_capacity

@@ -15,10 +15,10 @@ from solvers.evaluate.incidents import Incident, What
 from solvers.evaluate.load import Load
 from solvers.evaluate.run import Policy, Record, Seen, Settings, Wish, run
 from solvers.fleet import PoolKey
+from solvers.pairing import Domain
 from solvers.plan import Placement, Plan, PoolPlan
 from solvers.planner import make_plan
 from solvers.planner.links import Route
-from solvers.planner.pairing import Domain
 from solvers.policies import make_policy
 from solvers.policies.fixed import Fixed
 from solvers.problem import KvLink, Problem

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
+from solvers.capping.cells import Levels
 from solvers.engine import EngineProfile, Role
 from solvers.engine.curves import capped
 from solvers.errors import InvalidInput
@@ -22,7 +23,6 @@ from solvers.power import reserved_watts
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit, replica_capacity
 from solvers.tick import Tick, Ticker
-from solvers.tick.cells import Levels
 from solvers.workload import SizeBucket, Slo
 from tests import fleets
 from tests.test_planner_caps import knowing_caps, scarce

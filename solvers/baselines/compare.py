@@ -9,10 +9,9 @@ from enum import StrEnum
 from solvers.plan import Plan
 from solvers.planner import desk_for
 from solvers.planner.caps import planned_counts
-from solvers.planner.options import CapacityOf
 from solvers.planner.tally import CLEAR_SHARE, Worth
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 from solvers.verify import verify
 
 NOTICEABLE = 1e-6  # of a tier's whole demand, or of a cost; below is the rounding of sums

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from solvers.baselines.stage import Stage
 from solvers.plan import Plan
-from solvers.planner.options import CapacityOf
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 
 NAME = "greedy"
 

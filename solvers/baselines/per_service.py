@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from solvers.baselines.stage import Stage
 from solvers.engine import Role
 from solvers.fleet import PoolKey
+from solvers.pairing import Pairing
 from solvers.plan import Plan
 from solvers.planner.cells import CHAINS
-from solvers.planner.options import CapacityOf, PoolOption
-from solvers.planner.pairing import Pairing
+from solvers.planner.options import PoolOption
 from solvers.planner.penalties import FLOOR_WEIGHT
 from solvers.planner.relax import Arrays, solve_whole
 from solvers.problem import Problem
-from solvers.sizing import Capacity, replica_capacity
+from solvers.sizing import Capacity, CapacityOf, replica_capacity
 from solvers.workload import ServedModel
 
 NAME = "per_service"

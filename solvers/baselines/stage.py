@@ -16,11 +16,12 @@ from solvers.planner.checks import check_problem
 from solvers.planner.desk import Desk
 from solvers.planner.floors import missing_of_pin, places_of
 from solvers.planner.nodes import Room
-from solvers.planner.options import CapacityOf, PoolOption, find_options
+from solvers.planner.options import PoolOption, find_options
 from solvers.planner.shortage import reasons_by_service
 from solvers.planner.spread import spread_evenly
 from solvers.planner.tally import ROUNDING, pairs_of
 from solvers.problem import Problem
+from solvers.sizing import CapacityOf
 from solvers.verify import verify
 from solvers.workload import ServedModel
 

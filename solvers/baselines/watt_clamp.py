@@ -17,10 +17,9 @@ from solvers.baselines.stage import Stage
 from solvers.engine import EngineConfig
 from solvers.plan import Plan
 from solvers.planner.grouping import domain_rooms
-from solvers.planner.options import CapacityOf
 from solvers.power import extra_watts, nodes_by_domain
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 
 NAME = "watt_clamp"
 

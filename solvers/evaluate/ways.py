@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
+from solvers.pairing import Domain, Pairing
 from solvers.plan import Plan
 from solvers.planner.links import Links, Route
-from solvers.planner.pairing import Domain, Pairing
 from solvers.problem import Problem
 from solvers.simulate import Fleet
 from solvers.sizing import Capacity, replica_capacity

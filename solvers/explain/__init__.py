@@ -42,10 +42,9 @@ from solvers.fleet import PoolKey
 from solvers.plan import Binding, LinkPlan, Plan, Relief, ServicePlan
 from solvers.planner.cells import build_cells
 from solvers.planner.desk import Desk
-from solvers.planner.options import CapacityOf
 from solvers.planner.splitting import opened
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 
 MOST_REJECTED = 2
 

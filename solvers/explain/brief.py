@@ -10,10 +10,9 @@ from solvers.explain import Case, Explanation
 from solvers.explain.parts import names_of, renamed
 from solvers.explain.words import range_words, switch_words
 from solvers.plan import Plan, ServiceWhy
-from solvers.planner.options import CapacityOf
 from solvers.planner.splitting import opened, whole_name
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 
 MOST_SERVICES = 32
 MOST_LINES = 4

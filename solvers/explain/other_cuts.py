@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from solvers.plan import Plan
 from solvers.planner.cuts import Book, open_book, stops_usd_per_hour
-from solvers.planner.options import CapacityOf
 from solvers.planner.splitting import Cuts, cuts_of, dropped, split, split_plan
 from solvers.problem import Problem
+from solvers.sizing import CapacityOf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -19,10 +19,10 @@ from solvers.plan import Plan
 from solvers.planner import desk_for
 from solvers.planner.caps import planned_counts
 from solvers.planner.desk import Desk
-from solvers.planner.options import CapacityOf, Options
+from solvers.planner.options import Options
 from solvers.planner.splitting import whole_name
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,8 @@ from solvers.planner.assemble import PRICE_FLOOR, UNITS, unit_of
 from solvers.planner.cells import Floats
 from solvers.planner.limits import WHOLE
 from solvers.planner.limits_resources import row_units
-from solvers.planner.options import CapacityOf
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 
 MOST_PRICES = 6  # told of one service; each takes some twenty small linear problems
 DOUBLINGS = 7

@@ -14,7 +14,6 @@ from solvers.planner.crew import WIDE_GPUS, Crew
 from solvers.planner.desk import Desk
 from solvers.planner.fairness import MOST_CELLS
 from solvers.planner.nodes import Counts
-from solvers.planner.options import CapacityOf
 from solvers.planner.overload import is_far_beyond, said_in_full, within_reach
 from solvers.planner.parted import concerns, plan_parts
 from solvers.planner.relief import find_relief
@@ -22,7 +21,7 @@ from solvers.planner.search import SOLVER_FAULTS, Search
 from solvers.planner.sizings import Sizings
 from solvers.planner.tally import Worth, best_of
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 from solvers.verify import verify
 
 GROWTH_RATIO = 0.05

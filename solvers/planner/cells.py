@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
+from solvers.pairing import Pairing
 from solvers.planner.grouping import Grouping, group_bays
 from solvers.planner.links import Links
 from solvers.planner.options import Options, PoolOption, Step
-from solvers.planner.pairing import Pairing
 from solvers.planner.penalties import find_penalties
 from solvers.planner.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.problem import Policy, Problem

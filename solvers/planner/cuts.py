@@ -21,13 +21,14 @@ from solvers.planner.cells import Floats, build_cells
 from solvers.planner.compose import CLOSED, MOST_PRICINGS, SMOOTHING, Composer, shared_rows
 from solvers.planner.crew import Crew
 from solvers.planner.menus import FINE_GRID, GRID, Menu
-from solvers.planner.options import CapacityOf, Options, PoolOption, Sizer, find_options
+from solvers.planner.options import Options, PoolOption, Sizer, find_options
 from solvers.planner.penalties import dearest_usd_per_request
 from solvers.planner.relax import Arrays, solve_linear, state
 from solvers.planner.splitting import Cuts, Place, as_part, dropped, part_name
 from solvers.planner.wide_cuts import WideRanges
 from solvers.problem import Problem
 from solvers.sizes import SizeRange, ranges_between
+from solvers.sizing import CapacityOf
 from solvers.workload import Demand, ServedModel, SizeBucket
 
 MOST_STARTS = 3  # places where one service may be cut: ten ranges; beyond, sizing them takes longer than the decision

@@ -12,13 +12,14 @@ from solvers.planner.cells import build_cells
 from solvers.planner.crew import Crew
 from solvers.planner.fairness import fair_ratios
 from solvers.planner.nodes import Counts, Room
-from solvers.planner.options import CapacityOf, Options, Sizer, find_options
+from solvers.planner.options import Options, Sizer, find_options
 from solvers.planner.pack_nodes import pack
 from solvers.planner.penalties import Penalties, find_penalties
 from solvers.planner.relax import state
 from solvers.planner.rounding import fill
 from solvers.planner.tally import Worth, weigh
 from solvers.problem import Problem
+from solvers.sizing import CapacityOf
 
 FAIR_POOLS = 1000
 """Fleets with more pools share what is short by the weights of the tiers alone."""

@@ -1,12 +1,13 @@
 """Caps between the levels for a plan that is short: what the steps from level to level leave lying, in whole watts.
 
-The counts and places stay. One linear programme, the tick's, chooses one cap for every pool; nobody is served less.
+The counts and places stay. One linear programme, that of every tick, chooses a cap for every pool; none is served less.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from solvers.capping.cells import build_cap_cells, pool_cells
 from solvers.planner.caps import at_cap, by_pool
 from solvers.planner.desk import Desk
 from solvers.planner.nodes import Counts
@@ -24,12 +25,11 @@ def fine_counts(desk: Desk, worth: Worth) -> Counts:
     SolveFailed
         When there is no room to round in; the counts as they are remain a plan.
     """
-    from solvers.tick.cells import build_tick_cells, pool_cells  # here: the package loads the modeller, of no
-    from solvers.tick.model import TickModel  # use to workers
+    from solvers.capping.model import CapModel  # here: it loads the modeller, of no use to workers
 
     problem, counts = desk.problem, by_pool(worth.counts)
-    cells = pool_cells(build_tick_cells(problem, counts, desk.sizer.capacity_of))
-    model = TickModel(cells, problem.policy.energy_usd_per_kilowatt_hour)
+    cells = pool_cells(build_cap_cells(problem, counts, desk.sizer.capacity_of))
+    model = CapModel(cells, problem.policy.energy_usd_per_kilowatt_hour)
     asked = np.array([problem.demands[name].requests_per_s for name in cells.services])
     model.hold(np.array([worth.unserved_per_s(name) for name in cells.services]) + GIVEN * asked)
     usable = np.array([problem.domains[name].usable_watts for name in cells.domains])

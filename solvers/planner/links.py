@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
-from solvers.planner.pairing import ANYWHERE_INSIDE, Carried, Domain, Pairing
+from solvers.pairing import ANYWHERE_INSIDE, Carried, Domain, Pairing
 from solvers.problem import KvLink, Problem
 
 SECONDS_PER_HOUR = 3600.0

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE
+from solvers.pairing import Domain, Pairs
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.floors import least_locations
 from solvers.planner.min_plus import divided, shared_out
 from solvers.planner.options import PoolOption, Sizer
-from solvers.planner.pairing import Domain, Pairs
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.tally import ROUNDING
 from solvers.sizing import Capacity

@@ -14,24 +14,21 @@ from dataclasses import dataclass, field, replace
 from solvers.derived import derived
 from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
+from solvers.pairing import Pairing
 from solvers.planner.caps import at_cap, highest_levels, levels_watts, limited_classes, profile_at, sorted_profiles
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import spread_demand
 from solvers.planner.keeping import least_of
 from solvers.planner.links import Links
-from solvers.planner.pairing import Pairing
 from solvers.planner.quotas import QuotaLedger
 from solvers.planner.reclaim import Reclaims
 from solvers.planner.sizings import UnknownSize, refuse
 from solvers.planner.slots import SlotsKind, find_slots, kind_of, no_room
 from solvers.power import pool_extra_watts
 from solvers.problem import Problem
-from solvers.sizing import Capacity, Unfit
+from solvers.sizing import Capacity, CapacityOf, Unfit
 from solvers.spans import groups_taken, node_sizes
 from solvers.workload import Demand, PlacementMode, ServedModel
-
-CapacityOf = Callable[..., Capacity | Unfit]
-"""``solvers.sizing.replica_capacity`` or a table with its signature."""
 
 EVERY_SIZE_UP_TO = 12  # pools that never grow past this get a step for every size
 STEP_GROWTH = 1.5

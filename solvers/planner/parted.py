@@ -14,7 +14,6 @@ from solvers.errors import SolveFailed
 from solvers.plan import Plan, SplitPrice
 from solvers.planner.crew import Crew
 from solvers.planner.cuts import Book, open_book, stops_usd_per_hour
-from solvers.planner.options import CapacityOf
 from solvers.planner.splitting import (
     Cuts,
     cuts_of,
@@ -28,7 +27,7 @@ from solvers.planner.splitting import (
 )
 from solvers.problem import Problem
 from solvers.sizes import SizeRange, tiles
-from solvers.sizing import replica_capacity
+from solvers.sizing import CapacityOf, replica_capacity
 from solvers.verify import verify
 
 MOST_TRIED = 4

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from solvers.engine import Role
 from solvers.fleet import PoolKey
 from solvers.planner.options import Options, PoolOption
-from solvers.problem import Policy, Problem
+from solvers.problem import Problem
 
 EXCESS_WEIGHT = 1.0
 """What a service lacks beyond its fair share weighs so much more: enough to level, too little to outweigh a tier."""
@@ -44,25 +44,19 @@ def find_penalties(problem: Problem, options: Options, fair_ratio: Mapping[str, 
     dearest = max((option.price_usd_per_hour for option in options.pools), default=1.0)
     return Penalties(
         unserved_usd_per_hour={
-            service.name: tier_weight(problem.policy, service.tier_rank)
+            service.name: problem.policy.tier_weight(service.tier_rank)
             * (costs[service.name] or fallback)
             * problem.demands[service.name].requests_per_s
             for service in problem.services
         },
         floor_usd_per_hour={
             service.name: FLOOR_WEIGHT
-            * tier_weight(problem.policy, service.tier_rank)
+            * problem.policy.tier_weight(service.tier_rank)
             * max((option.price_usd_per_hour for option in options.of(service.name)), default=dearest)
             for service in problem.services
         },
         fair_ratio=fair_ratio or {},
     )
-
-
-def tier_weight(policy: Policy, rank: int) -> float:
-    """Penalty weight of a tier; ranks past the table weigh as its last entry."""
-    weights = policy.tier_penalties or (1.0,)
-    return weights[min(max(rank, 0), len(weights) - 1)]
 
 
 def dearest_usd_per_request(pools: tuple[PoolOption, ...]) -> float:

@@ -14,10 +14,10 @@ import scipy.sparse as sp
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
+from solvers.pairing import Domain
 from solvers.planner.cells import CHAINS
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption, Sizer
-from solvers.planner.pairing import Domain
 from solvers.planner.penalties import Penalties
 from solvers.planner.relax import Arrays, Run, solve_whole
 from solvers.problem import Problem

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
+from solvers.pairing import ANYWHERE_INSIDE, Pairs
 from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
 from solvers.planner.floors import missing_locations, missing_of_chain, missing_of_pin, places_of
 from solvers.planner.grouping import Bay
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption, Sizer
-from solvers.planner.pairing import ANYWHERE_INSIDE, Pairs
 from solvers.planner.spread import loses_nothing, spread_evenly, worst_loss
 from solvers.planner.tally import ROUNDING, pairs_of, rates_by_place
 from solvers.problem import Problem

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
+from solvers.pairing import Pairing
 from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
 from solvers.planner.floors import Places, missing_locations, missing_of_chain, missing_of_pin, places_of
 from solvers.planner.grouping import WATT_TOLERANCE
 from solvers.planner.nodes import Counts, Room
 from solvers.planner.options import Options, PoolOption
-from solvers.planner.pairing import Pairing
 from solvers.planner.quotas import GPUS, POWER
 from solvers.planner.reclaim import Reclaims
 from solvers.planner.spread import place_rates, worst_loss

@@ -9,10 +9,10 @@ import numpy as np
 from solvers.engine import EngineProfile, Role
 from solvers.fleet import PoolKey
 from solvers.planner.cells import Cells
-from solvers.planner.options import CapacityOf, PoolOption, Sizer
+from solvers.planner.options import PoolOption, Sizer
 from solvers.planner.stocks import KNOWN_SIZES, LEAST_EVERY, MOST_EVERY, PARTS, WORK_SIZES, Stocks
 from solvers.problem import Problem
-from solvers.sizing import Capacity, Unfit
+from solvers.sizing import Capacity, CapacityOf, Unfit
 
 
 def build_stocks(cells: Cells) -> tuple[Stocks, ...]:

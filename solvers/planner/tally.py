@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from solvers.derived import derived
 from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
+from solvers.pairing import Carried, Pairs
 from solvers.planner.caps import by_pool
 from solvers.planner.floors import Places, missing_replicas
 from solvers.planner.links import LinkLoad, Route
 from solvers.planner.nodes import Counts
 from solvers.planner.options import Sizer
-from solvers.planner.pairing import Carried, Pairs
 from solvers.planner.penalties import Penalties
 from solvers.planner.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.planner.spread import place_rates, survivable_per_s

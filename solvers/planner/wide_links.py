@@ -15,10 +15,10 @@ import numpy as np
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
+from solvers.pairing import ANYWHERE_INSIDE, Domain
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.limits_pairs import WAYS, crossing_bytes
 from solvers.planner.links import Route, usd_per_hour
-from solvers.planner.pairing import ANYWHERE_INSIDE, Domain
 from solvers.planner.stocks import Stocks
 from solvers.planner.wide_exact import Crossing
 from solvers.planner.wide_sides import EVERYWHERE

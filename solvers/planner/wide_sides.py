@@ -14,9 +14,9 @@ import numpy as np
 
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
+from solvers.pairing import Domain, Pairing, Pairs
 from solvers.planner.cells import Cells, Ints
 from solvers.planner.curve import Curve
-from solvers.planner.pairing import Domain, Pairing, Pairs
 from solvers.planner.stocks import Pick, Stocks
 
 EVERYWHERE = -1  # side of mixed pools

@@ -10,9 +10,9 @@ import numpy as np
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
+from solvers.pairing import Domain, Pairs
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.options import PoolOption, Sizer
-from solvers.planner.pairing import Domain, Pairs
 from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.stocks import Pick, Stocks
 from solvers.planner.tally import ROUNDING

@@ -8,7 +8,7 @@ prompts inside the decode steps (``pools.py``). Each formula may use up half of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -59,6 +59,10 @@ class Unfit:
     """Why a replica cannot serve the mix at all, in words and numbers for a user."""
 
     reason: str
+
+
+CapacityOf = Callable[..., Capacity | Unfit]
+"""``replica_capacity`` or a table with its signature."""
 
 
 def replica_capacity(

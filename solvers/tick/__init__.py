@@ -1,7 +1,7 @@
 """Between two plans: replicas stay where they are; caps, routing and shedding follow demand and budgets at once.
 
-One linear programme over the plan's own pools, kept alive from tick to tick (``model``). What comes out is worked
-out again in plain arithmetic, and watts never pass a budget that the lowest caps can keep.
+One linear programme over the plan's own pools (``solvers.capping``), kept alive from tick to tick. What comes out is
+worked out again in plain arithmetic, and watts never pass a budget that the lowest caps can keep.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from solvers.capping.cells import CapCells, Floats, build_cap_cells
+from solvers.capping.model import CapModel
 from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
+from solvers.pairing import Pairing
 from solvers.plan import Plan
 from solvers.planner.links import Links
-from solvers.planner.options import CapacityOf
-from solvers.planner.pairing import Pairing
 from solvers.planner.splitting import as_whole
 from solvers.problem import Problem
-from solvers.sizing import replica_capacity
-from solvers.tick.cells import Floats, TickCells, build_tick_cells, counts_of
+from solvers.sizing import CapacityOf, replica_capacity
 from solvers.tick.links import over_links
-from solvers.tick.model import TickModel
 from solvers.tick.parts import TickParts
 
 WATTS = 1e-3  # a budget is kept by this much, far above the rounding of sums
@@ -111,11 +110,12 @@ class Ticker:
     def __init__(self, problem: Problem, plan: Plan, *, capacity_of: CapacityOf = replica_capacity) -> None:
         self._parts, problem, plan = TickParts.of(problem, plan)
         self.problem = problem
-        self.cells = build_tick_cells(problem, counts_of(plan), capacity_of)
+        counts = {(row.pool, row.location): row.replicas for row in plan.placements if row.replicas}
+        self.cells = build_cap_cells(problem, counts, capacity_of)
         self._feeds = self.cells.charged.tocsc()
         self._links = Links.of(problem, Pairing.of(problem))
         energy = problem.policy.energy_usd_per_kilowatt_hour
-        self._model = TickModel(self.cells, energy) if self.cells.places and self.cells.domains else None
+        self._model = CapModel(self.cells, energy) if self.cells.places and self.cells.domains else None
         usable = [problem.domains[name].usable_watts for name in self.cells.domains]
         self._usable_watts = np.array(usable, dtype=float)
         self._demand_per_s = np.array(
@@ -235,7 +235,7 @@ class Ticker:
         return _of_whole(tick, self._parts) if self._parts.cuts else tick
 
 
-def _routed(cells: TickCells, carried: Floats, asked: Floats) -> tuple[Floats, Floats]:
+def _routed(cells: CapCells, carried: Floats, asked: Floats) -> tuple[Floats, Floats]:
     """Served requests/s by service, and the share of every pool: in proportion to capacity inside a role and domain.
 
     Parameters
@@ -281,7 +281,7 @@ def _of_whole(tick: Tick, parts: TickParts) -> Tick:
     )
 
 
-def _over_note(cells: TickCells, domain: int, reserved: float, usable: float) -> str:
+def _over_note(cells: CapCells, domain: int, reserved: float, usable: float) -> str:
     idle = cells.idle_watts[domain]
     what = f"idle GPUs alone draw {idle:,.0f} W" if idle > usable else f"the lowest caps need {reserved:,.0f} W"
     return f"power[{cells.domains[domain]}]: {what}, usable {usable:,.0f} W; stop replicas or raise the budget"

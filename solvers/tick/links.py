@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from solvers.capping.cells import CapCells, Floats
 from solvers.fleet import PoolKey
 from solvers.planner.links import Links
-from solvers.tick.cells import Floats, TickCells
 
 
 def over_links(
-    links: Links, cells: TickCells, carried: Floats, served: Floats, shares: Floats
+    links: Links, cells: CapCells, carried: Floats, served: Floats, shares: Floats
 ) -> tuple[Floats, Floats, tuple[str, ...]]:
     """Serve no more than the links carry, pairs on one side of them first.
 

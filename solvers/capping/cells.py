@@ -1,6 +1,6 @@
-"""What a tick decides over, as arrays: placed pools, what they carry at each power cap, and the domains they charge.
+"""What caps are chosen over, as arrays: placed pools, what they carry at each power cap, and the domains they charge.
 
-A cell is a pool at a location of the plan, with its replicas fixed. Its cap runs from the class's lowest to its
+A cell is a pool at a location, with its replicas fixed. Its cap runs from the class's lowest to its
 highest; what one replica carries at a cap is read along chords between the levels that sizing was asked for, and is
 nothing below the first level that serves the mix.
 """
@@ -18,12 +18,10 @@ from solvers.engine import ProfileKey, Role
 from solvers.engine.curves import capped
 from solvers.errors import InvalidInput, OutOfRange
 from solvers.fleet import ANYWHERE, PoolKey
-from solvers.plan import Plan
-from solvers.planner.options import CapacityOf
-from solvers.planner.pairing import ANYWHERE_INSIDE, Domain, Pairing
-from solvers.planner.penalties import tier_weight
+from solvers.pairing import ANYWHERE_INSIDE, Domain, Pairing
 from solvers.power import base_watts, ceiling_watts, charged_domains, nodes_by_domain
 from solvers.problem import Problem
+from solvers.sizing import CapacityOf
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -68,7 +66,7 @@ class Levels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TickCells:
+class CapCells:
     """Axes: S services, P pools, C cells, D domains, all sorted.
 
     Attributes
@@ -160,12 +158,7 @@ class TickCells:
         return reserved
 
 
-def counts_of(plan: Plan) -> dict[tuple[PoolKey, str], int]:
-    """Replicas of a plan by (pool, location)."""
-    return {(row.pool, row.location): row.replicas for row in plan.placements if row.replicas}
-
-
-def pool_cells(cells: TickCells) -> TickCells:
+def pool_cells(cells: CapCells) -> CapCells:
     """The same with one cell for each pool, over all its locations: one cap for a pool.
 
     Prefill and decode of a group then pair wherever they are.
@@ -190,7 +183,7 @@ def pool_cells(cells: TickCells) -> TickCells:
     )
 
 
-def build_tick_cells(problem: Problem, counts: Mapping[tuple[PoolKey, str], int], capacity_of: CapacityOf) -> TickCells:
+def build_cap_cells(problem: Problem, counts: Mapping[tuple[PoolKey, str], int], capacity_of: CapacityOf) -> CapCells:
     """Size every pool of the counts at every cap that it may have.
 
     Raises
@@ -212,7 +205,7 @@ def build_tick_cells(problem: Problem, counts: Mapping[tuple[PoolKey, str], int]
     level_watts, level_rates = _level_tables(levels)
     pairing = Pairing.of(problem)
     pair_keys, cell_pair = _numbered([(of_service[pool.service], pairing.domain(pool, at)) for (pool, at), _ in rows])
-    return TickCells(
+    return CapCells(
         pair_keys=pair_keys,
         cell_pair=cell_pair,
         services=services,
@@ -268,7 +261,7 @@ def _penalties(problem: Problem, levels: Mapping[PoolKey, Levels]) -> dict[str, 
         for service in problem.services
     }
     fallback = max((cost for cost in costs.values() if cost > 0.0), default=1.0)
-    return {s.name: tier_weight(problem.policy, s.tier_rank) * (costs[s.name] or fallback) for s in problem.services}
+    return {s.name: problem.policy.tier_weight(s.tier_rank) * (costs[s.name] or fallback) for s in problem.services}
 
 
 def _totals(rows: Sequence[tuple[tuple[PoolKey, str], int]]) -> dict[PoolKey, int]:

@@ -1,7 +1,7 @@
-"""The tick as one linear programme, stated once in cvxpy and kept alive in one HiGHS for hot re-solves.
+"""The best caps as one linear programme, stated once in cvxpy and kept alive in one HiGHS for hot re-solves.
 
-Only right-hand sides change from tick to tick: demands and budgets. cvxpy gives the arrays, and where each of its
-parameters stands in them; a tick moves row bounds and lets the dual simplex go on from the last basis.
+Only right-hand sides change from solve to solve: demands and budgets. cvxpy gives the arrays, and where each of its
+parameters stands in them; a solve moves row bounds and lets the dual simplex go on from the last basis.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import highspy
 import numpy as np
 import scipy.sparse as sp
 
+from solvers.capping.cells import CapCells, Floats, Ints
 from solvers.engine import Role
 from solvers.errors import SolveFailed
 from solvers.highs import pass_model, quiet_highs
-from solvers.tick.cells import Floats, Ints, TickCells
 
 OVER_TIMES = 10.0  # what a kW above a budget costs, over the most that one could serve: budgets go before demand
 ROUNDING = 1e-6  # USD per hour of a kW, so that caps that nobody needs are low even when energy is free
@@ -32,7 +32,7 @@ class Segments:
     requests_per_s: Floats
 
     @classmethod
-    def of(cls, cells: TickCells) -> Segments:
+    def of(cls, cells: CapCells) -> Segments:
         """List the segments of every cell; where no cap may change, one that adds nothing."""
         by_pool = [levels.segments() for levels in cells.levels]
         count = np.array([len(watts) for watts, _ in by_pool], dtype=np.int64)
@@ -57,15 +57,15 @@ class Answer:
     iterations: int
 
 
-class TickModel:
-    """The programme of one plan.
+class CapModel:
+    """The programme of the placed pools of one plan.
 
     Columns: ``used`` (K,) 0-1, share of a segment; ``mixed``, ``unserved`` (S,) and ``pairs`` (pairing domains),
     requests/s over the service's scale; ``over`` (D,), kW above a budget that the lowest caps pass. Parameters:
     ``demand`` (S,), ``room`` (D,) kW.
     """
 
-    def __init__(self, cells: TickCells, energy_usd_per_kilowatt_hour: float) -> None:
+    def __init__(self, cells: CapCells, energy_usd_per_kilowatt_hour: float) -> None:
         self.cells, self.segments = cells, Segments.of(cells)
         self.lowest_watts = np.array([levels.cap_watts[0] for levels in cells.levels])[cells.cell_pool]
         self._lowest_rates = cells.replica_rates(self.lowest_watts)
@@ -173,7 +173,7 @@ class TickModel:
         highs.run()
         status = highs.getModelStatus()
         if status != highspy.HighsModelStatus.kOptimal:
-            raise SolveFailed(f"the tick's model ended as {highs.modelStatusToString(status)}")
+            raise SolveFailed(f"the model of caps ended as {highs.modelStatusToString(status)}")
         found, info = highs.getSolution(), highs.getInfo()
         duals = np.array(found.row_dual, dtype=float)
         return Answer(
