@@ -15,18 +15,18 @@ from solvers.certificate import Certificate, HeldTier, ServiceWeights, Undone
 from solvers.plan import Plan
 from solvers.problem import Problem
 from solvers.verify.branches import in_branch
-from solvers.verify.cases import ANY, Case
+from solvers.verify.cases import ANY, MOST_ROUNDS, Case
 from solvers.verify.claims import CapacityOf, MostOf
 from solvers.verify.evidence import evidence_faults
 from solvers.verify.market import Market
 from solvers.verify.sides import add_pairs
 
-LOOKS = ((4000, False), (4000, True), (16000, True), (64000, True))
+LOOKS = ((4000, False), (4000, True), (16000, True))
 """Parts of a service's demand that loads are rounded up to, and whether floors are counted: closer and closer looks."""
 
-MOST_PARTS, FINEST, MOST_FINEST = 4_000_000, 64_000, 1_000_000  # of all services together; of one, and all at that
+MOST_PARTS = 4_000_000  # of all services together
+FINEST, MOST_FINEST = 64_000, 50  # parts, and services that are looked at so closely, one by one
 
-MOST_ROUNDS = 40
 LARGE = 50_000  # parts of all services together, from which on a look takes long
 RELATIVE = 1e-9
 GRID_TOLERANCE = 1e-3
@@ -168,6 +168,34 @@ def recomputed(
     weights = _weights(problem, shown)
     if any(service.name not in weights for service in problem.services):
         return -math.inf
+    fetched = market.fetched_usd_per_hour() + math.fsum(
+        price * max(0.0, tier.lacking_usd_per_hour) for tier, price in _held(shown)
+    )
+    spans = {row.service: (row.least_usd_per_hour, row.most_usd_per_hour) for row in undone}
+    times = _times(shown)
+    looks = [
+        _Look(case=case, weights=weights[name], span_usd_per_hour=(weighed * least_usd, weighed * most_usd))
+        for case in _cases(problem, market, capacity_of, most_of)
+        for name, (least_usd, most_usd) in [(case.service.name, spans.get(case.service.name, ANY))]
+        for weighed in [times.get(case.service.tier_rank, 1.0)]
+    ]
+    return _closer_and_closer(looks, fetched, enough=enough, will_do=will_do)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """One service with what failing it weighs, and what its penalties may add up to."""
+
+    case: Case
+    weights: ServiceWeights
+    span_usd_per_hour: tuple[float, float]
+
+    def at(self, parts: int, with_floors: bool) -> None:
+        self.case.look(parts, with_floors, self.weights, self.span_usd_per_hour)
+
+
+def _cases(problem: Problem, market: Market, capacity_of: CapacityOf, most_of: MostOf | None) -> list[Case]:
+    """All services at the prices, by name."""
     cases = [
         Case(problem=problem, service=service, market=market, capacity_of=capacity_of, most_of=most_of)
         for service in sorted(problem.services, key=lambda s: s.name)
@@ -175,27 +203,31 @@ def recomputed(
     for case in cases:
         case.begin()
         add_pairs(case)
-    fetched = market.fetched_usd_per_hour() + math.fsum(
-        price * max(0.0, tier.lacking_usd_per_hour) for tier, price in _held(shown)
-    )
-    spans = {row.service: (row.least_usd_per_hour, row.most_usd_per_hour) for row in undone}
-    times = _times(shown)
+    return cases
+
+
+def _closer_and_closer(looks: Sequence[_Look], fetched: float, *, enough: float, will_do: float) -> float:
+    """Look at all services, on more parts each time, then at the weightiest one by one, until there is enough."""
+    cases = [look.case for look in looks]
     for parts, with_floors in LOOKS:
-        if parts * len(cases) > (MOST_FINEST if parts >= FINEST else MOST_PARTS):
+        if parts * len(cases) > MOST_PARTS:
             break
-        for case in cases:
-            least_usd, most_usd = spans.get(case.service.name, ANY)
-            weighed = times.get(case.service.tier_rank, 1.0)
-            case.look(parts, with_floors, weights[case.service.name], (weighed * least_usd, weighed * most_usd))
+        for look in looks:
+            look.at(parts, with_floors)
         is_large = parts * len(cases) > LARGE
+        if is_large and will_do > 0.0:
+            enough = min(enough, will_do)
         for _ in range(MOST_ROUNDS):
-            if (total := _sum(cases, fetched)) >= (min(enough, will_do) if is_large and will_do > 0.0 else enough):
+            if (total := _sum(cases, fetched)) >= enough:
                 return total
             changed = [case.refine() for case in cases]
             if not any(changed):
                 break
-        if is_large and _sum(cases, fetched) >= will_do:
-            break
+    for look in sorted(looks, key=lambda look: -look.weights.unserved_usd_per_hour)[:MOST_FINEST]:
+        if (total := _sum(cases, fetched)) >= enough:
+            return total
+        look.at(FINEST, True)
+        look.case.settle()
     return _sum(cases, fetched)
 
 

@@ -29,6 +29,7 @@ Span = tuple[float, float]
 ANY = 0.0, math.inf
 PAIR_PARTS = (8000, 2000)  # of the demand, shared by pairs of a few groups, or of many: adding up takes their square
 FEW_GROUPS = 4
+MOST_ROUNDS = 40  # in which a value is made exact
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -169,6 +170,14 @@ class Case:
         """Make exact what the value rests on; False when all of it was."""
         changed = [view.refine() for view in self.views]  # each of them
         return any(changed)
+
+    def settle(self) -> None:
+        """Make exact all that the value rests on, and keep nothing of how it was found."""
+        for _ in range(MOST_ROUNDS):
+            if not self.refine():
+                break
+        for view in self.views:
+            view.tables.clear()
 
     def _floor(self) -> int:
         units = max((len(pool.stock.units_usd_per_hour) for pool in self.pools), default=0)

@@ -19,7 +19,8 @@ NEAR = 1e-6  # of a part; far above the rounding of a division
 FAR = 1.1  # times the cheapest rate of a role; dearer pools count as one until a value rests on them
 MOST_APART = 3  # pools of a role told apart to begin with
 CURVE_ENDS = 64  # replicas; the sizing knows no further economies of scale
-MOST_TOLD = 400  # replicas of a pool up to which every size is told apart: where few are worth much, half of one shows
+MOST_TOLD = 400  # replicas of a pool up to which sizes are told apart once a value rests on more than those above
+BEYOND = -1  # a size: more than those told apart
 FIRST_SIZES = (4, 16)
 
 
@@ -39,6 +40,8 @@ class Stock:
         Prefill and decode must be of the same to pair.
     hoped_per_s : float
         What no replica of the pool carries more than, as long as its largest size was not asked for.
+    told : int
+        Sizes up to which are told apart; what lies beyond is a line, which hides part of a replica.
     """
 
     pair: tuple[str, ...]
@@ -50,13 +53,13 @@ class Stock:
     known: dict[int, tuple[float, float]] = field(default_factory=dict)
     group: tuple[str, ...] = ()
     hoped_per_s: float = math.inf
-    _curve: tuple[tuple[float, int, int], tuple[Ints, Floats]] | None = field(default=None, init=False)
+    told: int = CURVE_ENDS
+    _curve: tuple[tuple[float, int, int, int], tuple[Ints, Floats]] | None = field(default=None, init=False)
 
     @property
     def most(self) -> int:
         """The largest size that is told apart."""
-        units = len(self.units_usd_per_hour)
-        return units if units <= MOST_TOLD else CURVE_ENDS
+        return min(self.told, len(self.units_usd_per_hour))
 
     @property
     def rate_per_s(self) -> float:
@@ -88,9 +91,27 @@ class Stock:
         self.known[size] = self.sized(size)
         return True
 
+    @property
+    def may_tell_more(self) -> bool:
+        return self.most < min(MOST_TOLD, len(self.units_usd_per_hour))
+
+    def is_hoped(self, size: int) -> bool:
+        """Tell whether what is said of a size, of any (0) or of those ``BEYOND``, could be made exact."""
+        if size == BEYOND:
+            return self.may_tell_more
+        return size == 0 or (size <= self.most and size not in self.known)
+
+    def tell_more(self) -> bool:
+        """Tell more sizes apart; False when as many were as may be."""
+        if not self.may_tell_more:
+            return False
+        self.told = MOST_TOLD
+        self.ask(self.most)
+        return True
+
     def curve(self, demand_per_s: float, parts: int) -> tuple[Ints, Floats]:
         """Parts carried and price of every size from 0 that is told apart."""
-        key = demand_per_s, parts, len(self.known)
+        key = demand_per_s, parts, len(self.known), self.most
         if self._curve is None or self._curve[0] != key:
             self._curve = key, self._found_curve(demand_per_s, parts)
         return self._curve[1]

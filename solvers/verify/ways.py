@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import minimum_filter1d
 
 from solvers.engine import Role
-from solvers.verify.stock import CURVE_ENDS, NEAR, Floats, Ints, Stock, tell_apart
+from solvers.verify.stock import BEYOND, NEAR, Floats, Ints, Stock, tell_apart
 
 PAIR = (Role.PREFILL, Role.DECODE)
 TOGETHER = 3  # pools that are told apart at once when a value rests on the cheapest of them
@@ -59,17 +59,21 @@ class _Stage:
 class _Beyond:
     """Replicas of a pool beyond those told apart, as parts of replicas.
 
-    ``begun`` parts are carried by those told apart; then, stretch by stretch, a table to start from, the price of a
-    part, and how many parts are had at that price.
+    Of ``stock``, ``begun`` parts are carried by those told apart; then, stretch by stretch, a table to start from, the
+    price of a part, and how many parts are had at that price.
     """
 
+    stock: int
     begun: int
     stretches: Sequence[tuple[Floats, float, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Least:
-    """The value, and what it rests on that is only hoped for: (stock, size), size 0 for a pool not told apart."""
+    """The value, and what it rests on that is only hoped for: (stock, size).
+
+    Size 0 stands for a pool that is not told apart, ``BEYOND`` for more replicas than are.
+    """
 
     usd_per_hour: float
     hoped: tuple[tuple[int, int], ...]
@@ -134,7 +138,7 @@ def least(
         for (_, stages), keep in zip(side, keeps, strict=True):
             _back(stages, int(keep[1][floor, mine]), mine, uses)
     gives = [s.given_usd_per_hour(s.most if i in apart else 0) for i, s in enumerate(stocks)]
-    hoped = {(i, n) for i, n in uses if n == 0 or (n <= stocks[i].most and n not in stocks[i].known)}
+    hoped = {(i, n) for i, n in uses if stocks[i].is_hoped(n)}
     hoped |= {(i, 0) for i, usd in enumerate(gives) if usd > 0.0 and i not in apart}
     return Least(usd_per_hour=float(paid[part]) - math.fsum(gives), hoped=tuple(sorted(hoped)))
 
@@ -185,7 +189,12 @@ def _remembered(
 ) -> tuple[Floats, list[_Stage]]:
     """The tables of a role and group, found anew only when a pool of them, or the table to begin with, is another."""
     members = [i for i, s in enumerate(stocks) if (s.role, s.group if s.role is not Role.MIXED else ()) == of]
-    rests_on = tuple((len(stocks[i].known), i in apart) for i in members), asked, table.shape, table.tobytes()
+    rests_on = (
+        tuple((len(stocks[i].known), stocks[i].most, i in apart) for i in members),
+        asked,
+        table.shape,
+        table.tobytes(),
+    )
     before = memo.get(of)
     if before is None or before[0] != rests_on:
         memo[of] = rests_on, *_combined(stocks, apart, asked, members, table)
@@ -247,7 +256,7 @@ def _stage(stocks: Sequence[Stock], members: Sequence[int], asked: Asked, table:
         costs.append(cost[1:])
         sizes.append(np.arange(1, len(amount)))
         owners.append(np.full(len(amount) - 1, i))
-        if (more := _beyond(stocks[i], asked, table, float(cost[-1]))) is not None:
+        if (more := _beyond(stocks[i], i, asked, table, float(cost[-1]))) is not None:
             beyond.append(more)
     return _Stage(
         before=table,
@@ -260,13 +269,13 @@ def _stage(stocks: Sequence[Stock], members: Sequence[int], asked: Asked, table:
     )
 
 
-def _beyond(stock: Stock, asked: Asked, table: Floats, cost: float) -> _Beyond | None:
+def _beyond(stock: Stock, index: int, asked: Asked, table: Floats, cost: float) -> _Beyond | None:
     """Sizes beyond those told apart, at the rate of the largest of these; None where they are of no use."""
     units, parts = stock.units_usd_per_hour[stock.most :], table.shape[1] - 1
     per_replica = stock.rate_per_s / asked.demand_per_s * parts if parts else 0.0
-    if not len(units) or per_replica * CURVE_ENDS >= parts:
+    if not len(units) or per_replica * stock.most >= parts:
         return None
-    begun = int(np.ceil(CURVE_ENDS * per_replica - NEAR))
+    begun = int(np.ceil(stock.most * per_replica - NEAR))
     start, stretches = _shifted(table, begun) + cost, list[tuple[Floats, float, int]]()
     useful = units[: int(np.ceil((parts + 1) / per_replica))]
     for bunch in _stretches(useful):
@@ -274,7 +283,7 @@ def _beyond(stock: Stock, asked: Asked, table: Floats, cost: float) -> _Beyond |
         width = int(np.ceil(len(bunch) * per_replica))
         stretches.append((start, slope, width))
         start = _slid(start, slope, width)
-    return _Beyond(begun=begun, stretches=stretches)
+    return _Beyond(stock=index, begun=begun, stretches=stretches)
 
 
 def _stretches(units: Floats) -> list[Floats]:
@@ -335,11 +344,12 @@ def _back(stages: Sequence[_Stage], floor: int, part: int, uses: list[tuple[int,
         rows, columns = np.maximum(0, floor - stage.sizes), np.maximum(0, part - stage.amounts)
         tried = stage.before[rows, columns] + stage.costs
         entry = int(np.argmin(tried))
-        ended = [_beyond_back(more, floor, part) for more in stage.beyond]
+        ended = [(*_beyond_back(more, floor, part), more.stock) for more in stage.beyond]
         if ended and min(ended)[0] < tried[entry] - 1e-9:
-            part = min(ended)[1]
+            _, part, stock = min(ended)
             floor = int(np.argmin(stage.before[: floor + 1, part]))
-            continue  # the size at which they begin is exact already
+            uses.append((stock, BEYOND))  # the size at which they begin is exact already
+            continue
         if stage.sizes[entry]:
             uses.append((int(stage.stocks[entry]), int(stage.sizes[entry])))
         floor, part = int(rows[entry]), int(columns[entry])
@@ -369,7 +379,9 @@ def refine(stocks: Sequence[Stock], apart: set[int], found: Least) -> bool:
     """Make exact what the value rests on; False when all of it was."""
     is_changed = False
     for index, size in found.hoped:
-        if size:
+        if size == BEYOND:
+            is_changed = stocks[index].tell_more() or is_changed
+        elif size:
             is_changed = stocks[index].ask(size) or is_changed
         elif index not in apart:
             for more in _next_to(stocks, apart, index):
