@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from controller.corrections import Corrections
 from controller.render import timestamp
 from controller.resources import parse_engine_config
-from controller.schema_fleet import EngineConfigSpec, EngineProfileStatus, ProfileCorrection
+from controller.schema_profile import EngineConfigSpec, EngineProfileStatus, ProfileCorrection
 from controller.validation import Json, explain, subject_of
 from solvers.correction import Belief, Held, Learning, Phase, factor
 from solvers.engine import ProfileKey

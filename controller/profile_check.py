@@ -1,7 +1,7 @@
 """An EngineProfile held against what every look-up in it assumes, in the words of its spec.
 
-The schema cannot say all of it (that no draw is below idle, that times do not fall). What it lets through would stop
-every decision of the fleet, so it is refused here, one object by itself.
+The schema says it too, for what is written now; objects that were stored before a rule was there have not met it. One
+of them would stop every decision of the fleet, so it is refused here, one object by itself.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from controller import schema, schema_policy
 from controller.profile_check import checked
 from controller.quantities import extended, host, pod_amounts
 from controller.schema import DeletionPolicy, DemandSource, Management, Mode
-from controller.schema_fleet import EngineConfigSpec
+from controller.schema_profile import EngineConfigSpec
 from controller.schema_service import DeclaredDemand
 from controller.validation import Json, subject_of, validate_spec
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, Role

@@ -1,7 +1,7 @@
 """The six kinds of ``penstock.dev/v1alpha1``: names, types, printer columns and rules on the whole object.
 
-The types themselves are in ``schema_fleet``, ``schema_service``, ``schema_policy`` and ``schema_plan``;
-``controller.crds`` writes the CustomResourceDefinitions from this table.
+The types themselves are in ``schema_fleet``, ``schema_profile``, ``schema_service``, ``schema_policy`` and
+``schema_plan``; ``controller.crds`` writes the CustomResourceDefinitions from this table.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from controller.schema_base import API_VERSION, GROUP, VERSION, Condition, Resource, Rule, Status
 from controller.schema_fleet import (
-    EngineProfileSpec,
-    EngineProfileStatus,
     GpuClassSpec,
     GpuClassStatus,
     PowerDomainSpec,
@@ -20,6 +18,7 @@ from controller.schema_fleet import (
 )
 from controller.schema_plan import FleetPlanSpec, FleetPlanStatus
 from controller.schema_policy import FleetPolicySpec, FleetPolicyStatus
+from controller.schema_profile import EngineProfileSpec, EngineProfileStatus
 from controller.schema_service import (
     DeletionPolicy,
     DemandSource,

@@ -89,10 +89,20 @@ def _explain_one(detail: ErrorDetails, subject: str, root: str) -> InvalidInput:
     if detail["type"] == "rule":
         place = context["field"]
         blamed = path + place if place.startswith("[") else ".".join(part for part in (path, place) if part)
-        return InvalidInput(subject, blamed, context["message"])
+        return InvalidInput(subject, blamed, *_broken(context["message"], place, detail["input"]))
     say = _PHRASES.get(detail["type"])
     problem, remedy = say(detail["input"], context) if say else (f"{_shown(detail['input'])}: {detail['msg']}", "")
     return InvalidInput(subject, path, problem, remedy)
+
+
+def _broken(message: str, place: str, value: Any) -> tuple[str, str]:
+    """Say problem and remedy of a broken rule, with the blamed value where it is one word or number."""
+    for name in place.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    words, _, remedy = message.partition("; ")
+    if isinstance(value, str | int) and words.startswith(f"{name} must "):
+        return f"{_shown(value)}, {words.removeprefix(name).strip()}", remedy
+    return words, remedy
 
 
 def field_path(places: Sequence[str | int]) -> str:

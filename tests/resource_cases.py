@@ -112,6 +112,21 @@ def large_plan(replicas: int = 10_000, nodes: int = 1_000, services: int = 50) -
     )
 
 
+def large_profile() -> Body:
+    """The worst case for rules: every table as large as it may be, and sound to its last value."""
+    axis, ratios = [10 * n for n in range(1, 65)], [[1000 + row] * 64 for row in range(16)]
+    body = changed(good("EngineProfile"), ("spec", "power", "decodeWatts"), [300] * 64)
+    body["spec"]["power"] |= {"capWatts": [100 + n for n in axis]}
+    body["spec"]["power"] |= {f"{role}SpeedPermille": [360 + n for n in axis] for role in ("prefill", "decode")}
+    body["spec"]["prefill"] = {
+        **{"promptTokens": axis, "microseconds": axis},
+        **{"cachedTokens": axis[:16], "cachedPermille": ratios, "batches": axis[:16], "batchPermille": ratios},
+    }
+    steps = [[batch + context for context in axis] for batch in axis]
+    body["spec"]["decode"] = {"batches": axis, "contextTokens": axis, "stepMicroseconds": steps}
+    return body
+
+
 def good(kind: str) -> Body:
     """A small valid object of a kind: the newcomer's sample, or a rendered plan."""
     if kind == "FleetPlan":
@@ -162,6 +177,25 @@ def _indexed(path: str) -> str:
     for place in path.split("."):
         text += f"[{place}]" if place.isdigit() else f".{place}"
     return text.lstrip(".")
+
+
+PROMPTS = {"promptTokens": [1, 2, 4, 8, 16, 32], "microseconds": [10, 20, 40, 80, 160, 320]}
+
+
+ONE_CAP = {
+    "idleWatts": 100, "prefillWatts": 100, "decodeWatts": [100] * 5,
+    "capWatts": [100], "prefillSpeedPermille": [1000], "decodeSpeedPermille": [1000],
+}  # fmt: skip
+
+
+def behind(*rows: list[int]) -> Body:
+    """Prefill times with tables behind cached prefixes."""
+    return {**PROMPTS, "cachedTokens": [100 * (k + 1) for k in range(len(rows))], "cachedPermille": list(rows)}
+
+
+def together(count: int, permille: int) -> Body:
+    """Prefill times with a table of one batch."""
+    return {**PROMPTS, "batches": [count], "batchPermille": [[permille] * 6]}
 
 
 MIX = [{"promptTokens": 1000, "outputTokens": 100, "weight": 1}]
@@ -233,12 +267,26 @@ BAD: Final = (
     _bad("EngineProfile", "prefill.promptTokens", []),
     _bad("EngineProfile", "prefill.microseconds", [1, 2]),
     _bad("EngineProfile", "prefill.promptTokens", [1, 1, 2, 3, 4, 5]),
-    _bad("EngineProfile", "prefill.microseconds", [5, 4, 3, 2, 1, 0]),
+    _bad("EngineProfile", "prefill.microseconds", [6, 5, 4, 3, 2, 1]),
+    _bad("EngineProfile", "prefill.microseconds", [0, 1, 2, 3, 4, 5], "prefill.microseconds.0"),
+    _bad("EngineProfile", "prefill", behind([5000] * 6, [4999] * 6), "prefill.cachedPermille"),
+    _bad("EngineProfile", "prefill", behind([25_000, *[5000] * 5], [25_000] * 6), "prefill.cachedPermille"),
+    _bad("EngineProfile", "prefill", behind([5000] * 5, [6000] * 6), "prefill.cachedPermille"),
+    _bad("EngineProfile", "prefill", together(1, 1000), "prefill.batches.0"),
+    _bad("EngineProfile", "prefill", together(2, 2001), "prefill.batchPermille"),
     _bad("EngineProfile", "decode.batches", [1, 8, 8, 128, 256]),
     _bad("EngineProfile", "decode.contextTokens", [1024, 256, 4096, 8192]),
     _bad("EngineProfile", "decode.stepMicroseconds", [[1, 2, 3, 4]]),
     _bad("EngineProfile", "decode.stepMicroseconds", [[1, 2, 3, 4]] * 4 + [[1, 2, 3]]),
     _bad("EngineProfile", "decode.stepMicroseconds", [[4, 3, 2, 1]] * 5),
+    _bad("EngineProfile", "decode.stepMicroseconds", [[1, 5, 6, 7], *[[2, 4, 6, 7]] * 4]),
+    _bad("EngineProfile", "decode.stepMicroseconds", [[0, 1, 2, 3], *[[1, 1, 2, 3]] * 4],
+         "decode.stepMicroseconds.0.0"),
+    _bad("EngineProfile", "kvBytesPerToken", 0),
+    _bad("EngineProfile", "power.idleWatts", 246),
+    _bad("EngineProfile", "power.prefillWatts", 74, "power.idleWatts"),
+    _bad("EngineProfile", "power", ONE_CAP, "power.capWatts"),
+    _bad("EngineProfile", "power.prefillSpeedPermille", [572, 704, 814, 899, 1000]),
     _bad("EngineProfile", "power.decodeWatts", [300]),
     _bad("EngineProfile", "power.capWatts", [300, 300, 700]),
     _bad("EngineProfile", "power.prefillSpeedPermille", [600, 850]),

@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[str, str | tuple[str | int, ...], Any, str]] = {
         "EngineProfile",
         ("spec", "power", "idleWatts"),
         1500,
-        "spec.power.idleWatts: is 1500.0, must be between 0 and the busy draws",
+        "spec.power.idleWatts: is 1500, must not exceed prefillWatts or any of decodeWatts",
     ),
     "less CPU than none": (
         "ServedModel",

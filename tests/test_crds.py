@@ -14,10 +14,22 @@ from controller.crds import DEFAULT_FOLDER, NotStructural, file_name, main, rend
 from controller.crds import unknown_fields as find_unknown
 from controller.manifests import load_folder
 from controller.plan_bodies import PART_BYTES, PLAN_LABEL, parse_fleet_plan, plan_name, render_fleet_plan
+from controller.resources import parse_engine_profile
 from controller.schema import API_VERSION, KINDS
 from controller.schema_base import Open, Resource, Rule, immutable
 from tests.conftest import SharedCluster
-from tests.resource_cases import BAD, SAMPLES, Body, all_statuses, changed, crd_bodies, good, install_crds, large_plan
+from tests.resource_cases import (
+    BAD,
+    SAMPLES,
+    Body,
+    all_statuses,
+    changed,
+    crd_bodies,
+    good,
+    install_crds,
+    large_plan,
+    large_profile,
+)
 from tests.simcluster.api import ApiError
 from tests.simcluster.cluster import SimCluster
 
@@ -287,6 +299,17 @@ def test_the_server_takes_every_part_of_a_plan_for_ten_thousand_replicas(server:
     with pytest.raises(ApiError) as refused:
         server.api.create(render_fleet_plan(plan, 7)[0])
     assert refused.value.reason == "AlreadyExists"
+
+
+@pytest.mark.cluster
+def test_the_rules_of_the_largest_profile_are_within_what_the_server_spends_on_them(server: SimCluster) -> None:
+    body = large_profile()
+    parse_engine_profile(body)
+    server.api.create(body)
+    steps = [[*row[:-1], row[-2] - 1] for row in body["spec"]["decode"]["stepMicroseconds"]]
+    with pytest.raises(ApiError) as refused:
+        server.api.merge(server.api.path_of(body), {"spec": {"decode": {"stepMicroseconds": steps}}})
+    assert _fields_blamed(refused.value) == {"spec.decode.stepMicroseconds"}
 
 
 @pytest.mark.cluster
