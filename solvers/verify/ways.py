@@ -108,39 +108,75 @@ def least(
     """
     memo: Tables = {} if tables_before is None else tables_before
     parts = parts if asked.demand_per_s > 0.0 else 0
-    empty = np.full((asked.floor + 1, parts + 1), np.inf)
-    empty[0, 0] = 0.0
-    groups = sorted({stock.group for stock in stocks if stock.role is not Role.MIXED}) or [()]
-    if asked.floor and len(groups) > 1:
-        raise ValueError(f"a floor of {asked.floor} replicas in {len(groups)} groups; leave the floor out")
-    sides = [[_remembered(memo, stocks, apart, asked, (role, group), empty) for role in PAIR] for group in groups]
-    kept = [[_with_missing(table, asked.floor_usd_per_hour) for table, _ in side] for side in sides]
-    crossing, before = crossing_usd_per_hour or {}, np.maximum(0.0, np.arange(-1, parts)) / max(1, parts)
-    pairs = [
-        prefill[0] + decode[0] + crossing.get(group, 0.0) * before  # loads were rounded up by less than a part
-        for group, (prefill, decode) in zip(groups, kept, strict=True)
-    ]
-    totals = [pairs[0]]
-    for pair in pairs[1:]:
-        totals.append(_shared_out(totals[-1], pair))
-    table, mixed = _remembered(memo, stocks, apart, asked, (Role.MIXED, ()), totals[-1])
+    both = _Both.of(memo, stocks, apart, asked, parts, crossing_usd_per_hour or {})
+    table, mixed = _remembered(memo, stocks, apart, asked, (Role.MIXED, ()), both.totals[-1])
+    by_load, by_penalty, paid = _paid(table, asked)
+    part = int(np.argmin(paid))
+    uses: list[tuple[int, int]] = []
+    floor, left = _back(mixed, asked.floor if by_load[part] >= by_penalty[part] else 0, part, uses)
+    both.back(floor, left, uses)
+    gives = [s.given_usd_per_hour(s.most if i in apart else 0) for i, s in enumerate(stocks)]
+    hoped = {(i, n) for i, n in uses if stocks[i].is_hoped(n)}
+    hoped |= {(i, 0) for i, usd in enumerate(gives) if usd > 0.0 and i not in apart}
+    return Least(usd_per_hour=float(paid[part]) - math.fsum(gives), hoped=tuple(sorted(hoped)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Both:
+    """Prefill and decode together, by group: least costs of each role, of their pairs, and of the first groups' pairs.
+
+    ``sides`` are the stages of either role, ``kept`` the floors that they keep, missing replicas paid for.
+    """
+
+    sides: Sequence[Sequence[list[_Stage]]]
+    kept: Sequence[Sequence[Ints]]
+    pairs: Sequence[Floats]
+    totals: Sequence[Floats]
+
+    @classmethod
+    def of(
+        cls, memo: Tables, stocks: Sequence[Stock], apart: set[int], asked: Asked, parts: int, crossing: Crossing
+    ) -> _Both:
+        """Combine the roles of each group, then the groups."""
+        groups = sorted({stock.group for stock in stocks if stock.role is not Role.MIXED}) or [()]
+        if asked.floor and len(groups) > 1:
+            raise ValueError(f"a floor of {asked.floor} replicas in {len(groups)} groups; leave the floor out")
+        empty = np.full((asked.floor + 1, parts + 1), np.inf)
+        empty[0, 0] = 0.0
+        found = [[_remembered(memo, stocks, apart, asked, (role, group), empty) for role in PAIR] for group in groups]
+        kept = [[_with_missing(table, asked.floor_usd_per_hour) for table, _ in side] for side in found]
+        before = np.maximum(0.0, np.arange(-1, parts)) / max(1, parts)
+        pairs = [
+            prefill[0] + decode[0] + crossing.get(group, 0.0) * before  # loads were rounded up by less than a part
+            for group, (prefill, decode) in zip(groups, kept, strict=True)
+        ]
+        totals = [pairs[0]]
+        for pair in pairs[1:]:
+            totals.append(_shared_out(totals[-1], pair))
+        return cls(
+            sides=[[stages for _, stages in side] for side in found],
+            kept=[[floors for _, floors in side] for side in kept],
+            pairs=pairs,
+            totals=totals,
+        )
+
+    def back(self, floor: int, load: int, uses: list[tuple[int, int]]) -> None:
+        """Add what the value of all groups at (floor, load) rests on."""
+        for side, kept, mine in zip(self.sides, self.kept, _divided(self.pairs, self.totals, load), strict=True):
+            for stages, floors in zip(side, kept, strict=True):
+                _back(stages, int(floors[floor, mine]), mine, uses)
+
+
+def _paid(table: Floats, asked: Asked) -> tuple[Floats, Floats, Floats]:
+    """Costs by parts carried: with the penalties of the rest, with the least penalties asked, and all in all."""
+    parts = table.shape[1] - 1
     lacking = 1.0 - np.arange(parts + 1) / max(1, parts) if parts else np.zeros(1)
     beyond = np.maximum(0.0, lacking - asked.fair_ratio)
     unserved = asked.unserved_usd_per_hour * (lacking + beyond)
     by_load = np.maximum(table[asked.floor], asked.least_usd_per_hour) + unserved
     by_penalty = table[0] + asked.least_penalty_usd_per_hour
     paid = np.where(unserved <= asked.most_penalty_usd_per_hour, np.maximum(by_load, by_penalty), np.inf)
-    paid = paid[: int(np.ceil(asked.served_ratio * parts)) + 1]
-    part = int(np.argmin(paid))
-    uses: list[tuple[int, int]] = []
-    floor, left = _back(mixed, asked.floor if by_load[part] >= by_penalty[part] else 0, part, uses)
-    for side, keeps, mine in zip(sides, kept, _divided(pairs, totals, left), strict=True):
-        for (_, stages), keep in zip(side, keeps, strict=True):
-            _back(stages, int(keep[1][floor, mine]), mine, uses)
-    gives = [s.given_usd_per_hour(s.most if i in apart else 0) for i, s in enumerate(stocks)]
-    hoped = {(i, n) for i, n in uses if stocks[i].is_hoped(n)}
-    hoped |= {(i, 0) for i, usd in enumerate(gives) if usd > 0.0 and i not in apart}
-    return Least(usd_per_hour=float(paid[part]) - math.fsum(gives), hoped=tuple(sorted(hoped)))
+    return by_load, by_penalty, paid[: int(np.ceil(asked.served_ratio * parts)) + 1]
 
 
 def _shared_out(one: Floats, other: Floats) -> Floats:
