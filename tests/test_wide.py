@@ -15,9 +15,10 @@ from solvers.planner import desk_for, make_plan
 from solvers.planner.crew import Crew
 from solvers.planner.curve import Curve
 from solvers.planner.desk import Desk
+from solvers.planner.least_value import least_value
 from solvers.planner.search import Search
 from solvers.planner.stock_taking import build_stocks
-from solvers.planner.stocks import Pick, Stocks, choose_kept, least_value
+from solvers.planner.stocks import Pick, Stocks, choose_kept
 from solvers.planner.wide_ways import WayMaker
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity

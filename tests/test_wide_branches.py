@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from solvers.planner import desk_for, make_plan
-from solvers.planner.stocks import least_value
+from solvers.planner.least_value import least_value
 from solvers.planner.wide import Wide
 from solvers.planner.wide_branches import bound_of_branches, branched
 from solvers.planner.wide_views import views_at

@@ -19,12 +19,13 @@ from solvers.planner.cells import Cells, Floats
 from solvers.planner.compose import Enough, shared_rows
 from solvers.planner.crew import Crew
 from solvers.planner.curve_book import CurveBook
+from solvers.planner.least_value import least_value
 from solvers.planner.options import Sizer
 from solvers.planner.places import cell_counts
 from solvers.planner.price_box import BoxStep, box_step
 from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole
 from solvers.planner.stock_taking import build_stocks
-from solvers.planner.stocks import Pick, Stocks, choose_kept, least_value
+from solvers.planner.stocks import Pick, Stocks, choose_kept
 from solvers.planner.tally import Worth
 from solvers.planner.way_table import WayTable
 from solvers.planner.wide_apart import closer_stocks
@@ -57,8 +58,7 @@ FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all servi
 FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
-HIDDEN = 0.5  # of a service's part of the gap asked, what its least value may lie below the way made of it
-MOST_TOLD_APART = 2  # times that this is looked for
+HIDDEN, MOST_TOLD_APART = 0.5, 2  # of a service's part of the gap asked, hidden by its least value; times looked for
 SHORT = 0.05  # of what the relaxed choice costs, penalties that say that the fleet is overloaded
 LEAST_FINE = 6  # pricings kept for finely cut loads
 WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
