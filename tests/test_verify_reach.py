@@ -29,8 +29,8 @@ from tests.test_pairing import Grouped, grouped
 from tests.test_pins import pinned_somewhere
 from tests.test_rules_together import Together, with_rules
 from tests.test_spread import spread
-from tests.test_wide import SMALL
 
+COUNT = 6  # fleets by rule
 WITHIN = 1e-3  # of what the planner claims, what a bound that is found again may lie below it
 Rule = Callable[[Problem, np.random.Generator], Problem]
 
@@ -82,14 +82,11 @@ def with_cpus(problem: Problem, rng: np.random.Generator) -> Problem:
     return replace(problem, services=services, nodes=nodes)
 
 
-def checked(case: Tiny, wide_gpus: int) -> BoundCheck:
-    plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=wide_gpus)
-    check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
-    assert check is not None
-    return check
+def planned_as(seed: int) -> int:
+    """GPUs from which a fleet is a large one: every other fleet is planned in that way, small as it is."""
+    return 0 if seed % 2 else WIDE_GPUS
 
 
-@pytest.mark.parametrize("wide_gpus", [0, WIDE_GPUS])
 @pytest.mark.parametrize(
     ("rule", "oracle", "first"),
     [
@@ -101,21 +98,21 @@ def checked(case: Tiny, wide_gpus: int) -> BoundCheck:
     ],
 )
 def test_bounds_that_rest_on_pairs_links_and_cpus_are_found_again(
-    rule: Rule, oracle: type[Tiny] | None, first: int, wide_gpus: int
+    rule: Rule, oracle: type[Tiny] | None, first: int
 ) -> None:
     """Tiny fleets: below the best of all counts (where they can all be tried), and as high as prices alone claim."""
     supported = 0
-    for seed, tiny in drawn(first, 8):
+    for seed, tiny in drawn(first, COUNT):
         case = (oracle or Tiny)(problem=rule(tiny.problem, np.random.default_rng(seed)), table=tiny.table)
-        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=wide_gpus)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=planned_as(seed))
         check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
         assert check is not None
         assert check.is_supported, (seed, str(check))
-        most = best_by_trying(case, wide_gpus) if oracle else plan.report.objective_usd_per_hour
+        most = best_by_trying(case, planned_as(seed)) if oracle else plan.report.objective_usd_per_hour
         if not check.is_held:
             assert check.recomputed_usd_per_hour <= most * (1.0 + 1e-6) + 1e-6, (seed, str(check))
         supported += str(check).startswith("bound supported: ")
-    assert supported >= (5 if wide_gpus == 0 else 3)  # what is short owes something to branches
+    assert supported >= 4  # what is short owes something to branches
 
 
 def any_rows(problem: Problem, rng: np.random.Generator) -> Iterator[PricedRow]:
@@ -134,7 +131,7 @@ def any_rows(problem: Problem, rng: np.random.Generator) -> Iterator[PricedRow]:
 @pytest.mark.parametrize("rule", [over_a_link, with_cpus])
 def test_no_prices_of_links_and_cpus_give_a_bound_above_the_plan(rule: Rule) -> None:
     told = 0
-    for seed, tiny in drawn(12000, 12):
+    for seed, tiny in drawn(12000, COUNT):
         rng = np.random.default_rng(seed)
         problem = rule(tiny.problem, rng)
         plan = make_plan(problem, capacity_of=tiny.capacity_of)
@@ -144,7 +141,7 @@ def test_no_prices_of_links_and_cpus_give_a_bound_above_the_plan(rule: Rule) -> 
             found = recomputed(replace(shown, rows=rows, held=()), problem, tiny.capacity_of)
             assert found <= plan.report.objective_usd_per_hour * (1.0 + 1e-6) + 1e-6, seed
             told += found > 0.0
-    assert told > 12
+    assert told > 9
 
 
 def without(plan: Plan, *limits: str) -> Plan:
@@ -156,7 +153,7 @@ def without(plan: Plan, *limits: str) -> Plan:
 
 def test_a_bound_that_rests_on_prices_of_cpus_needs_them() -> None:
     caught = 0
-    for seed, tiny in drawn(12011, 8):
+    for seed, tiny in drawn(12011, COUNT):
         problem = with_cpus(tiny.problem, np.random.default_rng(seed))
         plan = make_plan(problem, capacity_of=tiny.capacity_of, wide_gpus=0)
         fewer = without(plan, RESOURCES, RESOURCES_WHOLE)
@@ -164,13 +161,14 @@ def test_a_bound_that_rests_on_prices_of_cpus_needs_them() -> None:
         assert check is not None
         assert check.recomputed_usd_per_hour <= plan.report.objective_usd_per_hour * (1.0 + 1e-6) + 1e-6, seed
         caught += fewer != plan and not check.is_supported
-    assert caught > 3
+    assert caught > 2
 
 
 def test_a_bound_that_rests_on_prices_of_links_needs_them() -> None:
     """Racks that send over links with room for a tenth of all keys and values."""
-    problem = bounded(synthetic.make_problem(SMALL, 1, load=synthetic.LOAD, policy=Policy(min_saving_ratio=0.0)))
-    plan = make_plan(problem)
+    size = synthetic.Size(nodes=24, services=2, rows=4, designs=3)
+    problem = bounded(synthetic.make_problem(size, 1, load=synthetic.LOAD, policy=Policy(min_saving_ratio=0.0)))
+    plan = make_plan(problem, wide_gpus=0)
     check = verify_bound(plan, problem, capacity_of=replica_capacity)
     assert check is not None
     assert check.is_supported, str(check)
@@ -179,23 +177,22 @@ def test_a_bound_that_rests_on_prices_of_links_needs_them() -> None:
     assert str(verify_bound(fewer, problem, capacity_of=replica_capacity)).startswith("claimed bound not supported: ")
 
 
-@pytest.mark.parametrize("is_wide", [True, False])
-@pytest.mark.parametrize(
-    ("rule", "least_supported"), [(free, 8), (pinned, 7), (spread_out, 4), (on_spot, 6), (with_rules, 4)]
-)
-def test_no_recomputed_bound_passes_the_best_of_all_counts(rule: Rule, least_supported: int, is_wide: bool) -> None:
+@pytest.mark.parametrize("rule", [free, pinned, spread_out, on_spot, with_rules])
+def test_no_recomputed_bound_passes_the_best_of_all_counts(rule: Rule) -> None:
     """Tiny fleets: below the best in all, and in most as high as claimed where prices are all that was claimed."""
-    wide_gpus = 0 if is_wide else WIDE_GPUS
     supported = 0
-    for seed, tiny in drawn(9000, 10):
+    for seed, tiny in drawn(9000, COUNT):
         case = Together(problem=rule(tiny.problem, np.random.default_rng(seed)), table=tiny.table)
-        check, best = checked(case, wide_gpus), best_by_trying(case, wide_gpus)
+        plan = make_plan(case.problem, capacity_of=case.capacity_of, wide_gpus=planned_as(seed))
+        best = best_by_trying(case, planned_as(seed))
+        check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
+        assert check is not None
         assert check.is_supported, (seed, str(check))
         if not check.is_held:
             assert check.recomputed_usd_per_hour <= best * (1.0 + 1e-6) + 1e-6, (seed, str(check))
         assert check.recomputed_usd_per_hour >= check.priced_usd_per_hour * (1.0 - WITHIN) - 1e-6, (seed, str(check))
         supported += str(check).startswith("bound supported: ")
-    assert supported >= max(1, least_supported - 4)  # what is short owes something to branches, or to whole replicas
+    assert supported >= 2  # what is short owes something to branches, or to whole replicas
 
 
 def racks(**how: Any) -> Problem:
