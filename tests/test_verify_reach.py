@@ -195,9 +195,9 @@ def test_no_recomputed_bound_passes_the_best_of_all_counts(rule: Rule) -> None:
     assert supported >= 2  # what is short owes something to branches, or to whole replicas
 
 
-def racks(**how: Any) -> Problem:
-    """A mixed service that two racks of H100 hold with ease, and needs one of."""
-    fleet = (*fleets.nodes("h100-sxm", 1, "rack-1"), *fleets.nodes("h100-sxm", 1, "rack-2"))
+def racks(count: int = 2, **how: Any) -> Problem:
+    """A mixed service that racks of H100 hold with ease, and needs one of."""
+    fleet = tuple(node for n in range(count) for node in fleets.nodes("h100-sxm", 1, f"rack-{n + 1}"))
     served = replace(fleets.service("chat", "chat", roles=(Role.MIXED,)), **how)
     return fleets.problem([(served, 6.0)], fleet, [fleets.profile("chat", "h100-sxm", 1, 8.0)])
 
@@ -237,6 +237,8 @@ def test_what_may_not_be_lost_is_not_served_from_one_place() -> None:
     usual = found(racks()).recomputed_usd_per_hour
     quarter = found(racks(max_share_per_location_ratio=0.25)).recomputed_usd_per_hour  # 1.5 times the capacity
     assert quarter > 1.3 * usual
+    three = found(racks(3, max_share_per_location_ratio=0.4)).recomputed_usd_per_hour  # 60 % are left anyway
+    assert three < 1.3 * usual
 
 
 def test_a_chain_that_could_only_stand_on_spot_nodes_serves_nothing() -> None:
