@@ -13,6 +13,7 @@ from solvers.planner.checks import check_problem
 from solvers.planner.crew import WIDE_GPUS, Crew
 from solvers.planner.desk import Desk
 from solvers.planner.fairness import MOST_CELLS
+from solvers.planner.heap import rare_collections
 from solvers.planner.nodes import Counts
 from solvers.planner.overload import is_far_beyond, said_in_full, within_reach
 from solvers.planner.parted import concerns, plan_parts
@@ -83,9 +84,10 @@ def make_plan(
     """
     check_problem(problem)
     crew = Crew(workers=workers, is_isolated=is_isolated, wide_gpus=wide_gpus)
-    if concerns(problem, previous):
-        return _decided_in_parts(problem, previous, capacity_of, crew, on_plan)
-    return _decided(problem, previous, capacity_of, replace(crew, sizings=sizings), on_plan)
+    with rare_collections():
+        if concerns(problem, previous):
+            return _decided_in_parts(problem, previous, capacity_of, crew, on_plan)
+        return _decided(problem, previous, capacity_of, replace(crew, sizings=sizings), on_plan)
 
 
 def _decided_in_parts(
