@@ -187,9 +187,14 @@ def _largest_load(profile: EngineProfile, slack: queueing.Slack) -> float:
     return load
 
 
+@lru_cache(maxsize=4096)
+def _alone_step_s(profile: EngineProfile, mix: pools.Mix) -> float:
+    """One decode step of a single sequence."""
+    return float(decode_steps_s(profile, [1.0], [mix.context_tokens[0]])[0])
+
+
 def _refuse_unreachable_itl(profile: EngineProfile, mix: pools.Mix, slos: Sequence[Slo]) -> None:
-    context = mix.context_tokens[0]
-    alone = float(decode_steps_s(profile, [1.0], [context])[0])
+    context, alone = mix.context_tokens[0], _alone_step_s(profile, mix)
     for slo in slos:
         if alone > slo.limit_s:
             raise pools.Refused(
@@ -222,8 +227,8 @@ def _decode_of_chain(
     def slack(load: float) -> float:
         time = pool.chain.probabilities(load * saturation)
         gaps = pool.gap_weights(time)
-        of_waits = queueing.slack(_allowed_misses(slos), float(time[pool.chain.waiting].sum()))
-        of_gaps = (queueing.slack(_allowed_misses([slo]), float(gaps[slow].sum())) for slo, slow in too_slow)
+        of_waits = queueing.slack(_allowed_misses(slos), float(np.add.reduce(time[pool.chain.full :])))
+        of_gaps = (queueing.slack(_allowed_misses([slo]), float(np.add.reduce(gaps[slow]))) for slo, slow in too_slow)
         return min(of_waits, *of_gaps) if too_slow else of_waits
 
     load = _largest_load(profile, slack)
@@ -231,7 +236,7 @@ def _decode_of_chain(
     return Capacity(
         requests_per_s=load * saturation / pool.replicas,
         utilisation_ratio=load,
-        gpu_watts=pool.mean_gpu_watts(profile, time),
+        gpu_watts=pool.mean_gpu_watts(time),
         ttft_s=None,
         itl_s=pool.itl_s(time, _percentile(itl)),
     )
@@ -309,7 +314,7 @@ class MixedSizing:
         time = self.pool.time_in_states(rate)
         prompts = self.pool.prompts(time, _percentile(self.ttft))
         of_prefill = queueing.slack(queueing.MAX_LOAD_RATIO, rate * float(self.pool.weight @ prompts.service_s))
-        waiting = float(time[self.pool.decoding.chain.waiting].sum())
+        waiting = float(np.add.reduce(time[self.pool.decoding.chain.full :]))
         of_waits = queueing.slack(_allowed_misses((*self.ttft, *self.itl)), waiting)
         return min((of_prefill, of_waits, *self._itl_slack(rate, time))), prompts
 
@@ -339,7 +344,7 @@ class MixedSizing:
         time = self.pool.time_in_states(rate)
         prompts = self.pool.prompts(time, _percentile(self.ttft))
         chunked = min(1.0, rate * float(prompts.weight @ prompts.service_s))  # time in steps that carry a chunk
-        decoding_watts = self.pool.decoding.mean_gpu_watts(self.profile, time)
+        decoding_watts = self.pool.decoding.mean_gpu_watts(time)
         return MixedLoad(
             rate_per_s=rate,
             prompts=prompts,

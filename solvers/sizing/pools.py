@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
+from solvers.derived import Derives, derived
 from solvers.engine import EngineProfile
 from solvers.engine.curves import Floats, decode_steps_s, decode_watts
 from solvers.engine.prefill import prompt_chunks_s, prompt_s
@@ -33,7 +35,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Mix:
+class Mix(Derives):
     """A request mix as arrays over buckets, (B,), and what a decode batch of it looks like."""
 
     weight: Floats
@@ -41,10 +43,11 @@ class Mix:
     output_tokens: Floats
     cached_tokens: Floats
 
-    @classmethod
-    def of(cls, buckets: tuple[SizeBucket, ...]) -> Mix:
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(buckets: tuple[SizeBucket, ...]) -> Mix:
         weight = np.array([b.weight_ratio for b in buckets], dtype=float)
-        return cls(
+        return Mix(
             weight=weight / weight.sum(),
             prompt_tokens=np.array([b.prompt_tokens for b in buckets], dtype=float),
             output_tokens=np.array([max(1, b.output_tokens) for b in buckets], dtype=float),
@@ -55,23 +58,41 @@ class Mix:
     def mean_output_tokens(self) -> float:
         return float(self.weight @ self.output_tokens)
 
-    def _in_batch(self, per_bucket: Floats) -> float:
-        """Mean over the sequences of a batch, where a bucket is met as often as it decodes tokens."""
-        share = self.weight * self.output_tokens
-        return float(share @ per_bucket / share.sum())
+    @property
+    def longest_tokens(self) -> tuple[float, float]:
+        """The longest prompt, and the longest request."""
+        return derived(self, _longest_tokens)
 
     @property
     def held_tokens(self) -> float:
         """KV tokens that a sequence of the batch reserves, prompt and whole output."""
-        return self._in_batch(self.prompt_tokens + self.output_tokens)
+        return derived(self, _held_tokens)
 
     @property
     def context_tokens(self) -> tuple[float, float]:
         """Mean and standard deviation of the context of one sequence of the batch."""
-        prompt, output = self.prompt_tokens, self.output_tokens
-        mean = self._in_batch(prompt + output / 2)
-        square = self._in_batch(prompt**2 + prompt * output + output**2 / 3)
-        return mean, math.sqrt(max(0.0, square - mean**2))
+        return derived(self, _context_tokens)
+
+
+def _longest_tokens(mix: Mix) -> tuple[float, float]:
+    return float(mix.prompt_tokens.max()), float((mix.prompt_tokens + mix.output_tokens).max())
+
+
+def _in_batch(mix: Mix, per_bucket: Floats) -> float:
+    """Mean over the sequences of a batch, where a bucket is met as often as it decodes tokens."""
+    share = mix.weight * mix.output_tokens
+    return float(share @ per_bucket / share.sum())
+
+
+def _held_tokens(mix: Mix) -> float:
+    return _in_batch(mix, mix.prompt_tokens + mix.output_tokens)
+
+
+def _context_tokens(mix: Mix) -> tuple[float, float]:
+    prompt, output = mix.prompt_tokens, mix.output_tokens
+    mean = _in_batch(mix, prompt + output / 2)
+    square = _in_batch(mix, prompt**2 + prompt * output + output**2 / 3)
+    return mean, math.sqrt(max(0.0, square - mean**2))
 
 
 def replica_name(profile: EngineProfile) -> str:
@@ -95,7 +116,7 @@ class Prompts:
 
     def always_late_ratio(self, limit_s: float) -> float:
         """Share of requests that miss the limit even when nobody waits."""
-        return float(self.weight[self.service_s + self.after_s > limit_s].sum())
+        return float(np.add.reduce(self.weight[self.service_s + self.after_s > limit_s]))
 
     def slack(self, slo: Slo, tail: queueing.WaitTail) -> float:
         """How few misses queueing adds to those that no routing can avoid; below 0 they are too many."""
@@ -112,13 +133,13 @@ class Prompts:
         low, high = 0.0, float(fixed.max()) + math.log(1e6) / max(tail.decay_per_s, 1e-9)
         while high - low > 1e-4 * high:
             middle = (low + high) / 2
-            late = sum(weight * tail.after(middle - start) for weight, start in each)
+            late = sum([weight * tail.after(middle - start) for weight, start in each])
             low, high = (low, middle) if late <= 1.0 - percentile_ratio else (middle, high)
         return high
 
 
 def prefill_times_s(profile: EngineProfile, mix: Mix) -> Floats:
-    longest = float(mix.prompt_tokens.max())
+    longest, _ = mix.longest_tokens
     if longest > profile.kv_capacity_tokens:
         raise Refused(
             f"a prompt of {longest:,.0f} tokens does not fit the {profile.kv_capacity_tokens:,} tokens of KV cache on "
@@ -136,23 +157,17 @@ class Decoding:
     replicas: int
     slow_step_s: Floats
     busy_step_s: Floats  # (N,) s, a step times the share of the replicas that decode at all
+    gpu_watts: Floats  # (N,) W, mean draw of one GPU; replicas without a request draw idle watts
 
     def gap_weights(self, probabilities: Floats) -> Floats:
         """Share of token gaps that fall into each state, (N,)."""
         gaps = np.zeros_like(probabilities)
         gaps[1:] = (probabilities * self.chain.batches)[1:] / self.chain.step_s[1:]
-        return np.asarray(gaps / gaps.sum())
+        return np.asarray(gaps / np.add.reduce(gaps))
 
-    @property
-    def busy_ratio(self) -> Floats:
-        """Share of the replicas that decode at all in each state, (N,): with few requests some have none."""
-        return np.minimum(1.0, self.chain.batches)
-
-    def mean_gpu_watts(self, profile: EngineProfile, probabilities: Floats) -> float:
-        """Mean draw of one GPU of the pool; replicas without a request draw idle watts."""
-        busy = self.busy_ratio
-        watts = busy * decode_watts(profile, self.chain.batches) + (1.0 - busy) * profile.idle_watts_per_gpu
-        return float(probabilities @ watts)
+    def mean_gpu_watts(self, probabilities: Floats) -> float:
+        """Mean draw of one GPU of the pool."""
+        return float(probabilities @ self.gpu_watts)
 
     def itl_s(self, probabilities: Floats, percentile_ratio: float) -> float:
         """Step time that the asked share of token gaps stays within."""
@@ -162,7 +177,7 @@ class Decoding:
 
 
 def largest_batch(profile: EngineProfile, mix: Mix) -> int:
-    longest = float((mix.prompt_tokens + mix.output_tokens).max())
+    _, longest = mix.longest_tokens
     if longest > profile.kv_capacity_tokens:
         raise Refused(
             f"a request of {longest:,.0f} tokens does not fit the {profile.kv_capacity_tokens:,} tokens of KV cache "
@@ -177,18 +192,23 @@ def chained_replicas(profile: EngineProfile, mix: Mix, replicas: int) -> int:
     return max(1, min(replicas, MAX_CHAIN_STATES // largest_batch(profile, mix)))
 
 
+@lru_cache(maxsize=128)  # decode and mixed pools of one profile are sized one after the other
 def decoding_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Decoding:
+    """Follow the batches of a pool of ``replicas``, or of as many as one chain may."""
     largest, together = largest_batch(profile, mix), chained_replicas(profile, mix, replicas)
     batches = np.arange(1, together * largest + 1) / together
     context, spread = mix.context_tokens
-    steps = decode_steps_s(profile, batches, np.full(len(batches), context))
+    steps = decode_steps_s(profile, batches, [context])
     fuller = np.minimum(batches + (1.0 if together > 1 else 0.0), largest)  # least work leaves about one apart
     high = context + CONTEXT_SIGMAS * spread / np.sqrt(np.maximum(batches, 1.0))
     slow = decode_steps_s(profile, fuller, np.minimum(high, max(context, profile.decode_contexts[-1])))
     chain = queueing.batch_chain(steps, batches, replicas=together, output_tokens=mix.mean_output_tokens)
     slow = np.concatenate([[0.0], slow, np.full(len(chain.batches) - len(slow) - 1, slow[-1])])
-    busy = chain.step_s * np.minimum(1.0, chain.batches)
-    return Decoding(chain=chain, replicas=together, slow_step_s=slow, busy_step_s=busy)
+    busy = np.minimum(1.0, chain.batches)  # with few requests some replicas have none
+    watts = busy * decode_watts(profile, chain.batches) + (1.0 - busy) * profile.idle_watts_per_gpu
+    return Decoding(
+        chain=chain, replicas=together, slow_step_s=slow, busy_step_s=chain.step_s * busy, gpu_watts=watts
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -118,8 +118,10 @@ class BatchChain:
         Step time in each state, 0 in state 0.
     log_weight : (N,) float
         Log of the unnormalised probability of each state at a pool rate of one request per second.
-    waiting : (N,) bool
-        States in which somebody waits for room.
+    held : (N,) float
+        Requests that the pool holds in each state, waiting ones too.
+    full : int
+        The first state in which somebody waits for room; so do those beyond.
     saturation_per_s : float
         Rate of the whole pool at which it is never without work.
     """
@@ -127,14 +129,15 @@ class BatchChain:
     batches: Floats
     step_s: Floats
     log_weight: Floats
-    waiting: NDArray[np.bool_]
+    held: Floats
+    full: int
     saturation_per_s: float
 
     def probabilities(self, pool_rate_per_s: float) -> Floats:
         """Share of time in each state at the rate; (N,), sums to 1."""
-        logs = self.log_weight + np.arange(len(self.batches)) * math.log(pool_rate_per_s)
-        weights = np.exp(logs - logs.max())
-        return np.asarray(weights / weights.sum())
+        logs = self.log_weight + self.held * math.log(pool_rate_per_s)
+        weights = np.exp(logs - np.maximum.reduce(logs))
+        return np.asarray(weights / np.add.reduce(weights))
 
 
 def batch_chain(step_s: Floats, batches: Floats, *, replicas: int, output_tokens: float) -> BatchChain:
@@ -160,7 +163,8 @@ def batch_chain(step_s: Floats, batches: Floats, *, replicas: int, output_tokens
         batches=np.concatenate([[0.0], batches, np.full(room, batches[-1])]),
         step_s=np.concatenate([[0.0], steps]),
         log_weight=np.concatenate([[0.0], -np.cumsum(np.log(leave_per_s))]),
-        waiting=np.arange(full + room + 1) > full,
+        full=full + 1,
+        held=np.concatenate([[0.0], np.arange(1.0, full + room + 1.0)]),
         saturation_per_s=float(leave_per_s.max()),
     )
 
