@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import minimum_filter1d
 
 Floats = NDArray[np.float64]
 EVERY = 32  # loads tried between two looks at whether others can still be of use
@@ -88,8 +87,12 @@ def _rises(costs: Floats) -> NDArray[np.int64]:
 
 
 def slide(values: Floats, width: int) -> Floats:
-    """Least value within so many parts below each part."""
+    """Least value within so many parts below each part; every pass doubles how far it looks, or nearly."""
     if width >= len(values):
         return np.minimum.accumulate(values)
-    least: Floats = minimum_filter1d(values, width + 1, mode="constant", cval=np.inf, origin=width // 2)
+    least, reach = values.copy(), 0
+    while reach < width:
+        step = min(reach + 1, width - reach)
+        least[step:] = np.minimum(least[step:], least[:-step])
+        reach += step
     return least
