@@ -206,9 +206,7 @@ def decoding_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Decoding:
     slow = np.concatenate([[0.0], slow, np.full(len(chain.batches) - len(slow) - 1, slow[-1])])
     busy = np.minimum(1.0, chain.batches)  # with few requests some replicas have none
     watts = busy * decode_watts(profile, chain.batches) + (1.0 - busy) * profile.idle_watts_per_gpu
-    return Decoding(
-        chain=chain, replicas=together, slow_step_s=slow, busy_step_s=chain.step_s * busy, gpu_watts=watts
-    )
+    return Decoding(chain=chain, replicas=together, slow_step_s=slow, busy_step_s=chain.step_s * busy, gpu_watts=watts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
