@@ -127,6 +127,12 @@ def large_profile() -> Body:
     return body
 
 
+def minimal() -> list[Body]:
+    """All objects of the newcomer's sample."""
+    files = sorted((SAMPLES / "minimal").iterdir(), reverse=True)
+    return [body for file in files for body in yaml.safe_load_all(file.read_text(encoding="utf-8"))]
+
+
 def good(kind: str) -> Body:
     """A small valid object of a kind: the newcomer's sample, or a rendered plan."""
     if kind == "FleetPlan":

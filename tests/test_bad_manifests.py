@@ -19,7 +19,7 @@ from controller.specs import parse_specs
 from solvers.engine import EngineProfile
 from solvers.errors import InvalidInput
 from solvers.planner.checks import check_problem
-from tests.resource_cases import SAMPLES, Body, changed, corrections, good
+from tests.resource_cases import Body, changed, corrections, good, minimal
 
 GPU = "nvidia.com/gpu"
 ODD: tuple[Any, ...] = (float("nan"), float("inf"), -1, "", "zz", [], {}, [None], {"a": None}, 1e300, "9" * 400, True)
@@ -30,7 +30,7 @@ KINDS = ("GpuClass", "PowerDomain", "FleetPolicy", "ServedModel", "EngineProfile
 
 def bodies() -> list[Body]:
     """The smallest sample with what it leaves out: host resources, links, quotas, taints, conditions, corrections."""
-    made: list[Body] = [*yaml.safe_load_all((SAMPLES / "minimal" / "penstock.yaml").read_text(encoding="utf-8"))]
+    made = minimal()
     by_kind = {body["kind"]: body for body in made}
     node = by_kind["Node"]
     node["spec"] = {"taints": [{"key": "a", "effect": "NoSchedule"}]}

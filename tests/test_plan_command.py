@@ -20,7 +20,7 @@ from controller.planning import parse_assignment
 from controller.validation import find_violations
 from solvers.errors import InvalidInput
 from solvers.plan import Plan
-from tests.resource_cases import SAMPLES
+from tests.resource_cases import SAMPLES, minimal
 
 Body = dict[str, Any]
 Change = Callable[[list[Body]], object]
@@ -52,8 +52,7 @@ def folder(tmp_path: Path) -> Callable[[Change], Path]:
     """Copy the minimal sample with a change."""
 
     def make(change: Change) -> Path:
-        text = (MINIMAL / "penstock.yaml").read_text(encoding="utf-8")
-        documents = list(yaml.safe_load_all(text))
+        documents = minimal()
         change(documents)
         (tmp_path / "fleet.yaml").write_text(yaml.safe_dump_all(documents), encoding="utf-8")
         return tmp_path

@@ -24,7 +24,7 @@ from solvers.planner import make_plan
 from solvers.planner.parted import with_estimates
 from tests import split_world
 from tests.observed import deployment, fault_texts, observe, pod, served
-from tests.resource_cases import SAMPLES
+from tests.resource_cases import minimal
 from tests.split_world import CHAT
 from tests.test_observe import others
 
@@ -106,7 +106,7 @@ def test_what_declaring_would_save_is_an_estimate(plan: Plan) -> None:
 
 
 def test_penstock_plan_takes_the_declaration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    documents = list(yaml.safe_load_all((SAMPLES / "minimal" / "penstock.yaml").read_text(encoding="utf-8")))
+    documents = minimal()
     for body in (body for body in documents if body["kind"] == "ServedModel"):
         body["spec"]["routing"] = {"splitsBySize": True}
     (tmp_path / "fleet.yaml").write_text(yaml.safe_dump_all(documents), encoding="utf-8")
