@@ -15,7 +15,8 @@ from solvers.planner.cells import Cells, Floats
 from solvers.planner.floors import places_of
 from solvers.planner.grouping import Bay
 from solvers.planner.nodes import Counts, Room
-from solvers.planner.options import step_at
+from solvers.planner.options import Sizer, step_at
+from solvers.planner.pair_places import pair_up, rates_by
 from solvers.planner.relax import Arrays
 from solvers.planner.spread import spread_evenly
 from solvers.problem import Problem
@@ -30,16 +31,18 @@ class Placed:
     left: int
 
 
-def place(cells: Cells, replicas: Floats) -> Placed:
+def place(cells: Cells, replicas: Floats, sizer: Sizer | None = None) -> Placed:
     """Spread whole counts per cell over the bays of its group.
 
-    What runs stays where it runs, as far as the count goes; the rest goes in by decreasing group size, each replica to
-    the bay whose feed keeps most watts.
+    What runs stays where it runs, as far as the count goes; then pairs that may not be apart are placed together; the
+    rest goes in by decreasing group size, each replica to the bay whose feed keeps most watts.
 
     Parameters
     ----------
     replicas : (C,) float
         Whole up to the solver's tolerance.
+    sizer : Sizer, optional
+        Says what replicas carry; those of the largest pool without it.
     """
     room = Room.of(cells.problem)
     counts: dict[tuple[PoolKey, str], int] = {}
@@ -47,6 +50,7 @@ def place(cells: Cells, replicas: Floats) -> Placed:
     order = sorted(wanted, key=lambda c: (-cells.pools[cells.cell_pool[c]].gpus, c))
     for c in order:
         wanted[c] -= _keep_running(cells, c, wanted[c], room, counts)
+    pair_up(cells, replicas, wanted, room, counts, rates_by(sizer))
     for c in order:
         wanted[c] -= _spread(cells, c, wanted[c], room, counts)
     return Placed(counts=dict(sorted(counts.items())), room=room, left=sum(wanted.values()))

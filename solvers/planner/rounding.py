@@ -6,6 +6,7 @@ ran, and, from nothing, is the plan of last resort.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -198,9 +199,9 @@ def _cheapest_block(
     ):
         if best is not None and least > best.usd_per_request_per_s:
             break  # the rest is not worth being sized
-        for site in _sites(sizer, option.pool, room):
+        for site, most in _sites(sizer, option.pool, room):
             wanted = _wanted(option, sizer, pairs, site, demand)
-            for block in _blocks(option, sizer, service, wanted, totals, site):
+            for block in _blocks(option, sizer, service, wanted, totals, site, most):
                 if block.key not in blocked and (best is None or _rank(block) < _rank(best)):
                     best = block
     return best
@@ -220,11 +221,12 @@ def _least_price(option: PoolOption, sizer: Sizer, totals: Mapping[PoolKey, int]
     return option.price_usd_per_hour / (chains * gain) if gain > 0.0 else 0.0
 
 
-def _sites(sizer: Sizer, pool: PoolKey, room: Room) -> tuple[str, ...]:
-    """Locations of the pool, where its service pairs inside them only; one for all otherwise."""
+def _sites(sizer: Sizer, pool: PoolKey, room: Room) -> list[tuple[str, float]]:
+    """Locations with room, and for how many, where the service pairs inside them only; else one for all."""
     if pool.role is Role.MIXED or pool.service not in sizer.pairing.local:
-        return (ANYWHERE_INSIDE,)
-    return tuple(sorted({bay.location for bay in room.bays_of(pool)}))
+        return [(ANYWHERE_INSIDE, math.inf)]
+    rooms = ((bay.location, room.room(pool, bay.location, bay)) for bay in room.bays_of(pool))
+    return sorted((at, most) for at, most in rooms if most)
 
 
 def _wanted(option: PoolOption, sizer: Sizer, pairs: Pairs, site: str, demand: float) -> tuple[float, ...]:
@@ -239,12 +241,13 @@ def _blocks(
     wanted: Sequence[float],
     totals: Mapping[PoolKey, int],
     site: str,
+    most: float,
 ) -> list[_Block]:
-    """Blocks of 1, 2, 4, … replicas of one pool, up to the first that covers all it can."""
+    """Blocks of 1, 2, 4, … replicas of one pool, at ``most`` so many, up to the first that covers all it can."""
     now = totals.get(option.pool, 0)
     in_role = sum(n for pool, n in totals.items() if pool.role is option.pool.role)
     blocks, size, base = [], 1, _carried(option, sizer, now)
-    while now + size <= option.most and in_role + size <= service.max_replicas:
+    while now + size <= option.most and in_role + size <= service.max_replicas and size <= most:
         gain = _carried(option, sizer, now + size) - base
         useful = sum(min(gain, want) for want in wanted)
         if useful > 0.0:

@@ -334,7 +334,7 @@ class Search:
     def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
         """Give every replica its place; in large fleets filling elsewhere may do, else bays are chosen anew."""
         replicas = x[arrays.columns["replicas"]]
-        placed = place(cells, replicas)
+        placed = place(cells, replicas, self.desk.sizer)
         self.seats = replicas.tobytes(), placed
         if not placed.left or not self.desk.is_wide:
             return self._filled(cells, replicas, placed)
@@ -348,7 +348,7 @@ class Search:
     def _seated(self, cells: Cells, replicas: Floats) -> Placed:
         """Where counts were placed; those that were settled last are known."""
         known, placed = self.seats
-        return placed if placed is not None and known == replicas.tobytes() else place(cells, replicas)
+        return placed if placed and known == replicas.tobytes() else place(cells, replicas, self.desk.sizer)
 
     def _filled(self, cells: Cells, replicas: Floats, placed: Placed) -> Worth:
         """What power or groups leave over is solved again bay by bay, then filled."""

@@ -84,6 +84,11 @@ class WayTable:
             is_out |= (self.service == s) & ((penalty < least) | (penalty > most))
         return is_out
 
+    def replicas(self, chosen: Sequence[int]) -> Floats:
+        """Replicas by cell of some ways together, (C,)."""
+        total: Floats = numbers([self.ways[index] for index in chosen], self.shared.shape[1]).sum(axis=1)
+        return total
+
     def _look(self) -> None:
         """Work out the columns of the ways that are new."""
         fresh = self.ways[len(self._service) :]

@@ -267,8 +267,7 @@ class Wide:
 
     def _completed(self, prices: Floats) -> bool:
         """Find ways that carry all that their parts promise, where rounding had let others fall short; True if new."""
-        asked = self._asked(prices)
-        return self._take(self._picks(prices, is_safe=True), asked)
+        return self._take(self._picks(prices, is_safe=True), self._asked(prices))
 
     def hold(self, worth: Worth) -> None:
         """Look for no plan from now on that leaves any tier but the last more short than this one does."""
@@ -340,11 +339,15 @@ class Wide:
         return self._chosen_near(worth) if self.is_held else self._chosen_first()
 
     def _chosen_first(self) -> Floats:
-        """Take one way of each service, (C,) replicas, of the best of each, beginning with what fits in turn."""
+        """Take one way of each service, (C,) replicas: of the best, or of all where those would leave more undone."""
         relaxed = self.relaxed()
-        kept = best_ways(self.table.ways, self._priced_ways(self._choice_prices(relaxed)))
-        choice = self._choice(kept, is_whole=True)
-        return self._whole(kept, choice, taken_in_turn(choice, self.table.tiers, relaxed.x[kept]))
+        undone, values = self.table.costs[1], self._priced_ways(self._choice_prices(relaxed))
+        for kept in (best_ways(self.table.ways, values), [*range(len(self.table.ways))]):
+            choice = self._choice(kept, is_whole=True)
+            ways = self._whole(kept, choice, taken_in_turn(choice, self.table.tiers, relaxed.x[kept]))
+            if self.is_short or undone[ways].sum() <= relaxed.x @ undone + self.gap * abs(relaxed.value):
+                break
+        return self.table.replicas(ways)
 
     def _chosen_near(self, worth: Worth) -> Floats:
         """Take one way of each service, (C,) replicas, among those that a better plan than the one at hand may have."""
@@ -354,9 +357,10 @@ class Wide:
         spare = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in held) - self.best
         over = self._priced_ways(self.prices) - self.values[self.table.service]
         among = np.flatnonzero((over <= spare) | is_held)
-        return self._whole(among.tolist(), self._choice(among.tolist(), is_whole=True), is_held[among].astype(float))
+        start, choice = is_held[among].astype(float), self._choice(among.tolist(), is_whole=True)
+        return self.table.replicas(self._whole(among.tolist(), choice, start))
 
-    def _whole(self, among: Sequence[int], choice: Arrays, start: Floats) -> Floats:
+    def _whole(self, among: Sequence[int], choice: Arrays, start: Floats) -> list[int]:  # the ways that are taken
         chosen = solve_whole(
             choice,
             relative_gap=CHOICE_GAP * self.gap,
@@ -365,11 +369,7 @@ class Wide:
             start=start,
             run=self.crew.whole,
         )
-        total = np.zeros(len(self.cells.cell_pool))
-        for way in (self.table.ways[index] for index, share in zip(among, chosen.x, strict=True) if share > 0.5):
-            for cell, count in way.replicas:
-                total[cell] += count
-        return total
+        return [index for index, share in zip(among, chosen.x, strict=True) if share > 0.5]
 
     def improve(self, worth: Worth) -> Floats:
         """Choose again with ways near those of a plan, and near to it in price; (C,) replicas."""
