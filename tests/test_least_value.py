@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from solvers.engine import Role
 from solvers.planner import least_value as tables
 from solvers.planner.curve import Curve
 from solvers.planner.least_value import least_value
+from solvers.planner.penalties import EXCESS_WEIGHT
 from solvers.planner.stocks import ANY_PENALTY, PARTS, Stocks
 
 EVERY = 8  # sizes told apart
+MOST = 4  # replicas of each of few pools
 
 
 def drawn(seed: int) -> tuple[Stocks, dict[int, Curve], np.ndarray]:
@@ -91,3 +93,72 @@ def test_finer_loads_never_lower_the_value() -> None:
     cut = (replace(stocks, parts=PARTS * times) for times in (1, 2, 4, 8, 16, 32))
     values = [least_value(one, curves, frozenset(curves), asked).value_usd_per_hour for one in cut]
     assert all(later >= before * (1.0 - 1e-9) for before, later in pairwise(values))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_least_value_is_that_of_the_cheapest_counts_floors_included(seed: int) -> None:
+    """All counts of few pools are tried; what is rounded is less than a thousandth."""
+    rng = np.random.default_rng(seed)
+    stocks, rates, prices = few_pools(rng)
+    asked, weight = rng.uniform(0.0, 2.0, len(rates)), float(rng.choice([1.0, 1.5]))
+    curves = {
+        p: Curve(
+            rate_per_s={n: n * rates[p] for n in range(1, MOST + 1)},
+            run_usd_per_hour={n: n * prices[p] for n in range(1, MOST + 1)},
+        )
+        for p in range(len(rates))
+    }
+    best = np.inf
+    for counts in product(range(MOST + 1), repeat=len(rates)):
+        had = {role: sum(n for n, r in zip(counts, stocks.roles, strict=True) if r is role) for role in Role}
+        able = {
+            role: sum(n * rate for n, rate, r in zip(counts, rates, stocks.roles, strict=True) if r is role)
+            for role in Role
+        }
+        carried = able[Role.MIXED] + min(able[Role.PREFILL], able[Role.DECODE])
+        lacks = max(0.0, 1.0 - carried / stocks.demand_per_s)
+        unserved = stocks.unserved_usd_per_hour * (lacks + EXCESS_WEIGHT * max(0.0, lacks - stocks.fair_ratio))
+        missing = sum(
+            max(0, stocks.floor_replicas - had[role] - had[Role.MIXED]) for role in (Role.PREFILL, Role.DECODE)
+        )
+        cost = sum(n * (price + ask) for n, price, ask in zip(counts, prices, asked, strict=True))
+        best = min(best, cost + weight * (unserved + missing * stocks.floor_usd_per_hour))
+    everyone = frozenset(curves)
+    value = least_value(stocks, curves, everyone, asked, weight=weight).value_usd_per_hour
+    assert value == pytest.approx(best, rel=2e-3)
+    assert value <= best * (1.0 + 1e-9)
+    for left_out in range(len(rates)):  # what is not told apart carries and costs no worse
+        kept = everyone - {left_out}
+        told = least_value(stocks, {p: curves[p] for p in kept}, kept, asked, weight=weight)
+        assert told.value_usd_per_hour <= best * (1.0 + 1e-9)
+
+
+def few_pools(rng: np.random.Generator) -> tuple[Stocks, list[float], list[float]]:
+    """One pool or two of each role, and a floor."""
+    roles = [*Role, rng.choice(list(Role))]
+    count = len(roles)
+    rates, prices = rng.uniform(0.5, 3.0, count), rng.uniform(1.0, 5.0, count)
+    stocks = Stocks(
+        service=0,
+        demand_per_s=float(rng.uniform(0.5, 8.0)),
+        parts=int(rng.choice([4000, 16000])),
+        every=EVERY,
+        unserved_usd_per_hour=float(rng.choice([20.0, 200.0])),
+        fair_ratio=0.5,
+        roles=tuple(roles),
+        cells=slice(0, count),
+        first=np.arange(count + 1),
+        base=np.arange(count),
+        terms_usd_per_hour=np.zeros(count),
+        room=np.full(count, MOST),
+        now=np.zeros(count, dtype=np.int64),
+        most=np.full(count, MOST),
+        rate_per_s=rates,
+        run_usd_per_hour=prices,
+        start_usd_per_hour=np.zeros(count),
+        stop_usd_per_hour=np.zeros(count),
+        stop_all_usd_per_hour=0.0,
+        floor_replicas=int(rng.integers(0, 4)),
+        floor_usd_per_hour=float(rng.choice([0.5, 3.0, 30.0])),
+    )
+    return stocks, rates.tolist(), prices.tolist()
