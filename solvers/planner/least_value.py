@@ -126,14 +126,19 @@ def _solved(task: Task) -> tuple[_Tables, dict[int, int], set[int]]:
     floor = min(task.stocks.floor_replicas, MOST_FLOOR)
     if not task.is_plain or not (lacking := _lacking_usd(task, floor, sizes)):
         return tables, sizes, wanted
-    floored = replace(task, floor=floor)
-    again = useful.tables(floored, tables.usd_per_hour + lacking)
-    by_penalty = tables.table[0] + task.weight * task.penalties[0]
-    is_floored = again.paid >= by_penalty
-    again = replace(again, paid=np.maximum(again.paid, np.where(np.isfinite(again.paid), by_penalty, -np.inf)))
+    (least, most), value = task.penalties, tables.usd_per_hour + lacking
+    floored = replace(task, floor=floor, penalties=(0.0, most))  # missing replicas are part of what is left undone
+    while True:
+        plain = useful.tables(task, value) if least > 0.0 else tables
+        by_load, by_penalty = useful.tables(floored, value), plain.table[0] + task.weight * least
+        by_penalty = np.where(np.isfinite(by_load.paid) & (least > 0.0), by_penalty, -np.inf)
+        again = replace(by_load, paid=np.maximum(by_load.paid, by_penalty))
+        if useful.least is None or not again.usd_per_hour > value:
+            break
+        value = again.usd_per_hour
     part = int(np.argmin(again.paid))
-    more = _way_back(floored, again, part) if is_floored[part] else _way_back(task, tables, part)
-    return again, *more
+    is_by_load = by_load.paid[part] >= by_penalty[part]
+    return again, *(_way_back(floored, by_load, part) if is_by_load else _way_back(task, plain, part))
 
 
 def _lacking_usd(task: Task, floor: int, sizes: Mapping[int, int]) -> float:
