@@ -135,9 +135,12 @@ def _sections(plan: Plan, with_caps: bool) -> Iterator[str]:
     sizes = ("PROMPTS",) if plan.parts else ()
     nodes = ("NODES EACH",) if _has_groups(plan) else ()
     header = ("SERVICE", "ROLE", "GPU CLASS", "CONFIG", *sizes, "REPLICAS", *nodes, *caps, "WHERE", "USD/H")
-    yield render_table(header, _pool_rows(plan, with_caps))
-    yield render_table(("SERVICE", "TIER", "DEMAND/S", "SERVED/S"), _service_rows(plan))
-    yield render_table(("POWER", "BUDGET W", "RESERVED W", "PLANNED W", "USD/H PER KW MORE"), _domain_rows(plan))
+    pools = list(_pool_rows(plan, with_caps))
+    yield render_table(header, pools) if pools else "no replicas" if plan.services else "no service is planned"
+    if plan.services:
+        yield render_table(("SERVICE", "TIER", "DEMAND/S", "SERVED/S"), _service_rows(plan))
+    if plan.domains:
+        yield render_table(("POWER", "BUDGET W", "RESERVED W", "PLANNED W", "USD/H PER KW MORE"), _domain_rows(plan))
     if plan.links:
         yield render_table(("KV LINK", "GB/S", "OUT GB/S", "IN GB/S", "USD/H"), _link_rows(plan))
     if plan.splits:

@@ -141,5 +141,5 @@ def parse_assignment(option: str, text: str) -> tuple[str, float]:
     except ValueError:
         value = -1.0
     if not name or not 0.0 <= value < float("inf"):
-        raise InvalidInput(option, "", f"cannot read {text!r}", "write NAME=NUMBER with a number of 0 or more")
+        raise InvalidInput(option, "", f"cannot read {text!r}", "write NAMESPACE/NAME=NUMBER, the number 0 or more")
     return name, value

@@ -100,9 +100,10 @@ def _broken(message: str, place: str, value: Any) -> tuple[str, str]:
     for name in place.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     words, _, remedy = message.partition("; ")
-    if isinstance(value, str | int) and words.startswith(f"{name} must "):
-        return f"{_shown(value)}, {words.removeprefix(name).strip()}", remedy
-    return words, remedy
+    if not words.startswith(f"{name} must "):
+        return words, remedy
+    claim = words.removeprefix(name).strip()
+    return (f"{_shown(value)}, {claim}" if isinstance(value, str | int) else claim), remedy
 
 
 def field_path(places: Sequence[str | int]) -> str:

@@ -111,7 +111,7 @@ PLANNED: dict[str, tuple[Problem, bool, str]] = {
         False,
         "",
     ),
-    "no nodes": (replace(BASE, nodes=()), True, "the roomiest of 0 nodes has 0 free"),
+    "no nodes": (replace(BASE, nodes=()), True, "there is no node of h100-sxm"),
     "no profiles": (replace(BASE, profiles={}), True, "nothing can serve its prompts: no pools"),
     "a size that nothing serves": (sizes((100, 10, 0.5), (10**7, 10, 0.5)), True, "above the last measured point"),
     "budgets below idle": (every("domains", budget_watts=10.0), True, "idle GPUs draw 280 W, usable 10 W"),

@@ -111,6 +111,12 @@ WRONG: dict[str, tuple[str, str | tuple[str | int, ...], Any, str]] = {
         1500,
         "spec.power.idleWatts: is 1500, must not exceed prefillWatts or any of decodeWatts",
     ),
+    "times that fall": (
+        "EngineProfile",
+        ("spec", "prefill", "microseconds"),
+        [6, 5, 4, 3, 2, 1],
+        "spec.prefill.microseconds: must not decrease with the prompt",
+    ),
     "less CPU than none": (
         "ServedModel",
         ("spec", "template", "spec", "containers", 0, "resources", "requests", "cpu"),

@@ -181,6 +181,16 @@ def test_more_demand_costs_more(ask: Ask) -> None:
     assert plan.report.cost_usd_per_hour > usual.report.cost_usd_per_hour
 
 
+def test_a_fleet_without_nodes_or_services_is_told_in_words(ask: Ask, folder: Callable[[Change], Path]) -> None:
+    code, out, _ = ask(folder(lambda documents: documents.remove(_of("Node", documents))))
+    assert code == 2
+    assert "\n\nno replicas\n\n" in out
+    assert "there is no node of h100-sxm" in out
+    code, out, _ = ask(folder(lambda documents: documents.remove(_of("ServedModel", documents))))
+    assert code == 0
+    assert "\n\nno service is planned\n\nPOWER" in out
+
+
 def test_no_demand_keeps_the_least_replicas(ask: Ask) -> None:
     plan = _plan_of(ask(MINIMAL, "-o", "yaml", "--demand", "default/chat=0").out)
     assert sum(row.replicas for row in plan.placements) == 1
@@ -312,7 +322,7 @@ def test_broken_yaml_is_told_with_file_and_line(ask: Ask, tmp_path: Path) -> Non
     "text", ["default/chat", "default/chat=", "=3", "default/chat=-1", "default/chat=nan", "a=inf"]
 )
 def test_a_demand_that_cannot_be_read_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="write NAME=NUMBER"):
+    with pytest.raises(InvalidInput, match="write NAMESPACE/NAME=NUMBER"):
         parse_assignment("--demand", text)
 
 

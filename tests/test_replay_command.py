@@ -253,7 +253,7 @@ def test_a_bad_line_of_the_trace_is_named_with_its_field(replay: Penstock, trace
         (("--trace", "poisson:output=1e99"), "--trace output: is '1e99'; give at most 100,000,000"),
         (("--trace", "poisson:prompt=5/2"), "--trace prompt: has a P99 of 2 below its P50 of 5"),
         (("--factor", "default/other=2"), "names no planned service: 'default/other'; planned are default/chat"),
-        (("--factor", "default/chat"), "cannot read 'default/chat'; write NAME=NUMBER"),
+        (("--factor", "default/chat"), "cannot read 'default/chat'; write NAMESPACE/NAME=NUMBER"),
         (("--demand", "default/other=2"), "names no planned service: 'default/other'"),
         (("--factor", f"{SERVICE}=0"), "requests: are none for any planned service"),
         (("-f", "nowhere"), "nowhere: no such file or folder"),

@@ -24,6 +24,8 @@ OWN = ASKED | {"ceiling", "share", "spot"}
 
 PART = re.compile(r"/p\d+-(\d+|up)$")
 GIGA = 1e9
+COUNTED = frozenset({"GPU", "replica", "core"})
+"""Units that are said of several as words are; the others are symbols."""
 NOTICEABLE_USD = 0.005  # a difference that two decimals show
 
 
@@ -211,11 +213,15 @@ def relief_row(row: Relief) -> str:
     '2.5 kW more of power[row-a], 0.62 USD/h; only together with the others'
     >>> row = Relief(limit="gpus", subject="row-a/l40s", unit="GPU", amount=8.0, usd_per_hour=7.2, is_estimate=True,
     ...              first_serves_requests_per_s=1.25, first_saves_usd_per_hour=31.5)
-    >>> relief_row(row).partition("; ")[2]
+    >>> said, _, alone = relief_row(row).partition("; ")
+    >>> said
+    'about 8 GPUs more of gpus[row-a/l40s], 7.20 USD/h'
+    >>> alone
     'the first alone serves about 1.2 requests/s more, saves 31.50 USD/h of penalties'
     """
     about = "about " if row.is_estimate else ""
-    asked = f"{about}{row.amount:g} {row.unit} more of {row.limit}[{row.subject}], {row.usd_per_hour:.2f} USD/h"
+    unit = row.unit + "s" * (row.unit in COUNTED and row.amount != 1.0)
+    asked = f"{about}{row.amount:g} {unit} more of {row.limit}[{row.subject}], {row.usd_per_hour:.2f} USD/h"
     if max(row.first_serves_requests_per_s, row.first_saves_usd_per_hour) <= 0.0:
         return f"{asked}; only together with the others"
     serves = f"serves about {_about(row.first_serves_requests_per_s)} requests/s more, "

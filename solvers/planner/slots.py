@@ -72,5 +72,7 @@ def no_room(problem: Problem, service: ServedModel, pool: PoolKey, quotas: Quota
         if not most:
             return f"{asked}, no two of {len(nodes)} nodes{where} are whole and share one"
         return f"{asked}, the roomiest of {len(nodes)} nodes{where} has {most}"
-    largest = max((n.gpus_usable for n in nodes), default=0)
-    return f"one replica takes {pool.config.gpus} GPUs, the roomiest of {len(nodes)} nodes{where} has {largest} free"
+    if not nodes:
+        return f"there is no node of {pool.gpu_class}{where}"
+    asked, largest = f"{pool.config.gpus} GPU{'s' * (pool.config.gpus > 1)}", max(n.gpus_usable for n in nodes)
+    return f"one replica takes {asked}, the roomiest of {len(nodes)} nodes{where} has {largest} free"
