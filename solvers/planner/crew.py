@@ -25,6 +25,9 @@ PIECE_S = 300.0  # a piece takes seconds; a worker that is silent for so long ha
 GRACE_S = 10.0  # HiGHS looks at its clock now and then, not always; later than its limit by so much it hangs
 IDLE_S = 300.0  # a worker without work for so long ends
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+KEPT_HEAP = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_TOP_PAD_": str(2**24)}
+"""What a worker frees it needs again a moment later: to glibc's default it would go back and forth."""
+
 WIDE_GPUS = 512  # of fleets that are solved with every size of every pool; larger ones are shared out
 PIECES = 16  # work is cut into as many, however many workers there are: answers never depend on their number
 
@@ -161,7 +164,7 @@ class Hands:
         """So many workers, who take a second or two to start; more or fewer of them once they have nothing to do."""
         self.left = list(wait(self.left, PIECE_S if workers != self.workers else 0.0).not_done)
         self.workers = workers
-        return get_memmapping_executor(workers, timeout=IDLE_S, env=ONE_THREAD, max_nbytes=None)
+        return get_memmapping_executor(workers, timeout=IDLE_S, env={**ONE_THREAD, **KEPT_HEAP}, max_nbytes=None)
 
 
 HANDS = Hands()

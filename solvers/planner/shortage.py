@@ -78,6 +78,8 @@ def _reasons(
         if not any(option.pool.role in roles for option in mine):
             found.append(f"nothing can serve its {word}: " + (_first(options.unfit[service.name], roles) or "no pools"))
     for option in sorted(mine, key=lambda o: (o.reserved_watts, o.pool)):
+        if len(_one_per_limit(found)) >= MOST_REASONS:
+            break  # others would come after these
         found += _blocking(service, option, counts, room, facts)
     places = places_of(service, worth.counts)
     for pin in service.pins:
