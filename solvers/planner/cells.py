@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.derived import Derives, derived
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.pairing import Pairing
@@ -29,7 +30,7 @@ CHAINS: tuple[tuple[str, tuple[Role, ...]], ...] = (("prompts", PROMPT_ROLES), (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Cells:
+class Cells(Derives):
     """Everything the limits read. Axes: S services, P pools, T steps, C cells, H held rows (what runs).
 
     Attributes
@@ -126,26 +127,33 @@ class Cells:
         return self.policy.stop_cost_hours * self._price_usd_per_hour(pools)
 
     def _price_usd_per_hour(self, pools: Ints) -> Floats:
-        return np.array([self.pools[p].price_usd_per_hour for p in pools], dtype=float)
+        prices: Floats = np.array([option.price_usd_per_hour for option in self.pools], dtype=float)[pools]
+        return prices
 
     def terms_usd_per_hour(self) -> Floats:
         """What one replica of each cell costs beside its pool's price: cheaper nodes, and their expected loss; (C,)."""
         found = np.zeros(len(self.cell_pool))
-        for c, (p, g) in enumerate(zip(self.cell_pool, self.cell_group, strict=True)):
-            terms, option = self.grouping.groups[g].bays[0].terms, self.pools[p]
-            if terms != OWNED and not option.is_anywhere:
+        unusual = [g for g, group in enumerate(self.grouping.groups) if group.bays[0].terms != OWNED]
+        for c in np.flatnonzero(np.isin(self.cell_group, unusual)).tolist():
+            option = self.pools[int(self.cell_pool[c])]
+            terms = self.grouping.groups[int(self.cell_group[c])].bays[0].terms
+            if not option.is_anywhere:
                 found[c] = rent_usd_per_hour(self.problem, option.pool, terms)
                 found[c] += loss_usd_per_hour(self.problem, option.pool, terms)
         return found
 
     def room_replicas(self) -> Ints:
         """Replicas that each cell has room for, no more than its pool has use for; (C,)."""
-        slots = self.grouping.counted()
-        pairs = zip(self.cell_pool.tolist(), self.cell_group.tolist(), strict=True)
-        return _ints(min(self.pools[p].most, slots(g, self.pools[p].gpus)) for p, g in pairs)
+        return derived(self, _room_replicas)
 
     def pool_cells(self) -> tuple[Ints, Ints]:
         return self.cell_pool, np.arange(len(self.cell_pool))
+
+
+def _room_replicas(cells: Cells) -> Ints:
+    slots = cells.grouping.counted()
+    pairs = zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)
+    return _ints(min(cells.pools[p].most, slots(g, cells.pools[p].gpus)) for p, g in pairs)
 
 
 def build_cells(

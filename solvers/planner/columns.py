@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from solvers.derived import derived
 from solvers.engine import Role
 from solvers.planner.cells import CHAINS, Cells, Floats
 from solvers.planner.floors import least_locations
@@ -102,8 +103,8 @@ def make_variables(cells: Cells) -> Variables:
         unpinned=_column(len(cells.pins), np.array([float(pin.replicas) for _, pin in cells.pins])),
         parted=_column(len(cells.parted), np.array([float(cells.grouping.sites[k]) for _, _, k in cells.parted])),
         unparted=_column(2 * len(cells.services), np.tile([float(least_locations(s)) for s in cells.services], 2)),
-        hung=_column(len(room), np.array([hung_most(cells, c) * n for c, n in enumerate(room)], dtype=float)),
-        flow=_column(len(room), np.array([float(flows(cells, c)) for c in range(len(room))])),
+        hung=_column(len(room), hung_most(cells) * room),
+        flow=_column(len(room), np.isin(np.arange(len(room)), flowing(cells)).astype(float)),
         outgoing=_column(len(cells.crossings), np.ones(len(cells.crossings))),
         incoming=_column(len(cells.crossings), np.ones(len(cells.crossings))),
     )
@@ -116,21 +117,34 @@ def _most_at_any_cap(cells: Cells) -> Floats:
     return most
 
 
-def hung_most(cells: Cells, cell: int) -> float:
-    """The most that one replica of the cell carries, in shares of its service's demand; 0 where nothing is spread."""
-    pool = int(cells.cell_pool[cell])
-    service = int(cells.pool_service[pool])
-    rate = float(cells.demand_per_s[service])
-    if not cells.services[service].hangs or rate <= 0.0:
-        return 0.0
-    return max(step.capacity_requests_per_s for step in cells.pools[pool].steps) / rate
+def hung_most(cells: Cells) -> Floats:
+    """The most that one replica of each cell carries, in shares of its service's demand; 0 where nothing is spread."""
+    return derived(cells, _hung_most)
 
 
-def flows(cells: Cells, cell: int) -> bool:
-    """True where it matters what goes through the cell: prefill and decode of services that pair by place."""
-    option = cells.pools[cells.cell_pool[cell]]
-    is_asked = float(cells.demand_per_s[cells.pool_service[cells.cell_pool[cell]]]) > 0.0
-    return is_asked and option.pool.role is not Role.MIXED and cells.by_place(option.pool.service)
+def _hung_most(cells: Cells) -> Floats:
+    hangs, most = [service.hangs for service in cells.services], np.zeros(len(cells.pools))
+    for pool, service in enumerate(cells.pool_service.tolist()):
+        rate = float(cells.demand_per_s[service])
+        if hangs[service] and rate > 0.0:
+            most[pool] = max(step.capacity_requests_per_s for step in cells.pools[pool].steps) / rate
+    found: Floats = most[cells.cell_pool]
+    return found
+
+
+def flowing(cells: Cells) -> list[int]:
+    """Cells that it matters what goes through: those of prefill and decode of services that pair by place."""
+    return derived(cells, _flowing)
+
+
+def _flowing(cells: Cells) -> list[int]:
+    by_place = [cells.by_place(service.name) for service in cells.services]
+    flows = [
+        by_place[s] and option.pool.role is not Role.MIXED and float(cells.demand_per_s[s]) > 0.0
+        for s, option in zip(cells.pool_service.tolist(), cells.pools, strict=True)
+    ]
+    found: list[int] = np.flatnonzero(np.array(flows, dtype=bool)[cells.cell_pool]).tolist()
+    return found
 
 
 def _column(size: int, upper: Floats, *, integer: bool = False) -> Any:

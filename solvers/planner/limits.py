@@ -231,11 +231,13 @@ def limit_churn(cells: Cells, v: Variables) -> Limit:
 
 def held_cells(cells: Cells) -> tuple[Ints, Ints]:
     """Pairs (held row, cell) of the cells that a running pool's replicas count in."""
-    rows = {(int(p), int(g)): h for h, (p, g) in enumerate(zip(cells.held_pool, cells.held_group, strict=True))}
+    held = zip(cells.held_pool.tolist(), cells.held_group.tolist(), strict=True)
+    rows, base = {at: h for h, at in enumerate(held)}, cells.pool_base[cells.cell_pool]
+    runs = np.flatnonzero(np.isin(base, cells.held_pool))
     pairs = [
         (h, c)
-        for c, (p, g) in enumerate(zip(cells.cell_pool, cells.cell_group, strict=True))
-        if (h := rows.get((int(cells.pool_base[p]), int(g)), rows.get((int(cells.pool_base[p]), -1)))) is not None
+        for c, p, g in zip(runs.tolist(), base[runs].tolist(), cells.cell_group[runs].tolist(), strict=True)
+        if (h := rows.get((p, g), rows.get((p, -1)))) is not None
     ]
     table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return table[:, 0], table[:, 1]

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from solvers.engine import Role
 from solvers.planner.cells import Cells, Floats
-from solvers.planner.columns import Limit, Variables, flows, matrix_of, triplets
+from solvers.planner.columns import Limit, Variables, flowing, matrix_of, triplets
 from solvers.planner.links import usd_per_hour
 from solvers.problem import KvLink
 
@@ -19,7 +19,6 @@ WAYS = ("out", "in")
 
 def limit_pairs(cells: Cells, v: Variables) -> Limit:
     """(20) In each pairing domain prefill and decode carry the same; what goes through cells is their pool's share."""
-    flowing = [c for c in range(len(cells.cell_pool)) if flows(cells, c)]
     shares: list[tuple[int, int, float]] = []
     through: list[tuple[int, int, float]] = []
     rows: dict[tuple[int, str, int], int] = {}
@@ -27,18 +26,18 @@ def limit_pairs(cells: Cells, v: Variables) -> Limit:
         if _is_grouped(cells, p):
             row = rows.setdefault((int(cells.pool_service[p]), cells.pairing.group(option.pool), -1), len(rows))
             shares.append((row, p, SIGNS[option.pool.role]))
-    for c in (c for c in flowing if cells.pools[cells.cell_pool[c]].pool.service in cells.pairing.local):
+    for c in (c for c in flowing(cells) if cells.pools[cells.cell_pool[c]].pool.service in cells.pairing.local):
         option = cells.pools[cells.cell_pool[c]]
         site = cells.grouping.group_site[cells.cell_group[c]]
         key = int(cells.pool_service[cells.cell_pool[c]]), cells.pairing.group(option.pool), site
         through.append((rows.setdefault(key, len(rows)), c, SIGNS[option.pool.role]))
     subjects = [_label(cells, *key) for key in rows]
-    summed = {int(cells.cell_pool[c]): 0 for c in flowing}
+    summed = {int(cells.cell_pool[c]): 0 for c in flowing(cells)}
     for row, p in enumerate(summed, start=len(rows)):
         summed[p] = row
         shares.append((row, p, -1.0))
         subjects.append(str(cells.pools[p].pool))
-    through += [(summed[int(cells.cell_pool[c])], c, 1.0) for c in flowing]
+    through += [(summed[int(cells.cell_pool[c])], c, 1.0) for c in flowing(cells)]
     shape = len(rows) + len(summed)
     kept = matrix_of(*triplets(shares), (shape, len(cells.pools))) @ v.share
     kept = kept + matrix_of(*triplets(through), (shape, len(cells.cell_pool))) @ v.flow
@@ -47,12 +46,7 @@ def limit_pairs(cells: Cells, v: Variables) -> Limit:
 
 def limit_flow(cells: Cells, v: Variables) -> Limit:
     """(21) No more goes through a cell than its replicas carry, at the capacity of the step of their pool's size."""
-    pairs = [
-        (c, int(t))
-        for c in range(len(cells.cell_pool))
-        if flows(cells, c)
-        for t in np.flatnonzero(cells.step_pool == cells.cell_pool[c])
-    ]
+    pairs = [(c, int(t)) for c in flowing(cells) for t in np.flatnonzero(cells.step_pool == cells.cell_pool[c])]
     rates, spare = np.zeros(len(pairs)), np.zeros(len(pairs))
     for row, (c, t) in enumerate(pairs):
         option, demand = cells.pools[cells.cell_pool[c]], cells.demand_per_s[cells.pool_service[cells.cell_pool[c]]]
@@ -75,9 +69,9 @@ def limit_crossing(cells: Cells, v: Variables) -> Limit:
     index = {key: row for row, key in enumerate(cells.crossings)}
     count = len(index)
     net: list[tuple[int, int, float]] = []
-    for c in range(len(cells.cell_pool)):
+    for c in flowing(cells):
         option, link = cells.pools[cells.cell_pool[c]], _link(cells, c)
-        if link >= 0 and flows(cells, c) and option.pool.service in cells.links.order:
+        if link >= 0 and option.pool.service in cells.links.order:
             key = int(cells.pool_service[cells.cell_pool[c]]), cells.pairing.group(option.pool), link
             net.append((index[key], c, SIGNS[option.pool.role]))
     through = matrix_of(*triplets(net), (count, len(cells.cell_pool)))

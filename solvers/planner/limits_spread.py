@@ -32,7 +32,7 @@ def limit_locations(cells: Cells, v: Variables) -> Limit:
 
 def limit_hung(cells: Cells, v: Variables) -> Limit:
     """(16) What the replicas of a cell carry, at the capacity of the step that their pool's size lies in."""
-    spread = [c for c in range(len(cells.cell_pool)) if hung_most(cells, c) > 0.0]
+    spread: list[int] = np.flatnonzero(hung_most(cells) > 0.0).tolist()
     pairs = [(c, int(t)) for c in spread for t in np.flatnonzero(cells.step_pool == cells.cell_pool[c])]
     rates = [_rate(cells, c, t) for c, t in pairs]
     room = np.array([float(cells.grouping.groups[cells.cell_group[c]].slots(_gpus(cells, c))) for c, _ in pairs])

@@ -157,15 +157,30 @@ def cell_counts(cells: Cells, counts: Counts) -> Floats:
     -------
     (C,) float
     """
-    group_of = {bay.key: g for g, group in enumerate(cells.grouping.groups) for bay in group.bays}
-    pairs = zip(cells.cell_pool, cells.cell_group, strict=True)
-    cell_of = {(cells.pools[p].pool, int(g)): c for c, (p, g) in enumerate(pairs)}
-    found = np.zeros(len(cells.cell_pool))
-    for (pool, location), count in sorted(counts.items()):
-        cell = cell_of.get((pool, group_of.get((location, pool.gpu_class), -1)))
+    index, found = derived(cells, _index_of_cells), np.zeros(len(cells.cell_pool))
+    for (pool, location), count in counts.items():
+        cell = index.of_pool.get(pool, {}).get(index.group_of.get((location, pool.gpu_class), -1))
         if cell is not None:
             found[cell] += count
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Index:
+    """Where a bay's group and a pool's cells, by group, are found."""
+
+    group_of: Mapping[tuple[str, str], int]
+    of_pool: Mapping[PoolKey, Mapping[int, int]]
+
+
+def _index_of_cells(cells: Cells) -> _Index:
+    by_pool: list[dict[int, int]] = [{} for _ in cells.pools]
+    for c, (p, g) in enumerate(zip(cells.cell_pool.tolist(), cells.cell_group.tolist(), strict=True)):
+        by_pool[p][g] = c
+    return _Index(
+        group_of={bay.key: g for g, group in enumerate(cells.grouping.groups) for bay in group.bays},
+        of_pool={option.pool: inside for option, inside in zip(cells.pools, by_pool, strict=True)},
+    )
 
 
 def _choose_steps(cells: Cells, arrays: Arrays, totals: Mapping[PoolKey, int], x: Floats) -> bool:

@@ -23,13 +23,11 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
     most = np.array([option.most for option in cells.pools], dtype=np.int64)
     room = cells.room_replicas()
     base = cells.pool_base[cells.cell_pool]  # what runs stays whatever its cap
-    runs = np.array(
-        [
-            now.get((p, g), now.get((p, -1), 0))  # what runs anywhere may stay in any group
-            for p, g in zip(base.tolist(), cells.cell_group.tolist(), strict=True)
-        ],
-        dtype=np.int64,
-    )
+    runs, able = np.zeros(len(base), dtype=np.int64), np.flatnonzero(np.isin(base, cells.held_pool))
+    runs[able] = [
+        now.get((p, g), now.get((p, -1), 0))  # what runs anywhere may stay in any group
+        for p, g in zip(base[able].tolist(), cells.cell_group[able].tolist(), strict=True)
+    ]
     energy = cells.policy.energy_usd_per_kilowatt_hour
     everyone, terms = np.arange(len(cells.pools)), cells.terms_usd_per_hour()
     starts, stops = cells.start_usd_per_hour(everyone), cells.stop_usd_per_hour(everyone)
