@@ -107,6 +107,7 @@ def least_value(
         value_usd_per_hour=float(tables.paid[part]) - given + stocks.stop_all_usd_per_hour,
         sizes=sizes | stocks.kept_beyond(kept, asked, sizes),
         served_ratio=part / stocks.parts,
+        parts=stocks.parts,
         least_served_ratio=int(np.argmax(tables.paid < np.inf)) / stocks.parts,
         wanted=frozenset(wanted),
         asked_sizes=tuple(

@@ -17,9 +17,10 @@ from solvers.planner.cells import Floats, Ints
 from solvers.planner.curve import Curve
 from solvers.planner.min_plus import slide
 from solvers.planner.penalties import EXCESS_WEIGHT
-from solvers.planner.stocks import ANY_PENALTY, Stocks, members
+from solvers.planner.stocks import ANY_PENALTY, MOST_EVERY, PARTS, Stocks, members
 
 NEAR = 1e-6  # of a part; far above the rounding of a division
+TOGETHER = 8  # pools told apart at once when a value rests on one that is not, of few services that are finely cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,7 +52,7 @@ class Stage:
     loads: Ints
     costs: Floats
     lines: tuple[tuple[Floats, Floats, int], ...] = ()  # (table before, slope by part as table, parts)
-    rest: int = -1
+    rest: tuple[int, ...] = ()  # the cheapest pool of the rest by what it carries, and those that would be it next
     part_rate: float = 0.0
     cheapest: tuple[int, float] = (-1, np.inf)  # of the rest: the pool whose replica costs least, and what that costs
 
@@ -150,13 +151,15 @@ def role_table(
 def _stage_of_rest(task: Task, rest: Sequence[int], table: Floats) -> Stage:
     """Pools that are not told apart: they carry at the best rate of any, a replica costs the least of any."""
     ratio, cheapest = task.ratio, task.cheapest_usd_per_hour
-    best, least = min(rest, key=lambda p: (ratio[p], p)), min(rest, key=lambda p: (cheapest[p], p))
+    together = TOGETHER if task.stocks.every == MOST_EVERY and task.stocks.parts > PARTS else 1
+    best = sorted(rest, key=lambda p: (ratio[p], p))[:together]
+    least = min(rest, key=lambda p: (cheapest[p], p))
     return Stage(
         pool=-1,
         before=table,
         loads=np.zeros(0, int),
-        costs=ratio[best] * np.arange(task.parts + 1),
-        rest=best,
+        costs=ratio[best[0]] * np.arange(task.parts + 1),
+        rest=tuple(best),
         cheapest=(least, float(cheapest[least])),
     )
 
@@ -260,8 +263,8 @@ def _rest_back(stage: Stage, part: int, floor: int, sizes: dict[int, int], wante
         found.append((max(float(tried[left]), float(alone)), count, left))
     _, count, left = min(found)
     if left < part:
-        wanted.add(stage.rest)
-        sizes[stage.rest] = sizes.get(stage.rest, 0) + 1
+        wanted.update(stage.rest)
+        sizes[stage.rest[0]] = sizes.get(stage.rest[0], 0) + 1
     if count > (left < part):
         pool = stage.cheapest[0]
         wanted.add(pool)

@@ -156,6 +156,8 @@ class Pick:
     wanted: frozenset[int]
     least_served_ratio: float = 0.0
     """What all ways in question serve."""
+    parts: int = PARTS
+    """Of the demand, to which loads were rounded up."""
     asked_sizes: tuple[tuple[int, int], ...]
     """(pool, size) that the value rests on and that only a hopeful guess stands for so far."""
     by_side: Mapping[tuple[int, int], int] = field(default_factory=dict)

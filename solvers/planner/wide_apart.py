@@ -14,7 +14,8 @@ from solvers.planner.curve_book import CurveBook
 from solvers.planner.stocks import Pick, Stocks
 from solvers.planner.wide_rows import priced_ways
 
-FINER, MOST_PARTS = 4, 64_000  # times that loads are cut finer, and into how many parts at most
+FINER = 4  # times that loads are cut finer
+LEAST_FINEST, MOST_FINEST, FINEST_WORK = 64_000, 128_000, 1_600_000  # parts at most: of a service, and of all
 
 
 def closer_stocks(
@@ -40,6 +41,7 @@ def closer_stocks(
         USD per hour that a least value may hide.
     """
     finer: dict[int, Stocks] = {}
+    finest = max(LEAST_FINEST, min(MOST_FINEST, FINEST_WORK // len(stocks)))
     for s, (mine, pick) in enumerate(zip(stocks, picks, strict=False)):
         way = None if pick is None else book.maker.way(s, pick, asked)
         if pick is None or way is None:
@@ -49,6 +51,6 @@ def closer_stocks(
         beyond = {p for p, size in pick.sizes.items() if size > mine.told(p) and p in book.curves[s]}
         for pool in sorted(beyond):
             book.learn(s, pool, int(mine.most[pool]))
-        if beyond or mine.parts < MOST_PARTS:
-            finer[s] = replace(mine, apart=mine.apart | beyond, parts=min(MOST_PARTS, FINER * mine.parts))
+        if beyond or mine.parts < finest:
+            finer[s] = replace(mine, apart=mine.apart | beyond, parts=min(finest, FINER * mine.parts))
     return finer

@@ -30,6 +30,7 @@ from solvers.sizing import Capacity
 AT_ONCE = 4  # services planned anew together
 LEAST_FITS, MOST_FITS, FITS_RATIO = 10, 40, 0.8  # times that some are: so many for every service
 LEAST_IDLE, IDLE_SERVICES = 5, 8  # times in vain that end it: one for so many services
+MOST_NEARBY = 6  # times in turn that ways near a plan's are chosen among
 MOST_ROUNDS = 4  # times that all this is done, and then ways near the plan's are chosen among
 LEAST_ROUND, LEAST_FIT = 0.1, 0.02  # of the gap asked, what one more of them has to bring, and a fit to count
 SWING = 0.1  # of the room that a service could take or leave, what counts as open
@@ -56,14 +57,25 @@ class Fitter:
     unusable: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def run(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
-        """Plan some services at a time anew, then choose among ways near the plan's, until that brings little."""
+        """Choose among ways near the plan's, then plan some services at a time anew, until that brings little."""
+        best = best if is_proved(best) else self._nearby(best, is_proved)
         for _ in range(MOST_ROUNDS):
+            before = best.objective_usd_per_hour
             best = self._fits(best, is_proved)
-            if is_proved(best):
+            if is_proved(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
                 break
+            before = best.objective_usd_per_hour
+            best = self._nearby(best, is_proved)
+            if is_proved(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
+                break
+        return best
+
+    def _nearby(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
+        """Choose among ways near the plan's, and then near those of what that finds, while it brings something."""
+        for _ in range(MOST_NEARBY):
             before, found = best.objective_usd_per_hour, self.placed(Near.of(self.wide, best).chosen())
             best = found if self._is_taken(found, best) else best
-            if is_proved(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
+            if is_proved(best) or before - best.objective_usd_per_hour < LEAST_FIT * self.gap * before:
                 break
         return best
 

@@ -149,7 +149,7 @@ class WayMaker:
             self._add(service, draft, pool, size - here, asked, side)
         served = pick.served_ratio
         if served < 1.0:  # loads were rounded up: what is left unserved anyway need not be carried to the last part
-            served = max(pick.least_served_ratio, served - (len(pick.sizes) + 1) / self.stocks[service].parts)
+            served = max(pick.least_served_ratio, served - (len(pick.sizes) + 1) / pick.parts)
         return self._finished(
             service, self._as_served(service, draft) if may_cross else draft, served, asked, sorted(sizes)
         )

@@ -25,7 +25,7 @@ LOOKS = ((4000, False), (4000, True), (16000, True))
 """Parts of a service's demand that loads are rounded up to, and whether floors are counted: closer and closer looks."""
 
 MOST_PARTS = 4_000_000  # of all services together
-FINEST, MOST_FINEST = 64_000, 50  # parts, and services that are looked at so closely, one by one
+FINEST = ((64_000, 50), (128_000, 10))  # parts, and services that are looked at so closely, one by one
 
 LARGE = 50_000  # parts of all services together, from which on a look takes long
 RELATIVE = 1e-9
@@ -223,10 +223,11 @@ def _closer_and_closer(looks: Sequence[_Look], fetched: float, *, enough: float,
             changed = [case.refine() for case in cases]
             if not any(changed):
                 break
-    for look in sorted(looks, key=lambda look: -look.weights.unserved_usd_per_hour)[:MOST_FINEST]:
+    heaviest = sorted(looks, key=lambda look: -look.weights.unserved_usd_per_hour)
+    for parts, look in ((parts, look) for parts, most in FINEST for look in heaviest[:most]):
         if (total := _sum(cases, fetched)) >= enough:
             return total
-        look.at(FINEST, True)
+        look.at(parts, True)
         look.case.settle()
     return _sum(cases, fetched)
 
