@@ -62,7 +62,7 @@ def of_others(worth: Worth, names: set[str]) -> dict[tuple[PoolKey, str], int]:
 
 def test_only_the_chosen_services_change_and_no_held_tier_lacks_more(desk: Desk, fitter: Fitter) -> None:
     greedy, free = desk.repaired({}), (0, 3)
-    found, _ = fitter._fitted(greedy, free)
+    found, _ = fitter.fitted(greedy, free)
     assert found is not None
     names = {fitter.wide.cells.services[s].name for s in free}
     totals = [np.sum(list(of_others(worth, names).values())) for worth in (greedy, found)]

@@ -188,7 +188,7 @@ class Wide:
             self.priced(self.prices)
             self.raised(self.search.rounds, is_enough)
         for _ in range(MOST_COMPLETED):
-            if is_enough(self.best) or not self._completed(self._choice_prices(self.relaxed())):
+            if is_enough(self.best) or not self._completed(self.choice_prices(self.relaxed())):
                 break
         return self.best
 
@@ -218,11 +218,11 @@ class Wide:
             step = self._step()
             open_usd.append(step.value - self.best)
             is_closed = open_usd[-1] <= CLOSED * self.gap * abs(step.value)
-            is_near = not self.is_fine or bool(self.near) or open_usd[-1] <= self.gap * abs(step.value)
+            is_told = not self.is_fine or bool(self.near) or self.is_held
             is_slow = len(open_usd) > PATIENCE and open_usd[-1] > SLOW * open_usd[-1 - PATIENCE]
-            is_stalled = stalled >= (MOST_VAIN if self.search.is_on else MOST_STALLED)
-            is_over = (is_closed and step.is_free) or is_stalled or (is_near and is_slow)
-            if is_enough(self.best) or is_over:
+            is_slow = is_slow and (is_told or open_usd[-1] <= self.gap * abs(step.value))
+            is_stalled = stalled >= (MOST_VAIN if self.search.is_on else MOST_STALLED) or is_slow
+            if is_enough(self.best) or is_stalled or (is_closed and step.is_free):
                 return done
             if is_closed:
                 self.trust *= WIDER
@@ -335,13 +335,13 @@ class Wide:
         self._at_hand(worth)
         for _ in range(2):
             relaxed = self.relaxed()
-            self._blend(relaxed, self._asked(self._choice_prices(relaxed)))
+            self._blend(relaxed, self._asked(self.choice_prices(relaxed)))
         return self._chosen_near(worth) if self.is_held else self._chosen_first()
 
     def _chosen_first(self) -> Floats:
         """Take one way of each service, (C,) replicas: of the best, or of all where those would leave more undone."""
         relaxed = self.relaxed()
-        undone, values = self.table.costs[1], self._priced_ways(self._choice_prices(relaxed))
+        undone, values = self.table.costs[1], self._priced_ways(self.choice_prices(relaxed))
         for kept in (best_ways(self.table.ways, values), [*range(len(self.table.ways))]):
             choice = self._choice(kept, is_whole=True)
             ways = self._whole(kept, choice, taken_in_turn(choice, self.table.tiers, relaxed.x[kept]))
@@ -427,13 +427,13 @@ class Wide:
         asked: Floats = self.shared.T @ prices[: len(self.room)]
         return asked
 
-    def relaxed(self) -> Solution:  # among the ways known so far
-        relaxed = solve_linear(self._choice(), time_limit_s=self.seconds)
+    def relaxed(self, among: Sequence[int] | None = None) -> Solution:  # of all ways known so far without it
+        relaxed = solve_linear(self._choice(among), time_limit_s=self.seconds)
         if relaxed.duals is None:
             raise SolveFailed("the choice of ways gave no prices")
         return relaxed
 
-    def _choice_prices(self, relaxed: Solution) -> Floats:
+    def choice_prices(self, relaxed: Solution) -> Floats:
         duals = relaxed.duals if relaxed.duals is not None else np.zeros(0)
         prices: Floats = np.maximum(0.0, -duals[len(self.stocks) :])
         return prices

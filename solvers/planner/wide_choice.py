@@ -9,16 +9,18 @@ import numpy as np
 
 from solvers.planner.cells import Cells, Floats
 from solvers.planner.desk import Desk
-from solvers.planner.places import cell_counts
+from solvers.planner.places import cell_counts, place
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import is_clearly_better, is_taken
 from solvers.planner.wide import Wide
 from solvers.planner.wide_branches import branched
+from solvers.planner.wide_dive import dived
 from solvers.planner.wide_fit import Fitter, Seated, Settled
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
 MOST_FITTED = 20  # services of a fleet with sides that is fitted though nothing is short; of more it takes minutes
+MOST_CHOSEN = 20  # services whose ways are chosen all at once where something is short
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 
@@ -41,7 +43,8 @@ class Chooser:
 
     def run(self, best: Worth) -> Worth:
         """Return the best plan found, no worse than the one at hand."""
-        best = self._chosen(best)
+        if not (self.wide.is_short and self._has_many):
+            best = self._chosen(best)
         if best.short and not self.is_proved(best):
             best = self._in_order(best)
         if best.short and not self.is_proved(best):
@@ -82,19 +85,32 @@ class Chooser:
         self.wide.hold(found)
         value = found.objective_usd_per_hour
         self.wide.bound(lambda bound: value - bound <= self.gap * abs(value))
-        again = self._chosen(found)
+        again = self._dived(found) if self._has_many else self._chosen(found)
         if any(is_clearly_better(again, found, rank) for rank in sorted(found.lacking_usd_by_tier)[:-1]):
             self.wide.hold(again)
         found = again
         self.raise_bound(found)
         return found
 
+    @property
+    def _has_many(self) -> bool:
+        return len(self.cells.services) > MOST_CHOSEN
+
+    def _dived(self, best: Worth) -> Worth:
+        """Decide services one after another and plan the last few beside these; then choose, the new ways known too."""
+        dive = dived(self.wide)
+        if dive is not None:
+            decided = self.desk.worth(place(self.cells, dive.replicas).counts)
+            found = self._fitter().fitted(decided, dive.open)[0]
+            best = best if found is None else self._better(best, found)
+        return self._chosen(best)
+
     def _branched(self, found: Worth) -> Worth:
         """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""
         value = found.objective_usd_per_hour
         self.wide.branches = branched(self.wide, value, lambda bound: value - bound <= self.gap * abs(value))
         self.raise_bound(found)
-        if self.wide.branches and not self.is_proved(found):
+        if self.wide.branches and not (self.is_proved(found) or self._has_many):
             least = min(self.wide.branches, key=lambda branch: branch.best)
             found = self._better(found, self.placed(least.choose(found)))
             self.raise_bound(found)

@@ -89,7 +89,7 @@ class Fitter:
             free = self._next(scores, failed, closed)
             if not free or idle >= max(LEAST_IDLE, count // IDLE_SERVICES) or is_proved(best):
                 break
-            found, is_closed = self._fitted(best, free)
+            found, is_closed = self.fitted(best, free)
             gained = 0.0
             if found is not None and self._is_taken(found, best):
                 gained, best = best.objective_usd_per_hour - found.objective_usd_per_hour, found
@@ -137,7 +137,7 @@ class Fitter:
             fails[last] = fails.get(last, 0) + 2
         return ()
 
-    def _fitted(self, best: Worth, free: Sequence[int]) -> tuple[Worth | None, bool]:
+    def fitted(self, best: Worth, free: Sequence[int]) -> tuple[Worth | None, bool]:
         """The best plan found that changes these services only, and whether no other is better."""
         cells, arrays = self._model(best, free)
         start = start_columns(cells, arrays, best.counts)
