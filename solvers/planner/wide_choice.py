@@ -69,7 +69,8 @@ class Chooser:
             replicas = self.wide.choose(best, lost)
             best = self._better(best, found := self.placed(replicas))
             lost = np.maximum(0.0, replicas - cell_counts(self.cells, self.seated(self.cells, replicas).counts))
-            if self.is_proved(found) or found.short or not lost.any():  # what is short is filled from what is left
+            is_filled = found.short and self.wide.is_short  # from what is left; others are short of a place
+            if self.is_proved(found) or is_filled or not lost.any():
                 break
         return best
 
