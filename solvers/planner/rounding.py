@@ -247,7 +247,8 @@ def _blocks(
     now = totals.get(option.pool, 0)
     in_role = sum(n for pool, n in totals.items() if pool.role is option.pool.role)
     blocks, size, base = [], 1, _carried(option, sizer, now)
-    while now + size <= option.most and in_role + size <= service.max_replicas and size <= most:
+    useful_most = option.most if math.isinf(most) else now + most  # at a place of its own a pair may serve little
+    while now + size <= useful_most and in_role + size <= service.max_replicas and size <= most:
         gain = _carried(option, sizer, now + size) - base
         useful = sum(min(gain, want) for want in wanted)
         if useful > 0.0:
