@@ -79,6 +79,7 @@ def test_corrupted_branches_are_refused_by_name(plan: Plan) -> None:
         (with_first(plan, replace(first, undone=(*first.undone, *first.undone))), "or twice"),
         (with_first(plan, replace(first, rows=negative)), "is -1 USD/h"),
         (with_first(plan, replace(first, usd_per_hour=math.inf)), "branch 1 supports inf USD/h"),
+        (with_first(plan, replace(first, usd_per_hour=1.0)), "branch 1 supports 1 USD/h, the certificate"),
         (with_first(plan, replace(first, held_ratios=(*first.held_ratios, 0.0))), "prices of"),
     ):
         check = checked(plan, certificate)

@@ -40,6 +40,12 @@ def test_replicas_are_packed_by_what_they_ask_beside_gpus() -> None:
     assert short == ("resources[h100-sxm@r1]: no nodes have 12 cpu of 10 for 4 replicas beside their GPUs",)
 
 
+def test_replicas_that_leave_no_room_for_others_elsewhere_go_to_the_fullest_node() -> None:
+    """Three GPUs and twice two, on four and three: the three fit only where nothing else would."""
+    held: Held = {pool("a", Role.MIXED, gpus=3): (1.0, {"r1": 1}), pool("b", Role.MIXED, gpus=2): (1.0, {"r1": 2})}
+    assert tuple(groups(plan(held), problem(stocked((4, None), (3, None))))) == ()
+
+
 def test_a_node_that_names_no_amount_has_enough_and_one_below_nothing_has_none() -> None:
     assert packed(stocked((2, None), (3, 0)), {"a": (2, 50)}) == ()
     said = packed(stocked((2, None), (3, -4)), {"a": (3, 50)})
@@ -112,6 +118,14 @@ def test_what_may_stand_anywhere_keeps_off_the_whole_nodes_of_wide_replicas() ->
         assert anywhere(nodes, {wide: (1.0, {"r2": 1}), roaming: (1.0, {ANYWHERE: most})}) == ()
         over = anywhere(nodes, {wide: (1.0, {"r2": 1}), roaming: (1.0, {ANYWHERE: most + 1})})
         assert over == (NO_ROOM.format(gpus),)
+
+
+def test_a_replica_that_fills_no_whole_number_of_nodes_takes_all_of_them() -> None:
+    """Twelve GPUs stand on two nodes of eight; of the four groups of four that these are, none is left."""
+    nodes = tuple(replace(node, island=node.location) for node in racks(r2=3))
+    wide, fours = pool("a", Role.MIXED, gpus=12), pool("b", Role.MIXED, gpus=4)
+    assert anywhere(nodes, {wide: (1.0, {"r2": 1}), fours: (1.0, {ANYWHERE: 2})}) == ()
+    assert anywhere(nodes, {wide: (1.0, {"r2": 1}), fours: (1.0, {ANYWHERE: 3})}) == (NO_ROOM.format(4),)
 
 
 def test_wide_replicas_may_stand_anywhere_that_has_an_island_left() -> None:

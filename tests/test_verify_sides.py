@@ -11,6 +11,7 @@ from solvers.certificate import LINK_OUT, RESOURCES_WHOLE, Certificate, PricedRo
 from solvers.engine import EngineConfig, Role
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.planner.crew import WIDE_GPUS
 from solvers.problem import Problem
 from solvers.verify.bound import recomputed
 from solvers.verify.goods import room_of_goods
@@ -92,6 +93,16 @@ def test_pairs_at_each_place_carry_what_their_whole_pool_does() -> None:
     }
     found = recomputed(shown(plan), problem, fleets.plain_capacity)
     assert found <= plan.report.objective_usd_per_hour * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("wide_gpus", [0, WIDE_GPUS])
+def test_decode_stands_at_every_place_that_prefills_though_one_replica_would_carry_all(wide_gpus: int) -> None:
+    """Four GPUs in two racks: a pair at each is the only way, and one decode replica is enough for the load."""
+    plan = make_plan(near_pairs(), capacity_of=fleets.plain_capacity, wide_gpus=wide_gpus)
+    assert not plan.is_short
+    assert sorted((row.location, row.pool.role) for row in plan.placements) == sorted(
+        (rack, role) for rack in ("rack-1", "rack-2") for role in SPLIT
+    )
 
 
 def test_room_of_pods_is_as_many_as_the_smallest_leave() -> None:

@@ -45,8 +45,13 @@ def stocks(rng: np.random.Generator, *, now: int) -> Stocks:
     )
 
 
-def best_of_all(made: Stocks, asked: Floats, leave: Floats, enter: Floats, lost: float = 0.0) -> float:
-    """Every count in every cell, as much of the demand served as pays; all of a pool lose so much of one's rate."""
+def best_of_all(
+    made: Stocks, asked: Floats, leave: Floats, enter: Floats, lost: float = 0.0, more: float = 0.0
+) -> float:
+    """Every count in every cell, as much of the demand served as pays; all of a pool lose so much of one's rate.
+
+    Each replica of a pool costs so much ``more`` of one's running for every other.
+    """
     found = np.inf
     for counts in product(range(MOST + 1), repeat=4):
         if counts[2] + counts[3] > made.most[1]:
@@ -54,6 +59,8 @@ def best_of_all(made: Stocks, asked: Floats, leave: Floats, enter: Floats, lost:
         number, pool = np.array(counts), np.array([0, 0, 1, 1])
         stays = np.minimum(number, made.now)
         usd = float(number @ (asked + made.terms_usd_per_hour + made.run_usd_per_hour[pool]))
+        pools = np.array([counts[0] + counts[1], counts[2] + counts[3]])
+        usd += float((more * made.run_usd_per_hour * pools * np.maximum(0, pools - 1)).sum())
         usd += float((number - stays).sum()) * 0.3 - float(stays.sum()) * 0.1
         sizes = np.maximum(1, np.array([counts[0] + counts[1], counts[2] + counts[3]]))
         carried = number * (made.rate_per_s * (1.0 - lost / sizes) / (1.0 - lost / made.most))[pool]
@@ -87,14 +94,16 @@ def test_a_search_finds_the_best_of_all_counts(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40, 70))
-def test_small_pools_carry_less_in_a_search_too(seed: int) -> None:
+def test_small_pools_carry_less_in_a_search_too_and_large_ones_may_cost_more(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    made, asked, lost = stocks(rng, now=0), rng.uniform(0.0, 2.0, 4), 0.4
+    made, asked, lost, more = stocks(rng, now=0), rng.uniform(0.0, 2.0, 4), 0.4, 0.1 * (seed % 2)
     leave, enter = rng.uniform(0.0, 1.5, 2), rng.uniform(0.0, 1.5, 2)
     curves = {}
     for pool, (most, rate, usd) in enumerate(zip(made.most, made.rate_per_s, made.run_usd_per_hour, strict=True)):
         rates = {n: n * float(rate) * (1.0 - lost / n) / (1.0 - lost / float(most)) for n in range(1, int(most) + 1)}
-        curves[pool] = Curve(rate_per_s=rates, run_usd_per_hour={n: n * float(usd) for n in rates})
+        curves[pool] = Curve(
+            rate_per_s=rates, run_usd_per_hour={n: n * float(usd) * (1.0 + more * (n - 1)) for n in rates}
+        )
     crossing = Crossing(side=np.array([0, 1, 0, 1]), usd={"": (leave, enter)})
     free, found = (
         least_whole(
@@ -102,7 +111,7 @@ def test_small_pools_carry_less_in_a_search_too(seed: int) -> None:
         )
         for known in ({}, curves)
     )
-    best = best_of_all(made, asked, leave, enter, lost)
+    best = best_of_all(made, asked, leave, enter, lost, more)
     assert found.bound_usd_per_hour <= best + 1e-6
     assert best - found.bound_usd_per_hour <= best - free.bound_usd_per_hour + GAP * best
     assert found.bound_usd_per_hour >= 0.97 * best  # what a side carries is not told by size
