@@ -95,3 +95,6 @@ def test_pools_that_are_worth_keeping_are_told_apart() -> None:
     made = replace(stocks(5.0, [1.0, 9.0], [2.0, 3.0], most=400), now=np.array([300, 0]))
     assert choose_kept(made, np.zeros(2), frozenset()) == {1}
     assert choose_kept(replace(made, stop_usd_per_hour=np.array([5.0, 0.0])), np.zeros(2), frozenset()) >= {0}
+    many = stocks(5.0, [1.0] * 20, [2.0] * 20, most=400)
+    many = replace(many, now=np.full(20, 300), stop_usd_per_hour=np.full(20, 5.0))
+    assert choose_kept(many, np.zeros(20), frozenset()) == set(range(20))

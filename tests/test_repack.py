@@ -83,7 +83,8 @@ def test_seats_are_worth_as_much_as_the_best_of_all(seed: int) -> None:
     problem = drawn(seed, TINY)
     units, room = list(drawn_units(problem, rng)), Room.of(problem)
     bays = list(room.bays.values())
-    room.take(units[0].pool, bays[units[0].bays[0]].location, seed % 2)  # one that stays where it is
+    for unit in units:
+        room.take(unit.pool, bays[unit.bays[0]].location, seed % 3)  # others that stay where they are
     before = room.copy()
     seats = seats_chosen(units, bays, room.copy(), {}, run=solve, time_limit_s=600.0)
     for (u, b), n in sorted(seats.items(), key=lambda row: -units[row[0][0]].gpus):

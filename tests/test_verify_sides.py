@@ -9,6 +9,7 @@ import pytest
 
 from solvers.certificate import LINK_OUT, RESOURCES_WHOLE, Certificate, PricedRow
 from solvers.engine import EngineConfig, Role
+from solvers.fleet import Node
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.crew import WIDE_GPUS
@@ -76,15 +77,16 @@ def test_a_load_that_was_rounded_up_pays_for_no_more_than_it_is() -> None:
         assert found.usd_per_hour == pytest.approx(4.0 + 100.0 * (parts - 1) / parts)
 
 
-def near_pairs() -> Problem:
+def near_pairs(*also: Node) -> Problem:
     """Two racks of two GPUs; a prefill replica of two in its pool carries half as much again as one alone."""
-    fleet = tuple(node for n in (1, 2) for node in fleets.nodes("h100-sxm", 1, f"rack-{n}", usable=2))
-    served = replace(fleets.service("chat", "chat", roles=SPLIT), kv_may_cross=False)
+    fleet = (*(node for n in (1, 2) for node in fleets.nodes("h100-sxm", 1, f"rack-{n}", usable=2)), *also)
+    served = replace(fleets.service("chat", "chat", roles=SPLIT, gpu_classes=("h100-sxm",)), kv_may_cross=False)
     return fleets.problem([(served, 2.8)], fleet, [fleets.profile("chat", "h100-sxm", 1, 8.0)])
 
 
-def test_pairs_at_each_place_carry_what_their_whole_pool_does() -> None:
-    problem = near_pairs()
+@pytest.mark.parametrize("also", [(), fleets.nodes("l40s", 1, "rack-2")], ids=["alike", "told apart"])
+def test_pairs_at_each_place_carry_what_their_whole_pool_does(also: tuple[Node, ...]) -> None:
+    problem = near_pairs(*also)
     plan = make_plan(problem, capacity_of=fleets.plain_capacity)
     assert not plan.is_short
     assert {row.location: row.replicas for row in plan.placements if row.pool.role is Role.PREFILL} == {
