@@ -13,7 +13,7 @@ from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
 from solvers.hashing import HashedOnce
 from solvers.problem import Problem
-from solvers.workload import ServedModel
+from solvers.workload import PlacementMode, ServedModel
 
 ANYWHERE_INSIDE = ""
 """Site of a domain whose traffic may cross from location to location."""
@@ -167,3 +167,12 @@ class Pairing:
             key = pool.role, self.domain(pool, location)
             summed[key] = summed.get(key, 0.0) + rate
         return Pairs.of(summed, is_parted=service in self.parted)
+
+
+def more_beside(problem: Problem, service: ServedModel, pool: PoolKey) -> int:
+    """Replicas of a pool beyond those that its load needs, so that prefill and decode can be wherever the other is."""
+    if pool.role is Role.MIXED or service.placement is PlacementMode.CLASS:
+        return 0
+    if service.pairs_locally:
+        return len({n.location for n in problem.nodes if n.gpu_class == pool.gpu_class and n.gpus_usable > 0}) - 1
+    return len(problem.policy.kv_links) if service.has_pairs else 0

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from solvers.derived import derived
-from solvers.engine import EngineProfile, ProfileKey, Role
+from solvers.engine import EngineProfile, ProfileKey
 from solvers.fleet import PoolKey
-from solvers.pairing import Pairing
+from solvers.pairing import Pairing, more_beside
 from solvers.planner.caps import at_cap, highest_levels, levels_watts, limited_classes, profile_at, sorted_profiles
 from solvers.planner.crew import Crew, of_service
 from solvers.planner.floors import spread_demand
@@ -308,7 +308,7 @@ def _option(
     most = _useful_size(pool, profile, spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
         return most
-    most = min(room, most + int(service.is_spread) + (0 if refined is None else _beside(problem, service, pool)))
+    most = min(room, most + int(service.is_spread) + (0 if refined is None else more_beside(problem, service, pool)))
     gpu_class = problem.gpu_classes[pool.gpu_class]
     return PoolOption(
         pool=pool,
@@ -320,15 +320,6 @@ def _option(
         host_watts=gpus * gpu_class.host_share_watts,
         steps=_one_step(pool, profile, most, sizer) if refined is None else _steps(pool, profile, most, refined, sizer),
     )
-
-
-def _beside(problem: Problem, service: ServedModel, pool: PoolKey) -> int:
-    """Replicas beyond those that the load needs, so that prefill and decode can be wherever the other is."""
-    if pool.role is Role.MIXED or service.placement is PlacementMode.CLASS:
-        return 0
-    if service.pairs_locally:
-        return len({n.location for n in problem.nodes if n.gpu_class == pool.gpu_class and n.gpus_usable > 0}) - 1
-    return len(problem.policy.kv_links) if service.has_pairs else 0
 
 
 def _useful_size(
