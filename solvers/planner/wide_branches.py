@@ -8,6 +8,7 @@ has prices of its own (branch and price, Barnhart et al. 1998), and no plan cost
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from solvers.planner.wide import Wide
 MOST_BRANCHINGS, WORK_BRANCHINGS = 12, 160  # times that plans are told apart, and those times services
 MOST_PRICINGS, TRUST = 12, 2.0  # of a branch, and of its first box: the best prices may be quite others there
 MARGIN_PARTS = 4  # of the demand, between what a way leaves undone and where its branch begins: loads are rounded up
+AHEAD = 0.25  # of what the least branch leaves open, how far ahead of it others are priced
 LEAST_SPREAD = 0.1  # of what is open, what the penalties of a service's ways have to differ by
 LEAST_RAISED, PATIENCE = 0.1, 3  # of what was open, what so many branchings together have to bring
 
@@ -58,10 +60,18 @@ def branched(root: Wide, objective_usd_per_hour: float, is_enough: Enough) -> li
         low, high = least.penalties.get(cut.service, ANY_PENALTY)
         for penalties in ((low, cut.usd_per_hour), (cut.usd_per_hour, high)):
             made += 1
-            part = _within(least, cut.service, penalties, is_enough)
+            ahead = _ahead(leaves, objective_usd_per_hour)
+            part = _within(least, cut.service, penalties, lambda b, most=ahead: is_enough(b) or b >= most)  # type: ignore[misc]
             heapq.heappush(leaves, (part.best, made, part))
         bounds.append(bound)
     return [leaf for *_, leaf in leaves]
+
+
+def _ahead(leaves: Sequence[tuple[float, int, Wide]], objective_usd_per_hour: float) -> float:
+    """A bound so far above the least of other branches that this one is looked at no closer for now."""
+    if not leaves:
+        return np.inf
+    return leaves[0][0] + AHEAD * (objective_usd_per_hour - leaves[0][0])
 
 
 def bound_of_branches(wide: Wide, worth: Worth) -> float:

@@ -98,13 +98,13 @@ class Chooser:
         return len(self.cells.services) > MOST_CHOSEN
 
     def _dived(self, best: Worth) -> Worth:
-        """Decide services one after another and plan the last few beside these; then choose, the new ways known too."""
+        """Decide services one after another, and plan the last few together beside these."""
         dive = dived(self.wide)
-        if dive is not None:
-            decided = self.desk.worth(place(self.cells, dive.replicas).counts)
-            found = self._fitter().fitted(decided, dive.open)[0]
-            best = best if found is None else self._better(best, found)
-        return self._chosen(best)
+        if dive is None:
+            return self._chosen(best)
+        decided = self.desk.worth(place(self.cells, dive.replicas).counts)
+        found = self._fitter().fitted(decided, dive.open)[0]
+        return best if found is None else self._better(best, found)
 
     def _branched(self, found: Worth) -> Worth:
         """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""

@@ -21,7 +21,8 @@ from solvers.planner.wide import SPLIT, Wide
 MOST_OPEN = 6  # services that are left open
 EVERY = 2  # services decided between two pricings
 PARTS = 8000  # of the demand; no bound comes of these prices
-MOST_REFUSED = 12  # ways taken back because the others could not keep what is held
+MOST_REFUSED = 12  # ways taken back, because they left the others no way or only dear ones
+RISE = 1.0  # of the gap asked, what a way that is decided may add to the relaxed choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +41,18 @@ def dived(wide: Wide) -> Dived | None:
     coarse = [replace(stocks, parts=min(stocks.parts, PARTS)) for stocks in wide.stocks]
     decided: dict[int, int] = {}
     refused: set[int] = set()
-    pricings = 0
-    while len(refused) <= MOST_REFUSED:
+    pricings, value, is_new = 0, np.inf, False
+    while True:
         among = _among(wide, decided, refused)
-        try:
-            relaxed = part.relaxed(among)
-        except SolveFailed:
-            if not decided:
+        relaxed = _relaxed(part, among)
+        is_dear = relaxed is None or relaxed.value > value + RISE * wide.gap * abs(value)
+        if (is_new and is_dear and len(refused) < MOST_REFUSED) or relaxed is None:
+            if not decided or len(refused) >= MOST_REFUSED:
                 return None
             refused.add(decided.popitem()[1])
+            is_new = False
             continue
+        value, is_new = relaxed.value, False
         split = _split(wide, among, relaxed, decided)
         if len(split) <= MOST_OPEN:
             return _written(wide, among, relaxed, split)
@@ -61,8 +64,15 @@ def dived(wide: Wide) -> Dived | None:
             if len(wide.table.ways) > known:
                 continue
         service = max(split, key=lambda s: (split[s][0], -s))
-        decided[service] = split[service][1]
-    return None
+        decided[service], is_new = split[service][1], True
+
+
+def _relaxed(part: Wide, among: list[int]) -> Solution | None:
+    """The relaxed choice; None where these ways cannot keep the limits together."""
+    try:
+        return part.relaxed(among)
+    except SolveFailed:
+        return None
 
 
 def _among(wide: Wide, decided: Mapping[int, int], refused: Collection[int]) -> list[int]:
