@@ -81,6 +81,8 @@ def most_worth(units: list[Unit], room: Room) -> float:
 def test_seats_are_worth_as_much_as_the_best_of_all(seed: int) -> None:
     rng = np.random.default_rng(seed)
     problem = drawn(seed, TINY)
+    if seed % 4 == 1:  # where only GPUs run out
+        problem = replace(problem, domains={d: replace(feed, budget_watts=1e9) for d, feed in problem.domains.items()})
     units, room = list(drawn_units(problem, rng)), Room.of(problem)
     bays = list(room.bays.values())
     for unit in units:

@@ -77,23 +77,27 @@ def test_a_load_that_was_rounded_up_pays_for_no_more_than_it_is() -> None:
         assert found.usd_per_hour == pytest.approx(4.0 + 100.0 * (parts - 1) / parts)
 
 
-def near_pairs(*also: Node) -> Problem:
-    """Two racks of two GPUs; a prefill replica of two in its pool carries half as much again as one alone."""
-    fleet = (*(node for n in (1, 2) for node in fleets.nodes("h100-sxm", 1, f"rack-{n}", usable=2)), *also)
-    served = replace(fleets.service("chat", "chat", roles=SPLIT, gpu_classes=("h100-sxm",)), kv_may_cross=False)
+def near_pairs() -> Problem:
+    """Two racks of two GPUs, each of which needs a pair."""
+    fleet = tuple(node for n in (1, 2) for node in fleets.nodes("h100-sxm", 1, f"rack-{n}", usable=2))
+    served = replace(fleets.service("chat", "chat", roles=SPLIT), kv_may_cross=False)
     return fleets.problem([(served, 2.8)], fleet, [fleets.profile("chat", "h100-sxm", 1, 8.0)])
 
 
-@pytest.mark.parametrize("also", [(), fleets.nodes("l40s", 1, "rack-2")], ids=["alike", "told apart"])
+@pytest.mark.parametrize("also", [(), fleets.nodes("l40s", 1, "rack-2", prefix="m")], ids=["alike", "told apart"])
 def test_pairs_at_each_place_carry_what_their_whole_pool_does(also: tuple[Node, ...]) -> None:
-    problem = near_pairs(*also)
-    plan = make_plan(problem, capacity_of=fleets.plain_capacity)
+    """One H100 a rack prefills; of two in a pool each carries half as much again as one alone."""
+    racks = (fleets.nodes("h100-sxm", 1, at, gpus=1) + fleets.nodes("l40s", 1, at) for at in ("rack-1", "rack-2"))
+    profiles = [fleets.profile("chat", name, 1, 8.0) for name in ("h100-sxm", "l40s")]
+    served = replace(fleets.service("chat", "chat", roles=SPLIT), kv_may_cross=False)
+    problem = fleets.problem([(served, 2.8)], [*(node for rack in racks for node in rack), *also], profiles)
+    plan = make_plan(problem, capacity_of=only_one_role)
     assert not plan.is_short
     assert {row.location: row.replicas for row in plan.placements if row.pool.role is Role.PREFILL} == {
         "rack-1": 1,
         "rack-2": 1,
     }
-    found = recomputed(shown(plan), problem, fleets.plain_capacity)
+    found = recomputed(shown(plan), problem, only_one_role)
     assert found <= plan.report.objective_usd_per_hour * (1.0 + 1e-9)
 
 
