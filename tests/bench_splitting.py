@@ -1,9 +1,10 @@
 """Plan synthetic fleets whose routers split by size beside the same fleets whose do not: price, parts, time.
 
-Run: ``python -m tests.bench_splitting [--sizes XS,S,readers] [--seeds 3] [--workers 1] [-o json]``. The baseline,
-planned in the same process, is the plan without splits; *x dearer* is its objective over that with splits, never below
-1 where both serve all. *rent usd* is the objective with the cut that list rents like best, or with none where that is
-cheaper. *readers* are fleets in which splits pay. Seconds are processor seconds of this process.
+Run: ``python -m tests.bench_splitting [--sizes XS,S,readers] [--seeds 3] [--workers 1] [--tiny N] [-o json]``. The
+baseline, planned in the same process, is the plan without splits; *x dearer* is its objective over that with splits,
+never below 1 where both serve all. *rent usd* is the objective with the cut that list rents like best, or with none
+where that is cheaper. *readers* are fleets in which splits pay. Seconds are processor seconds of this process. With
+``--tiny N`` so many tiny fleets are held against every count of every pool under every cut instead.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 from solvers.plan import Plan
@@ -22,9 +24,12 @@ from solvers.sizing import replica_capacity
 from solvers.verify import verify
 from tests import synthetic
 from tests.printed_rows import add_output, written
-from tests.split_world import readers
+from tests.split_world import best_by_trying, drawn_small, readers
+from tests.test_against_brute_force import TOLERANCE
 
 READERS = "readers"
+PROGRESS = 50  # fleets between two lines of progress
+BAD = ("fails the check", "bound above the optimum", "dearer", "dearer, split")
 Row = dict[str, str | int | float]
 
 
@@ -81,13 +86,43 @@ def compared(size: str, seed: int, workers: int) -> Row:
     }
 
 
+def judged(seed: int) -> str:
+    """How the plan of a tiny fleet stands to the best of all counts under every cut."""
+    problem, sized = drawn_small(seed)
+    plan = make_plan(problem, capacity_of=sized.capacity_of)
+    by_cut, found = best_by_trying(problem, sized), plan.report.objective_usd_per_hour
+    best, margin = min(by_cut), TOLERANCE * abs(min(by_cut))
+    if verify(plan, problem, capacity_of=sized.capacity_of) or found < best - margin:
+        return "fails the check"
+    if not plan.is_short and plan.report.bound_usd_per_hour > best + margin:
+        return "bound above the optimum"
+    split = ", split" if plan.parts else ""
+    if found <= best + margin:
+        return "least objective" + split
+    return ("short, dearer" if plan.is_short else "keeps what runs" if problem.running else "dearer") + split
+
+
+def tiny(count: int) -> list[Row]:
+    """How many tiny fleets there are of each verdict."""
+    verdicts: Counter[str] = Counter()
+    for seed in range(count):
+        verdicts[judged(seed)] += 1
+        if seed % PROGRESS == PROGRESS - 1:
+            print(f"[{seed + 1}/{count}] {dict(verdicts)}", file=sys.stderr)
+    return [{"plans": verdict, "fleets": fleets} for verdict, fleets in sorted(verdicts.items())]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=f"XS,S,{READERS}", help=f"by comma, of synthetic.SIZES, and {READERS}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--tiny", type=int, default=0, metavar="N", help="hold so many tiny fleets against everything")
     add_output(parser)
     args = parser.parse_args()
+    if args.tiny:
+        print(written(judgements := tiny(args.tiny), args.output))
+        return int(any(row["plans"] in BAD for row in judgements))
     rows: list[Row] = []
     for size in args.sizes.split(","):
         for seed in range(1, args.seeds + 1):

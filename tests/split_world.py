@@ -17,7 +17,9 @@ from solvers.sizes import ranges_between
 from solvers.sizing import Capacity, Unfit
 from solvers.workload import SizeBucket
 from tests import fleets
-from tests.test_against_brute_force import Tiny, best_counts, tiny
+from tests.test_against_brute_force import Tiny, best_counts, tiny, tries
+
+MOST_TRIES = 800  # counts of all pools of the finest cut
 
 SHORT, LONG = 100, 4000
 PARTS = ranges_between([2048])
@@ -164,6 +166,15 @@ def drawn(rng: np.random.Generator) -> tuple[Problem, Sized]:
         policy=replace(case.problem.policy, tier_penalties=(9e3, 3e3, 1e3)),  # never cheaper to serve less
     )
     return problem, Sized(rates=rates, table=case.table)
+
+
+def drawn_small(seed: int) -> tuple[Problem, Sized]:
+    """The first fleet of a seed of whose parts all counts can be tried."""
+    rng = np.random.default_rng(seed)
+    while True:
+        problem, sized = drawn(rng)
+        if tries(sized.tiny(split(problem, every_cut(problem)[-1]))) <= MOST_TRIES:
+            return problem, sized
 
 
 def every_cut(problem: Problem) -> list[Cuts]:
