@@ -280,12 +280,12 @@ class WayMaker:
         stocks = self.stocks[service]
         if self.cells.services[service].name in self.sizer.pairing.parted:
             pools = range(len(stocks.roles))
-        least = self._least_by_side(service, draft, pools, asked)
-        blocked: set[tuple[int, int, int]] = set()
+        least, blocked = dict[tuple[int, int], float](), set[tuple[int, int, int]]()
         for _ in range(MOST_ADDED):
             pairs = self._pairs(service, draft)
             if target - pairs.able_per_s <= ROUNDING * target:
                 return True
+            least = least or self._least_by_side(service, draft, pools, asked)
             best: tuple[float, int, int, int] | None = None
             others = other_caps(self.stocks[service], draft.by_pool)
             for (pool, side), usd in least.items():
@@ -322,16 +322,14 @@ class WayMaker:
 
     def _floors_kept(self, service: int, draft: _Draft, asked: Floats, pools: Sequence[int]) -> None:
         """Add the cheapest replicas that a floor lacks, where the way has a pool for them."""
-        stocks = self.stocks[service]
-        least = stocks.cheapest_usd(asked[stocks.cells])
+        stocks, floor = self.stocks[service], least_replicas(self.cells.services[service])
         for roles in CHAIN_ROLES:
-            able = sorted(
-                (p for p in range(len(stocks.roles)) if stocks.roles[p] in roles), key=lambda p: (least[p], p)
-            )
-            others = other_caps(self.stocks[service], draft.by_pool)
-            able = [p for p in able if p in pools and p not in others] or [p for p in able if p not in others]
-            floor = least_replicas(self.cells.services[service])
             count = sum(n for pool, n in draft.by_pool.items() if stocks.roles[pool] in roles)
+            if count >= floor:
+                continue
+            least, others = stocks.cheapest_usd(asked[stocks.cells]), other_caps(stocks, draft.by_pool)
+            able = [p for p, role in enumerate(stocks.roles) if role in roles and p not in others]
+            able = sorted([p for p in able if p in pools] or able, key=lambda p: (least[p], p))
             for pool in able:
                 if count >= floor:
                     break
