@@ -127,7 +127,7 @@ class Cells(Derives):
         return self.policy.stop_cost_hours * self._price_usd_per_hour(pools)
 
     def _price_usd_per_hour(self, pools: Ints) -> Floats:
-        prices: Floats = np.array([option.price_usd_per_hour for option in self.pools], dtype=float)[pools]
+        prices: Floats = derived(self, _prices)[pools]
         return prices
 
     def terms_usd_per_hour(self) -> Floats:
@@ -148,6 +148,10 @@ class Cells(Derives):
 
     def pool_cells(self) -> tuple[Ints, Ints]:
         return self.cell_pool, np.arange(len(self.cell_pool))
+
+
+def _prices(cells: Cells) -> Floats:
+    return np.array([option.price_usd_per_hour for option in cells.pools], dtype=float)
 
 
 def _room_replicas(cells: Cells) -> Ints:
