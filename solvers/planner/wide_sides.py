@@ -17,6 +17,7 @@ from solvers.fleet import ANYWHERE, PoolKey
 from solvers.pairing import Domain, Pairing, Pairs
 from solvers.planner.cells import Cells, Ints
 from solvers.planner.curve import Curve
+from solvers.planner.site_rates import paired_rates
 from solvers.planner.stocks import Pick, Stocks
 
 EVERYWHERE = -1  # side of mixed pools
@@ -39,6 +40,8 @@ class Sides:
         Side of each of the service's own cells.
     are_whole : tuple of bool
         True for parts that have all cells of their pool.
+    paired_per_s : mapping of (int, int) to float
+        What a replica carries at most for what can pair with it there, by pool and side, where that is less.
     is_local : bool
         True when pairs may not cross from side to side, False when they need not.
     """
@@ -48,6 +51,7 @@ class Sides:
     order: Ints
     of_cell: Ints
     are_whole: tuple[bool, ...]
+    paired_per_s: Mapping[tuple[int, int], float]
     is_local: bool
 
     @classmethod
@@ -68,8 +72,10 @@ class Sides:
                 parts.append((pool, side))
                 inside.append(mine if side == EVERYWHERE else mine[of_cell[mine] == side])
         order = np.concatenate(inside)
+        paired = paired_rates(cells, stocks, of_cell) if is_local else {}
         return cls(
-            stocks=_cut(stocks, parts, inside, order),
+            stocks=_cut(stocks, parts, inside, order, paired),
+            paired_per_s=paired,
             whole=tuple(parts),
             order=order,
             of_cell=of_cell,
@@ -95,9 +101,20 @@ class Sides:
     def curves(self, curves: Mapping[int, Curve], parts: Collection[int]) -> dict[int, Curve]:
         """What parts carry and cost at most and at least, by what is known of their pools."""
         return {
-            part: curves[self.whole[part][0]] if self.are_whole[part] else self._hopeful(part, curves)
+            part: self._at_most(part, curves) if self.are_whole[part] else self._hopeful(part, curves)
             for part in sorted(parts)
         }
+
+    def paired(self, able_per_s: float, replicas: int, part: tuple[int, int]) -> float:
+        """What replicas carry for what can pair with them, of what they are able to."""
+        return min(able_per_s, replicas * self.paired_per_s.get(part, np.inf))
+
+    def _at_most(self, part: int, curves: Mapping[int, Curve]) -> Curve:
+        """What the whole pool carries, no replica more than can pair with it."""
+        curve, most = curves[self.whole[part][0]], self.paired_per_s.get(self.whole[part])
+        if most is None:
+            return curve
+        return replace(curve, rate_per_s={n: min(rate, n * most) for n, rate in curve.rate_per_s.items()})
 
     def _hopeful(self, part: int, curves: Mapping[int, Curve]) -> Curve:
         """Every replica at the rate of the pool's largest size."""
@@ -118,7 +135,13 @@ class Sides:
         )
 
 
-def _cut(stocks: Stocks, parts: list[tuple[int, int]], inside: list[Ints], order: Ints) -> Stocks:
+def _cut(
+    stocks: Stocks,
+    parts: list[tuple[int, int]],
+    inside: list[Ints],
+    order: Ints,
+    paired: Mapping[tuple[int, int], float],
+) -> Stocks:
     at = np.array([pool for pool, _ in parts], dtype=np.int64)
     index = {part: i for i, part in enumerate(parts)}
     room = np.array([int(stocks.room[mine].sum()) for mine in inside], dtype=np.int64)
@@ -133,7 +156,7 @@ def _cut(stocks: Stocks, parts: list[tuple[int, int]], inside: list[Ints], order
         room=stocks.room[order],
         now=stocks.now[order],
         most=np.minimum(stocks.most[at], room),
-        rate_per_s=stocks.rate_per_s[at],
+        rate_per_s=np.array([paired.get(part, float(stocks.rate_per_s[part[0]])) for part in parts]),
         run_usd_per_hour=stocks.run_usd_per_hour[at],
         start_usd_per_hour=stocks.start_usd_per_hour[at],
         stop_usd_per_hour=stocks.stop_usd_per_hour[at],

@@ -239,7 +239,8 @@ class WayMaker:
             if count > 0:
                 size = draft.by_pool[pool]
                 key = self.option(service, pool).pool, side
-                carried[key] = self._carried(service, pool, size) * (count / size if count < size else 1.0)
+                able = self._carried(service, pool, size) * (count / size if count < size else 1.0)
+                carried[key] = draft.cut.paired(able, count, (pool, side)) if draft.cut else able
         return pairs_of(self.sizer.pairing, self.cells.services[service].name, carried)
 
     def _domain(self, service: int, pool: int, side: int) -> Domain:
