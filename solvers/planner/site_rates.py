@@ -3,19 +3,23 @@
 A location has room for few large replicas. Where four prefill replicas would keep one decode replica busy and two
 replicas fit, that decode replica carries a quarter: at no location do pairs carry more than the replicas of either role
 do at such rates. Rates are those of a location where nothing else is.
+
+Ways are made with less: replicas come in bundles of both roles, and the cheapest bundle that there is room for leaves
+part of one role to spare. What a whole bundle serves is what its replicas are counted for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
 from solvers.engine import Role
 from solvers.planner.cells import Cells, Floats, Ints
 from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms
-from solvers.planner.stocks import PAIR_ROLES, Stocks
+from solvers.planner.stocks import FAR, PAIR_ROLES, Stocks
 
 MOST_GPUS = 128  # of a location; in a larger one hardly anything is lost
 LOST = 1e-6  # of a rate, what counts as none
@@ -30,18 +34,53 @@ class _Item:
     gpus: int
     watts: float
     rate_per_s: float
+    usd_per_hour: float
+
+    @property
+    def usd_per_request(self) -> float:
+        return self.usd_per_hour / self.rate_per_s
 
 
-def paired_rates(cells: Cells, stocks: Stocks, of_cell: Ints) -> dict[tuple[int, int], float]:
-    """Requests per second that no replica carries more than, by pool and side, where that is less than its rate.
+Items = dict[tuple[int, str], dict[Role, list[_Item]]]
+Rooms = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRates:
+    """By pool and side, where it is less than all that a replica carries.
+
+    Attributes
+    ----------
+    paired_per_s : mapping of (int, int) to float
+        What no replica carries more than, for what can stand beside it.
+    bundled_ratio : mapping of (int, int) to float
+        The part of what it carries that the cheapest bundle has a use for.
+    """
+
+    paired_per_s: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    bundled_ratio: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+    def useful(self, able_per_s: float, replicas: int, part: tuple[int, int]) -> float:
+        """What replicas are good for in bundles, of what they are able to carry."""
+        most = replicas * self.paired_per_s.get(part, np.inf)
+        return min(able_per_s * self.bundled_ratio.get(part, 1.0), most)
+
+
+def site_rates(cells: Cells, stocks: Stocks, of_cell: Ints) -> SiteRates:
+    """Look at every class of locations that the service's pairs may not leave.
 
     Parameters
     ----------
     of_cell : (C,) int
         The class of locations of each of the service's cells.
     """
-    rooms = domain_rooms(cells.problem)
-    items: dict[tuple[int, str], dict[Role, list[_Item]]] = {}
+    rooms, items = domain_rooms(cells.problem), _items(cells, stocks, of_cell)
+    return SiteRates(paired_per_s=_paired(items, rooms), bundled_ratio=_bundled(items, rooms))
+
+
+def _items(cells: Cells, stocks: Stocks, of_cell: Ints) -> Items:
+    """Prefill and decode by side and KV group."""
+    items: Items = {}
     pool_of = np.repeat(np.arange(len(stocks.roles)), np.diff(stocks.first))
     for inside, (pool, side) in enumerate(zip(pool_of.tolist(), of_cell.tolist(), strict=True)):
         option = cells.pools[int(cells.cell_pool[stocks.cells.start + inside])]
@@ -51,9 +90,15 @@ def paired_rates(cells: Cells, stocks: Stocks, of_cell: Ints) -> dict[tuple[int,
             gpus=option.gpus,
             watts=option.reserved_watts,
             rate_per_s=float(stocks.rate_per_s[pool]),
+            usd_per_hour=option.price_usd_per_hour,
         )
         group = stocks.groups[pool] if stocks.groups else ""
         items.setdefault((side, group), {role: [] for role in Role})[stocks.roles[pool]].append(item)
+    return items
+
+
+def _paired(items: Items, rooms: Rooms) -> dict[tuple[int, int], float]:
+    """What no replica carries more than, where that is less than its rate."""
     found: dict[tuple[int, int], float] = {}
     for (side, _), of in items.items():
         for role, other in (PAIR_ROLES, PAIR_ROLES[::-1]):
@@ -65,6 +110,43 @@ def paired_rates(cells: Cells, stocks: Stocks, of_cell: Ints) -> dict[tuple[int,
     return found
 
 
+def _bundled(items: Items, rooms: Rooms) -> dict[tuple[int, int], float]:
+    """The used part of each pool in the cheapest bundle that it is in, with others that are not dear."""
+    found: dict[tuple[int, int], tuple[float, float]] = {}
+    for (side, _), of in items.items():
+        prefill, decode = (_not_dear(of[role]) for role in PAIR_ROLES)
+        for one, other in product(prefill, decode):
+            for item, (usd, ratio) in zip((one, other), _cheapest(one, other, rooms), strict=False):
+                found[item.pool, side] = min(found.get((item.pool, side), (np.inf, 1.0)), (usd, ratio))
+    return {part: ratio for part, (_, ratio) in found.items() if ratio < 1.0 - LOST}
+
+
+def _not_dear(items: Sequence[_Item]) -> list[_Item]:
+    least = min((item.usd_per_request for item in items), default=0.0)
+    return [item for item in items if item.usd_per_request <= FAR * least and sum(item.bay.free) <= MOST_GPUS]
+
+
+def _cheapest(one: _Item, other: _Item, rooms: Rooms) -> list[tuple[float, float]]:
+    """USD per hour for a request per second of the cheapest bundle of both, and the used part of each; none if none."""
+    some = np.repeat(np.arange(1.0, one.bay.slots(one.gpus) + 1.0), 2)
+    others = some * one.rate_per_s / other.rate_per_s
+    others = np.where(np.arange(len(some)) % 2, np.ceil(others - LOST), np.floor(others + LOST))
+    fits = (others >= 1.0) & (others <= other.bay.slots(other.gpus))
+    if one.bay.key == other.bay.key:
+        fits &= some * one.gpus + others * other.gpus <= sum(one.bay.free)
+    for domain in {*one.bay.charged, *other.bay.charged}:
+        draws = [item.watts if domain in item.bay.charged else 0.0 for item in (one, other)]
+        fits &= some * draws[0] + others * draws[1] <= rooms[domain] + WATT_TOLERANCE
+    if not fits.any():
+        return []
+    some, others = some[fits], others[fits]
+    paired = np.minimum(some * one.rate_per_s, others * other.rate_per_s)
+    usd = (some * one.usd_per_hour + others * other.usd_per_hour) / paired
+    at = int(np.argmin(usd))
+    used = (float(paired[at] / (n[at] * i.rate_per_s)) for n, i in ((some, one), (others, other)))
+    return [(float(usd[at]), ratio) for ratio in used]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Beside:
     """The other role's replicas at a location: the most that some GPUs of each bay carry, and what limits those.
@@ -72,11 +154,11 @@ class _Beside:
     ``carried`` is by bay: its GPUs, the least watts of one that is used, and (G + 1,) requests per second.
     """
 
-    rooms: dict[str, float]
+    rooms: Rooms
     carried: tuple[tuple[Bay, float, Floats], ...]
 
     @classmethod
-    def of(cls, items: Sequence[_Item], rooms: dict[str, float]) -> _Beside:
+    def of(cls, items: Sequence[_Item], rooms: Rooms) -> _Beside:
         bays = {item.bay.key: item.bay for item in items}
         mine = {key: [item for item in items if item.bay.key == key] for key in sorted(bays)}
         carried = (

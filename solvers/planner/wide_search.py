@@ -86,7 +86,7 @@ class SideSearch:
             draws = draws_of(stocks, curves, range(len(stocks.roles)))
             return least(stocks, draws, asked, self.links.crossing(stocks, of_links))
         draws = draws_of(stocks, curves, [pool for pool, _ in cut.whole])
-        carries = {part: line for part, line in draws.carries.items() if cut.whole[part] not in cut.paired_per_s}
+        carries = {part: line for part, line in draws.carries.items() if cut.whole[part] not in cut.rates.paired_per_s}
         draws = replace(draws, carries=carries)
         found = least(cut.stocks, draws, asked[cut.order], None)
         replicas = np.zeros(len(asked))

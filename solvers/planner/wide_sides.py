@@ -17,7 +17,7 @@ from solvers.fleet import ANYWHERE, PoolKey
 from solvers.pairing import Domain, Pairing, Pairs
 from solvers.planner.cells import Cells, Ints
 from solvers.planner.curve import Curve
-from solvers.planner.site_rates import paired_rates
+from solvers.planner.site_rates import SiteRates, site_rates
 from solvers.planner.stocks import Pick, Stocks
 
 EVERYWHERE = -1  # side of mixed pools
@@ -40,8 +40,8 @@ class Sides:
         Side of each of the service's own cells.
     are_whole : tuple of bool
         True for parts that have all cells of their pool.
-    paired_per_s : mapping of (int, int) to float
-        What a replica carries at most for what can pair with it there, by pool and side, where that is less.
+    rates : SiteRates
+        What replicas are good for beside what can pair with them.
     is_local : bool
         True when pairs may not cross from side to side, False when they need not.
     """
@@ -51,7 +51,7 @@ class Sides:
     order: Ints
     of_cell: Ints
     are_whole: tuple[bool, ...]
-    paired_per_s: Mapping[tuple[int, int], float]
+    rates: SiteRates
     is_local: bool
 
     @classmethod
@@ -72,10 +72,10 @@ class Sides:
                 parts.append((pool, side))
                 inside.append(mine if side == EVERYWHERE else mine[of_cell[mine] == side])
         order = np.concatenate(inside)
-        paired = paired_rates(cells, stocks, of_cell) if is_local else {}
+        rates = site_rates(cells, stocks, of_cell) if is_local else SiteRates()
         return cls(
-            stocks=_cut(stocks, parts, inside, order, paired),
-            paired_per_s=paired,
+            stocks=_cut(stocks, parts, inside, order, rates.paired_per_s),
+            rates=rates,
             whole=tuple(parts),
             order=order,
             of_cell=of_cell,
@@ -105,13 +105,13 @@ class Sides:
             for part in sorted(parts)
         }
 
-    def paired(self, able_per_s: float, replicas: int, part: tuple[int, int]) -> float:
-        """What replicas carry for what can pair with them, of what they are able to."""
-        return min(able_per_s, replicas * self.paired_per_s.get(part, np.inf))
+    def as_served(self) -> Sides:
+        """The same where all counts that replicas carry, whether they came in whole bundles or not."""
+        return replace(self, rates=replace(self.rates, bundled_ratio={}))
 
     def _at_most(self, part: int, curves: Mapping[int, Curve]) -> Curve:
         """What the whole pool carries, no replica more than can pair with it."""
-        curve, most = curves[self.whole[part][0]], self.paired_per_s.get(self.whole[part])
+        curve, most = curves[self.whole[part][0]], self.rates.paired_per_s.get(self.whole[part])
         if most is None:
             return curve
         return replace(curve, rate_per_s={n: min(rate, n * most) for n, rate in curve.rate_per_s.items()})

@@ -202,7 +202,7 @@ class WayMaker:
 
     def _as_served(self, service: int, draft: _Draft) -> _Draft:
         """The way with its pairs wherever they may be."""
-        return replace(draft, cut=self._new(service).cut)
+        return replace(draft, cut=(cut := self._new(service).cut) and cut.as_served())
 
     def _side(self, service: int, draft: _Draft, cell: int) -> int:
         """Side of pairs that the cell is on, where that matters."""
@@ -240,7 +240,7 @@ class WayMaker:
                 size = draft.by_pool[pool]
                 key = self.option(service, pool).pool, side
                 able = self._carried(service, pool, size) * (count / size if count < size else 1.0)
-                carried[key] = draft.cut.paired(able, count, (pool, side)) if draft.cut else able
+                carried[key] = draft.cut.rates.useful(able, count, (pool, side)) if draft.cut else able
         return pairs_of(self.sizer.pairing, self.cells.services[service].name, carried)
 
     def _domain(self, service: int, pool: int, side: int) -> Domain:
