@@ -22,6 +22,7 @@ from solvers.planner.grouping import WATT_TOLERANCE, Bay, domain_rooms
 from solvers.planner.stocks import FAR, PAIR_ROLES, Stocks
 
 MOST_GPUS = 128  # of a location; in a larger one hardly anything is lost
+USELESS = 1e-6  # of its rate, what a replica counts for that nothing can stand beside: above zero, to divide by
 LOST = 1e-6  # of a rate, what counts as none
 
 
@@ -106,7 +107,7 @@ def _paired(items: Items, rooms: Rooms) -> dict[tuple[int, int], float]:
             for item in of[role] if beside.gpus <= MOST_GPUS else ():
                 rate = beside.rate_per_s(item)
                 if rate < item.rate_per_s * (1.0 - LOST):
-                    found[item.pool, side] = rate
+                    found[item.pool, side] = max(rate, USELESS * item.rate_per_s)
     return found
 
 

@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 from solvers.certificate import LINK_IN, LINK_OUT
 from solvers.engine import Role
 from solvers.problem import Problem
+from solvers.verify.beside import Each, most_per_s, places_of
 from solvers.verify.cases import Case, Pool, View
 from solvers.verify.market import Market
 from solvers.verify.pairs import group_of_profile, kv_group
@@ -54,29 +55,51 @@ def _grouped(case: Case, pool: Pool, *more: str) -> Stock:
 def _at_sites(case: Case) -> View:
     """Cut prefill and decode by where they are: pairs form at one location, those alike in every price taken as one.
 
-    A pool keeps the capacity of its whole size, which its parts do not know: they carry what no size could better.
+    A pool keeps the capacity of its whole size, which its parts do not know: they carry what no size could better, nor
+    what stands beside them.
     """
     stocks: list[Stock] = []
+    places = places_of(case.problem, case.market.bays)
     for pool in case.pools:
         if pool.key.role is Role.MIXED:
             stocks.append(pool.stock)
             continue
+        others = _others(case, pool)
         for name, site in _sites(case.market).items():
             units = case.units(pool.key, pool.watts, at=site)
-            if len(units) == len(pool.stock.units_usd_per_hour):
+            if not len(units):
+                continue
+            is_whole = len(units) == len(pool.stock.units_usd_per_hour)
+            most = max(most_per_s(place, _each(pool), others) for place in {places[at] for at in site})
+            if is_whole and most >= pool.stock.rate_per_s:
                 stocks.append(_grouped(case, pool, name))
-            elif len(units):
-                best = replace(_grouped(case, pool, name), units_usd_per_hour=units, known={})
-                best.pair, best.sized = (*best.pair, name), partial(_at_best, pool.stock)
-                best.ask(best.most)
-                stocks.append(best)
+                continue
+            best = replace(_grouped(case, pool, name), units_usd_per_hour=units, known={})
+            best.pair = best.pair if is_whole else (*best.pair, name)
+            best.sized = partial(_at_most, pool.stock, most, is_whole)
+            best.ask(best.most)
+            stocks.append(best)
     return View.paired(stocks, {})
 
 
-def _at_best(stock: Stock, size: int) -> tuple[float, float]:
-    """The rate of the largest size, and the draw of no more replicas than the pool has."""
+def _each(pool: Pool) -> Each:
+    rate = pool.stock.rate_per_s
+    return Each(gpu_class=pool.key.gpu_class, gpus=pool.key.config.gpus, watts=pool.watts, rate_per_s=rate)
+
+
+def _others(case: Case, pool: Pool) -> tuple[Each, ...]:
+    """Replicas that those of the pool may pair with."""
+    group = kv_group(case.problem, case.service, pool.key)
+    other = PAIR[pool.key.role is PAIR[0]]
+    mine = (each for each in case.pools if each.key.role is other)
+    return tuple(_each(each) for each in mine if kv_group(case.problem, case.service, each.key) == group)
+
+
+def _at_most(stock: Stock, most_per_s: float, is_whole: bool, size: int) -> tuple[float, float]:
+    """The rate of the size, or of the largest in a part of the pool, and the draw of no more replicas than it has."""
     stock.ask(size)
-    return stock.rate_per_s, stock.known[size][1]
+    rate, usd = stock.known[size]
+    return min(most_per_s, rate if is_whole else stock.rate_per_s), usd
 
 
 def _sites(market: Market) -> dict[str, frozenset[str]]:
