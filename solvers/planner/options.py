@@ -308,7 +308,8 @@ def _option(
     most = _useful_size(pool, profile, spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
         return most
-    most = min(room, most + int(service.is_spread) + (0 if refined is None else more_beside(problem, service, pool)))
+    is_looked_at = refined is not None or service.pairs_locally  # links of large fleets have few sides: little is lost
+    most = min(room, most + int(service.is_spread) + (more_beside(problem, service, pool) if is_looked_at else 0))
     gpu_class = problem.gpu_classes[pool.gpu_class]
     return PoolOption(
         pool=pool,
