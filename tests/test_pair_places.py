@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 
+from solvers.certificate import Certificate
 from solvers.engine import EngineProfile, Role
-from solvers.planner.cells import Cells
+from solvers.planner import desk_for
+from solvers.planner.cells import Cells, build_cells
 from solvers.planner.options import Sizer
 from solvers.planner.places import Placed, place
+from solvers.planner.site_rates import USELESS
+from solvers.planner.stock_taking import build_stocks
+from solvers.planner.stocks import Stocks
+from solvers.planner.wide_sides import Sides
 from solvers.sizing import Capacity
-from tests import fleets
+from solvers.verify.beside import Each, Place, most_per_s, places_of
+from solvers.verify.market import Market
+from tests import fleets, synthetic
+from tests.pair_world import in_racks
 from tests.test_limits import cells_of
 
 PREFILL_PER_S, DECODE_PER_S = 3.0, 2.0  # of a replica: two prefill for three decode
@@ -88,3 +98,48 @@ def test_no_more_than_a_replica_a_rack_is_lost(seed: int) -> None:
     found, best = paired_per_s(at_each(placed)), best_per_s(prefill, decode, racks, gpus)
     assert placed.left == 0
     assert best - racks * DECODE_PER_S <= found <= best + 1e-9  # bundles are taken one by one, the best first
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_content_of_a_location_carries_more_than_its_replicas_may_count_for(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gpus, watts = int(rng.integers(2, 17)), float(rng.integers(1000, 12000))
+    place = Place(gpus=(("a", gpus),), watts=((watts, ("a",)),))
+    draw = float(rng.integers(300, 900))
+    sizes, rates = rng.choice([1, 2, 4, 8], 3), rng.uniform(0.5, 9.0, 3)
+    mine, *others = (
+        Each(gpu_class="a", gpus=int(g), watts=draw * g, rate_per_s=float(r)) for g, r in zip(sizes, rates, strict=True)
+    )
+    most = most_per_s(place, mine, tuple(others))
+    for counts in product(range(1, 17), range(17), range(17)):
+        used = sum(n * each.gpus for n, each in zip(counts, (mine, *others), strict=True))
+        if used <= gpus and used * draw <= watts:
+            beside = sum(n * each.rate_per_s for n, each in zip(counts[1:], others, strict=True))
+            assert min(counts[0] * mine.rate_per_s, beside) <= counts[0] * most * (1.0 + 1e-9) + 1e-12
+    assert most <= mine.rate_per_s
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_planner_and_check_agree_on_what_can_stand_beside_a_replica(seed: int) -> None:
+    problem = in_racks(synthetic.make_problem(synthetic.SIZES["XS"], seed))
+    cells = build_cells(problem, desk_for(problem).options, split_running=False)
+    capped, places = 0, places_of(problem, Market.of(problem, Certificate(usd_per_hour=0.0, rows=(), weights=())).bays)
+    for stocks in build_stocks(cells):
+        cut = Sides.of(cells, stocks)
+        if cut is None:
+            continue
+        for (pool, side), rate in cut.rates.paired_per_s.items():
+            by_pool = [_each(cells, stocks, p) for p in range(len(stocks.roles))]
+            others = tuple(by_pool[p] for p, role in enumerate(stocks.roles) if role is not stocks.roles[pool])
+            at = next(c for c in range(stocks.first[pool], stocks.first[pool + 1]) if cut.of_cell[c] == side)
+            bay = cells.grouping.groups[int(cells.cell_group[stocks.cells.start + at])].bays[0]
+            most = most_per_s(places[bay.location], by_pool[pool], others)
+            assert rate == pytest.approx(max(most, USELESS * by_pool[pool].rate_per_s))
+            capped += 1
+    assert capped or seed
+
+
+def _each(cells: Cells, stocks: Stocks, pool: int) -> Each:
+    option = cells.pools[int(cells.cell_pool[stocks.cells.start + int(stocks.first[pool])])]
+    rate = float(stocks.rate_per_s[pool])
+    return Each(gpu_class=option.pool.gpu_class, gpus=option.gpus, watts=option.reserved_watts, rate_per_s=rate)

@@ -158,9 +158,9 @@ class Wide:
             self._at_hand(running)
 
     def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
-        """Return what the relaxed model places, in whole ways, (C,) replicas.
+        """Return what the relaxed model places, in whole ways, (C,) replicas: higher tiers first, as far as they fit.
 
-        Higher tiers go first, each way as far as there is room. This comes before any size but theirs is worked out.
+        This comes before any size but theirs is worked out.
         """
         parts, served = relaxed.x[arrays.columns["replicas"]], 1.0 - relaxed.x[arrays.columns["unserved"]]
         ways = rounded_ways(self.maker, np.where(parts > SPLIT, parts, 0.0), served, self._asked(self.prices))
@@ -193,12 +193,10 @@ class Wide:
         return self.best
 
     def _looks_short(self) -> bool:
-        """Tell whether much of what the relaxed choice costs is penalties: then it is the tiers' bound that counts.
-
-        What is still open between the choice and its bound may be penalties that ways not yet found would spare.
-        """
+        """Tell whether much of what the relaxed choice costs is penalties: then it is the tiers' bound that counts."""
         if not self.is_fine:
             relaxed = self.relaxed()
+            # what is open between the choice and its bound may be penalties that ways not yet found would spare
             sure_usd = float(relaxed.x @ self.table.costs[1]) - max(0.0, relaxed.value - self.best)
             self.is_short = sure_usd > SHORT * abs(relaxed.value)
         return self.is_short
@@ -218,8 +216,9 @@ class Wide:
             step = self._step()
             open_usd.append(step.value - self.best)
             is_closed = open_usd[-1] <= CLOSED * self.gap * abs(step.value)
-            is_told = not self.is_fine or bool(self.near) or self.is_held
-            is_slow = len(open_usd) > PATIENCE and open_usd[-1] > SLOW * open_usd[-1 - PATIENCE]
+            is_told = not self.is_fine or bool(self.near) or self.is_held or self.search.is_on
+            patience = 1 if self.search.is_on else PATIENCE  # a search takes long
+            is_slow = len(open_usd) > patience and open_usd[-1] > SLOW * open_usd[-1 - patience]
             is_slow = is_slow and (is_told or open_usd[-1] <= self.gap * abs(step.value))
             is_stalled = stalled >= (MOST_VAIN if self.search.is_on else MOST_STALLED) or is_slow
             if is_enough(self.best) or is_stalled or (is_closed and step.is_free):

@@ -45,19 +45,24 @@ class Chooser:
         """Return the best plan found, no worse than the one at hand."""
         if not (self.wide.is_short and self._has_many):
             best = self._chosen(best)
-        if best.short and not self.is_proved(best):
+        if self._lacks(best) and not self.is_proved(best):
             best = self._in_order(best)
-        if best.short and not self.is_proved(best):
+        if self._lacks(best) and not self.is_proved(best):
             best = self._branched(best)
         if self.is_proved(best):
             return best
-        if best.short:
+        if self._lacks(best):
             return self._fitted(best)
         best = self._improved(best)
         is_slow = len(self.cells.services) > MOST_FITTED
         if self.is_proved(best) or not self.wide.search.rounds or is_slow:
             return best
         return self._fitter().run(best, self.is_proved)  # ways seldom fit together where few share a place
+
+    def _lacks(self, worth: Worth) -> bool:
+        """Tell whether something is short: not a little of the last tier, which would cost more to serve."""
+        *above, last = (lacks for _, lacks in sorted(worth.lacking_usd_by_tier.items()))
+        return bool(worth.short) and (any(above) or last > self.gap * abs(worth.objective_usd_per_hour))
 
     def _chosen(self, best: Worth) -> Worth:
         """Take ways and place them; while some replica finds no place, choose again with less room where it should go.
