@@ -21,10 +21,13 @@ from solvers.planner.wide import Wide
 
 MOST_BRANCHINGS, WORK_BRANCHINGS = 12, 160  # times that plans are told apart, and those times services
 MOST_PRICINGS, TRUST = 12, 2.0  # of a branch, and of its first box: the best prices may be quite others there
+LEAST_AT_ONCE, WORK_AT_ONCE = 4, 120  # pricings between two looks at what they bring, and those times services
+LITTLE = 0.05  # of what is open, what these have to bring
 MARGIN_PARTS = 4  # of the demand, between what a way leaves undone and where its branch begins: loads are rounded up
 AHEAD = 0.25  # of what the least branch leaves open, how far ahead of it others are priced
 LEAST_SPREAD = 0.1  # of what is open, what the penalties of a service's ways have to differ by
 LEAST_RAISED, PATIENCE = 0.1, 3  # of what was open, what so many branchings together have to bring
+WORK_PATIENCE = 60  # those times services: fewer have to bring as much each where services are many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +49,23 @@ def branched(root: Wide, objective_usd_per_hour: float, is_enough: Enough) -> li
     """
     leaves, made = [(root.best, 0, root)], 0
     bounds = list[float]()
+    patience = max(1, min(PATIENCE, WORK_PATIENCE // len(root.stocks)))
     for _ in range(max(1, min(MOST_BRANCHINGS, WORK_BRANCHINGS // len(root.stocks)))):
         bound, _, least = leaves[0]
         cut = _cut(least)
         open_usd = objective_usd_per_hour - bound
         if is_enough(bound) or cut is None or cut.spread_usd_per_hour < LEAST_SPREAD * open_usd:
             break
-        if len(bounds) >= PATIENCE and bound - bounds[-PATIENCE] < LEAST_RAISED * (
-            objective_usd_per_hour - bounds[-PATIENCE]
-        ):
-            break
+        if len(bounds) >= patience:
+            least_usd = LEAST_RAISED * patience / PATIENCE * (objective_usd_per_hour - bounds[-patience])
+            if bound - bounds[-patience] < least_usd:
+                break
         heapq.heappop(leaves)
         low, high = least.penalties.get(cut.service, ANY_PENALTY)
         for penalties in ((low, cut.usd_per_hour), (cut.usd_per_hour, high)):
             made += 1
-            ahead = _ahead(leaves, objective_usd_per_hour)
-            part = _within(least, cut.service, penalties, lambda b, most=ahead: is_enough(b) or b >= most)  # type: ignore[misc]
+            part = _within(least, cut.service, penalties)
+            _price(part, objective_usd_per_hour, _ahead(leaves, objective_usd_per_hour), is_enough)
             heapq.heappush(leaves, (part.best, made, part))
         bounds.append(bound)
     return [leaf for *_, leaf in leaves]
@@ -94,8 +98,8 @@ def branch_prices(wide: Wide, worth: Worth) -> list[BranchPrices]:
     ]
 
 
-def _within(wide: Wide, service: int, penalties: tuple[float, float], is_enough: Enough) -> Wide:
-    """Bound the plans that leave so much of a service undone, at least and at most, beginning with the same prices."""
+def _within(wide: Wide, service: int, penalties: tuple[float, float]) -> Wide:
+    """The plans that leave so much of a service undone, at least and at most, bounded at the same prices."""
     part = replace(
         wide,
         penalties=wide.penalties | {service: penalties},
@@ -109,9 +113,23 @@ def _within(wide: Wide, service: int, penalties: tuple[float, float], is_enough:
         search=replace(wide.search, is_on=False),
     )
     part.priced(wide.prices)
-    if not is_enough(part.best):
-        part.raised(MOST_PRICINGS, is_enough)
     return part
+
+
+def _price(part: Wide, objective_usd_per_hour: float, ahead_usd_per_hour: float, is_enough: Enough) -> None:
+    """Raise the bound of a branch, while that brings something and it is not far ahead of others."""
+
+    def is_done(bound: float) -> bool:
+        return is_enough(bound) or bound >= ahead_usd_per_hour
+
+    at_once = max(LEAST_AT_ONCE, WORK_AT_ONCE // len(part.stocks))
+    for _ in range(max(1, MOST_PRICINGS // at_once)):
+        before = part.best
+        if is_done(before):
+            break
+        part.raised(min(at_once, MOST_PRICINGS), is_done)
+        if part.best - before < LITTLE * (objective_usd_per_hour - before):
+            break
 
 
 def _cut(wide: Wide) -> _Cut | None:
