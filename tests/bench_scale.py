@@ -12,6 +12,7 @@ modeller is loaded before the clock starts, as it is in an operator's process on
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import sys
 import time
@@ -78,6 +79,7 @@ def measured(
         "faults": len(faults),
         "bound_s": round(bound_s, 2),
         "bound is": "no prices" if bound is None else str(bound).partition(":")[0],
+        "supported": "-" if bound is None else f"{math.floor(1000.0 * bound.supported_ratio) / 10.0:.1f} %",
         "rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
