@@ -49,7 +49,7 @@ from solvers.planner.wide_ways import SparseWay, WayMaker
 MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
-NEAR_TRUST = 0.3  # the same where a plan of nearly the same problem is at hand
+NEAR_TRUST, NEAR_SPARED = 0.3, 2  # the same where a plan of nearly the same problem is at hand; pricings spared then
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
 MOST_STALLED, MOST_VAIN = 4, 2  # pricings in turn that find neither ways nor better prices; no prices while searching
 STALLED = 1e-6  # of the bound; it rises by less only because loads are rounded
@@ -177,6 +177,7 @@ class Wide:
         if self.is_held:
             self._raised_beside_held(is_enough)
         left = max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))
+        left -= NEAR_SPARED if self.trust <= NEAR_TRUST else 0
         for is_last in (False, True) if not self.is_held else ():
             left -= self.raised(left if is_last else left - LEAST_FINE, is_enough)
             if is_enough(self.best) or self._looks_short():
