@@ -12,9 +12,11 @@ from solvers.planner.heap import RARE, rare_collections
 def test_collections_are_as_they_were_after_an_error_too() -> None:
     before = gc.get_threshold()
     assert before != RARE
-    with pytest.raises(ZeroDivisionError), rare_collections():
-        assert gc.get_threshold() == RARE
-        raise ZeroDivisionError
+    planning = rare_collections()
+    planning.__enter__()
+    assert gc.get_threshold() == RARE
+    with pytest.raises(ZeroDivisionError):
+        planning.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert gc.get_threshold() == before
 
 
