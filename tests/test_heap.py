@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 
-import pytest
-
 from solvers.planner.heap import RARE, rare_collections
 
 
@@ -15,8 +13,7 @@ def test_collections_are_as_they_were_after_an_error_too() -> None:
     planning = rare_collections()
     planning.__enter__()
     assert gc.get_threshold() == RARE
-    with pytest.raises(ZeroDivisionError):
-        planning.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert not planning.__exit__(ZeroDivisionError, ZeroDivisionError(), None), "the error is not swallowed"
     assert gc.get_threshold() == before
 
 
