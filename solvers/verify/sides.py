@@ -23,6 +23,7 @@ from solvers.workload import ServedModel
 PAIR = (Role.PREFILL, Role.DECODE)
 NO_LINK = ""
 RANGE = 1e-3  # of a request's cost, what worths that lie apart are held to weigh: of equals the nearest to each other
+USELESS = 1e-6  # of its rate, what a replica counts for that nothing can stand beside: floors count it all the same
 TERABYTE_HOURS = 3600.0 / 1e12  # terabytes in an hour of a byte a second
 
 Group = tuple[str, ...]
@@ -71,6 +72,7 @@ def _at_sites(case: Case) -> View:
                 continue
             is_whole = len(units) == len(pool.stock.units_usd_per_hour)
             most = max(most_per_s(place, _each(pool), others) for place in {places[at] for at in site})
+            most = max(most, USELESS * pool.stock.rate_per_s)
             if is_whole and most >= pool.stock.rate_per_s:
                 stocks.append(_grouped(case, pool, name))
                 continue
