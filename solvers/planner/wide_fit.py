@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,20 +24,21 @@ from solvers.planner.repack import unusable
 from solvers.planner.tally import Worth, best_of
 from solvers.planner.tiers import is_clearly_better, is_taken, lacking_above, lacking_columns
 from solvers.planner.wide import HELD_SLACK, Wide
-from solvers.planner.wide_near import Near
+from solvers.planner.wide_near import AMPLE, FEW, Near
 from solvers.programme import Word
 from solvers.sizing import Capacity
 
-AT_ONCE = 4  # services planned anew together
+AT_ONCE, AT_ONCE_OF_FEW, OTHERS = 4, 5, 4  # services planned anew together, and more that may take their places
 LEAST_FITS, MOST_FITS, FITS_RATIO = 10, 40, 0.8  # times that some are: so many for every service
 LEAST_IDLE, IDLE_SERVICES = 5, 8  # times in vain that end it: one for so many services
 MOST_NEARBY = 6  # times in turn that ways near a plan's are chosen among
-MOST_ROUNDS = 4  # times that all this is done, and then ways near the plan's are chosen among
+MOST_ROUNDS, ROUNDS_OF_FEW = 4, 1  # times that some are planned anew and then ways near the plan's are chosen among
 LEAST_ROUND, LEAST_FIT = 0.1, 0.02  # of the gap asked, what one more of them has to bring, and a fit to count
 SWING = 0.1  # of the room that a service could take or leave, what counts as open
-MOST_NODES = 40
+MOST_NODES, NODES_OF_FEW = 40, 60
 MOST_TRIES = 2  # times that the same are planned, while some replica of the plan finds no place
 MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
+WAYS_OF_FEW, MORE_WAYS = 6, 4  # the same of few services at first, and more of them after each time in vain
 NEAR_SIZES, NEAR_RATIO = 3, 0.1  # around the sizes of those ways, which sizes are told apart
 FIT_GAP = 0.2  # of the gap asked, what one such plan may leave open
 
@@ -59,7 +61,7 @@ class Fitter:
     def run(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
         """Choose among ways near the plan's, then plan some services at a time anew, until that brings little."""
         best = best if is_proved(best) else self._nearby(best, is_proved)
-        for _ in range(MOST_ROUNDS):
+        for _ in range(ROUNDS_OF_FEW if self._is_few else MOST_ROUNDS):
             before = best.objective_usd_per_hour
             best = self._fits(best, is_proved)
             if is_proved(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
@@ -89,7 +91,7 @@ class Fitter:
             free = self._next(scores, failed, closed)
             if not free or idle >= max(LEAST_IDLE, count // IDLE_SERVICES) or is_proved(best):
                 break
-            found, is_closed = self.fitted(best, free)
+            found, is_closed = self.fitted(best, free, WAYS_OF_FEW + MORE_WAYS * idle if self._is_few else MOST_WAYS)
             gained = 0.0
             if found is not None and self._is_taken(found, best):
                 gained, best = best.objective_usd_per_hour - found.objective_usd_per_hour, found
@@ -101,6 +103,10 @@ class Fitter:
                 failed |= {s: failed.get(s, 0) + 1 for s in free}
             closed |= {frozenset(free)} if is_closed or gained <= 0.0 else set()
         return best
+
+    @property
+    def _is_few(self) -> bool:
+        return len(self.wide.stocks) <= FEW
 
     def _is_taken(self, found: Worth, best: Worth) -> bool:
         """Judge by what tiers are held at, and hold them anew where one is clearly less short."""
@@ -127,19 +133,19 @@ class Fitter:
         self, scores: Sequence[float], failed: Mapping[int, int], closed: Collection[frozenset[int]]
     ) -> tuple[int, ...]:
         """Services of the highest scores, those that were of no use in vain before counting for less."""
-        fails = dict(failed)
-        for _ in range(len(scores)):
-            order = sorted(range(len(scores)), key=lambda s: (-scores[s] / (1.0 + fails.get(s, 0)), s))
-            free = tuple(sorted(order[:AT_ONCE]))
-            if frozenset(free) not in closed:
-                return free
-            last = order[:AT_ONCE][-1]
-            fails[last] = fails.get(last, 0) + 2
-        return ()
+        count = AT_ONCE_OF_FEW if self._is_few else AT_ONCE
+        worth = [score / (1.0 + failed.get(s, 0)) for s, score in enumerate(scores)]
+        order = sorted(range(len(scores)), key=lambda s: (-worth[s], s))[: count + OTHERS]
+        able = (tuple(sorted(free)) for free in combinations(order, min(count, len(order))))
+        left = [free for free in able if frozenset(free) not in closed]
+        return min(left, key=lambda free: (-sum(worth[s] for s in free), free), default=())
 
-    def fitted(self, best: Worth, free: Sequence[int]) -> tuple[Worth | None, bool]:
-        """The best plan found that changes these services only, and whether no other is better."""
-        cells, arrays = self._model(best, free)
+    def fitted(self, best: Worth, free: Sequence[int], ways: int = MOST_WAYS) -> tuple[Worth | None, bool]:
+        """The best plan found that changes these services only, and whether no other is better.
+
+        ``ways`` is how many of each, the best at the prices, say what pools it may have.
+        """
+        cells, arrays = self._model(best, free, ways)
         start = start_columns(cells, arrays, best.counts)
         if start is None:  # what is placed anywhere has no cell of its own
             return None, True
@@ -174,16 +180,16 @@ class Fitter:
         return solve_whole(
             arrays,
             relative_gap=FIT_GAP * self.gap,
-            time_limit_s=self.wide.seconds,
-            node_limit=MOST_NODES,
+            time_limit_s=AMPLE * self.wide.seconds,
+            node_limit=NODES_OF_FEW if self._is_few else MOST_NODES,
             start=start,
             run=self.desk.crew.whole,
         )
 
-    def _model(self, best: Worth, free: Sequence[int]) -> tuple[Cells, Arrays]:
+    def _model(self, best: Worth, free: Sequence[int], ways: int) -> tuple[Cells, Arrays]:
         """The model of small fleets: free services with the pools of their best ways, others with what they have."""
         sizes = _sizes(best)
-        for pool, size in self.wide.sizes_near(free, MOST_WAYS):
+        for pool, size in self.wide.sizes_near(free, ways):
             sizes.setdefault(pool, set()).add(size)
         names = {self.wide.cells.services[s].name for s in free}
         pools = [

@@ -13,9 +13,10 @@ from solvers.planner.tally import Worth
 from solvers.planner.wide import Wide
 from solvers.planner.wide_rows import ways_near
 
-MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
-MOST_AMONG = 1000  # ways that are chosen among
-MOST_NODES = 20
+FEW = 20  # services of a fleet, up to which more is chosen among, for longer
+NEAR_OF_FEW, AMONG_FEW, NODES_OF_FEW = 60, 300, 100  # ways near a plan's of each service, those chosen among, nodes
+MOST_NEAR, MOST_AMONG, LEAST_NEAR, MOST_NODES = 2000, 1000, 12, 20  # of all services together, of each, and nodes
+AMPLE = 8.0  # times the seconds of other solves, long before which nodes are to end one
 NEAR_GAP = 0.2  # of the gap asked, what the choice may leave open
 IN_REACH = 0.1  # of what is open in all, what a way may cost more for a service to take it
 
@@ -46,7 +47,7 @@ class Near:
         replicas, table = cell_counts(wide.cells, worth.counts), wide.table
         prices, above = wide.prices[: len(wide.room)], wide.prices[len(wide.room) :]
         weights = np.append(1.0 + above, 1.0)[np.minimum(table.tiers, len(above))]
-        ways, most = list(wide.maker.of_counts(replicas)), max(LEAST_NEAR, MOST_NEAR // len(wide.stocks))
+        ways, most = list(wide.maker.of_counts(replicas)), _share(MOST_NEAR, NEAR_OF_FEW, len(wide.stocks))
         table.take([*ways, *ways_near(wide.maker, replicas, wide.shared.T @ prices, weights, most)])
         held = np.array([table.index(way) for way in ways], dtype=np.int64)
         return cls(
@@ -65,8 +66,8 @@ class Near:
         chosen = solve_whole(
             wide.table.choice(np.append(room, held), len(held), among, is_whole=True),
             relative_gap=NEAR_GAP * wide.gap,
-            time_limit_s=wide.seconds,
-            node_limit=MOST_NODES,
+            time_limit_s=AMPLE * wide.seconds,
+            node_limit=NODES_OF_FEW if len(self.held) <= FEW else MOST_NODES,
             start=np.isin(among, self.held).astype(float),
             run=wide.crew.whole,
         )
@@ -79,7 +80,7 @@ class Near:
     def _among(self) -> list[int]:
         """Ways that a better plan may have, the best of each service."""
         service, over = self.wide.table.service, self.over_usd_per_hour
-        most, among = max(LEAST_NEAR, MOST_AMONG // len(self.held)), set(self.held.tolist())
+        most, among = _share(MOST_AMONG, AMONG_FEW, len(self.held)), set(self.held.tolist())
         for s in range(len(self.held)):
             mine = np.flatnonzero((service == s) & (over <= self.open_usd_per_hour))
             among |= set(mine[np.argsort(over[mine], kind="stable")][:most].tolist())
@@ -96,3 +97,8 @@ class Near:
         found = np.zeros(len(self.held))
         np.maximum.at(found, service[near], np.abs(room - room[self.held][service])[near])
         return np.minimum(found, max(0.0, self.open_usd_per_hour))
+
+
+def _share(most: int, of_few: int, services: int) -> int:
+    """How many of something each service has."""
+    return of_few if services <= FEW else max(LEAST_NEAR, most // services)
