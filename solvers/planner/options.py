@@ -142,13 +142,12 @@ class Sizer:
 
     def at(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> Capacity | Unfit:
         """Capacity of one replica of the pool at the size; it never falls as the pool grows."""
-        size = min(replicas, CURVE_ENDS)
-        key = (pool, size)
-        if key not in self.known:
+        key = (pool, size := min(replicas, CURVE_ENDS))
+        if (found := self.known.get(key)) is None:
             service = next(s for s in self.problem.services if s.name == pool.service)
             mix = self.problem.demands[pool.service].mix
-            self.known[key] = self.capacity_of(profile, pool.role, mix, service.slos, pool_replicas=size)
-        return self.known[key]
+            found = self.known[key] = self.capacity_of(profile, pool.role, mix, service.slos, pool_replicas=size)
+        return found
 
     def carried(self, pool: PoolKey, profile: EngineProfile, replicas: int) -> float:
         """Requests per second of the whole pool, 0 when it cannot serve the mix."""

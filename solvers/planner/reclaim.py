@@ -48,16 +48,18 @@ class Reclaims:
 
 
 def _reclaims(problem: Problem) -> Reclaims:
-    terms: dict[tuple[str, str], Terms] = {}
+    worst: dict[tuple[str, str], tuple[float, float]] = {}
     for node in (n for n in problem.nodes if n.gpus_usable > 0):
         key = (node.location, node.gpu_class)
-        known = terms.get(key, Terms(price_ratio=node.price_ratio))
-        terms[key] = Terms(
-            reclaims_per_hour=max(known.reclaims_per_hour, node.reclaims_per_hour),
-            price_ratio=max(known.price_ratio, node.price_ratio),
-        )
+        reclaims, price = worst.get(key, (0.0, node.price_ratio))
+        worst[key] = max(reclaims, node.reclaims_per_hour), max(price, node.price_ratio)
+    usual = (OWNED.reclaims_per_hour, OWNED.price_ratio)
     return Reclaims(
-        terms={key: found for key, found in terms.items() if found != OWNED},
+        terms={
+            key: Terms(reclaims_per_hour=reclaims, price_ratio=price)
+            for key, (reclaims, price) in worst.items()
+            if (reclaims, price) != usual
+        },
         refusing=frozenset(s.name for s in problem.services if s.max_spot_ratio <= 0.0),
     )
 

@@ -32,8 +32,10 @@ def find_slots(problem: Problem, kind: SlotsKind) -> Mapping[tuple[str, int], in
     node_gpus = node_sizes(problem.nodes)
     slots: dict[tuple[str, int], int] = {}
     for gpu_class, nodes in sorted(members.items()):
-        whole = _whole(problem, nodes, node_gpus[gpu_class])
-        for size in sorted(gpus for name, gpus in sizes if name == gpu_class):
+        mine = sorted(gpus for name, gpus in sizes if name == gpu_class)
+        is_spanned = any(nodes_taken(size, node_gpus[gpu_class]) > 1 for size in mine)
+        whole = _whole(problem, nodes, node_gpus[gpu_class]) if is_spanned else []
+        for size in mine:
             span = nodes_taken(size, node_gpus[gpu_class])
             on_islands = (count // span for count in whole)
             on_nodes = (max(0, node.gpus_usable) // size for node in nodes)
