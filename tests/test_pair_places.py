@@ -12,20 +12,23 @@ import pytest
 
 from solvers.certificate import Certificate
 from solvers.engine import EngineProfile, Role
-from solvers.planner import desk_for
+from solvers.planner import desk_for, make_plan
 from solvers.planner.cells import Cells, build_cells
 from solvers.planner.options import Sizer
 from solvers.planner.places import Placed, place
-from solvers.planner.site_rates import USELESS
 from solvers.planner.stock_taking import build_stocks
 from solvers.planner.stocks import Stocks
 from solvers.planner.wide_sides import Sides
 from solvers.sizing import Capacity
+from solvers.verify import verify
 from solvers.verify.beside import Each, Place, most_per_s, places_of
+from solvers.verify.bound import verify_bound
 from solvers.verify.market import Market
 from tests import fleets, synthetic
 from tests.pair_world import in_racks
+from tests.test_against_brute_force import TOLERANCE, best_by_trying, drawn
 from tests.test_limits import cells_of
+from tests.test_pairing import Grouped, grouped
 
 PREFILL_PER_S, DECODE_PER_S = 3.0, 2.0  # of a replica: two prefill for three decode
 
@@ -119,6 +122,23 @@ def test_no_content_of_a_location_carries_more_than_its_replicas_may_count_for(s
     assert most <= mine.rate_per_s
 
 
+@pytest.mark.parametrize("first", [50000, 50020])
+def test_bounds_of_pairs_by_place_planned_as_in_large_fleets_lie_below_the_best_of_all_counts(first: int) -> None:
+    for seed, case in drawn(first, 10):
+        roles = (Role.PREFILL, Role.DECODE) if seed % 3 else tuple(Role)
+        services = tuple(replace(s, kv_may_cross=False, roles=roles) for s in case.problem.services)
+        problem = replace(case.problem, services=services)
+        problem = grouped(problem, np.random.default_rng(seed)) if seed % 2 else problem
+        plan = make_plan(problem, capacity_of=case.capacity_of, wide_gpus=0)
+        assert verify(plan, problem, capacity_of=case.capacity_of) == ()
+        check = verify_bound(plan, problem, capacity_of=case.capacity_of)
+        if check is None or check.is_held:  # the bound is not of all counts
+            continue
+        best = best_by_trying(Grouped(problem=problem, table=case.table), 0)
+        assert plan.report.bound_usd_per_hour <= best * (1.0 + TOLERANCE), seed
+        assert check.recomputed_usd_per_hour <= best * (1.0 + TOLERANCE) + 1e-6, seed
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_planner_and_check_agree_on_what_can_stand_beside_a_replica(seed: int) -> None:
     problem = in_racks(synthetic.make_problem(synthetic.SIZES["XS"], seed))
@@ -134,7 +154,7 @@ def test_planner_and_check_agree_on_what_can_stand_beside_a_replica(seed: int) -
             at = next(c for c in range(stocks.first[pool], stocks.first[pool + 1]) if cut.of_cell[c] == side)
             bay = cells.grouping.groups[int(cells.cell_group[stocks.cells.start + at])].bays[0]
             most = most_per_s(places[bay.location], by_pool[pool], others)
-            assert rate == pytest.approx(max(most, USELESS * by_pool[pool].rate_per_s))
+            assert rate == pytest.approx(most)
             capped += 1
     assert capped or seed
 

@@ -21,6 +21,7 @@ from solvers.problem import Problem
 
 MOST_GPUS = 256  # of a location; what is lost in larger ones is not worth looking at
 WATTS = 1e-3
+USELESS = 1e-6  # of its rate, what a replica counts for that nothing can stand beside: tables have no room for nothing
 
 Floats = NDArray[np.float64]
 
@@ -82,7 +83,8 @@ def most_per_s(place: Place, mine: Each, others: tuple[Each, ...]) -> float:
                 spare = watts - (count * mine.watts if mine.gpu_class in classes else 0.0 * count)
                 left = np.minimum(left, np.floor((spare + WATTS) / least))
         beside += _carried(able, have[gpu_class])[np.maximum(left, 0.0).astype(np.int64)]
-    return min(mine.rate_per_s, float((beside / count).max(initial=0.0)))
+    most = float((beside / count).max(initial=0.0))
+    return mine.rate_per_s * USELESS if most <= 0.0 else min(mine.rate_per_s, most)
 
 
 def _carried(able: Sequence[Each], gpus: int) -> Floats:
