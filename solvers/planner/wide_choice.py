@@ -103,13 +103,14 @@ class Chooser:
         return len(self.cells.services) > MOST_CHOSEN
 
     def _dived(self, best: Worth) -> Worth:
-        """Decide services one after another, and plan the last few together beside these."""
+        """Decide services one after another and plan the last few beside these; if no better, choose at once."""
         dive = dived(self.wide)
-        if dive is None:
-            return self._chosen(best)
-        decided = self.desk.worth(place(self.cells, dive.replicas).counts)
-        found = self._fitter().fitted(decided, dive.open)[0]
-        return best if found is None else self._better(best, found)
+        if dive is not None:
+            decided = self.desk.worth(place(self.cells, dive.replicas).counts)
+            found = self._fitter().fitted(decided, dive.open)[0]
+            if found is not None and self._better(best, found) is found:
+                return found
+        return self._chosen(best)
 
     def _branched(self, found: Worth) -> Worth:
         """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""
