@@ -13,7 +13,7 @@ from solvers.planner import least_value as tables
 from solvers.planner.curve import Curve
 from solvers.planner.least_value import least_value
 from solvers.planner.penalties import EXCESS_WEIGHT
-from solvers.planner.stocks import ANY_PENALTY, PARTS, Stocks
+from solvers.planner.stocks import ANY_PENALTY, MOST_EVERY, PARTS, Stocks
 
 EVERY = 8  # sizes told apart
 MOST = 4  # replicas of each of few pools
@@ -162,3 +162,20 @@ def few_pools(rng: np.random.Generator) -> tuple[Stocks, list[float], list[float
         floor_usd_per_hour=float(rng.choice([0.5, 3.0, 30.0])),
     )
     return stocks, rates.tolist(), prices.tolist()
+
+
+def test_of_few_finely_cut_services_several_pools_are_told_apart_at_once() -> None:
+    looked = 0
+    for seed in range(12):
+        stocks, curves, asked = drawn(seed)
+        one, few = (
+            least_value(replace(stocks, every=n), curves, frozenset(), asked) for n in (MOST_EVERY - 1, MOST_EVERY)
+        )
+        assert one.value_usd_per_hour == few.value_usd_per_hour  # all pools count as the best rate of any
+        assert one.wanted <= few.wanted
+        for role in {stocks.roles[p] for p in one.wanted}:
+            mine = {p for p in few.wanted if stocks.roles[p] is role}
+            assert mine == {p for p, r in enumerate(stocks.roles) if r is role}  # three of each, fewer than at once
+            looked += 1
+        assert few.parts == stocks.parts
+    assert looked > 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import comb
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from solvers.planner.relax import state
 from solvers.planner.search import Search
 from solvers.planner.tally import CLEAR_SHARE, Worth
 from solvers.planner.tiers import is_taken, lacking_above
-from solvers.planner.wide_fit import Fitter, exact_steps
+from solvers.planner.wide_fit import AT_ONCE_OF_FEW, OTHERS, Fitter, exact_steps
 from solvers.planner.wide_near import Near
 from solvers.verify import verify
 from tests.wide_world import priced, short_fleet
@@ -120,6 +121,18 @@ def test_what_a_service_could_move_is_no_more_than_is_open(desk: Desk, fitter: F
 def test_fitting_stops_when_the_plan_is_proved(desk: Desk, fitter: Fitter) -> None:
     greedy = desk.repaired({})
     assert fitter.run(greedy, lambda worth: True) is greedy
+
+
+def test_services_are_never_planned_anew_together_twice_in_vain(fitter: Fitter) -> None:
+    scores, closed = [float(3 * s % 7) for s in range(10)], set[frozenset[int]]()
+    while free := fitter._next(scores, {1: 2}, closed):
+        assert frozenset(free) not in closed
+        if not closed:
+            assert set(free) == set(
+                sorted(range(10), key=lambda s: (-scores[s] / (3.0 if s == 1 else 1.0), s))[: len(free)]
+            )
+        closed.add(frozenset(free))
+    assert len(closed) == comb(AT_ONCE_OF_FEW + OTHERS, AT_ONCE_OF_FEW)
 
 
 def test_a_slightly_short_wide_plan_is_sound_and_in_reach_of_its_bound() -> None:
