@@ -23,7 +23,6 @@ from solvers.workload import ServedModel
 PAIR = (Role.PREFILL, Role.DECODE)
 NO_LINK = ""
 RANGE = 1e-3  # of a request's cost, what worths that lie apart are held to weigh: of equals the nearest to each other
-USELESS = 1e-6  # of its rate, what a replica counts for that nothing can stand beside: floors count it all the same
 TERABYTE_HOURS = 3600.0 / 1e12  # terabytes in an hour of a byte a second
 
 Group = tuple[str, ...]
@@ -65,14 +64,11 @@ def _at_sites(case: Case) -> View:
         if pool.key.role is Role.MIXED:
             stocks.append(pool.stock)
             continue
-        others = _others(case, pool)
-        for name, site in _sites(case.market).items():
-            units = case.units(pool.key, pool.watts, at=site)
-            if not len(units):
-                continue
-            is_whole = len(units) == len(pool.stock.units_usd_per_hour)
+        others, sites = _others(case, pool), _sites(case.market)
+        able = {name: units for name, at in sites.items() if len(units := case.units(pool.key, pool.watts, at=at))}
+        for name, units in able.items():
+            is_whole, site = len(able) == 1, sites[name]
             most = max(most_per_s(place, _each(pool), others) for place in {places[at] for at in site})
-            most = max(most, USELESS * pool.stock.rate_per_s)
             if is_whole and most >= pool.stock.rate_per_s:
                 stocks.append(_grouped(case, pool, name))
                 continue
