@@ -8,7 +8,7 @@ import numpy as np
 
 from solvers.engine import EngineProfile, Role
 from solvers.fleet import PoolKey
-from solvers.planner.cells import Cells
+from solvers.planner.cells import Cells, Ints
 from solvers.planner.options import PoolOption, Sizer
 from solvers.planner.stocks import KNOWN_SIZES, LEAST_EVERY, MOST_EVERY, PARTS, WORK_SIZES, Stocks
 from solvers.problem import Problem
@@ -19,15 +19,8 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
     """Cut the cells by service; pools whose cells are none (no place) are left out by ``build_cells`` already."""
     made: list[Stocks] = []
     every = max(LEAST_EVERY, min(MOST_EVERY, WORK_SIZES // max(1, len(cells.services))))
-    now = {(int(p), int(g)): int(n) for p, g, n in zip(cells.held_pool, cells.held_group, cells.held_now, strict=True)}
     most = np.array([option.most for option in cells.pools], dtype=np.int64)
-    room = cells.room_replicas()
-    base = cells.pool_base[cells.cell_pool]  # what runs stays whatever its cap
-    runs, able = np.zeros(len(base), dtype=np.int64), np.flatnonzero(np.isin(base, cells.held_pool))
-    runs[able] = [
-        now.get((p, g), now.get((p, -1), 0))  # what runs anywhere may stay in any group
-        for p, g in zip(base[able].tolist(), cells.cell_group[able].tolist(), strict=True)
-    ]
+    room, now = cells.room_replicas(), _running(cells)
     energy = cells.policy.energy_usd_per_kilowatt_hour
     everyone, terms = np.arange(len(cells.pools)), cells.terms_usd_per_hour()
     starts, stops = cells.start_usd_per_hour(everyone), cells.stop_usd_per_hour(everyone)
@@ -52,7 +45,7 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
                 base=np.searchsorted(pools, cells.pool_base[pools]),
                 terms_usd_per_hour=terms[at],
                 room=room[at],
-                now=runs[at],
+                now=now[at],
                 most=most[pools],
                 rate_per_s=np.array([option.steps[-1].capacity_requests_per_s for option in options]),
                 run_usd_per_hour=np.array([_idle_usd_per_hour(option, energy) for option in options]),
@@ -65,6 +58,18 @@ def build_stocks(cells: Cells) -> tuple[Stocks, ...]:
             )
         )
     return tuple(made)
+
+
+def _running(cells: Cells) -> Ints:
+    """Replicas that run in each cell, whatever their cap, (C,)."""
+    now = {(int(p), int(g)): int(n) for p, g, n in zip(cells.held_pool, cells.held_group, cells.held_now, strict=True)}
+    base = cells.pool_base[cells.cell_pool]  # what runs stays whatever its cap
+    runs, able = np.zeros(len(base), dtype=np.int64), np.flatnonzero(np.isin(base, cells.held_pool))
+    runs[able] = [
+        now.get((p, g), now.get((p, -1), 0))  # what runs anywhere may stay in any group
+        for p, g in zip(base[able].tolist(), cells.cell_group[able].tolist(), strict=True)
+    ]
+    return runs
 
 
 def _groups(cells: Cells, options: Sequence[PoolOption]) -> tuple[str, ...]:
