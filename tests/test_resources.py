@@ -181,7 +181,7 @@ def test_places_allowed_and_pinned_reach_the_planner() -> None:
     assert _parse(changed(body, ("spec", "fairWeight"), 3)).model.fair_weight == 3.0
     assert _parse(changed(body, ("spec", "maxSpotPercent"), 0)).model.max_spot_ratio == 0.0
     assert (spread.min_locations, spread.max_share_per_location_ratio) == (2, 0.6)
-    with pytest.raises(InvalidInput, match="pins must be at locations that are allowed"):
+    with pytest.raises(InvalidInput, match="pins: must be at locations that are allowed"):
         _parse(changed(body, ("spec", "pins"), [{"location": "rack-9"}]))
     with pytest.raises(InvalidInput, match="need placement Location"):
         _parse(changed(body, ("spec", "placement"), "Class"))
