@@ -24,7 +24,7 @@ from solvers.explain.words import relief_row
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.parted import with_estimates
+from solvers.planner.splits.parted import with_estimates
 from solvers.problem import Problem
 from solvers.sizing import most_requests_per_s, replica_capacity
 from solvers.verify.bound import verify_bound

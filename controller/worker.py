@@ -32,7 +32,7 @@ from solvers.plan import Plan
 from solvers.problem import Problem
 
 if TYPE_CHECKING:
-    from solvers.planner.sizings import Sizings
+    from solvers.planner.pools.sizings import Sizings
 
 log = logging.getLogger("penstock.worker")
 
@@ -88,7 +88,7 @@ def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1, de
 @cache
 def _sizings() -> Sizings:
     """What sizing said in this process so far; as it rests on no rate, most decisions ask for little that is new."""
-    from solvers.planner.sizings import Sizings
+    from solvers.planner.pools.sizings import Sizings
 
     return Sizings()
 

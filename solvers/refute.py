@@ -21,7 +21,7 @@ from solvers.evaluate import Load, Settings, Summary, evaluate
 from solvers.evaluate.summary import Kept
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.splitting import cuts_of, opened, split
+from solvers.planner.splits.splitting import cuts_of, opened, split
 from solvers.policies.fixed import Fixed
 from solvers.problem import Problem
 from solvers.simulate import Workload

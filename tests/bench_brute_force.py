@@ -11,7 +11,7 @@ from collections import Counter
 from controller.tables import render_table
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.tally import SAME_SHORTAGE
+from solvers.planner.pools.tally import SAME_SHORTAGE
 from solvers.verify import verify
 from tests.test_against_brute_force import TOLERANCE, Tiny, best_counts, drawn
 

@@ -25,7 +25,7 @@ from solvers.explain.changes import Change, RemoveGpus, RemoveService, RemoveWat
 from solvers.explain.predict import Prediction, Predictor
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.grouping import Grouping
+from solvers.planner.bays.grouping import Grouping
 from solvers.problem import Policy, Problem
 from tests import fleets, split_world, synthetic
 

@@ -21,7 +21,7 @@ from solvers.engine import EngineProfile, Role
 from solvers.fleet import Node
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.desk import Desk
+from solvers.planner.placing.desk import Desk
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify

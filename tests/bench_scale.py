@@ -21,8 +21,8 @@ from dataclasses import replace
 
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.desk import Desk
-from solvers.planner.sizings import Sizings
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.sizings import Sizings
 from solvers.problem import Policy, Problem
 from solvers.sizing import most_requests_per_s, replica_capacity
 from solvers.verify import verify

@@ -17,8 +17,8 @@ from dataclasses import replace
 
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.cuts import open_book
-from solvers.planner.splitting import split
+from solvers.planner.splits.cuts import open_book
+from solvers.planner.splits.splitting import split
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify

@@ -19,7 +19,7 @@ import numpy as np
 
 from solvers.capping.model import CapModel
 from solvers.plan import Plan
-from solvers.planner.desk import Desk
+from solvers.planner.placing.desk import Desk
 from solvers.planner.search import Search
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity

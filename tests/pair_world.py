@@ -8,7 +8,7 @@ from dataclasses import replace
 from solvers.engine import Role
 from solvers.fleet import Node
 from solvers.pairing import Pairing
-from solvers.planner.links import TERABYTE, Links
+from solvers.planner.bays.links import TERABYTE, Links
 from solvers.problem import KvLink, Problem
 from tests import synthetic
 

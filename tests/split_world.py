@@ -10,8 +10,8 @@ import numpy as np
 
 from solvers.engine import EngineProfile, Role
 from solvers.fleet import PowerDomain
-from solvers.planner.cuts import open_book, stops_usd_per_hour
-from solvers.planner.splitting import Cuts, dropped, split
+from solvers.planner.splits.cuts import open_book, stops_usd_per_hour
+from solvers.planner.splits.splitting import Cuts, dropped, split
 from solvers.problem import Policy, Problem
 from solvers.sizes import ranges_between
 from solvers.sizing import Capacity, Unfit

@@ -13,9 +13,9 @@ import pytest
 from solvers.engine import EngineConfig, EngineProfile, ProfileKey, ProfileSource, Role
 from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain
 from solvers.planner import desk_for, make_plan
-from solvers.planner.crew import WIDE_GPUS, Crew
-from solvers.planner.penalties import Penalties
-from solvers.planner.tally import SAME_SHORTAGE
+from solvers.planner.pools.crew import WIDE_GPUS, Crew
+from solvers.planner.pools.penalties import Penalties
+from solvers.planner.pools.tally import SAME_SHORTAGE
 from solvers.problem import Policy, Problem
 from solvers.sizing import Capacity, Unfit
 from solvers.verify import verify

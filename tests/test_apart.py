@@ -18,8 +18,9 @@ from controller.clusters import on_cluster
 from solvers import planner
 from solvers.apart import Child, WorkLost, apart
 from solvers.errors import SolveFailed
-from solvers.planner import crew, make_plan
-from solvers.planner.crew import Crew
+from solvers.planner import make_plan
+from solvers.planner.pools import crew
+from solvers.planner.pools.crew import Crew
 from solvers.problem import Problem
 from solvers.programme import Programme, Solution, Word, solve
 from solvers.verify import verify

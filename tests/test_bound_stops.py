@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from solvers.planner import make_plan
-from solvers.planner.crew import WIDE_GPUS
-from solvers.planner.least_value import least_value
-from solvers.planner.stocks import choose_kept
+from solvers.planner.pools.crew import WIDE_GPUS
+from solvers.planner.wide.least_value import least_value
+from solvers.planner.wide.stocks import choose_kept
 from solvers.problem import Policy
 from solvers.sizing import replica_capacity
 from solvers.verify import verify

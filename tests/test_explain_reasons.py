@@ -13,7 +13,7 @@ from solvers.explain.predict import Predictor
 from solvers.explain.reasons import KeptBy
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.desk import Desk
+from solvers.planner.placing.desk import Desk
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify

@@ -11,7 +11,7 @@ from solvers.engine.roofline import cap_curves
 from solvers.explain import Explanation, explain
 from solvers.explain.pricing import explain_priced
 from solvers.planner import make_plan
-from solvers.planner.desk import Desk
+from solvers.planner.placing.desk import Desk
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify

@@ -10,9 +10,9 @@ from solvers.engine import Role
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.cells import build_cells
-from solvers.planner.fairness import fair_ratios
-from solvers.planner.relax import state
+from solvers.planner.model.relax import state
+from solvers.planner.placing.fairness import fair_ratios
+from solvers.planner.pools.cells import build_cells
 from solvers.problem import Policy, Problem, Quota
 from solvers.verify import verify
 from solvers.workload import ServedModel

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from solvers.engine import Role
-from solvers.planner import least_value as tables
-from solvers.planner.curve import Curve
-from solvers.planner.least_value import least_value
-from solvers.planner.penalties import EXCESS_WEIGHT
-from solvers.planner.stocks import ANY_PENALTY, MOST_EVERY, PARTS, Stocks
+from solvers.planner.pools.penalties import EXCESS_WEIGHT
+from solvers.planner.wide import least_value as tables
+from solvers.planner.wide.curve import Curve
+from solvers.planner.wide.least_value import least_value
+from solvers.planner.wide.stocks import ANY_PENALTY, MOST_EVERY, PARTS, Stocks
 
 EVERY = 8  # sizes told apart
 MOST = 4  # replicas of each of few pools

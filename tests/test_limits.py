@@ -15,12 +15,13 @@ import pytest
 
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
-from solvers.planner import limits
-from solvers.planner.bound import dual_bound
-from solvers.planner.cells import Cells, build_cells
-from solvers.planner.columns import make_variables
-from solvers.planner.options import Sizer, find_options
-from solvers.planner.relax import Arrays, solve_linear, solve_whole, state
+from solvers.planner.model import limits
+from solvers.planner.model.columns import make_variables
+from solvers.planner.model.relax import Arrays, solve_linear, solve_whole, state
+from solvers.planner.pools.cells import Cells, build_cells
+from solvers.planner.pools.options import find_options
+from solvers.planner.pools.sizer import Sizer
+from solvers.planner.proof.bound import dual_bound
 from solvers.problem import KvLink, Problem, Quota
 from solvers.workload import Pin
 from tests import fleets

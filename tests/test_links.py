@@ -14,7 +14,7 @@ from solvers.fleet import Node, PoolKey
 from solvers.pairing import Domain
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.links import Route
+from solvers.planner.bays.links import Route
 from solvers.problem import KvLink, Problem
 from solvers.sizing import Unfit
 from solvers.tick import Ticker

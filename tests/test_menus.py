@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from solvers.engine import Role
-from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.compose import Composer
-from solvers.planner.desk import Desk
-from solvers.planner.menus import Menu, Way, build_menus
-from solvers.planner.relax import Arrays, solve_linear, solve_whole, state
+from solvers.planner.menus.compose import Composer
+from solvers.planner.menus.menus import Menu, Way, build_menus
+from solvers.planner.model.relax import Arrays, solve_linear, solve_whole, state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.problem import Problem
 from tests import fleets
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from solvers.planner.min_plus import slide
+from solvers.planner.menus.min_plus import slide
 
 
 def test_the_least_of_a_stretch_is_that_of_its_values() -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import ANYWHERE, Node, PoolKey
-from solvers.planner.cells import build_cells
-from solvers.planner.grouping import group_bays
-from solvers.planner.nodes import Room
-from solvers.planner.options import Sizer, find_options
-from solvers.planner.pack_nodes import Packing, pack
-from solvers.planner.places import place
+from solvers.planner.bays.grouping import group_bays
+from solvers.planner.bays.nodes import Room
+from solvers.planner.placing.pack_nodes import Packing, pack
+from solvers.planner.placing.places import place
+from solvers.planner.pools.cells import build_cells
+from solvers.planner.pools.options import find_options
+from solvers.planner.pools.sizer import Sizer
 from solvers.power import reserved_watts
 from solvers.problem import Problem
 from tests import fleets

@@ -13,12 +13,12 @@ import pytest
 from solvers.certificate import Certificate
 from solvers.engine import EngineProfile, Role
 from solvers.planner import desk_for, make_plan
-from solvers.planner.cells import Cells, build_cells
-from solvers.planner.options import Sizer
-from solvers.planner.places import Placed, place
-from solvers.planner.stock_taking import build_stocks
-from solvers.planner.stocks import Stocks
-from solvers.planner.wide_sides import Sides
+from solvers.planner.placing.places import Placed, place
+from solvers.planner.pools.cells import Cells, build_cells
+from solvers.planner.pools.sizer import Sizer
+from solvers.planner.wide.sides import Sides
+from solvers.planner.wide.stock_taking import build_stocks
+from solvers.planner.wide.stocks import Stocks
 from solvers.sizing import Capacity
 from solvers.verify import verify
 from solvers.verify.beside import Each, Place, most_per_s, places_of

@@ -17,8 +17,8 @@ from solvers.fleet import PoolKey
 from solvers.pairing import Domain, Pairing, Pairs
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.min_plus import divided, shared_out
-from solvers.planner.relax import state
+from solvers.planner.menus.min_plus import divided, shared_out
+from solvers.planner.model.relax import state
 from solvers.problem import Policy, Problem
 from solvers.sizing import Unfit, replica_capacity
 from solvers.tick import Ticker

@@ -14,7 +14,8 @@ from solvers.engine import EngineConfig, Role
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.fleet import ANYWHERE, Node, PoolKey, PowerDomain
 from solvers.plan import Plan, SolveStatus
-from solvers.planner import make_plan, relax, search
+from solvers.planner import make_plan, search
+from solvers.planner.model import relax
 from solvers.problem import Policy, Problem
 from solvers.sizing import Capacity, replica_capacity
 from solvers.verify import verify

@@ -16,13 +16,13 @@ from solvers.engine.roofline import cap_curves
 from solvers.fleet import GpuClass, PoolKey
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.caps import one_level
-from solvers.planner.cells import build_cells
-from solvers.planner.crew import WIDE_GPUS, Crew
-from solvers.planner.desk import Desk
-from solvers.planner.options import find_options
-from solvers.planner.penalties import Penalties
-from solvers.planner.relax import state
+from solvers.planner.model.relax import state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.caps import one_level
+from solvers.planner.pools.cells import build_cells
+from solvers.planner.pools.crew import WIDE_GPUS, Crew
+from solvers.planner.pools.options import find_options
+from solvers.planner.pools.penalties import Penalties
 from solvers.problem import Problem
 from solvers.sizing import Capacity, Unfit, replica_capacity
 from solvers.tick import Ticker

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.desk import Desk
+from solvers.planner.placing.desk import Desk
 from solvers.problem import Policy, Problem
 from tests import fleets
 from tests.test_planner import problems, with_demand

@@ -15,7 +15,7 @@ from solvers.explain.market import Market
 from solvers.explain.predict import Predictor, predict
 from solvers.explain.pricing import explain_priced, shadow_prices
 from solvers.planner import make_plan
-from solvers.planner.desk import Desk
+from solvers.planner.placing.desk import Desk
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from tests import bench_explain, fleets, split_world

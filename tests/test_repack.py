@@ -13,13 +13,13 @@ from solvers.engine import EngineConfig, Role
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey, PowerDomain
 from solvers.planner import desk_for
-from solvers.planner.cells import Cells, build_cells
-from solvers.planner.desk import Desk
-from solvers.planner.grouping import limited_bays
-from solvers.planner.nodes import Room
-from solvers.planner.places import Placed, cell_counts, place
-from solvers.planner.relax import state
-from solvers.planner.repack import Seats, Unit, is_movable, repacked, seats_chosen, unusable, value_of
+from solvers.planner.bays.grouping import limited_bays
+from solvers.planner.bays.nodes import Room
+from solvers.planner.model.relax import state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.places import Placed, cell_counts, place
+from solvers.planner.placing.repack import Seats, Unit, is_movable, repacked, seats_chosen, unusable, value_of
+from solvers.planner.pools.cells import Cells, build_cells
 from solvers.problem import Policy, Problem
 from solvers.programme import Programme, Solution, solve
 from tests import synthetic

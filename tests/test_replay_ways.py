@@ -18,7 +18,7 @@ from solvers.fleet import PoolKey
 from solvers.pairing import Domain
 from solvers.plan import Placement, Plan, PoolPlan
 from solvers.planner import make_plan
-from solvers.planner.links import Route
+from solvers.planner.bays.links import Route
 from solvers.policies import make_policy
 from solvers.policies.fixed import Fixed
 from solvers.problem import KvLink, Problem

@@ -161,7 +161,7 @@ def test_racks_alike_may_share_their_patterns(seed: int, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("seed", range(60))
 def test_sizes_that_divide_are_placed_exactly_when_whole_groups_suffice(seed: int) -> None:
-    """The group test of planner/nodes.py, degraded nodes included, decides alone when only GPUs are asked for."""
+    """The group test of planner/bays/nodes.py, degraded nodes included, decides alone when only GPUs are asked for."""
     rng = np.random.default_rng(seed)
     nodes = [
         NodeRoom(name=f"n{n}", rack="r", gpu_class="g", gpus=int(rng.choice([8, 8, 7, 6, 5, 3])))

@@ -15,10 +15,10 @@ from solvers.errors import InvalidInput
 from solvers.fleet import Node, PoolKey
 from solvers.plan import Placement, Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.nodes import Room
-from solvers.planner.pack_nodes import pack
-from solvers.planner.relax import state
-from solvers.planner.shelves import Shelf, Spot, arrange
+from solvers.planner.bays.nodes import Room
+from solvers.planner.bays.shelves import Shelf, Spot, arrange
+from solvers.planner.model.relax import state
+from solvers.planner.placing.pack_nodes import pack
 from solvers.problem import Problem
 from solvers.verify import verify, verify_places
 from solvers.workload import PlacementMode

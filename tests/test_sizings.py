@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from solvers.planner import make_plan
-from solvers.planner.sizings import Sizings
+from solvers.planner.pools.sizings import Sizings
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from tests import synthetic

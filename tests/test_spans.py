@@ -21,9 +21,9 @@ from solvers.fleet import GpuClass, Node, PoolKey, PowerDomain, Replica, Replica
 from solvers.ledger import reserved_now_watts
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.nodes import Room
-from solvers.planner.pack_nodes import pack
-from solvers.planner.relax import state
+from solvers.planner.bays.nodes import Room
+from solvers.planner.model.relax import state
+from solvers.planner.placing.pack_nodes import pack
 from solvers.problem import Problem
 from solvers.rollout.room import Room as RolloutRoom
 from solvers.simulate import Fleet

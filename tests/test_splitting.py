@@ -13,8 +13,8 @@ from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.cuts import cuts_at, open_book, starts_of
-from solvers.planner.splitting import cuts_of, joined, split, split_plan
+from solvers.planner.splits.cuts import cuts_at, open_book, starts_of
+from solvers.planner.splits.splitting import cuts_of, joined, split, split_plan
 from solvers.problem import Policy, Problem, Quota
 from solvers.sizes import SizeRange, ranges_between, tiles
 from solvers.sizing import replica_capacity

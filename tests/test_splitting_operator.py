@@ -21,7 +21,7 @@ from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.parted import with_estimates
+from solvers.planner.splits.parted import with_estimates
 from tests import split_world
 from tests.observed import deployment, fault_texts, observe, pod, served
 from tests.resource_cases import minimal

@@ -12,7 +12,7 @@ from solvers.engine import Role
 from solvers.errors import InvalidInput
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.relax import solve_linear, state
+from solvers.planner.model.relax import solve_linear, state
 from solvers.problem import Problem
 from solvers.verify import verify
 from solvers.workload import PlacementMode, ServedModel

@@ -14,7 +14,7 @@ from solvers.certificate import LINK_IN, LINK_OUT, RESOURCES, RESOURCES_WHOLE, P
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.crew import WIDE_GPUS
+from solvers.planner.pools.crew import WIDE_GPUS
 from solvers.problem import KvLink, Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify.bound import BoundCheck, recomputed, verify_bound

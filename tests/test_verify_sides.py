@@ -12,7 +12,7 @@ from solvers.engine import EngineConfig, Role
 from solvers.fleet import Node
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.crew import WIDE_GPUS
+from solvers.planner.pools.crew import WIDE_GPUS
 from solvers.problem import Problem
 from solvers.verify.bound import recomputed
 from solvers.verify.goods import room_of_goods

@@ -9,11 +9,11 @@ import pytest
 
 from solvers.plan import Plan
 from solvers.planner import make_plan
-from solvers.planner.cells import build_cells
-from solvers.planner.certify import certificate, known_duals
-from solvers.planner.compose import shared_rows
-from solvers.planner.desk import Desk
-from solvers.planner.relax import state
+from solvers.planner.menus.compose import shared_rows
+from solvers.planner.model.relax import state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.cells import build_cells
+from solvers.planner.proof.certify import certificate, known_duals
 from solvers.planner.search import Search
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity

@@ -12,14 +12,14 @@ import pytest
 from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.crew import Crew
-from solvers.planner.curve import Curve
-from solvers.planner.desk import Desk
-from solvers.planner.least_value import least_value
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.crew import Crew
 from solvers.planner.search import Search
-from solvers.planner.stock_taking import build_stocks
-from solvers.planner.stocks import Pick, Stocks, choose_kept
-from solvers.planner.wide_ways import WayMaker
+from solvers.planner.wide.curve import Curve
+from solvers.planner.wide.least_value import least_value
+from solvers.planner.wide.stock_taking import build_stocks
+from solvers.planner.wide.stocks import Pick, Stocks, choose_kept
+from solvers.planner.wide.ways import WayMaker
 from solvers.problem import Policy, Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify

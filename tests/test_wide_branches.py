@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from solvers.planner import desk_for, make_plan
-from solvers.planner.least_value import least_value
-from solvers.planner.wide import Wide
-from solvers.planner.wide_branches import bound_of_branches, branched
-from solvers.planner.wide_views import views_at
+from solvers.planner.wide.branches import bound_of_branches, branched
+from solvers.planner.wide.least_value import least_value
+from solvers.planner.wide.views import views_at
+from solvers.planner.wide.wide import Wide
 from tests import fleets
 from tests.feed_world import at_one_feed
 from tests.wide_world import priced, short_fleet

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from solvers.planner import make_plan
-from solvers.planner.crew import Crew
-from solvers.planner.cuts import open_book
-from solvers.planner.parted import MOST_PRICED
+from solvers.planner.pools.crew import Crew
+from solvers.planner.splits.cuts import open_book
+from solvers.planner.splits.parted import MOST_PRICED
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solvers.planner import desk_for, make_plan, wide_choice, wide_dive
-from solvers.planner.wide import Wide
-from solvers.planner.wide_dive import dived
+from solvers.planner import desk_for, make_plan
+from solvers.planner.wide import choice as wide_choice
+from solvers.planner.wide import dive as wide_dive
+from solvers.planner.wide.dive import dived
+from solvers.planner.wide.wide import Wide
 from solvers.verify import verify
 from tests.wide_world import priced, short_fleet
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from solvers.engine import Role
-from solvers.planner.cells import Floats
-from solvers.planner.curve import Curve
-from solvers.planner.penalties import EXCESS_WEIGHT
-from solvers.planner.stocks import Stocks
-from solvers.planner.wide_exact import Crossing, draws_of, least_whole
+from solvers.planner.pools.cells import Floats
+from solvers.planner.pools.penalties import EXCESS_WEIGHT
+from solvers.planner.wide.curve import Curve
+from solvers.planner.wide.exact import Crossing, draws_of, least_whole
+from solvers.planner.wide.stocks import Stocks
 from solvers.programme import solve
 
 GAP = 0.01

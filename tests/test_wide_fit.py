@@ -10,15 +10,15 @@ import pytest
 
 from solvers.fleet import PoolKey
 from solvers.planner import desk_for, make_plan
-from solvers.planner.cells import Floats
-from solvers.planner.desk import Desk
-from solvers.planner.options import step_at
-from solvers.planner.relax import state
+from solvers.planner.model.relax import state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.tiers import is_taken, lacking_above
+from solvers.planner.pools.cells import Floats
+from solvers.planner.pools.options import step_at
+from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
-from solvers.planner.tally import CLEAR_SHARE, Worth
-from solvers.planner.tiers import is_taken, lacking_above
-from solvers.planner.wide_fit import AT_ONCE_OF_FEW, OTHERS, Fitter, exact_steps
-from solvers.planner.wide_near import Near
+from solvers.planner.wide.fit import AT_ONCE_OF_FEW, OTHERS, Fitter, exact_steps
+from solvers.planner.wide.near import Near
 from solvers.verify import verify
 from tests.wide_world import priced, short_fleet
 

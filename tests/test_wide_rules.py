@@ -13,10 +13,10 @@ from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
 from solvers.planner.search import HELD_NOTE, Search
-from solvers.planner.stock_taking import build_stocks
-from solvers.planner.stocks import Pick
-from solvers.planner.wide_rules import is_spot
-from solvers.planner.wide_ways import WayMaker
+from solvers.planner.wide.rules import is_spot
+from solvers.planner.wide.stock_taking import build_stocks
+from solvers.planner.wide.stocks import Pick
+from solvers.planner.wide.ways import WayMaker
 from solvers.problem import KvLink, Problem
 from solvers.verify import verify
 from solvers.workload import Pin

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from solvers.planner.cells import build_cells
-from solvers.planner.compose import shared_rows
-from solvers.planner.desk import Desk
-from solvers.planner.relax import solve_linear, state
-from solvers.planner.wide import Wide
+from solvers.planner.menus.compose import shared_rows
+from solvers.planner.model.relax import solve_linear, state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.cells import build_cells
+from solvers.planner.wide.wide import Wide
 from solvers.problem import Policy, Problem
 from tests import synthetic
 

@@ -21,7 +21,7 @@ from solvers.baselines.deployments import deployments
 from solvers.baselines.stage import Stage
 from solvers.fleet import ANYWHERE, Node
 from solvers.plan import Plan
-from solvers.planner.options import PoolOption
+from solvers.planner.pools.options import PoolOption
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity
 from solvers.workload import ServedModel

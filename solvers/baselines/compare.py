@@ -8,8 +8,8 @@ from enum import StrEnum
 
 from solvers.plan import Plan
 from solvers.planner import desk_for
-from solvers.planner.caps import planned_counts
-from solvers.planner.tally import CLEAR_SHARE, Worth
+from solvers.planner.pools.caps import planned_counts
+from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity
 from solvers.verify import verify

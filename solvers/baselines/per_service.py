@@ -30,10 +30,10 @@ from solvers.engine import Role
 from solvers.fleet import PoolKey
 from solvers.pairing import Pairing
 from solvers.plan import Plan
-from solvers.planner.cells import CHAINS
-from solvers.planner.options import PoolOption
-from solvers.planner.penalties import FLOOR_WEIGHT
-from solvers.planner.relax import Arrays, solve_whole
+from solvers.planner.model.relax import Arrays, solve_whole
+from solvers.planner.pools.cells import CHAINS
+from solvers.planner.pools.options import PoolOption
+from solvers.planner.pools.penalties import FLOOR_WEIGHT
 from solvers.problem import Problem
 from solvers.sizing import Capacity, CapacityOf, replica_capacity
 from solvers.workload import ServedModel

@@ -11,15 +11,15 @@ from solvers.explain.ways import pool_usd_per_hour
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner.assemble import Prices, assemble
-from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
+from solvers.planner.bays.nodes import Room
 from solvers.planner.checks import check_problem
-from solvers.planner.desk import Desk
-from solvers.planner.floors import missing_of_pin, places_of
-from solvers.planner.nodes import Room
-from solvers.planner.options import PoolOption, find_options
-from solvers.planner.shortage import reasons_by_service
-from solvers.planner.spread import spread_evenly
-from solvers.planner.tally import ROUNDING, pairs_of
+from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.shortage import reasons_by_service
+from solvers.planner.pools.cells import PROMPT_ROLES, TOKEN_ROLES
+from solvers.planner.pools.floors import missing_of_pin, places_of
+from solvers.planner.pools.options import PoolOption, find_options
+from solvers.planner.pools.spread import spread_evenly
+from solvers.planner.pools.tally import ROUNDING, pairs_of
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf
 from solvers.verify import verify

@@ -16,7 +16,7 @@ from solvers.baselines.deployments import Deployment, deployments
 from solvers.baselines.stage import Stage
 from solvers.engine import EngineConfig
 from solvers.plan import Plan
-from solvers.planner.grouping import domain_rooms
+from solvers.planner.bays.grouping import domain_rooms
 from solvers.power import extra_watts, nodes_by_domain
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity

@@ -13,7 +13,7 @@ import numpy as np
 from solvers.errors import InvalidInput
 from solvers.evaluate.load import Load
 from solvers.plan import Plan
-from solvers.planner.splitting import Cuts, cuts_of, part_name, split, split_plan
+from solvers.planner.splits.splitting import Cuts, cuts_of, part_name, split, split_plan
 from solvers.problem import Problem
 from solvers.simulate import Workload
 from solvers.sizes import SizeRange

@@ -2,7 +2,7 @@
 
 Only services for which it matters have ways: those whose prefill and decode replicas may be of several KV groups, or at
 several locations while keys and values stay at one, or on several sides of a link. Their requests go over the ways in
-the proportions of ``planner.links.Route``, worked out anew whenever other replicas are Ready: at the rate that the plan
+the proportions of ``links.Route``, worked out anew whenever other replicas are Ready: at the rate that the plan
 serves, or what was last seen to be asked if that is more, and for each replica what the plan says of its pool (what the
 sizing says of a pool that it does not have).
 """
@@ -15,7 +15,7 @@ from solvers.engine import ProfileKey, Role
 from solvers.fleet import PoolKey
 from solvers.pairing import Domain, Pairing
 from solvers.plan import Plan
-from solvers.planner.links import Links, Route
+from solvers.planner.bays.links import Links, Route
 from solvers.problem import Problem
 from solvers.simulate import Fleet
 from solvers.sizing import Capacity, replica_capacity

@@ -40,9 +40,9 @@ from solvers.explain.ways import (
 )
 from solvers.fleet import PoolKey
 from solvers.plan import Binding, LinkPlan, Plan, Relief, ServicePlan
-from solvers.planner.cells import build_cells
-from solvers.planner.desk import Desk
-from solvers.planner.splitting import opened
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.cells import build_cells
+from solvers.planner.splits.splitting import opened
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity
 

@@ -10,7 +10,7 @@ from solvers.explain import Case, Explanation
 from solvers.explain.parts import names_of, renamed
 from solvers.explain.words import range_words, switch_words
 from solvers.plan import Plan, ServiceWhy
-from solvers.planner.splitting import opened, whole_name
+from solvers.planner.splits.splitting import opened, whole_name
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity
 

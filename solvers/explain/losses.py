@@ -9,7 +9,7 @@ from solvers.explain.changes import Change, RemoveGpus, RemoveService, RemoveWat
 from solvers.explain.predict import Predictor
 from solvers.explain.shadow import Loss
 from solvers.fleet import ANYWHERE
-from solvers.planner.splitting import whole_name
+from solvers.planner.splits.splitting import whole_name
 from solvers.power import charged_domains
 
 MOST_PLACES = 3

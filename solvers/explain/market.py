@@ -1,6 +1,6 @@
 """A problem with prices on what its services share: bounds from below, plans from above, and no integer search.
 
-Small fleets are priced by whole ways of running each service (``planner.compose``), larger ones by the linear
+Small fleets are priced by whole ways of running each service (``planner.menus.compose``), larger ones by the linear
 relaxation. Both give a value that no plan undercuts and prices at which the shared limits would be kept by themselves.
 """
 
@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solvers.errors import SolveFailed
-from solvers.planner.bound import dual_bound
-from solvers.planner.caps import one_level
-from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.compose import Composer, shared_rows
-from solvers.planner.desk import Desk
-from solvers.planner.options import Options, find_options
-from solvers.planner.places import place
-from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
-from solvers.planner.tally import Worth, best_of
+from solvers.planner.menus.compose import Composer, shared_rows
+from solvers.planner.model.relax import Arrays, Solution, solve_linear, solve_whole, state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.places import place
+from solvers.planner.pools.caps import one_level
+from solvers.planner.pools.cells import Cells, Floats, build_cells
+from solvers.planner.pools.options import Options, find_options
+from solvers.planner.pools.tally import Worth, best_of
+from solvers.planner.proof.bound import dual_bound
 
 SPLIT_CELLS = 1500  # beyond so many cells bays are not told apart by what runs there
 MOST_NODES = 200  # of the search for one way for each service

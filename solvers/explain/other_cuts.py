@@ -1,7 +1,7 @@
 """A plan and its problem of plain services, weighed as the decision weighed them, and the bound over other splits.
 
 Where services may be split by size, deciding anew may split them otherwise: what bounds plans with the split in force
-bounds too little. Every range of prompts is priced again (``planner.cuts``), and the least of any split counts.
+bounds too little. Every range of prompts is priced again (``planner.splits.cuts``), and the least of any split counts.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from solvers.plan import Plan
-from solvers.planner.cuts import Book, open_book, stops_usd_per_hour
-from solvers.planner.splitting import Cuts, cuts_of, dropped, split, split_plan
+from solvers.planner.splits.cuts import Book, open_book, stops_usd_per_hour
+from solvers.planner.splits.splitting import Cuts, cuts_of, dropped, split, split_plan
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf
 

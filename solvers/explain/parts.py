@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from solvers.explain.reasons import DemandRange
 from solvers.plan import Plan
-from solvers.planner.splitting import cuts_of, part_name, spoken
+from solvers.planner.splits.splitting import cuts_of, part_name, spoken
 
 if TYPE_CHECKING:
     from solvers.explain import Explanation

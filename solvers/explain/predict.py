@@ -17,10 +17,10 @@ from solvers.explain.other_cuts import Opened
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner import desk_for
-from solvers.planner.caps import planned_counts
-from solvers.planner.desk import Desk
-from solvers.planner.options import Options
-from solvers.planner.splitting import whole_name
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.caps import planned_counts
+from solvers.planner.pools.options import Options
+from solvers.planner.splits.splitting import whole_name
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity
 

@@ -22,9 +22,9 @@ from solvers.explain.shadow import ShadowPrice
 from solvers.explain.ways import with_fleet_cost
 from solvers.plan import Plan
 from solvers.planner.assemble import PRICE_FLOOR, UNITS, unit_of
-from solvers.planner.cells import Floats
-from solvers.planner.limits import WHOLE
-from solvers.planner.limits_resources import row_units
+from solvers.planner.model.limits import WHOLE
+from solvers.planner.model.limits_resources import row_units
+from solvers.planner.pools.cells import Floats
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity
 

@@ -9,11 +9,11 @@ from enum import StrEnum
 from solvers.explain.ways import Ranked
 from solvers.fleet import PoolKey
 from solvers.plan import Plan, PoolPlan, ServicePlan
-from solvers.planner.caps import at_cap, levels_watts, limited_classes, planned_counts, planned_levels
-from solvers.planner.desk import Desk
-from solvers.planner.floors import Places, missing_replicas, places_of
-from solvers.planner.spread import survivable_per_s
-from solvers.planner.tally import ROUNDING, carried_by_role, pairs_of, rates_by_place
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.caps import at_cap, levels_watts, limited_classes, planned_counts, planned_levels
+from solvers.planner.pools.floors import Places, missing_replicas, places_of
+from solvers.planner.pools.spread import survivable_per_s
+from solvers.planner.pools.tally import ROUNDING, carried_by_role, pairs_of, rates_by_place
 from solvers.power import pool_extra_watts
 from solvers.workload import ServedModel
 

@@ -9,11 +9,11 @@ from solvers.explain.reasons import carries_per_s
 from solvers.explain.ways import blocks_of, pool_usd_per_hour
 from solvers.fleet import PoolKey
 from solvers.plan import Plan, PoolPlan, ServicePlan
-from solvers.planner.caps import planned_counts, planned_levels
-from solvers.planner.desk import Desk
-from solvers.planner.floors import Places, places_of
-from solvers.planner.options import PoolOption
-from solvers.planner.tally import ROUNDING
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.caps import planned_counts, planned_levels
+from solvers.planner.pools.floors import Places, places_of
+from solvers.planner.pools.options import PoolOption
+from solvers.planner.pools.tally import ROUNDING
 from solvers.workload import ServedModel
 
 

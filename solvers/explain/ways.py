@@ -11,12 +11,12 @@ from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.pairing import Pairing
 from solvers.plan import Plan, PoolPlan, ServicePlan
-from solvers.planner.caps import planned_counts, planned_levels
-from solvers.planner.cells import Cells
-from solvers.planner.desk import Desk
-from solvers.planner.nodes import Room
-from solvers.planner.options import PoolOption
-from solvers.planner.quotas import quota_rows
+from solvers.planner.bays.nodes import Room
+from solvers.planner.bays.quotas import quota_rows
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.caps import planned_counts, planned_levels
+from solvers.planner.pools.cells import Cells
+from solvers.planner.pools.options import PoolOption
 from solvers.power import pool_extra_watts
 from solvers.sizing import Capacity
 

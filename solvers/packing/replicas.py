@@ -1,7 +1,7 @@
 """Replicas that ask for more than GPUs onto nodes: CPU, memory, network ports, watts and spread per rack, KV locality.
 
 Best fit by decreasing size comes first. Where all sizes in GPUs divide one another and nothing else binds, it places
-everything that can be placed (see ``planner/nodes.py``). When something is left over, node patterns decide
+everything that can be placed (see ``planner/bays/nodes.py``). When something is left over, node patterns decide
 (``node_patterns.py``).
 """
 

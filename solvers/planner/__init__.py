@@ -8,19 +8,19 @@ from itertools import chain
 
 from solvers.errors import SolveFailed
 from solvers.plan import Plan
-from solvers.planner.caps import at_options, at_plan, planned_counts
+from solvers.planner.bays.nodes import Counts
 from solvers.planner.checks import check_problem
-from solvers.planner.crew import WIDE_GPUS, Crew
-from solvers.planner.desk import Desk
-from solvers.planner.fairness import MOST_CELLS
 from solvers.planner.heap import rare_collections
-from solvers.planner.nodes import Counts
 from solvers.planner.overload import is_far_beyond, said_in_full, within_reach
-from solvers.planner.parted import concerns, plan_parts
+from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.fairness import MOST_CELLS
+from solvers.planner.pools.caps import at_options, at_plan, planned_counts
+from solvers.planner.pools.crew import WIDE_GPUS, Crew
+from solvers.planner.pools.sizings import Sizings
+from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.relief import find_relief
 from solvers.planner.search import SOLVER_FAULTS, Search
-from solvers.planner.sizings import Sizings
-from solvers.planner.tally import Worth, best_of
+from solvers.planner.splits.parted import concerns, plan_parts
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity
 from solvers.verify import verify

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from solvers.fleet import PoolKey
 from solvers.plan import Binding, DomainPlan, LinkPlan, Placement, Plan, PoolPlan, ServicePlan, SolveReport, SolveStatus
-from solvers.planner.caps import by_pool
-from solvers.planner.cells import Cells, Floats
-from solvers.planner.limits_resources import resource_unit, row_units
-from solvers.planner.nodes import Counts
-from solvers.planner.relax import Arrays
-from solvers.planner.tally import PoolWorth, Worth
+from solvers.planner.bays.nodes import Counts
+from solvers.planner.model.limits_resources import resource_unit, row_units
+from solvers.planner.model.relax import Arrays
+from solvers.planner.pools.caps import by_pool
+from solvers.planner.pools.cells import Cells, Floats
+from solvers.planner.pools.tally import PoolWorth, Worth
 from solvers.problem import Problem, feeds_of
 from solvers.spans import node_sizes, nodes_taken
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from solvers.capping.cells import build_cap_cells, pool_cells
-from solvers.planner.caps import at_cap, by_pool
-from solvers.planner.desk import Desk
-from solvers.planner.nodes import Counts
-from solvers.planner.tally import Worth
+from solvers.planner.bays.nodes import Counts
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.caps import at_cap, by_pool
+from solvers.planner.pools.tally import Worth
 
 WATTS = 1e-3  # a budget is kept by this much
 GIVEN = 1e-4  # of its demand: what a service may lose to rounding, before caps are rounded up

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from solvers.plan import Plan, ServicePlan, SolveStatus
-from solvers.planner.cells import PROMPT_ROLES, TOKEN_ROLES
-from solvers.planner.desk import Desk
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.cells import PROMPT_ROLES, TOKEN_ROLES
 from solvers.problem import Problem
 
 FAR_BEYOND = 10.0

@@ -24,13 +24,13 @@ from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.highs import pass_model, quiet_highs
 from solvers.plan import Relief
-from solvers.planner.cells import Cells, build_cells
-from solvers.planner.desk import Desk
-from solvers.planner.grouping import find_bays
-from solvers.planner.options import Options, find_options
-from solvers.planner.relax import Arrays, Solution, solve_linear, solve_whole, state
+from solvers.planner.bays.grouping import find_bays
+from solvers.planner.bays.shelves import requests_by_role
+from solvers.planner.model.relax import Arrays, Solution, solve_linear, solve_whole, state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.pools.cells import Cells, build_cells
+from solvers.planner.pools.options import Options, find_options
 from solvers.planner.relief_ways import Way, ways_out
-from solvers.planner.shelves import requests_by_role
 from solvers.problem import Problem
 from solvers.spans import node_sizes
 

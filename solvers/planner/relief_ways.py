@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from solvers.planner.cells import Cells
-from solvers.planner.limits_pairs import WAYS
-from solvers.planner.limits_resources import resource_unit, roomiest
-from solvers.planner.relax import Arrays
-from solvers.planner.shelves import requests_by_role
+from solvers.planner.bays.shelves import requests_by_role
+from solvers.planner.model.limits_pairs import WAYS
+from solvers.planner.model.limits_resources import resource_unit, roomiest
+from solvers.planner.model.relax import Arrays
+from solvers.planner.pools.cells import Cells
 
 KILO, GIGA = 1e3, 1e9
 KILOWATT_USD_PER_HOUR = 0.25  # 180 USD for a kW and month: what colocation asks for power and cooling to go with it

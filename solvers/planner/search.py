@@ -12,29 +12,29 @@ from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner.assemble import Prices, assemble, read_prices
-from solvers.planner.bound import dual_bound
-from solvers.planner.caps import one_level
-from solvers.planner.cells import Cells, Floats, build_cells
-from solvers.planner.certify import Evidence, best_certificate, certificate, held_tiers, in_branches, known_duals
-from solvers.planner.compose import Composer, Enough, shared_rows
-from solvers.planner.desk import Desk
+from solvers.planner.bays.nodes import Counts
 from solvers.planner.fine import fine_counts
-from solvers.planner.floors import pinned_most
-from solvers.planner.menus import Least
-from solvers.planner.nodes import Counts
-from solvers.planner.options import find_options
-from solvers.planner.pack_nodes import pack
-from solvers.planner.places import Placed, cell_counts, narrowed, place, start_columns, with_totals
-from solvers.planner.recap import recapped
-from solvers.planner.relax import Arrays, Solution, duals_of, solve_linear, solve_whole, state
-from solvers.planner.repack import repacked
-from solvers.planner.rounding import fill
-from solvers.planner.shortage import reasons_by_service
-from solvers.planner.tally import Worth, best_of
-from solvers.planner.tiers import hold_higher_tiers, lacking_values
-from solvers.planner.wide import Wide
-from solvers.planner.wide_branches import bound_of_branches, branch_prices
-from solvers.planner.wide_choice import Chooser
+from solvers.planner.menus.compose import Composer, Enough, shared_rows
+from solvers.planner.menus.menus import Least
+from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear, solve_whole, state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.pack_nodes import pack
+from solvers.planner.placing.places import Placed, cell_counts, narrowed, place, start_columns, with_totals
+from solvers.planner.placing.recap import recapped
+from solvers.planner.placing.repack import repacked
+from solvers.planner.placing.rounding import fill
+from solvers.planner.placing.shortage import reasons_by_service
+from solvers.planner.placing.tiers import hold_higher_tiers, lacking_values
+from solvers.planner.pools.caps import one_level
+from solvers.planner.pools.cells import Cells, Floats, build_cells
+from solvers.planner.pools.floors import pinned_most
+from solvers.planner.pools.options import find_options
+from solvers.planner.pools.tally import Worth, best_of
+from solvers.planner.proof.bound import dual_bound
+from solvers.planner.proof.certify import Evidence, best_certificate, certificate, held_tiers, in_branches, known_duals
+from solvers.planner.wide.branches import bound_of_branches, branch_prices
+from solvers.planner.wide.choice import Chooser
+from solvers.planner.wide.wide import Wide
 from solvers.verify import verify
 
 MOST_ROUNDS = 4

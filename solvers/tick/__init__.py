@@ -18,8 +18,8 @@ from solvers.errors import InvalidInput
 from solvers.fleet import PoolKey
 from solvers.pairing import Pairing
 from solvers.plan import Plan
-from solvers.planner.links import Links
-from solvers.planner.splitting import as_whole
+from solvers.planner.bays.links import Links
+from solvers.planner.splits.splitting import as_whole
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity
 from solvers.tick.links import over_links

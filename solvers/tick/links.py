@@ -6,7 +6,7 @@ import numpy as np
 
 from solvers.capping.cells import CapCells, Floats
 from solvers.fleet import PoolKey
-from solvers.planner.links import Links
+from solvers.planner.bays.links import Links
 
 
 def over_links(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solvers.plan import Plan
-from solvers.planner.splitting import Cuts, cuts_of, split, split_plan, whole_name
+from solvers.planner.splits.splitting import Cuts, cuts_of, split, split_plan, whole_name
 from solvers.problem import Problem
 
 

@@ -1,0 +1,247 @@
+"""Places for prefill and decode replicas whose keys and values may not leave a location: both by the bundle.
+
+The model counts pairs by class of locations, but they form inside each single one. Spread one by one, prefill and
+decode would hardly anywhere come in proportion. So each location in turn gets so many of both as carry about the same,
+as much as it has room for, and replicas that nothing pairs with are put off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from solvers.engine import Role
+from solvers.fleet import PoolKey
+from solvers.planner.bays.grouping import Bay
+from solvers.planner.bays.nodes import Room
+from solvers.planner.pools.cells import Cells, Floats
+from solvers.planner.pools.options import PoolOption
+from solvers.planner.pools.sizer import Sizer
+from solvers.spans import groups_taken
+
+MOST_AT_ONCE = 64  # replicas of a pool taken in at once; a large location takes bundle after bundle
+UNPAIRED = 20.0, 2.0, 0.2  # times its price, what capacity counts for that nothing at its location pairs with, in turn
+
+RateOf = Callable[[PoolOption, int], float]
+"""Requests per second of one replica, in a pool of so many."""
+
+
+def rates_by(sizer: Sizer | None) -> RateOf:
+    """Exact rates; those of the largest pools without a sizer."""
+    if sizer is None:
+        return lambda option, _: option.steps[-1].capacity_requests_per_s
+    return lambda option, size: sizer.carried(option.pool, option.profile, size) / size if size else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """Replicas of one cell: what each carries, and USD per hour for a request per second."""
+
+    cell: int
+    option: PoolOption
+    rate_per_s: float
+
+    @property
+    def usd_per_request(self) -> float:
+        return self.option.price_usd_per_hour / self.rate_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bundle:
+    """So many replicas of two cells for one location."""
+
+    worth_usd: float
+    prefill: int
+    decode: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Part:
+    """A service's replicas of one KV group in one class of locations.
+
+    ``carried`` says what prefill and decode there carry by location, ``spare`` how many times the other's capacity each
+    role may have for nothing to be wasted, ``unpaired`` what more counts for.
+    """
+
+    room: Room
+    prefill: Sequence[_Kind]
+    decode: Sequence[_Kind]
+    bays: Mapping[tuple[int, str], Bay]
+    wanted: dict[int, int]
+    carried: dict[str, tuple[float, float]]
+    spare: tuple[float, float]
+    unpaired: float = 0.0
+    known: dict[tuple[str, int, int], _Bundle | None] = field(default_factory=dict)
+
+    def fill(self) -> dict[tuple[PoolKey, str], int]:
+        """Take bundles in, the best first; what finds no place together stays wanted."""
+        added: dict[tuple[PoolKey, str], int] = {}
+        sites = sorted({at for _, at in self.bays})
+        for self.unpaired in UNPAIRED:
+            self.known = {}
+            self._filled(sites, added)
+        return added
+
+    def _filled(self, sites: Sequence[str], added: dict[tuple[PoolKey, str], int]) -> None:
+        while best := self._best(sites):
+            site, prefill, decode, bundle = best
+            taken = [
+                self._take(kind, site, count, added)
+                for kind, count in ((prefill, bundle.prefill), (decode, bundle.decode))
+            ]
+            mine = self.carried.get(site, (0.0, 0.0))
+            self.carried[site] = mine[0] + taken[0] * prefill.rate_per_s, mine[1] + taken[1] * decode.rate_per_s
+            is_over = not any(taken)  # what the room says of each does not hold of both
+            self.known = {key: None if is_over else known for key, known in self.known.items() if key[0] != site}
+            if is_over:
+                self.known |= {(site, p.cell, d.cell): None for p in self.prefill for d in self.decode}
+
+    def _take(self, kind: _Kind, site: str, count: int, added: dict[tuple[PoolKey, str], int]) -> int:
+        bay = self.bays.get((kind.cell, site))
+        taken = self.room.take(kind.option.pool, site, count, bay) if bay is not None else 0
+        if taken:
+            key = kind.option.pool, site
+            added[key] = added.get(key, 0) + taken
+            self.wanted[kind.cell] -= taken
+        return taken
+
+    def _best(self, sites: Sequence[str]) -> tuple[str, _Kind, _Kind, _Bundle] | None:
+        best: tuple[str, _Kind, _Kind, _Bundle] | None = None
+        for site in sites:
+            for p in self.prefill:
+                for d in self.decode:
+                    if (bundle := self._known(site, p, d)) and (best is None or bundle.worth_usd > best[3].worth_usd):
+                        best = site, p, d, bundle
+        return best
+
+    def _known(self, site: str, prefill: _Kind, decode: _Kind) -> _Bundle | None:
+        """The best bundle for the location, worked out anew only where more would be taken than is left."""
+        key = site, prefill.cell, decode.cell
+        known = self.known.get(key)
+        is_old = known is not None and (
+            known.prefill > self.wanted[prefill.cell] or known.decode > self.wanted[decode.cell]
+        )
+        if key not in self.known or is_old:
+            self.known[key] = self._bundle(site, prefill, decode)
+        return self.known[key]
+
+    def _bundle(self, site: str, prefill: _Kind, decode: _Kind) -> _Bundle | None:
+        """So many of both as carry most there for least that nothing pairs with."""
+        most = [self._most(kind, site) for kind in (prefill, decode)]
+        if not any(most):
+            return None
+        some, others = (np.arange(count + 1, dtype=np.float64) for count in most)
+        counts = some[:, None], others[None, :]
+        before = self.carried.get(site, (0.0, 0.0))
+        after = before[0] + counts[0] * prefill.rate_per_s, before[1] + counts[1] * decode.rate_per_s
+        usd = prefill.usd_per_request, decode.usd_per_request
+        worth = self._worth(after[0], after[1], usd) - self._worth(np.array(before[0]), np.array(before[1]), usd)
+        worth = np.where(self._fits(site, prefill, decode, *counts), worth, -np.inf)
+        at = np.unravel_index(int(np.argmax(worth)), worth.shape)
+        if not worth[at] > 0.0:
+            return None
+        return _Bundle(worth_usd=float(worth[at]), prefill=int(at[0]), decode=int(at[1]))
+
+    def _worth(self, prefill: Floats, decode: Floats, usd: tuple[float, float]) -> Floats:
+        over = np.maximum(0.0, prefill - self.spare[0] * decode), np.maximum(0.0, decode - self.spare[1] * prefill)
+        worth: Floats = sum(usd) * np.minimum(prefill, decode) - self.unpaired * (usd[0] * over[0] + usd[1] * over[1])
+        return worth
+
+    def _most(self, kind: _Kind, site: str) -> int:
+        bay = self.bays.get((kind.cell, site))
+        if bay is None:
+            return 0
+        return min(self.wanted[kind.cell], self.room.room(kind.option.pool, site, bay), MOST_AT_ONCE)
+
+    def _fits(self, site: str, prefill: _Kind, decode: _Kind, some: Floats, others: Floats) -> Floats:
+        """Tell which counts of both there is room for: whole groups of GPUs, and watts."""
+        fits = np.ones((some.shape[0], others.shape[1]), dtype=bool)
+        one, other = (self.bays.get((kind.cell, site)) for kind in (prefill, decode))
+        if one is None or other is None:
+            return fits
+        pools = prefill.option.pool, decode.option.pool
+        watts = min(self.room.watts_left(pool, site) for pool in pools)
+        fits &= some * self.room.extra_watts(pools[0]) + others * self.room.extra_watts(pools[1]) <= watts + 1e-3
+        if one.key == other.key:
+            size = min(pool.config.gpus for pool in pools)
+            taken = [groups_taken(pool.config.gpus, size, one.node_gpus) for pool in pools]
+            fits &= some * taken[0] + others * taken[1] <= self.room.spare_groups(one, size)
+        return fits
+
+
+def pair_up(
+    cells: Cells,
+    replicas: Floats,
+    wanted: dict[int, int],
+    room: Room,
+    counts: dict[tuple[PoolKey, str], int],
+    rate_of: RateOf,
+) -> None:
+    """Place what can be of prefill and decode that may not be apart; takes it off ``wanted``, by cell.
+
+    Parameters
+    ----------
+    replicas : (C,) float
+        Of all cells, placed or not: sizes of pools.
+    counts : mapping of (pool, location) to int
+        What is placed already; added to.
+    """
+    sizes = np.bincount(cells.cell_pool, weights=np.round(replicas), minlength=len(cells.pools)).astype(np.float64)
+    parts: dict[tuple[int, int, str], list[int]] = {}
+    for cell in wanted:
+        option, service = cells.pools[cells.cell_pool[cell]], int(cells.pool_service[cells.cell_pool[cell]])
+        if option.pool.role is not Role.MIXED and option.pool.service in cells.pairing.local and not option.is_anywhere:
+            key = service, int(cells.grouping.group_site[cells.cell_group[cell]]), cells.pairing.group(option.pool)
+            parts.setdefault(key, []).append(cell)
+    gpus = {key: sum(wanted[c] * cells.pools[cells.cell_pool[c]].gpus for c in mine) for key, mine in parts.items()}
+    for key in sorted(parts, key=lambda key: (-gpus[key], key)):
+        part = _part(cells, parts[key], sizes, wanted, room, counts, rate_of)
+        for row, taken in part.fill().items() if part is not None else ():
+            counts[row] = counts.get(row, 0) + taken
+
+
+def _part(
+    cells: Cells,
+    mine: Sequence[int],
+    sizes: Floats,
+    wanted: dict[int, int],
+    room: Room,
+    counts: Mapping[tuple[PoolKey, str], int],
+    rate_of: RateOf,
+) -> _Part | None:
+    kinds: dict[Role, list[_Kind]] = {Role.PREFILL: [], Role.DECODE: []}
+    for cell in mine:
+        option = cells.pools[cells.cell_pool[cell]]
+        rate = rate_of(option, int(sizes[cells.cell_pool[cell]]))
+        if rate > 0.0:
+            kinds[option.pool.role].append(_Kind(cell=cell, option=option, rate_per_s=rate))
+    total = [sum(wanted[kind.cell] * kind.rate_per_s for kind in of) for of in kinds.values()]
+    bays = {(c, bay.location): bay for c in mine for bay in cells.grouping.groups[int(cells.cell_group[c])].bays}
+    if not all(total) or len({at for _, at in bays}) == 1:
+        return None
+    return _Part(
+        room=room,
+        prefill=kinds[Role.PREFILL],
+        decode=kinds[Role.DECODE],
+        bays=bays,
+        wanted=wanted,
+        carried=_carried(cells, cells.pools[cells.cell_pool[mine[0]]].pool, sizes, counts, rate_of),
+        spare=(max(1.0, total[0] / total[1]), max(1.0, total[1] / total[0])),
+    )
+
+
+def _carried(
+    cells: Cells, like: PoolKey, sizes: Floats, counts: Mapping[tuple[PoolKey, str], int], rate_of: RateOf
+) -> dict[str, tuple[float, float]]:
+    """What prefill and decode of the service and KV group carry where they are placed already."""
+    options = {option.pool: (option, int(sizes[p])) for p, option in enumerate(cells.pools)}
+    group, found = cells.pairing.group(like), dict[str, tuple[float, float]]()
+    for (pool, at), count in counts.items():
+        if pool.service == like.service and pool.role is not Role.MIXED and cells.pairing.group(pool) == group:
+            prefill, decode = found.get(at, (0.0, 0.0))
+            rate = count * rate_of(*options[pool])
+            is_prefill = pool.role is Role.PREFILL
+            found[at] = (prefill + rate, decode) if is_prefill else (prefill, decode + rate)
+    return found

@@ -1,0 +1,1 @@
+"""Services whose router splits by size: where to cut them."""

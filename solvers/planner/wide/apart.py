@@ -1,0 +1,56 @@
+"""Where least values hide something in a large fleet: loads cut finer, and all sizes of large pools told apart.
+
+Loads are rounded, and sizes beyond a few dozen lie on a line. Either hides up to a replica: nothing where money is all
+that counts, much where something is short and every replica is worth a lot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from solvers.planner.pools.cells import Floats
+from solvers.planner.wide.curve_book import CurveBook
+from solvers.planner.wide.rows import priced_ways
+from solvers.planner.wide.stocks import Pick, Stocks
+
+FINER = 4  # times that loads are cut finer
+LEAST_FINEST, MOST_FINEST, FINEST_WORK = 64_000, 128_000, 1_600_000  # parts at most: of a service, and of all
+
+
+def closer_stocks(
+    stocks: Sequence[Stocks],
+    picks: Sequence[Pick | None],
+    *,
+    book: CurveBook,
+    asked: Floats,
+    weights: Floats,
+    most_hidden: float,
+) -> dict[int, Stocks]:
+    """Look closer at the services whose least value lies clearly below the way that is made of it.
+
+    Parameters
+    ----------
+    picks : sequence of Pick or None
+        By service, what the least value is made of at the prices; services with None are left as they are.
+    book : CurveBook
+        Learns the largest size of the pools that are told apart from now on.
+    asked, weights : (C,) float, (S,) float
+        What a replica of each cell pays for what services share, and what penalties are multiplied by.
+    most_hidden : float
+        USD per hour that a least value may hide.
+    """
+    finer: dict[int, Stocks] = {}
+    finest = max(LEAST_FINEST, min(MOST_FINEST, FINEST_WORK // len(stocks)))
+    for s, (mine, pick) in enumerate(zip(stocks, picks, strict=False)):
+        way = None if pick is None else book.maker.way(s, pick, asked)
+        if pick is None or way is None:
+            continue
+        if float(priced_ways([way], asked, weights)[0]) - pick.value_usd_per_hour <= most_hidden:
+            continue
+        beyond = {p for p, size in pick.sizes.items() if size > mine.told(p) and p in book.curves[s]}
+        for pool in sorted(beyond):
+            book.learn(s, pool, int(mine.most[pool]))
+        if beyond or mine.parts < finest:
+            finer[s] = replace(mine, apart=mine.apart | beyond, parts=min(finest, FINER * mine.parts))
+    return finer

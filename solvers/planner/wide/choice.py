@@ -1,0 +1,146 @@
+"""From ways to a plan in a large fleet: choose, place, hold the tiers in order, then look near it for a better one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.places import cell_counts, place
+from solvers.planner.placing.tiers import is_clearly_better, is_taken
+from solvers.planner.pools.cells import Cells, Floats
+from solvers.planner.pools.tally import Worth, best_of
+from solvers.planner.wide.branches import branched
+from solvers.planner.wide.dive import dived
+from solvers.planner.wide.fit import Fitter, Seated, Settled
+from solvers.planner.wide.wide import Wide
+
+MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
+MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
+MOST_FITTED = 20  # services of a fleet with sides that is fitted though nothing is short; of more it takes minutes
+MOST_CHOSEN = 20  # services whose ways are chosen all at once where something is short
+LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chooser:
+    """What a choice of ways is judged by; ``gap`` is the relative gap asked of it.
+
+    ``raise_bound`` is told a plan whose bound, once the tiers are held as it holds them, may be the best so far.
+    """
+
+    desk: Desk
+    cells: Cells
+    wide: Wide
+    gap: float
+    placed: Callable[[Floats], Worth]
+    seated: Seated
+    is_proved: Callable[[Worth], bool]
+    raise_bound: Callable[[Worth], None]
+    settled: Settled
+
+    def run(self, best: Worth) -> Worth:
+        """Return the best plan found, no worse than the one at hand."""
+        if not (self.wide.is_short and self._has_many):
+            best = self._chosen(best)
+        if self._lacks(best) and not self.is_proved(best):
+            best = self._in_order(best)
+        if self._lacks(best) and not self.is_proved(best):
+            best = self._branched(best)
+        if self.is_proved(best):
+            return best
+        if self._lacks(best):
+            return self._fitted(best)
+        best = self._improved(best)
+        is_slow = len(self.cells.services) > MOST_FITTED
+        if self.is_proved(best) or not self.wide.search.rounds or is_slow:
+            return best
+        return self._fitter().run(best, self.is_proved)  # ways seldom fit together where few share a place
+
+    def _lacks(self, worth: Worth) -> bool:
+        """Tell whether something is short: not a little of the last tier, which would cost more to serve."""
+        *above, last = (lacks for _, lacks in sorted(worth.lacking_usd_by_tier.items()))
+        return bool(worth.short) and (any(above) or last > self.gap * abs(worth.objective_usd_per_hour))
+
+    def _chosen(self, best: Worth) -> Worth:
+        """Take ways and place them; while some replica finds no place, choose again with less room where it should go.
+
+        Groups of bays have room in sum that no single bay may have.
+        """
+        lost = None
+        for _ in range(MOST_CHOICES):
+            replicas = self.wide.choose(best, lost)
+            best = self._better(best, found := self.placed(replicas))
+            lost = np.maximum(0.0, replicas - cell_counts(self.cells, self.seated(self.cells, replicas).counts))
+            is_filled = found.short and self.wide.is_short  # from what is left; others are short of a place
+            if self.is_proved(found) or is_filled or not lost.any():
+                break
+        return best
+
+    def _better(self, best: Worth, found: Worth) -> Worth:
+        """The better of two plans, what tiers are held at kept once they are."""
+        held = self.wide.held_usd_per_hour
+        return (found if is_taken(found, best, held) else best) if len(held) else best_of([best, found])
+
+    def _in_order(self, found: Worth) -> Worth:
+        """Choose again among the plans that leave no tier but the last more short, which the bound is then of."""
+        if self.desk.is_large:
+            found = best_of([found, self.desk.repaired({})])
+        self.wide.hold(found)
+        value = found.objective_usd_per_hour
+        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value))
+        again = self._dived(found) if self._has_many else self._chosen(found)
+        if any(is_clearly_better(again, found, rank) for rank in sorted(found.lacking_usd_by_tier)[:-1]):
+            self.wide.hold(again)
+        found = again
+        self.raise_bound(found)
+        return found
+
+    @property
+    def _has_many(self) -> bool:
+        return len(self.cells.services) > MOST_CHOSEN
+
+    def _dived(self, best: Worth) -> Worth:
+        """Decide services one after another and plan the last few beside these; if no better, choose at once."""
+        dive = dived(self.wide)
+        if dive is not None:
+            decided = self.desk.worth(place(self.cells, dive.replicas).counts)
+            found = self._fitter().fitted(decided, dive.open)[0]
+            if found is not None and self._better(best, found) is found:
+                return found
+        return self._chosen(best)
+
+    def _branched(self, found: Worth) -> Worth:
+        """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""
+        value = found.objective_usd_per_hour
+        self.wide.branches = branched(self.wide, value, lambda bound: value - bound <= self.gap * abs(value))
+        self.raise_bound(found)
+        if self.wide.branches and not (self.is_proved(found) or self._has_many):
+            least = min(self.wide.branches, key=lambda branch: branch.best)
+            found = self._better(found, self.placed(least.choose(found)))
+            self.raise_bound(found)
+        return found
+
+    def _fitted(self, found: Worth) -> Worth:
+        """Plan a few services at a time anew, beside what the others hold."""
+        found = self._fitter().run(found, self.is_proved)
+        self.raise_bound(found)
+        return found
+
+    def _fitter(self) -> Fitter:
+        return Fitter(
+            desk=self.desk, wide=self.wide, gap=self.gap, settled=self.settled, seated=self.seated, placed=self.placed
+        )
+
+    def _improved(self, found: Worth) -> Worth:
+        """Choose among ways near the plan's own until that brings little."""
+        for _ in range(max(1, min(MOST_IMPROVED, WORK_IMPROVED // len(self.cells.services)))):
+            again = self.placed(self.wide.improve(found))
+            if not again.is_better_than(found):
+                break
+            before, found = found.objective_usd_per_hour, again
+            if self.is_proved(found) or before - found.objective_usd_per_hour < LEAST_IMPROVED * self.gap * before:
+                break
+        return found

@@ -1,0 +1,101 @@
+"""Ways of a large short fleet decided one after another, prices and ways found anew in between.
+
+Where something is short the relaxed choice splits what no whole ways serve together, and ways found at its prices
+seldom fit into what others leave. So services whose way is all but clear are decided first, and for the others ways are
+looked for at the prices of what is left (a dive in branch and price, Sadykov et al. 2019). The last few are left open:
+so few are planned together cell by cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solvers.errors import SolveFailed
+from solvers.planner.model.relax import Solution
+from solvers.planner.pools.cells import Floats
+from solvers.planner.wide.wide import SPLIT, Wide
+
+MOST_OPEN = 6  # services that are left open
+EVERY = 2  # services decided between two pricings
+PARTS = 8000  # of the demand; no bound comes of these prices
+MOST_REFUSED = 12  # ways taken back, because they left the others no way or only dear ones
+RISE = 1.0  # of the gap asked, what a way that is decided may add to the relaxed choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dived:
+    """Replicas by cell of the services that were decided, (C,), and those that are still open."""
+
+    replicas: Floats
+    open: tuple[int, ...]
+
+
+def dived(wide: Wide) -> Dived | None:
+    """Decide all services but a few; None where what tiers are held at cannot be kept so."""
+    part = replace(
+        wide, kept=[*wide.kept], wanted=[*wide.wanted], branches=[], search=replace(wide.search, is_on=False)
+    )
+    coarse = [replace(stocks, parts=min(stocks.parts, PARTS)) for stocks in wide.stocks]
+    decided: dict[int, int] = {}
+    refused: set[int] = set()
+    pricings, value, is_new = 0, np.inf, False
+    while True:
+        among = _among(wide, decided, refused)
+        relaxed = _relaxed(part, among)
+        is_dear = relaxed is None or relaxed.value > value + RISE * wide.gap * abs(value)
+        if (is_new and is_dear and len(refused) < MOST_REFUSED) or relaxed is None:
+            if not decided or len(refused) >= MOST_REFUSED:
+                return None
+            refused.add(decided.popitem()[1])
+            is_new = False
+            continue
+        value, is_new = relaxed.value, False
+        split = _split(wide, among, relaxed, decided)
+        if len(split) <= MOST_OPEN:
+            return _written(wide, among, relaxed, split)
+        if pricings <= len(decided) // EVERY:
+            pricings += 1
+            known = len(wide.table.ways)
+            part.stocks = [replace(mine, demand_per_s=0.0) if s in decided else mine for s, mine in enumerate(coarse)]
+            part.priced(part.choice_prices(relaxed))
+            if len(wide.table.ways) > known:
+                continue
+        service = max(split, key=lambda s: (split[s][0], -s))
+        decided[service], is_new = split[service][1], True
+
+
+def _relaxed(part: Wide, among: list[int]) -> Solution | None:
+    """The relaxed choice; None where these ways cannot keep the limits together."""
+    try:
+        return part.relaxed(among)
+    except SolveFailed:
+        return None
+
+
+def _among(wide: Wide, decided: Mapping[int, int], refused: Collection[int]) -> list[int]:
+    """Ways that may be chosen still: of decided services those that were."""
+    services = wide.table.service.tolist()
+    return [w for w, s in enumerate(services) if w not in refused and decided.get(s, w) == w]
+
+
+def _split(wide: Wide, among: list[int], relaxed: Solution, decided: Mapping[int, int]) -> dict[int, tuple[float, int]]:
+    """The largest share of any way, and that way, of each service that is split."""
+    found: dict[int, tuple[float, int]] = {}
+    shares, services = relaxed.x, wide.table.service[among]
+    for at in np.flatnonzero((shares > SPLIT) & (shares < 1.0 - SPLIT)).tolist():
+        service = int(services[at])
+        if service not in decided:
+            found[service] = max(found.get(service, (0.0, -1)), (float(shares[at]), among[at]))
+    return found
+
+
+def _written(wide: Wide, among: list[int], relaxed: Solution, split: Collection[int]) -> Dived:
+    replicas, services = np.zeros(len(wide.cells.cell_pool)), wide.table.service
+    for way in (way for way, share in zip(among, relaxed.x, strict=True) if share > 0.5):
+        if int(services[way]) not in split:
+            for cell, count in wide.table.ways[way].replicas:
+                replicas[cell] += count
+    return Dived(replicas=replicas, open=tuple(sorted(split)))

@@ -1,0 +1,311 @@
+"""The least value of a service with whole replicas and pairs by side, as a small integer model at prices.
+
+``stocks.py`` lets replicas of one price stand on any side, so a service may prefill on one side of a link and decode on
+another at the mean of what both ways would pay. Here every side has its own flow. Sizes of pools are left out instead:
+a replica carries what one of the largest pool does and draws what is drawn at the best size. Both values are bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from solvers.engine import Role
+from solvers.planner.model.relax import Arrays, Run, solve_whole
+from solvers.planner.pools.cells import Floats, Ints
+from solvers.planner.pools.penalties import EXCESS_WEIGHT
+from solvers.planner.wide.curve import Curve
+from solvers.planner.wide.stocks import PAIR_ROLES, Stocks
+
+MOST_NODES = 1000
+LOST = 0.02  # of a replica's rate, what a pool of one has to carry less for sizes to be told apart
+EXACT_GAP = 0.1  # of the gap asked, what a search may leave open
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Crossing:
+    """Sides of a service's cells, and what a request pays to leave and to enter each, by KV group.
+
+    Attributes
+    ----------
+    side : (C,) int
+        Of each cell, from 0.
+    usd : mapping of KV group to ((K + 1,) float, (K + 1,) float)
+        USD per hour for a request per second.
+    """
+
+    side: Ints
+    usd: Mapping[str, tuple[Floats, Floats]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """A bound on what the service costs at the prices, and what comes near it: replicas of each cell, (C,)."""
+
+    bound_usd_per_hour: float
+    replicas: Floats
+    served_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """What replicas cost and draw at least, and carry at most, by the size of their pool, which may come in parts.
+
+    Attributes
+    ----------
+    whole : tuple of int
+        The whole pool of each of the stocks' pools, (P,).
+    lines : mapping of whole pool to ((USD per hour at size 0, USD per hour and replica), …)
+        A pool costs and draws no less than any of its lines says; the first begins at nothing.
+    carries : mapping of the stocks' pool to (requests/s at size 0, requests/s and replica)
+        A pool of one or more replicas carries no more than its line says; of pools in one part only.
+    """
+
+    whole: tuple[int, ...]
+    lines: Mapping[int, tuple[tuple[float, float], ...]]
+    carries: Mapping[int, tuple[float, float]]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Model:
+    """Columns and rows in the making; rows are entries by column, and their ends."""
+
+    cost: list[float] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+    rows: list[Mapping[int, float]] = field(default_factory=list)
+    ends: list[tuple[float, float]] = field(default_factory=list)
+
+    def column(self, cost: float = 0.0, upper: float = np.inf) -> int:
+        """A new column, at least 0; returns where it is."""
+        self.cost.append(cost)
+        self.upper.append(upper)
+        return len(self.cost) - 1
+
+    def row(self, entries: Mapping[int, float], least: float, most: float) -> None:
+        self.rows.append(entries)
+        self.ends.append((least, most))
+
+    def arrays(self, whole: int) -> Arrays:
+        """The model with its first columns whole."""
+        entries = [(at, column, value) for at, row in enumerate(self.rows) for column, value in row.items()]
+        at, columns, values = (list(part) for part in zip(*entries, strict=True))
+        return Arrays(
+            cost=np.array(self.cost),
+            matrix=sp.csc_array((values, (at, columns)), shape=(len(self.rows), len(self.cost))),
+            row_lower=np.array([least for least, _ in self.ends]),
+            row_upper=np.array([most for _, most in self.ends]),
+            lower=np.zeros(len(self.cost)),
+            upper=np.array(self.upper),
+            whole=np.arange(len(self.cost)) < whole,
+            columns={},
+            rows=(),
+        )
+
+
+def least_whole(
+    stocks: Stocks,
+    draws: Draws,
+    asked: Floats,
+    crossing: Crossing | None,
+    *,
+    weight: float,
+    gap: float,
+    time_limit_s: float,
+    run: Run,
+) -> Found:
+    """Bound the service at the prices, no replica divided and no pair anywhere but where it is.
+
+    Parameters
+    ----------
+    draws : Draws
+        What replicas cost and draw at least.
+    asked : (C,) float
+        What a replica of each cell pays for what services share, USD per hour.
+    crossing : Crossing, optional
+        Without it no pair crosses from one of the stocks' groups to another, and inside all may pair.
+    weight : float
+        Times its penalties, what the service pays for what it leaves undone.
+    gap : float
+        Relative gap asked of the whole decision.
+
+    Raises
+    ------
+    SolveFailed
+        When HiGHS gives no solution within its nodes.
+    """
+    arrays, cell, unserved = _stated(stocks, asked + stocks.terms_usd_per_hour, draws, crossing, weight)
+    solved = solve_whole(
+        arrays, relative_gap=EXACT_GAP * gap, time_limit_s=time_limit_s, node_limit=MOST_NODES, run=run, is_tiny=True
+    )
+    replicas = np.zeros(len(asked))
+    np.add.at(replicas, cell, np.round(solved.x[: len(cell)]))
+    return Found(
+        bound_usd_per_hour=solved.bound + stocks.stop_all_usd_per_hour,
+        replicas=replicas,
+        served_ratio=max(0.0, 1.0 - float(solved.x[unserved]) / stocks.demand_per_s),
+    )
+
+
+def draws_of(stocks: Stocks, curves: Mapping[int, Curve], whole: Sequence[int]) -> Draws:
+    """Lines below what pools cost and draw by size; idle where no curve is known."""
+    lines: dict[int, tuple[tuple[float, float], ...]] = {
+        pool: ((0.0, float(usd)),) for pool, usd in enumerate(stocks.run_usd_per_hour)
+    }
+    for pool, curve in curves.items():
+        told, most = min(stocks.told(pool), int(stocks.most[pool])), int(stocks.most[pool])
+        if told and curve.rate_per_s:
+            run = curve.sizes(told)[1]
+            beyond = [(most, most * run[told] / told)] if most > told else []
+            lines[pool] = tuple(_lines_below([*enumerate(run.tolist()), *beyond]))
+    parts, carries = {pool: part for part, pool in enumerate(whole)}, dict[int, tuple[float, float]]()
+    for pool, curve in curves.items():
+        if list(whole).count(pool) == 1 and (line := _line_above(stocks, pool, curve)) is not None:
+            carries[parts[pool]] = line
+    return Draws(whole=tuple(whole), lines=lines, carries=carries)
+
+
+def _line_above(stocks: Stocks, pool: int, curve: Curve) -> tuple[float, float] | None:
+    """The line through what one replica carries that no size passes; None where small pools carry nearly as much."""
+    told, most, rate = stocks.told(pool), int(stocks.most[pool]), float(stocks.rate_per_s[pool])
+    told = min(told, most)
+    if told < 1 or most < 2 or not curve.rate_per_s:
+        return None
+    carried = curve.sizes(told)[0].tolist()
+    points = [*enumerate(carried[1:], start=1), *((n, n * rate) for n in (told + 1, most) if n > told)]
+    slope = max((load - carried[1]) / (n - 1) for n, load in points[1:])
+    return (carried[1] - slope, slope) if carried[1] < (1.0 - LOST) * rate else None
+
+
+def _lines_below(points: Sequence[tuple[int, float]]) -> Iterator[tuple[float, float]]:
+    """(value at none, slope) of the lines of the lower convex hull of points, by size."""
+    hull: list[tuple[int, float]] = []
+    for n, usd in points:
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], (n, usd)):
+            hull.pop()
+        hull.append((n, usd))
+    for one, other in pairwise(hull):
+        yield one[1] - _slope(one, other) * one[0], _slope(one, other)
+
+
+def _slope(one: tuple[int, float], other: tuple[int, float]) -> float:
+    return (other[1] - one[1]) / (other[0] - one[0])
+
+
+def _stated(
+    stocks: Stocks, usd: Floats, draws: Draws, crossing: Crossing | None, weight: float
+) -> tuple[Arrays, Ints, int]:
+    """The model, the cell of each of its first columns, and where what is unserved stands, requests/s."""
+    model, pool = _Model(), np.repeat(np.arange(len(stocks.roles)), np.diff(stocks.first))
+    now = np.minimum(stocks.now, stocks.room)
+    stays = np.flatnonzero(now)
+    for at in range(len(usd)):
+        model.column(float(usd[at] + stocks.start_usd_per_hour[pool[at]]), float(stocks.room[at] - now[at]))
+    for at in stays.tolist():
+        model.column(float(usd[at] - stocks.stop_usd_per_hour[pool[at]]), float(now[at]))
+    cell = np.concatenate([np.arange(len(usd)), stays])
+    _limit_pools(stocks, model, pool[cell])
+    used = {p: model.column(upper=1.0) for p in sorted(draws.carries)}
+    whole = len(model.cost)
+    lacks = weight * stocks.unserved_usd_per_hour / stocks.demand_per_s
+    unserved, beyond = model.column(lacks), model.column(EXCESS_WEIGHT * lacks)
+    model.row({unserved: 1.0, beyond: -1.0}, -np.inf, stocks.fair_ratio * stocks.demand_per_s)
+    _draw(model, draws, pool[cell])
+    are_mixed = np.array([stocks.roles[p] is Role.MIXED for p in pool[cell]], dtype=bool)
+    mixed = _flow(stocks, model, are_mixed, pool[cell])
+    _limit_small(stocks, model, draws, used, np.flatnonzero(are_mixed).tolist(), pool[cell], [mixed])
+    served = {role: {unserved: 1.0, mixed: 1.0} for role in PAIR_ROLES}
+    for group in stocks.pair_groups:
+        are = {role: np.array([stocks.is_of(int(p), role, group) for p in pool])[cell] for role in PAIR_ROLES}
+        side = np.zeros(len(cell), dtype=np.int64) if crossing is None else crossing.side[cell]
+        flows = _pair(stocks, model, are, pool[cell], side, crossing.usd[group] if crossing else None)
+        for role in PAIR_ROLES:
+            served[role] |= dict.fromkeys(flows[role], 1.0)
+            mine = np.flatnonzero(are[role]).tolist()
+            _limit_small(stocks, model, draws, used, mine, pool[cell], flows[role])
+    for role in PAIR_ROLES:
+        model.row(served[role], stocks.demand_per_s, stocks.demand_per_s)
+    return model.arrays(whole), cell, unserved
+
+
+def _limit_pools(stocks: Stocks, model: _Model, pool: Ints) -> None:
+    """No pool is larger than it may be."""
+    for p, most in enumerate(stocks.most.tolist()):
+        mine = np.flatnonzero(pool == p).tolist()
+        if sum(model.upper[column] for column in mine) > most:
+            model.row(dict.fromkeys(mine, 1.0), -np.inf, float(most))
+
+
+def _limit_small(
+    stocks: Stocks,
+    model: _Model,
+    draws: Draws,
+    used: Mapping[int, int],
+    mine: Sequence[int],
+    pool: Ints,
+    flows: Sequence[int],
+) -> None:
+    """Flows of a role are no more than what its pools carry, a small one less than a large one; ``used`` is 0 or 1."""
+    pools = {int(pool[column]) for column in mine}
+    if pools.isdisjoint(used):
+        return
+    row = dict.fromkeys(flows, 1.0)
+    for column in mine:
+        p = int(pool[column])
+        row[column] = -(draws.carries[p][1] if p in used else float(stocks.rate_per_s[p]))
+    for p in sorted(pools & used.keys()):
+        row[used[p]] = -draws.carries[p][0]
+        held = [column for column in mine if pool[column] == p]
+        model.row(dict.fromkeys(held, 1.0) | {used[p]: -float(stocks.most[p])}, -np.inf, 0.0)
+    model.row(row, -np.inf, 0.0)
+
+
+def _draw(model: _Model, draws: Draws, pool: Ints) -> None:
+    """What replicas cost and draw: by the size of their pool, the largest of its lines."""
+    whole = np.array(draws.whole, dtype=np.int64)[pool]
+    for p in sorted(set(whole.tolist())):
+        mine, lines = np.flatnonzero(whole == p).tolist(), draws.lines[p]
+        first = lines[0][1]
+        for column in mine:
+            model.cost[column] += first
+        if len(lines) > 1:
+            more = model.column(1.0)
+            for none, slope in lines[1:]:
+                model.row(dict.fromkeys(mine, slope - first) | {more: -1.0}, -np.inf, -none)
+
+
+def _flow(stocks: Stocks, model: _Model, are_mine: NDArray[np.bool_], pool: Ints) -> int:
+    """A column for what some of the replica columns carry, requests/s."""
+    flow = model.column()
+    rates = {column: -float(stocks.rate_per_s[pool[column]]) for column in np.flatnonzero(are_mine).tolist()}
+    model.row({flow: 1.0} | rates, -np.inf, 0.0)
+    return flow
+
+
+def _pair(
+    stocks: Stocks,
+    model: _Model,
+    are: Mapping[Role, NDArray[np.bool_]],
+    pool: Ints,
+    side: Ints,
+    usd: tuple[Floats, Floats] | None,
+) -> dict[Role, list[int]]:
+    """Prefill and decode of a KV group carry the same on each side but for what crosses; returns their flows."""
+    crossed, all_flows = dict[int, float](), {role: list[int]() for role in PAIR_ROLES}
+    for at in sorted(set(side[are[Role.PREFILL] | are[Role.DECODE]].tolist())):
+        flows = [_flow(stocks, model, are[role] & (side == at), pool) for role in PAIR_ROLES]
+        balance = dict(zip(flows, (1.0, -1.0), strict=True))
+        for role, flow in zip(PAIR_ROLES, flows, strict=True):
+            all_flows[role].append(flow)
+        if usd is not None:
+            out, into = (model.column(float(paid[at])) for paid in usd)
+            balance |= {out: -1.0, into: 1.0}
+            crossed |= {out: 1.0, into: -1.0}
+        model.row(balance, 0.0, 0.0)
+    if crossed:
+        model.row(crossed, 0.0, 0.0)
+    return all_flows

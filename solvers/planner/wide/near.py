@@ -1,0 +1,104 @@
+"""Near a plan of a large fleet: which services could change much at little loss, what ways near its own make of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.planner.model.relax import solve_whole
+from solvers.planner.placing.places import cell_counts
+from solvers.planner.pools.cells import Floats, Ints
+from solvers.planner.pools.tally import Worth
+from solvers.planner.wide.rows import ways_near
+from solvers.planner.wide.wide import Wide
+
+FEW = 20  # services of a fleet, up to which more is chosen among, for longer
+NEAR_OF_FEW, AMONG_FEW, NODES_OF_FEW = 60, 300, 100  # ways near a plan's of each service, those chosen among, nodes
+MOST_NEAR, MOST_AMONG, LEAST_NEAR, MOST_NODES = 2000, 1000, 12, 20  # of all services together, of each, and nodes
+AMPLE = 8.0  # times the seconds of other solves, long before which nodes are to end one
+NEAR_GAP = 0.2  # of the gap asked, what the choice may leave open
+IN_REACH = 0.1  # of what is open in all, what a way may cost more for a service to take it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near:
+    """A plan among the ways known: where its own stand, what each way costs above the best at the prices.
+
+    Attributes
+    ----------
+    held : (S,) int
+        Index of the plan's own way of each service.
+    over_usd_per_hour : (W,) float
+        Priced value of each way above the least of its service.
+    open_usd_per_hour : float
+        What the plan costs above the bound.
+    """
+
+    wide: Wide
+    replicas: Floats
+    held: Ints
+    over_usd_per_hour: Floats
+    open_usd_per_hour: float
+
+    @classmethod
+    def of(cls, wide: Wide, worth: Worth) -> Near:
+        """Find the ways near the plan's own, the best of each service at the prices."""
+        replicas, table = cell_counts(wide.cells, worth.counts), wide.table
+        prices, above = wide.prices[: len(wide.room)], wide.prices[len(wide.room) :]
+        weights = np.append(1.0 + above, 1.0)[np.minimum(table.tiers, len(above))]
+        ways, most = list(wide.maker.of_counts(replicas)), _share(MOST_NEAR, NEAR_OF_FEW, len(wide.stocks))
+        table.take([*ways, *ways_near(wide.maker, replicas, wide.shared.T @ prices, weights, most)])
+        held = np.array([table.index(way) for way in ways], dtype=np.int64)
+        return cls(
+            wide=wide,
+            replicas=replicas,
+            held=held,
+            over_usd_per_hour=table.priced(prices, weights) - wide.values[table.service],
+            open_usd_per_hour=float((table.costs[0] + table.costs[1])[held].sum()) - wide.best,
+        )
+
+    def chosen(self) -> Floats:
+        """Take one way of each service so that they cost least, among the best at the prices; (C,) replicas."""
+        wide, among = self.wide, self._among()
+        room = np.maximum(wide.room - wide.unusable, np.minimum(wide.room, wide.shared @ self.replicas))
+        held = wide.held_usd_per_hour
+        chosen = solve_whole(
+            wide.table.choice(np.append(room, held), len(held), among, is_whole=True),
+            relative_gap=NEAR_GAP * wide.gap,
+            time_limit_s=AMPLE * wide.seconds,
+            node_limit=NODES_OF_FEW if len(self.held) <= FEW else MOST_NODES,
+            start=np.isin(among, self.held).astype(float),
+            run=wide.crew.whole,
+        )
+        total = np.zeros(len(self.replicas))
+        for index in (way for way, share in zip(among, chosen.x, strict=True) if share > 0.5):
+            for cell, count in wide.table.ways[index].replicas:
+                total[cell] += count
+        return total
+
+    def _among(self) -> list[int]:
+        """Ways that a better plan may have, the best of each service."""
+        service, over = self.wide.table.service, self.over_usd_per_hour
+        most, among = _share(MOST_AMONG, AMONG_FEW, len(self.held)), set(self.held.tolist())
+        for s in range(len(self.held)):
+            mine = np.flatnonzero((service == s) & (over <= self.open_usd_per_hour))
+            among |= set(mine[np.argsort(over[mine], kind="stable")][:most].tolist())
+        return sorted(among)
+
+    def swings_usd_per_hour(self) -> Floats:
+        """Room, in its price, that each service could take or leave by another way at little loss; (S,).
+
+        A service that could as well go without leaves nothing open either way, and decides over the room of others.
+        """
+        wide, service, over = self.wide, self.wide.table.service, self.over_usd_per_hour
+        room = wide.table.used.T @ wide.prices[: len(wide.room)]
+        near = over <= (over[self.held] + IN_REACH * self.open_usd_per_hour)[service]
+        found = np.zeros(len(self.held))
+        np.maximum.at(found, service[near], np.abs(room - room[self.held][service])[near])
+        return np.minimum(found, max(0.0, self.open_usd_per_hour))
+
+
+def _share(most: int, of_few: int, services: int) -> int:
+    """How many of something each service has."""
+    return of_few if services <= FEW else max(LEAST_NEAR, most // services)

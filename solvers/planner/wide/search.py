@@ -1,0 +1,94 @@
+"""Least values of services whose pairs depend on places, raised by search where prices alone leave much open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from solvers.errors import SolveFailed
+from solvers.planner.model.relax import Run
+from solvers.planner.pools.cells import Floats
+from solvers.planner.wide.curve_book import CurveBook
+from solvers.planner.wide.exact import Found, draws_of, least_whole
+from solvers.planner.wide.links import WideLinks
+from solvers.planner.wide.stocks import Stocks
+from solvers.planner.wide.way_table import WayTable
+from solvers.planner.wide.ways import WayMaker
+
+MOST_SEARCHES, MOST_ROUNDS = 200, 6  # of single services in one decision, and of all of them
+OPEN = 0.05  # of a service's part of the gap asked, what has to be open to search it
+
+
+@dataclass(slots=True, kw_only=True)
+class SideSearch:
+    """Searches services for which it matters on which side replicas are; ``left`` says how often it still may.
+
+    ``gap`` is the relative gap asked of the whole decision. ``added`` is what the last search added to least values,
+    ``in_best`` what searching has added to the best bound: USD per hour that leave no evidence.
+    """
+
+    maker: WayMaker
+    links: WideLinks
+    book: CurveBook
+    run: Run
+    gap: float
+    seconds: float
+    left: int = MOST_SEARCHES
+    is_on: bool = False
+    added: float = 0.0
+    in_best: float = 0.0
+
+    @property
+    def rounds(self) -> int:
+        """How often all such services may be searched; 0 where there are none."""
+        count = sum(cut is not None for cut in self.maker.sides)
+        return min(MOST_ROUNDS, max(1, MOST_SEARCHES // count)) if count else 0
+
+    def raised(
+        self, table: WayTable, stocks: Sequence[Stocks], values: Floats, prices: Floats, weights: Floats
+    ) -> Floats:
+        """Raise least values, (S,), where they lie below the best way known, and remember the ways that turn up.
+
+        Parameters
+        ----------
+        prices : (R,) float
+            Of the shared rows, links among them, USD per hour.
+        weights : (S,) float
+            Times its penalties, what each service pays for what it leaves undone.
+        """
+        asked, raised, known = table.shared.T @ prices, values.copy(), np.full(len(values), np.inf)
+        np.minimum.at(known, table.service, table.priced(prices, weights))
+        least = OPEN * self.gap * float(np.abs(values).sum()) / len(values)
+        for s in np.argsort(values - known, kind="stable").tolist():
+            if known[s] - values[s] <= least or self.left <= 0:
+                break
+            if self.maker.sides[s] is None or stocks[s].demand_per_s <= 0.0:
+                continue
+            self.left -= 1
+            try:
+                found = self._searched(stocks[s], asked[stocks[s].cells], prices[table.first_link :], weights[s])
+            except (SolveFailed, ArithmeticError):
+                continue  # what prices alone say of it stands
+            raised[s] = max(values[s], found.bound_usd_per_hour)
+            first = stocks[s].cells.start
+            amounts = {first + int(c): float(found.replicas[c]) for c in np.flatnonzero(found.replicas)}
+            table.add(self.maker.rounded(s, amounts, found.served_ratio, asked))
+        self.added = float((raised - values).sum())
+        return raised
+
+    def _searched(self, stocks: Stocks, asked: Floats, of_links: Floats, weight: float) -> Found:
+        cut, curves = self.maker.sides[stocks.service], self.book.curves[stocks.service]
+        least = partial(least_whole, weight=float(weight), gap=self.gap, time_limit_s=self.seconds, run=self.run)
+        if cut is None or not cut.is_local:
+            draws = draws_of(stocks, curves, range(len(stocks.roles)))
+            return least(stocks, draws, asked, self.links.crossing(stocks, of_links))
+        draws = draws_of(stocks, curves, [pool for pool, _ in cut.whole])
+        carries = {part: line for part, line in draws.carries.items() if cut.whole[part] not in cut.rates.paired_per_s}
+        draws = replace(draws, carries=carries)
+        found = least(cut.stocks, draws, asked[cut.order], None)
+        replicas = np.zeros(len(asked))
+        replicas[cut.order] = found.replicas
+        return replace(found, replicas=replicas)

@@ -1,0 +1,450 @@
+"""Large fleets: ways of every service at prices of what they share, and the choice of one way each.
+
+What ``compose.py`` does for small fleets with every size of every pool, this does with the pools that look cheap
+(``stocks.py``). The choice of ways is whole: what the relaxed choice splits is blended into ways of its own, and a
+small integer model takes one way for each service. What is left to do is to place it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import scipy.sparse as sp
+
+from solvers.errors import SolveFailed
+from solvers.fleet import PoolKey
+from solvers.planner.menus.compose import Enough, shared_rows
+from solvers.planner.model.relax import Arrays, Solution, solve_linear, solve_whole
+from solvers.planner.placing.places import cell_counts
+from solvers.planner.pools.cells import Cells, Floats
+from solvers.planner.pools.crew import Crew
+from solvers.planner.pools.sizer import Sizer
+from solvers.planner.pools.tally import Worth
+from solvers.planner.wide.apart import closer_stocks
+from solvers.planner.wide.curve_book import CurveBook
+from solvers.planner.wide.least_value import least_value
+from solvers.planner.wide.links import WideLinks
+from solvers.planner.wide.price_box import BoxStep, box_step
+from solvers.planner.wide.rows import (
+    as_they_fit,
+    best_ways,
+    priced_ways,
+    rounded_ways,
+    split_ways,
+    taken_in_turn,
+    tiers_of,
+    usd_per_unit,
+    ways_near,
+)
+from solvers.planner.wide.search import SideSearch
+from solvers.planner.wide.sides import Sides
+from solvers.planner.wide.stock_taking import build_stocks
+from solvers.planner.wide.stocks import Pick, Stocks, choose_kept
+from solvers.planner.wide.views import near_of, views_at
+from solvers.planner.wide.way_table import WayTable
+from solvers.planner.wide.ways import SparseWay, WayMaker
+
+MOST_PRICINGS, LEAST_PRICINGS = 60, 10
+WORK_PRICINGS = 2000  # least values of one service, over all pricings
+TRUST = 1.0  # times a row's best price, how far the next may lie from it
+NEAR_TRUST, NEAR_SPARED = 0.3, 2  # the same where a plan of nearly the same problem is at hand; pricings spared then
+USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
+MOST_STALLED, MOST_VAIN = 4, 2  # pricings in turn that find neither ways nor better prices; no prices while searching
+STALLED = 1e-6  # of the bound; it rises by less only because loads are rounded
+PATIENCE, SLOW = 4, 0.9  # pricings stop when what is open is little and so many left this share of it open
+FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all services, once coarse ones say no more
+FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
+FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
+MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
+HIDDEN, MOST_TOLD_APART = 0.5, 2  # of a service's part of the gap asked, hidden by its least value; times looked for
+SHORT = 0.05  # of what the relaxed choice costs, penalties that say that the fleet is overloaded
+LEAST_FINE = 6  # pricings kept for finely cut loads
+WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
+CLOSED = 0.3  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
+SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
+SPLIT = 1e-4  # shares of ways below count as none
+MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
+SHORT_NODES = 4  # times fewer nodes where the plan is fitted afterwards
+CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
+USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
+HELD_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
+HELD_SLACK = 1e-6  # relative, of what a held tier lacks
+OUTSIDE = 10.0  # times the largest penalty, what a way costs that is not of the branch in question
+MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
+
+
+@dataclass(slots=True, kw_only=True)
+class Wide:
+    """Ways found so far, and the rows that they share. ``gap`` is the relative gap asked of the whole decision.
+
+    ``held_usd_per_hour`` (T,) is what the first T tiers may leave undone, in penalties; ``prices`` are those of the
+    shared rows, then those of the held tiers. ``unusable`` (R,) is room where replicas found no place, ``used`` what
+    the plan at hand takes all the same. ``penalties`` says what the plans in question leave undone of some services,
+    USD per hour, at least and at most; ``branches``, if any, together hold all of these.
+    """
+
+    cells: Cells
+    crew: Crew
+    stocks: Sequence[Stocks]
+    sides: list[Sides | None]
+    links: WideLinks
+    shared: sp.csr_array
+    table: WayTable
+    room: Floats
+    gap: float
+    seconds: float
+    maker: WayMaker
+    book: CurveBook
+    kept: list[frozenset[int]]
+    near: list[int]
+    wanted: list[frozenset[int]]
+    floor: Floats
+    search: SideSearch
+    prices: Floats = field(default_factory=lambda: np.zeros(0))
+    best: float = -np.inf
+    trust: float = TRUST
+    is_fine: bool = False
+    is_short: bool = False
+    is_held: bool = False
+    values: Floats = field(default_factory=lambda: np.zeros(0))
+    held_usd_per_hour: Floats = field(default_factory=lambda: np.zeros(0))
+    unusable: Floats = field(default_factory=lambda: np.zeros(0))
+    used: Floats = field(default_factory=lambda: np.zeros(0))
+    penalties: dict[int, tuple[float, float]] = field(default_factory=dict)
+    branches: list[Wide] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, cells: Cells, arrays: Arrays, sizer: Sizer, crew: Crew, *, gap: float, seconds: float) -> Wide:
+        rows = shared_rows(arrays)
+        stocks = build_stocks(cells)
+        sides = [Sides.of(cells, mine) for mine in stocks]
+        links = WideLinks.of(cells)
+        maker = WayMaker(cells=cells, sizer=sizer, stocks=stocks, sides=sides, links=links)
+        shared = sp.csr_array(arrays.matrix.tocsr()[rows][:, arrays.columns["replicas"]])
+        floor, first_link = USUAL * usd_per_unit(cells, shared), len(rows)
+        shared = sp.csr_array(sp.vstack([shared, sp.csr_array((len(links.rooms), shared.shape[1]))]))
+        room = np.append(arrays.row_upper[rows], links.rooms)
+        book = CurveBook(cells=cells, maker=maker, crew=crew, curves=tuple({} for _ in stocks))
+        return cls(
+            cells=cells,
+            crew=crew,
+            search=SideSearch(maker=maker, links=links, book=book, run=crew.whole, gap=gap, seconds=seconds),
+            stocks=stocks,
+            sides=sides,
+            links=links,
+            shared=shared,
+            table=WayTable(shared=shared, tiers=tiers_of(cells), first_link=first_link),
+            floor=np.append(floor, links.floor(stocks)),
+            room=room,
+            unusable=np.zeros(len(room)),
+            used=np.zeros(len(room)),
+            gap=gap,
+            seconds=seconds,
+            maker=maker,
+            book=book,
+            kept=[frozenset() for _ in stocks],
+            near=(near := near_of(sides, links)),
+            wanted=[frozenset() for _ in (*stocks, *near)],
+        )
+
+    def begin(self, prices: Floats, running: Worth | None = None) -> None:
+        """Begin at prices of the shared rows, (R,), and where a plan was made before with the ways of what is left."""
+        self.prices = np.append(prices, np.zeros(len(self.links.rooms)))  # links are free so far
+        self.table.take(self.maker.nothing())
+        if running is not None:
+            self.trust = NEAR_TRUST
+            self._at_hand(running)
+
+    def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
+        """Return what the relaxed model places, in whole ways, (C,) replicas: higher tiers first, as far as they fit.
+
+        This comes before any size but theirs is worked out.
+        """
+        parts, served = relaxed.x[arrays.columns["replicas"]], 1.0 - relaxed.x[arrays.columns["unserved"]]
+        ways = rounded_ways(self.maker, np.where(parts > SPLIT, parts, 0.0), served, self._asked(self.prices))
+        return as_they_fit(ways, self.cells, self.shared, self.room)
+
+    def first(self) -> float:
+        """Bound the objective at the prices begun with, and find the ways of each service that these like best."""
+        self.best = self.priced(self.prices)
+        return self.best
+
+    def bound(self, is_enough: Enough) -> float:
+        """Raise the bound, finding ways as it goes: loads cut coarsely first, then finely, where less is rounded."""
+        self.unusable = np.zeros(len(self.room))
+        if self.is_held:
+            self._raised_beside_held(is_enough)
+        left = max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))
+        left -= NEAR_SPARED if self.trust <= NEAR_TRUST else 0
+        for is_last in (False, True) if not self.is_held else ():
+            left -= self.raised(left if is_last else left - LEAST_FINE, is_enough)
+            if is_enough(self.best) or self._looks_short():
+                return self.best
+            if not is_last:
+                self._cut_finer()
+        if self.search.rounds and not (is_enough(self.best) or self.is_held):
+            self.search.is_on, self.trust = True, SEARCH_TRUST
+            self.priced(self.prices)
+            self.raised(self.search.rounds, is_enough)
+        for _ in range(MOST_COMPLETED):
+            if is_enough(self.best) or not self._completed(self.choice_prices(self.relaxed())):
+                break
+        return self.best
+
+    def _looks_short(self) -> bool:
+        """Tell whether much of what the relaxed choice costs is penalties: then it is the tiers' bound that counts."""
+        if not self.is_fine:
+            relaxed = self.relaxed()
+            # what is open between the choice and its bound may be penalties that ways not yet found would spare
+            sure_usd = float(relaxed.x @ self.table.costs[1]) - max(0.0, relaxed.value - self.best)
+            self.is_short = sure_usd > SHORT * abs(relaxed.value)
+        return self.is_short
+
+    def _raised_beside_held(self, is_enough: Enough) -> None:
+        """Price with tiers held, loads and sizes told apart more closely where least values hide something."""
+        self._cut_finer()
+        for left in range(MOST_TOLD_APART, -1, -1):
+            self.raised(LEAST_PRICINGS, is_enough)
+            if is_enough(self.best) or not left or not self._told_apart():
+                break
+
+    def raised(self, pricings: int, is_enough: Enough) -> int:
+        """Price until nothing more is to be had; returns how often."""
+        stalled, open_usd = 0, list[float]()
+        for done in range(pricings):
+            step = self._step()
+            open_usd.append(step.value - self.best)
+            is_closed = open_usd[-1] <= CLOSED * self.gap * abs(step.value)
+            is_told = not self.is_fine or bool(self.near) or self.is_held or self.search.is_on
+            patience = 1 if self.search.is_on else PATIENCE  # a search takes long
+            is_slow = len(open_usd) > patience and open_usd[-1] > SLOW * open_usd[-1 - patience]
+            is_slow = is_slow and (is_told or open_usd[-1] <= self.gap * abs(step.value))
+            is_stalled = stalled >= (MOST_VAIN if self.search.is_on else MOST_STALLED) or is_slow
+            if is_enough(self.best) or is_stalled or (is_closed and step.is_free):
+                return done
+            if is_closed:
+                self.trust *= WIDER
+                continue
+            before, best = len(self.table.ways), self.best
+            value = self.priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
+            is_new = len(self.table.ways) > before and not self.search.is_on
+            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and not (is_new and not self.penalties)):
+                self.trust /= 2.0
+            stalled = 0 if value > best + STALLED * abs(best) or is_new else stalled + 1
+        return pricings
+
+    def _cut_finer(self) -> None:
+        parts = max(FINE_PARTS[0], min(FINE_PARTS[1], FINE_WORK // max(1, len(self.stocks))))
+        self.is_fine, self.trust = True, max(self.trust, FINE_TRUST)
+        self.stocks = [replace(stocks, parts=max(stocks.parts, parts)) for stocks in self.stocks]
+        self.sides = [cut and cut.finer(parts) for cut in self.sides]
+
+    def _told_apart(self) -> bool:
+        """Look more closely at what least values hide; True if there was anything to do."""
+        asked, weights = self._asked(self.prices), self._weights(self.prices)
+        finer = closer_stocks(
+            self.stocks,
+            [pick if cut is None else None for pick, cut in zip(self._picks(self.prices), self.sides, strict=False)],
+            book=self.book,
+            asked=asked,
+            weights=weights,
+            most_hidden=HIDDEN * self.gap * abs(self.best) / len(self.stocks),
+        )
+        if finer:
+            self.stocks = [finer.get(s, stocks) for s, stocks in enumerate(self.stocks)]
+            self.trust = max(self.trust, FINE_TRUST)
+            self.priced(self.prices)
+        return bool(finer)
+
+    def _step(self) -> BoxStep:
+        """The best prices for the ways known so far, near the best prices so far."""
+        reach = self.trust * (self.prices + self.floor)
+        reach[len(self.room) :] *= HELD_TRUST
+        low = np.maximum(0.0, self.prices - reach)
+        return box_step(self._choice(), self._rooms(), low, self.prices + reach, time_limit_s=self.seconds)
+
+    def _completed(self, prices: Floats) -> bool:
+        """Find ways that carry all that their parts promise, where rounding had let others fall short; True if new."""
+        return self._take(self._picks(prices, is_safe=True), self._asked(prices))
+
+    def hold(self, worth: Worth) -> None:
+        """Look for no plan from now on that leaves any tier but the last more short than this one does."""
+        *above, _ = worth.lacking_usd_by_tier.items()
+        held = np.array([lacks for _, lacks in above]) * (1.0 + HELD_SLACK) + HELD_SLACK
+        prices = self.prices[len(self.room) :]
+        if not len(self.held_usd_per_hour):
+            prices = np.zeros(len(held))
+            self.floor = np.append(self.floor, np.full(len(held), USUAL_TIER))
+            self.prices = np.append(self.prices, prices)
+        else:
+            self.best += float(prices @ (self.held_usd_per_hour - held))
+        self.held_usd_per_hour, self.is_held = held, True
+        self._at_hand(worth)
+
+    def bound_beside(self, worth: Worth) -> float:
+        """The bound of the plans that leave no tier but the last more short than this one does."""
+        *above, _ = worth.lacking_usd_by_tier.values()
+        prices = self.prices[len(self.room) :]
+        return self.best - float(prices @ np.maximum(0.0, np.array(above) - self.held_usd_per_hour))
+
+    def _at_hand(self, worth: Worth) -> list[SparseWay]:
+        """The ways of a plan at hand, which stays possible whatever room turned out to be of no use."""
+        replicas = cell_counts(self.cells, worth.counts)
+        self.used = self.shared @ replicas
+        ways = list(self.maker.of_counts(replicas))
+        self.table.take(ways)
+        return ways
+
+    def _usable(self) -> Floats:
+        room = np.maximum(self.room - self.unusable, np.minimum(self.room, self.used))
+        return np.append(room, self.held_usd_per_hour)
+
+    def _rooms(self) -> Floats:
+        return np.append(self.room, self.held_usd_per_hour)
+
+    def _weights(self, prices: Floats) -> Floats:
+        """What each service pays for what it leaves undone, times its penalties, (S,)."""
+        of_tier = np.append(1.0 + prices[len(self.room) :], 1.0)
+        return of_tier[np.minimum(self.table.tiers, len(of_tier) - 1)]
+
+    def priced(self, prices: Floats) -> float:
+        """Bound the objective at the prices, and find the ways that these like best."""
+        picks = self._picks(prices)
+        self._take(picks, self._asked(prices))
+        values = np.array([pick.value_usd_per_hour for pick in picks[: len(self.stocks)]])
+        if self.search.is_on:
+            shared, weights = prices[: len(self.room)], self._weights(prices)
+            values = self.search.raised(self.table, self.stocks, values, shared, weights)
+        value = float(values.sum() - prices @ self._rooms())
+        if value > self.best:
+            self.best, self.prices, self.values, self.search.in_best = value, prices, values, self.search.added
+        return value
+
+    def choose(self, worth: Worth, lost: Floats | None = None) -> Floats:
+        """Take one way for each service so that together they fit, for less than a plan at hand; (C,) replicas.
+
+        Parameters
+        ----------
+        lost : (C,) float, optional
+            Replicas of the last choice that found no place: so much of the room is not to be used again.
+        """
+        if lost is not None:
+            self.unusable = self.unusable + self.shared @ lost
+        self._at_hand(worth)
+        for _ in range(2):
+            relaxed = self.relaxed()
+            self._blend(relaxed, self._asked(self.choice_prices(relaxed)))
+        return self._chosen_near(worth) if self.is_held else self._chosen_first()
+
+    def _chosen_first(self) -> Floats:
+        """Take one way of each service, (C,) replicas: of the best, or of all where those would leave more undone."""
+        relaxed = self.relaxed()
+        undone, values = self.table.costs[1], self._priced_ways(self.choice_prices(relaxed))
+        for kept in (best_ways(self.table.ways, values), [*range(len(self.table.ways))]):
+            choice = self._choice(kept, is_whole=True)
+            ways = self._whole(kept, choice, taken_in_turn(choice, self.table.tiers, relaxed.x[kept]))
+            if self.is_short or undone[ways].sum() <= relaxed.x @ undone + self.gap * abs(relaxed.value):
+                break
+        return self.table.replicas(ways)
+
+    def _chosen_near(self, worth: Worth) -> Floats:
+        """Take one way of each service, (C,) replicas, among those that a better plan than the one at hand may have."""
+        held = self._at_hand(worth)
+        is_held = np.zeros(len(self.table.ways), dtype=bool)
+        is_held[[self.table.index(way) for way in held]] = True
+        spare = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in held) - self.best
+        over = self._priced_ways(self.prices) - self.values[self.table.service]
+        among = np.flatnonzero((over <= spare) | is_held)
+        start, choice = is_held[among].astype(float), self._choice(among.tolist(), is_whole=True)
+        return self.table.replicas(self._whole(among.tolist(), choice, start))
+
+    def _whole(self, among: Sequence[int], choice: Arrays, start: Floats) -> list[int]:  # the ways that are taken
+        chosen = solve_whole(
+            choice,
+            relative_gap=CHOICE_GAP * self.gap,
+            time_limit_s=self.seconds,
+            node_limit=max(1, min(MOST_NODES // (SHORT_NODES if self.is_short else 1), CHOICE_WORK // len(among))),
+            start=start,
+            run=self.crew.whole,
+        )
+        return [index for index, share in zip(among, chosen.x, strict=True) if share > 0.5]
+
+    def improve(self, worth: Worth) -> Floats:
+        """Choose again with ways near those of a plan, and near to it in price; (C,) replicas."""
+        most, counts = max(LEAST_NEAR, MOST_NEAR // len(self.stocks)), cell_counts(self.cells, worth.counts)
+        self.table.take(ways_near(self.maker, counts, self._asked(self.prices), self._weights(self.prices), most))
+        return self._chosen_near(worth)
+
+    def left_open(self, worth: Worth) -> list[float]:
+        """What each service's part of a plan costs at the prices above the least that it could, USD per hour."""
+        ways, asked = list(self.maker.of_counts(cell_counts(self.cells, worth.counts))), self._asked(self.prices)
+        over: list[float] = (priced_ways(ways, asked, self._weights(self.prices)) - self.values).tolist()
+        return over
+
+    def sizes_near(self, services: Sequence[int], most: int) -> list[tuple[PoolKey, int]]:
+        """Pools and their sizes in the best ways of services at the prices, so many of each service."""
+        values = self._priced_ways(self.prices)
+        return [size for s in services for size in self.table.sizes_of_best(s, values, most, self.cells)]
+
+    def _priced_ways(self, prices: Floats) -> Floats:
+        """What the ways known so far cost at the prices, (W,)."""
+        return self.table.priced(prices[: len(self.room)], self._weights(prices))
+
+    def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
+        """What is best of each service at the prices, then of those that may cross links what is best without."""
+        asked, of_links = self._asked(prices), prices[self.table.first_link : len(self.room)]
+        views = views_at(self.stocks, self.sides, self.links, asked, of_links)
+        apart = [
+            choose_kept(view.stocks, view.asked, self.wanted[v]) if view.stocks.demand_per_s else frozenset[int]()
+            for v, view in enumerate(views)
+        ]
+        weights, self.kept = self._weights(prices), [frozenset[int]()] * len(self.stocks)
+        for view, kept in zip(views, apart, strict=True):
+            self.kept[view.service] |= view.pools(kept)
+        self.book.know(self.kept)
+        work = [
+            view.work(self.book.curves[view.service], kept, is_safe, float(weights[view.service]), self.penalties)
+            for view, kept in zip(views, apart, strict=True)
+        ]
+        return [view.pick(pick) for view, pick in zip(views, self.crew.each(least_value, work), strict=True)]
+
+    def _take(self, picks: Sequence[Pick], asked: Floats) -> bool:
+        """Remember the ways of the picks, and size what they rest on."""
+        is_new = False
+        for v, (s, pick) in enumerate(zip([*range(len(self.stocks)), *self.near], picks, strict=True)):
+            self.wanted[v] |= pick.wanted
+            for pool, size in pick.asked_sizes:
+                self.book.learn(s, pool, size)
+                is_new = True
+            is_new = self.table.add(self.maker.way(s, pick, asked)) or bool(pick.wanted) or is_new
+            if v >= len(self.stocks):  # what completes it may stand on another side of a link
+                is_new = self.table.add(self.maker.way(s, pick, asked, may_cross=True)) or is_new
+        return is_new
+
+    def _asked(self, prices: Floats) -> Floats:
+        asked: Floats = self.shared.T @ prices[: len(self.room)]
+        return asked
+
+    def relaxed(self, among: Sequence[int] | None = None) -> Solution:  # of all ways known so far without it
+        relaxed = solve_linear(self._choice(among), time_limit_s=self.seconds)
+        if relaxed.duals is None:
+            raise SolveFailed("the choice of ways gave no prices")
+        return relaxed
+
+    def choice_prices(self, relaxed: Solution) -> Floats:
+        duals = relaxed.duals if relaxed.duals is not None else np.zeros(0)
+        prices: Floats = np.maximum(0.0, -duals[len(self.stocks) :])
+        return prices
+
+    def _choice(self, among: Sequence[int] | None = None, *, is_whole: bool = False) -> Arrays:
+        choice = self.table.choice(self._usable(), len(self.held_usd_per_hour), among, is_whole=is_whole)
+        outside = self.table.outside(self.penalties)
+        beyond = OUTSIDE * max(1.0, float(self.table.costs[1].max(initial=0.0)))
+        return replace(choice, cost=choice.cost + beyond * (outside if among is None else outside[among]))
+
+    def _blend(self, relaxed: Solution, asked: Floats) -> None:
+        """Turn each split choice into whole ways that use about as much of each place."""
+        for service, split in split_ways(self.table.ways, relaxed.x, SPLIT):
+            self.table.take(self.maker.blends(service, split, asked))
