@@ -27,7 +27,7 @@ from solvers.workload import Pin
 from tests import fleets
 
 GOLDEN = Path(__file__).parent / "golden"
-README = Path(limits.__file__).parents[1] / "README.md"
+README = Path(limits.__file__).parents[2] / "README.md"
 LINKED = ("limit_crossing", "limit_link")
 NAMES = tuple(make.__name__ for make in limits.LIMITS)
 

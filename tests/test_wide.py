@@ -195,7 +195,8 @@ def test_floors_raise_the_least_value_but_never_above_the_cheapest_whole_way(mis
         for b in range(8)
     )
     assert min(12.0, 6.0 * weight * missing) - 1e-9 <= floored.value_usd_per_hour <= best + 1e-9
-    assert free.value_usd_per_hour >= 2.0 * 3.0 - 1e-9  # nothing unserved at a high penalty, at the cheaper rate
+    part = 2.0 * 3.0 / made.parts  # what a replica carries ends within one
+    assert 2.0 * 3.0 - 2.0 * part <= free.value_usd_per_hour  # nothing unserved at a high penalty, at the cheaper rate
 
 
 def test_pieces_come_back_in_order() -> None:
@@ -217,3 +218,24 @@ def test_a_worker_that_dies_costs_its_work_and_is_counted() -> None:
     sound = Crew(workers=2)
     assert sound.each(doubled, [(os.getpid(), number) for number in (1, 2, 3)]) == [2, 4, 6]
     assert sound.lost == 0
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_lies_between_whole_parts_is_never_asked_too_much(seed: int) -> None:
+    """Pools not told apart, or larger than what is, where what stays undone has ends within a part."""
+    rng = np.random.default_rng(seed)
+    rates, prices = rng.uniform(0.5, 1.5, 2).tolist(), rng.uniform(1.0, 60.0, 2).tolist()
+    made = replace(stocks(10.0, rates, prices, most=12), parts=20, every=3, unserved_usd_per_hour=300.0)
+    curves = {p: line(rates[p], prices[p], 3) for p in range(2)}
+    least = float(rng.uniform(0.0, 200.0))
+    penalties = (least, least + float(rng.uniform(0.0, 60.0)))
+    ways = [
+        (usd, 300.0 * max(0.0, 1.0 - served / 10.0))
+        for a in range(13)
+        for b in range(13)
+        for usd, served in [(a * prices[0] + b * prices[1], a * rates[0] + b * rates[1])]
+    ]
+    best = min((usd + undone for usd, undone in ways if penalties[0] <= undone <= penalties[1]), default=np.inf)
+    for kept in (frozenset[int](), frozenset({0}), frozenset({1}), frozenset({0, 1})):
+        found = least_value(made, curves, kept, np.zeros(2), penalties=penalties)
+        assert found.value_usd_per_hour <= best + 1e-9

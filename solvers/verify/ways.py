@@ -263,7 +263,7 @@ def _rest_stage(stocks: Sequence[Stock], rest: Sequence[int], asked: Asked, tabl
     whole = [max(0.0, float(stocks[i].units_usd_per_hour[0]) + stocks[i].idle_usd_per_hour) for i in rest]
     steepest = min(rest, key=lambda i: stocks[i].slope)
     slope = max(0.0, stocks[steepest].slope) * asked.demand_per_s / max(1, parts)
-    begun = min(parts, int(np.ceil(min(whole) / slope))) if slope > 0.0 else parts
+    begun = min(parts, int(np.ceil(min(whole) / slope)) + 1) if slope > 0.0 else parts
     costs = min(whole) + slope * np.maximum(0.0, np.arange(parts + 1) - begun)
     costs[0] = 0.0
     none = np.zeros(0, dtype=np.int64)
@@ -311,7 +311,7 @@ def _beyond(stock: Stock, index: int, asked: Asked, table: Floats, cost: float) 
     per_replica = stock.rate_per_s / asked.demand_per_s * parts if parts else 0.0
     if not len(units) or per_replica * stock.most >= parts:
         return None
-    begun = int(np.ceil(stock.most * per_replica - NEAR))
+    begun = int(np.ceil(stock.most * per_replica - NEAR)) + 1  # what lies beyond ends within a part
     start, stretches = _shifted(table, begun) + cost, list[tuple[Floats, float, int]]()
     useful = units[: int(np.ceil((parts + 1) / per_replica))]
     for bunch in _stretches(useful):

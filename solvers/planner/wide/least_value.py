@@ -21,7 +21,7 @@ from solvers.planner.wide.stocks import ANY_PENALTY, PAIR_ROLES, PARTS, ROLES, P
 
 LEAST_PRUNED = 8  # times as finely cut as coarse tables, loads whose tables are worth being preceded by those
 LOOSE_RATIO = 0.003  # of the coarse value, what the fine one is guessed to lie above it at most
-ROUNDED = 4.0  # parts that roundings of loads may differ by
+ROUNDED = 8.0  # parts that roundings of loads may differ by
 ROUNDING = 1e-9  # relative, of sums of costs
 MOST_FLOOR = 6  # replicas that are counted towards a floor
 

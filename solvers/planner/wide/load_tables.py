@@ -52,6 +52,8 @@ class Stage:
     loads: Ints
     costs: Floats
     lines: tuple[tuple[Floats, Floats, int], ...] = ()  # (table before, slope by part as table, parts)
+    begun: int = 0  # parts that a replica of the rest pays for
+    slope: float = 0.0  # of the rest beyond those, by part
     rest: tuple[int, ...] = ()  # the cheapest pool of the rest by what it carries, and those that would be it next
     part_rate: float = 0.0
     cheapest: tuple[int, float] = (-1, np.inf)  # of the rest: the pool whose replica costs least, and what that costs
@@ -149,16 +151,25 @@ def role_table(
 
 
 def _stage_of_rest(task: Task, rest: Sequence[int], table: Floats) -> Stage:
-    """Pools that are not told apart: they carry at the best rate of any, a replica costs the least of any."""
+    """Pools that are not told apart: they carry at the best rate of any, a replica costs the least of any.
+
+    What they carry ends within a part, so one part more than a rate pays for is theirs.
+    """
     ratio, cheapest = task.ratio, task.cheapest_usd_per_hour
     together = TOGETHER if task.stocks.every == MOST_EVERY and task.stocks.parts > PARTS else 1
     best = sorted(rest, key=lambda p: (ratio[p], p))[:together]
     least = min(rest, key=lambda p: (cheapest[p], p))
+    first, slope = max(0.0, float(cheapest[least])), float(ratio[best[0]])
+    begun = min(task.parts, int(np.ceil(first / slope)) + 1 if slope > 0.0 else 1)
+    costs = first + slope * np.maximum(0, np.arange(task.parts + 1) - begun)
+    costs[0] = 0.0
     return Stage(
         pool=-1,
         before=table,
         loads=np.zeros(0, int),
-        costs=ratio[best[0]] * np.arange(task.parts + 1),
+        costs=costs,
+        begun=begun,
+        slope=slope,
         rest=tuple(best),
         cheapest=(least, float(cheapest[least])),
     )
@@ -166,7 +177,10 @@ def _stage_of_rest(task: Task, rest: Sequence[int], table: Floats) -> Stage:
 
 def _with_rest(stage: Stage) -> Floats:
     """Let the rest carry any load, and count towards the floor by the replica."""
-    carried = np.minimum.accumulate(stage.before - stage.costs, axis=1) + stage.costs
+    before, line = stage.before, stage.slope * np.arange(stage.before.shape[1])
+    first = np.concatenate([np.repeat(before[:, :1], stage.begun, axis=1), before[:, : -stage.begun]], axis=1)
+    more = np.minimum.accumulate(first + stage.costs[1] - line, axis=1) + line
+    carried: Floats = np.minimum(before, more)
     table = carried.copy() if len(carried) > 1 else carried
     for floor in range(1, len(table)):
         for count in range(1, floor + 1):
@@ -209,7 +223,7 @@ def _with_line(
     """Sizes beyond those told apart: parts of replicas, the cheapest units that are left first."""
     per_replica = task.stocks.rate_per_s[pool] / task.stocks.demand_per_s * task.parts
     every = task.stocks.every
-    load = int(np.ceil(every * per_replica - NEAR))
+    load = _begun(every, per_replica)
     if load >= task.parts or table[0] + stage.costs[every] >= grown[:, -1].max():
         return grown
     line = np.full_like(table, np.inf)
@@ -229,6 +243,11 @@ def _with_line(
             break
     stage.lines, stage.part_rate = tuple(lines), per_replica
     return np.minimum(grown, line)
+
+
+def _begun(size: int, part_rate: float) -> int:
+    """Parts of a size, and one more that replicas beyond it may begin: theirs end within a part."""
+    return int(np.ceil(size * part_rate - NEAR)) + 1
 
 
 def role_back(
@@ -257,13 +276,15 @@ def _rest_back(stage: Stage, part: int, floor: int, sizes: dict[int, int], wante
     found: list[tuple[float, int, int]] = []
     for count in range(floor + 1):
         before = stage.before[floor - count]
-        tried = before[: part + 1] + (stage.costs[part] - stage.costs[: part + 1])
+        tried = before[: part + 1] + stage.costs[part::-1]
         left = int(np.argmin(tried))
         alone = before[0] + count * stage.cheapest[1] if count else -np.inf
         found.append((max(float(tried[left]), float(alone)), count, left))
     _, count, left = min(found)
     if left < part:
         wanted.update(stage.rest)
+        if part - left <= stage.begun:  # it is the cheapest replica that pays for these
+            wanted.add(stage.cheapest[0])
         sizes[stage.rest[0]] = sizes.get(stage.rest[0], 0) + 1
     if count > (left < part):
         pool = stage.cheapest[0]
@@ -285,5 +306,5 @@ def _line_back(stage: Stage, part: int) -> tuple[float, int, int] | None:
     if value is None or not np.isfinite(value):
         return None
     every = len(stage.loads) - 1
-    load = int(np.ceil(every * stage.part_rate - NEAR))
+    load = _begun(every, stage.part_rate)
     return value, every + int(np.ceil(moved / stage.part_rate - NEAR)), max(0, at - load)

@@ -232,6 +232,9 @@ class Wide:
             is_new = len(self.table.ways) > before and not self.search.is_on
             if value < best - FAR_WORSE * open_usd[-1] or (value <= best and not (is_new and not self.penalties)):
                 self.trust /= 2.0
+            elif value > best and not (is_new or step.is_free):
+                self.trust *= 2.0  # nothing but the box is in the way, and of all that is open it hides a part
+                open_usd.clear()
             stalled = 0 if value > best + STALLED * abs(best) or is_new else stalled + 1
         return pricings
 
