@@ -193,10 +193,10 @@ def _with_pool(task: Task, pool: int, told: Told, useful: Ints, table: Floats, s
     stage = Stage(pool=pool, before=table, loads=told.loads, costs=told.costs)
     grown, moved = table.copy(), np.empty_like(table[0])
     for size, load, cost in zip(useful.tolist(), told.loads[useful].tolist(), told.costs[useful].tolist(), strict=True):
-        used = [
-            _add_size(table[max(0, floor - size)], load, cost, grown[floor], moved) for floor in range(task.floor + 1)
-        ]
-        if not any(used) and size >= task.floor and told.added[size - 1] >= 0.0:
+        is_used = _add_size(table[0], load, cost, grown[0], moved)
+        for floor in range(1, task.floor + 1):
+            is_used |= _add_size(table[max(0, floor - size)], load, cost, grown[floor], moved)
+        if not is_used and size >= task.floor and told.added[size - 1] >= 0.0:
             break  # from here on every replica costs something
     if told.beyond_usd_per_hour is not None and useful[-1] == len(told.loads) - 1:
         grown = _with_line(task, pool, told, table[0], grown, stage, told.beyond_usd_per_hour)
