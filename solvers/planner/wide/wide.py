@@ -26,6 +26,7 @@ from solvers.planner.wide.apart import closer_stocks
 from solvers.planner.wide.curve_book import CurveBook
 from solvers.planner.wide.least_value import least_value
 from solvers.planner.wide.links import WideLinks
+from solvers.planner.wide.pace import Pace
 from solvers.planner.wide.price_box import BoxStep, box_step
 from solvers.planner.wide.rows import (
     as_they_fit,
@@ -51,9 +52,6 @@ WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
 NEAR_TRUST, NEAR_SPARED = 0.3, 2  # the same where a plan of nearly the same problem is at hand; pricings spared then
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
-MOST_STALLED, MOST_VAIN = 4, 2  # pricings in turn that find neither ways nor better prices; no prices while searching
-STALLED = 1e-6  # of the bound; it rises by less only because loads are rounded
-PATIENCE, SLOW = 4, 0.9  # pricings stop when what is open is little and so many left this share of it open
 FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all services, once coarse ones say no more
 FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
@@ -212,17 +210,14 @@ class Wide:
 
     def raised(self, pricings: int, is_enough: Enough) -> int:
         """Price until nothing more is to be had; returns how often."""
-        stalled, open_usd = 0, list[float]()
+        pace = Pace(is_search=self.search.is_on)
         for done in range(pricings):
             step = self._step()
-            open_usd.append(step.value - self.best)
-            is_closed = open_usd[-1] <= CLOSED * self.gap * abs(step.value)
+            pace.open_usd_per_hour.append(open_usd := step.value - self.best)
+            is_closed = open_usd <= CLOSED * self.gap * abs(step.value)
             is_told = not self.is_fine or bool(self.near) or self.is_held or self.search.is_on
-            patience = 1 if self.search.is_on else PATIENCE  # a search takes long
-            is_slow = len(open_usd) > patience and open_usd[-1] > SLOW * open_usd[-1 - patience]
-            is_slow = is_slow and (is_told or open_usd[-1] <= self.gap * abs(step.value))
-            is_stalled = stalled >= (MOST_VAIN if self.search.is_on else MOST_STALLED) or is_slow
-            if is_enough(self.best) or is_stalled or (is_closed and step.is_free):
+            is_over = pace.is_over(np.inf if is_told else self.gap * abs(step.value))
+            if is_enough(self.best) or is_over or (is_closed and step.is_free):
                 return done
             if is_closed:
                 self.trust *= WIDER
@@ -230,12 +225,12 @@ class Wide:
             before, best = len(self.table.ways), self.best
             value = self.priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
             is_new = len(self.table.ways) > before and not self.search.is_on
-            if value < best - FAR_WORSE * open_usd[-1] or (value <= best and not (is_new and not self.penalties)):
+            if value < best - FAR_WORSE * open_usd or (value <= best and not (is_new and not self.penalties)):
                 self.trust /= 2.0
-            elif value > best and not (is_new or step.is_free):
-                self.trust *= 2.0  # nothing but the box is in the way, and of all that is open it hides a part
-                open_usd.clear()
-            stalled = 0 if value > best + STALLED * abs(best) or is_new else stalled + 1
+            elif value > best and not (is_new or step.is_free):  # nothing but the box is in the way
+                self.trust *= 2.0
+                pace.begin_again()
+            pace.gained(value, best, is_new=is_new)
         return pricings
 
     def _cut_finer(self) -> None:
