@@ -27,7 +27,7 @@ MOST_FLOOR = 6  # replicas below a floor that are counted in the close look; mor
 FLOOR_UNITS = 4096  # replicas of a pool up to which floors are counted: they are small print of large fleets
 Span = tuple[float, float]
 ANY = 0.0, math.inf
-PAIR_PARTS = (16_000, 2000)  # of the demand, shared by pairs of a few groups, or of many: adding up takes their square
+PAIR_PARTS = (16_000, 4000)  # of the demand, shared by pairs of a few groups, or of many: adding up takes their square
 FEW_GROUPS = 4
 MOST_ROUNDS = 40  # in which a value is made exact
 
