@@ -248,8 +248,7 @@ def _option(
     most = _useful_size(pool, profile, spread_demand(service, demand), room, least, sizer)
     if isinstance(most, str):
         return most
-    is_looked_at = refined is not None or service.pairs_locally  # links of large fleets have few sides: little is lost
-    most = min(room, most + int(service.is_spread) + (more_beside(problem, service, pool) if is_looked_at else 0))
+    most = min(room, most + int(service.is_spread) + more_beside(problem, service, pool))
     gpu_class = problem.gpu_classes[pool.gpu_class]
     return PoolOption(
         pool=pool,
