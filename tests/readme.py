@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+MATHS = ROOT / "solvers" / "README.md"
 FIRST_SCREEN = "first-screen"
 COMMAND = "penstock plan -f deploy/samples/demo"
 FENCE = "```"
@@ -83,6 +84,23 @@ def places(text: str) -> list[str]:
     """Paths of this repository that the README names in backticks."""
     heads = "|".join(sorted(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir()))
     return re.findall(rf"`((?:{heads})/[\w./-]*)`", text)
+
+
+def anchors(text: str) -> set[str]:
+    """What a link to a heading of the text may say behind ``#``.
+
+    >>> anchors("# A, b\\n## (1) The `c_d`\\n")  == {"a-b", "1-the-c_d"}
+    True
+    """
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(text: str, folder: Path) -> list[str]:
+    """Links of a text in that folder to headings that it does not have, or to files that are not there."""
+    known = anchors(text)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    return [link for link in links if not (link[1:] in known if link[0] == "#" else (folder / link).exists())]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

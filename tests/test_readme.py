@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from controller.cli import COMMANDS, make_parser
@@ -10,6 +12,7 @@ from tests.house import ROOT, targets
 from tests.readme import COMMAND, FIRST_SCREEN, NoBlock, block_of, with_block
 
 TEXT = readme.README.read_text(encoding="utf-8")
+MATHS = readme.MATHS.read_text(encoding="utf-8")
 SAMPLE = "Before\n<!-- first-screen -->\n```\n$ old\n```\n<!-- /first-screen -->\n```\nother\n```\n"
 
 
@@ -21,7 +24,7 @@ def test_the_first_screen_is_what_the_command_prints_now() -> None:
 
 def test_every_make_command_names_targets() -> None:
     known = targets((ROOT / "Makefile").read_text(encoding="utf-8")).keys()
-    shown = [words[1:] for words in readme.commands(TEXT) if words[0] == "make"]
+    shown = [words[1:] for text in (TEXT, MATHS) for words in readme.commands(text) if words[0] == "make"]
     assert {"demo", "test", "help"} <= {word for words in shown for word in words}
     assert [word for words in shown for word in words if "=" not in word and word not in known] == []
 
@@ -44,7 +47,19 @@ def test_every_path_that_it_names_is_there() -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("path", [readme.README, readme.MATHS], ids=["project", "maths"])
+def test_every_link_leads_to_a_heading_or_a_file(path: Path) -> None:
+    assert readme.dead_links(path.read_text(encoding="utf-8"), path.parent) == []
+
+
 # ---------------------------------------------------------------- the tools themselves
+
+
+def test_a_link_that_leads_nowhere_is_told() -> None:
+    text = (
+        "## (1) One, `two`\n[a](#1-one-two), [b](#2-one), [c](README.md), [d](not/there.py), [e](https://example.org/x)"
+    )
+    assert readme.dead_links(text, readme.README.parent) == ["#2-one", "not/there.py"]
 
 
 def test_only_the_named_block_is_taken_and_replaced() -> None:
