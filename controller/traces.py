@@ -186,25 +186,19 @@ def _stamp(text: str) -> int:
     return int(whole.timestamp()) * STEPS_PER_S + int((found["fraction"] or ".")[1:8].ljust(7, "0"))
 
 
-def finite(text: str) -> float:
+def finite(text: str, otherwise: str = "is no number of 0 or more") -> float:
     """Read a number that is finite and not negative."""
     try:
         value = float(text)
     except ValueError:
         raise ValueError("is no number") from None
     if not math.isfinite(value) or value < 0:
-        raise ValueError("is no number of 0 or more")
+        raise ValueError(otherwise)
     return value
 
 
 def _seconds(text: str) -> int:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError("is no number") from None
-    if not math.isfinite(value) or value < 0:
-        raise ValueError("is no time at or after 0")
-    return round(value * STEPS_PER_S)
+    return round(finite(text, "is no time at or after 0") * STEPS_PER_S)
 
 
 def _milliseconds(text: str) -> int:

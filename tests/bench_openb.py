@@ -211,7 +211,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         render_table(headers, body)
-        + "\n\nSPREAD is the standard deviation over seeds, TIME is CPU time over that of plain FGD."
+        + "\n\nDEVIATION is the standard deviation over seeds, TIME is CPU time over that of plain FGD."
     )
 
 

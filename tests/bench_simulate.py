@@ -9,7 +9,8 @@ must end at the same ticks.
 
 - *traces*: plain and compiled, with the prefix caches' hits where a trace brings blocks;
 - *growth*: synthetic requests, sizes as Azure's, up to ``--growth`` and as many replicas as it says;
-- *backlog*: what a request costs under an overload with a gateway that gives up or never does, beside the trace alone.
+- *backlog*: what a request costs under an overload with a gateway that gives up or never does, beside the trace alone;
+- *kernel*: what it takes to compile it, and then to read what was compiled, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -255,6 +257,29 @@ def backlogs() -> list[tuple[str, int, int, float]]:
     return rows
 
 
+def kernel_s() -> list[tuple[str, float, float]]:
+    """(what, CPU seconds, seconds) of a process that compiles the kernel, and of the next, which reads it."""
+    rows = []
+    with TemporaryDirectory() as folder:
+        for what in ("compiled", "read from disk"):
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=spawn, initializer=_keep_in, initargs=(folder,)) as pool:
+                rows.append((what, *pool.submit(first_call_s).result()))
+            print(f"  kernel {what}: {rows[-1][1]:.1f} s CPU", file=sys.stderr)
+    return rows
+
+
+def _keep_in(folder: str) -> None:
+    os.environ["NUMBA_CACHE_DIR"] = folder
+
+
+def first_call_s() -> tuple[float, float]:
+    """CPU seconds and seconds until the compiled kernel has made its first step in this process."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    fleet_of((1, 1, 0), compiled=True).advance(1.0)
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
 # ---------------------------------------------------------------- telling
 
 
@@ -308,14 +333,16 @@ def main() -> None:
     args = parser.parse_args()
     forms = (False, True) if is_available() else (False,)
     rows = [*trace_rows(forms), *growth_rows(args.growth, forms, args.plain_limit)]
-    steps, backlog = against_steps(), backlogs()
+    steps, backlog, kernel = against_steps(), backlogs(), kernel_s() if is_available() else []
     if args.output == "json":
         ratios(rows)
-        print(json.dumps({"rows": [asdict(row) for row in rows], "xSteps": steps, "backlog": backlog}, indent=2))
+        told = {"rows": [asdict(row) for row in rows], "xSteps": steps, "backlog": backlog, "kernel": kernel}
+        print(json.dumps(told, indent=2))
         return
     print(table(rows))
     print(f"\n{steps:.0f} times faster than step by step on {STEPS_REQUESTS} requests, plain\n")
     print(render_table(("GATEWAY", "REQUESTS", "TIMED OUT", "COST OF A REQUEST"), backlog))
+    print("\n" + render_table(("KERNEL", "CPU S", "WALL S"), kernel))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Plan synthetic fleets whose routers split by size beside the same fleets whose do not: price, parts, time.
 
-Run: ``python -m tests.bench_splitting [--sizes XS,S,readers] [--seeds 3] [--workers 1] [--tiny N] [-o json]``. The
+Run: ``python -m tests.bench_splitting [--sizes documents,XS,S,readers] [--seeds 3] [--workers 1] [--tiny N]``. The
 baseline, planned in the same process, is the plan without splits; *x dearer* is its objective over that with splits,
 never below 1 where both serve all. *rent usd* is the objective with the cut that list rents like best, or with none
-where that is cheaper. *readers* are fleets in which splits pay. Seconds are processor seconds of this process. With
-``--tiny N`` so many tiny fleets are held against every count of every pool under every cut instead.
+where that is cheaper. *documents* is one service for which a split pays, *readers* are large fleets of such. Seconds
+are processor seconds of this process. With ``--tiny N`` so many tiny fleets are held against every count of every
+pool under every cut instead.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from solvers.sizing import replica_capacity
 from solvers.verify import verify
 from tests import synthetic
 from tests.printed_rows import add_output, written
-from tests.split_world import best_by_trying, drawn_small, readers
+from tests.split_world import best_by_trying, documents, drawn_small, readers
 from tests.test_against_brute_force import TOLERANCE
 
-READERS = "readers"
+DOCUMENTS, READERS = "documents", "readers"
 PROGRESS = 50  # fleets between two lines of progress
 BAD = ("fails the check", "bound above the optimum", "dearer", "dearer, split")
 Row = dict[str, str | int | float]
@@ -51,6 +52,8 @@ def timed(problem: Problem, workers: int) -> tuple[Plan, float]:
 
 def whole_of(size: str, seed: int) -> Problem:
     """A fleet whose routers do not split."""
+    if size == DOCUMENTS:
+        return documents(splits=False)
     return plain(readers(seed) if size == READERS else synthetic.make_problem(synthetic.SIZES[size], seed))
 
 
@@ -114,7 +117,11 @@ def tiny(count: int) -> list[Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default=f"XS,S,{READERS}", help=f"by comma, of synthetic.SIZES, and {READERS}")
+    parser.add_argument(
+        "--sizes",
+        default=f"{DOCUMENTS},XS,S,{READERS}",
+        help=f"by comma, of synthetic.SIZES, {DOCUMENTS} and {READERS}",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--tiny", type=int, default=0, metavar="N", help="hold so many tiny fleets against everything")
@@ -125,7 +132,7 @@ def main() -> int:
         return int(any(row["plans"] in BAD for row in judgements))
     rows: list[Row] = []
     for size in args.sizes.split(","):
-        for seed in range(1, args.seeds + 1):
+        for seed in range(1, 1 + (1 if size == DOCUMENTS else args.seeds)):
             rows.append(compared(size, seed, args.workers))
             print(f"{size}-{seed}: {rows[-1]['x_dearer']} times as dear without", file=sys.stderr)
     print(written(rows, args.output))

@@ -94,19 +94,20 @@ class Worth:
 
     def is_better_than(self, other: Worth) -> bool:
         """True when the first tier that clearly differs lacks less here, or none differs and the objective is lower."""
-        for rank, mine in sorted(self.lacking_usd_by_tier.items()):
-            theirs = other.lacking_usd_by_tier[rank]
-            if abs(mine - theirs) > CLEAR_SHARE * self.demand_usd_by_tier[rank] + 1e-6:
-                return mine < theirs
-        return self.objective_usd_per_hour < other.objective_usd_per_hour
+        difference = self._clear_difference_usd(other)
+        return difference < 0.0 if difference else self.objective_usd_per_hour < other.objective_usd_per_hour
 
     def is_clearly_less_short_than(self, other: Worth) -> bool:
         """True when the first tier that clearly differs lacks less here."""
+        return self._clear_difference_usd(other) < 0.0
+
+    def _clear_difference_usd(self, other: Worth) -> float:
+        """By how much the first tier that clearly differs lacks more here; 0 when none does."""
         for rank, mine in sorted(self.lacking_usd_by_tier.items()):
             theirs = other.lacking_usd_by_tier[rank]
             if abs(mine - theirs) > CLEAR_SHARE * self.demand_usd_by_tier[rank] + 1e-6:
-                return mine < theirs
-        return False
+                return mine - theirs
+        return 0.0
 
 
 def best_of(worths: Sequence[Worth]) -> Worth:
