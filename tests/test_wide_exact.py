@@ -46,11 +46,17 @@ def stocks(rng: np.random.Generator, *, now: int) -> Stocks:
 
 
 def best_of_all(
-    made: Stocks, asked: Floats, leave: Floats, enter: Floats, lost: float = 0.0, more: float = 0.0
+    made: Stocks,
+    asked: Floats,
+    leave: Floats,
+    enter: Floats,
+    lost: float = 0.0,
+    more: float = 0.0,
+    over_per_s: float = np.inf,
 ) -> float:
     """Every count in every cell, as much of the demand served as pays; all of a pool lose so much of one's rate.
 
-    Each replica of a pool costs so much ``more`` of one's running for every other.
+    Each replica of a pool costs so much ``more`` of one's running for every other; ``over_per_s`` may cross.
     """
     found = np.inf
     for counts in product(range(MOST + 1), repeat=4):
@@ -65,7 +71,7 @@ def best_of_all(
         sizes = np.maximum(1, np.array([counts[0] + counts[1], counts[2] + counts[3]]))
         carried = number * (made.rate_per_s * (1.0 - lost / sizes) / (1.0 - lost / made.most))[pool]
         near = min(carried[0], carried[2]) + min(carried[1], carried[3])
-        able = min(carried[0] + carried[1], carried[2] + carried[3])
+        able = min(carried[0] + carried[1], carried[2] + carried[3], near + over_per_s)
         way = (0, 1) if carried[0] > carried[2] else (1, 0)
         for served in {min(near, made.demand_per_s), min(able, made.demand_per_s), *_kinks(made, able)}:
             lacking = 1.0 - served / made.demand_per_s
@@ -91,6 +97,23 @@ def test_a_search_finds_the_best_of_all_counts(seed: int) -> None:
     best = best_of_all(made, asked, leave, enter)
     assert best * (1.0 - GAP) - 1e-6 <= found.bound_usd_per_hour <= best + 1e-6
     assert (found.replicas <= made.room).all()
+
+
+@pytest.mark.parametrize("seed", range(70, 100))
+def test_no_more_crosses_than_links_carry(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made, asked = stocks(rng, now=0), rng.uniform(0.0, 2.0, 4)
+    leave, enter, takes, most = (rng.uniform(0.0, 1.5, 2) for _ in range(4))
+    usd, side = {"": (leave, enter)}, np.array([0, 1, 0, 1])
+    free, found = (
+        least_whole(
+            made, draws_of(made, {}, range(2)), asked, crossing, weight=1.0, gap=GAP, time_limit_s=60.0, run=solve
+        )
+        for crossing in (Crossing(side=side, usd=usd), Crossing(side=side, usd=usd, takes={"": takes}, most=most))
+    )
+    best = best_of_all(made, asked, leave, enter, over_per_s=float((most / takes).min()))
+    assert best * (1.0 - GAP) - 1e-6 <= found.bound_usd_per_hour <= best + 1e-6
+    assert found.bound_usd_per_hour >= free.bound_usd_per_hour - GAP * best
 
 
 @pytest.mark.parametrize("seed", range(40, 70))

@@ -37,10 +37,16 @@ class Crossing:
         Of each cell, from 0.
     usd : mapping of KV group to ((K + 1,) float, (K + 1,) float)
         USD per hour for a request per second.
+    takes : mapping of KV group to (K + 1,) float, optional
+        What a request per second takes of a link there, each way.
+    most : (K + 1,) float, optional
+        Links of each side; without them any number of requests may cross.
     """
 
     side: Ints
     usd: Mapping[str, tuple[Floats, Floats]]
+    takes: Mapping[str, Floats] = field(default_factory=dict)
+    most: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -219,17 +225,35 @@ def _stated(
     mixed = _flow(stocks, model, are_mixed, pool[cell])
     _limit_small(stocks, model, draws, used, np.flatnonzero(are_mixed).tolist(), pool[cell], [mixed])
     served = {role: {unserved: 1.0, mixed: 1.0} for role in PAIR_ROLES}
+    crossed: list[tuple[int, int, int, float]] = []
     for group in stocks.pair_groups:
         are = {role: np.array([stocks.is_of(int(p), role, group) for p in pool])[cell] for role in PAIR_ROLES}
         side = np.zeros(len(cell), dtype=np.int64) if crossing is None else crossing.side[cell]
-        flows = _pair(stocks, model, are, pool[cell], side, crossing.usd[group] if crossing else None)
+        flows, over = _pair(stocks, model, are, pool[cell], side, crossing.usd[group] if crossing else None)
+        takes = crossing.takes.get(group, np.zeros(0)) if crossing else np.zeros(0)
+        crossed += [(at, way, column, float(takes[at])) for (at, way), column in over.items() if len(takes)]
         for role in PAIR_ROLES:
             served[role] |= dict.fromkeys(flows[role], 1.0)
             mine = np.flatnonzero(are[role]).tolist()
             _limit_small(stocks, model, draws, used, mine, pool[cell], flows[role])
     for role in PAIR_ROLES:
         model.row(served[role], stocks.demand_per_s, stocks.demand_per_s)
+    if crossing is not None and len(crossing.most):
+        _limit_links(model, crossed, crossing.most)
     return model.arrays(whole), cell, unserved
+
+
+def _limit_links(model: _Model, crossed: Sequence[tuple[int, int, int, float]], most: Floats) -> None:
+    """No more crosses than the links of a side carry each way; ``crossed`` is by side, way, column and what it takes.
+
+    What one service may send alone prices leave open: they are of what all send together.
+    """
+    rows: dict[tuple[int, int], dict[int, float]] = {}
+    for at, way, column, takes in crossed:
+        rows.setdefault((at, way), {})[column] = takes
+    for (at, _), row in sorted(rows.items()):
+        if any(row.values()):
+            model.row(row, -np.inf, float(most[at]))
 
 
 def _limit_pools(stocks: Stocks, model: _Model, pool: Ints) -> None:
@@ -293,9 +317,13 @@ def _pair(
     pool: Ints,
     side: Ints,
     usd: tuple[Floats, Floats] | None,
-) -> dict[Role, list[int]]:
-    """Prefill and decode of a KV group carry the same on each side but for what crosses; returns their flows."""
+) -> tuple[dict[Role, list[int]], dict[tuple[int, int], int]]:
+    """Prefill and decode of a KV group carry the same on each side but for what crosses.
+
+    Returns their flows, and the columns of what crosses by side and way.
+    """
     crossed, all_flows = dict[int, float](), {role: list[int]() for role in PAIR_ROLES}
+    over: dict[tuple[int, int], int] = {}
     for at in sorted(set(side[are[Role.PREFILL] | are[Role.DECODE]].tolist())):
         flows = [_flow(stocks, model, are[role] & (side == at), pool) for role in PAIR_ROLES]
         balance = dict(zip(flows, (1.0, -1.0), strict=True))
@@ -305,7 +333,8 @@ def _pair(
             out, into = (model.column(float(paid[at])) for paid in usd)
             balance |= {out: -1.0, into: 1.0}
             crossed |= {out: 1.0, into: -1.0}
+            over |= {(at, 0): out, (at, 1): into}
         model.row(balance, 0.0, 0.0)
     if crossed:
         model.row(crossed, 0.0, 0.0)
-    return all_flows
+    return all_flows, over

@@ -123,7 +123,12 @@ class WideLinks:
         """Sides of the cells, and what leaving and entering them costs at the prices of whole links, (2 K,)."""
         sides = np.array([self.side(c) for c in range(stocks.cells.start, stocks.cells.stop)], dtype=np.int64)
         usd = {group: self._crossing_usd(stocks, group, prices) for group in stocks.pair_groups}
-        return Crossing(side=sides, usd=usd)
+        takes = {group: np.append(0.0, self._taken(stocks, group)) for group in stocks.pair_groups}
+        return Crossing(side=sides, usd=usd, takes=takes, most=np.append(np.inf, self.numbers))
+
+    def _taken(self, stocks: Stocks, group: str) -> Floats:
+        """What one request per second takes of a link of each class."""
+        return self._bytes(stocks, group) / np.array([link.bytes_per_s for link in self.links])
 
     def _worth(self, stocks: Stocks, group: str, prices: Floats, least: list[Floats]) -> Floats:
         """Find the prices of sides, USD per hour for a request per second: the best, were replicas divisible."""
@@ -142,9 +147,8 @@ class WideLinks:
 
     def _crossing_usd(self, stocks: Stocks, group: str, prices: Floats) -> tuple[Floats, Floats]:
         """What leaving and entering a side costs, USD per hour for a request per second; nothing where no link is."""
-        size = self._bytes(stocks, group)
+        size, share = self._bytes(stocks, group), self._taken(stocks, group)
         paid = np.array([usd_per_hour(link, size) for link in self.links])
-        share = np.array([size / link.bytes_per_s for link in self.links])
         out, into = (paid + share * of for of in np.split(prices, len(WAYS)))
         return np.append(0.0, out), np.append(0.0, into)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 PATIENCE, SLOW = 4, 0.9  # pricings stop when what is open is little and so many left this share of it open
-MOST_STALLED, MOST_VAIN = 4, 2  # pricings in turn that find neither ways nor better prices; no prices while searching
+MOST_STALLED, MOST_VAIN = 4, 4  # pricings in turn that find neither ways nor better prices; no prices while searching
 STALLED = 1e-6  # of the bound; it rises by less only because loads are rounded
 
 

@@ -18,7 +18,7 @@ from solvers.planner.wide.stocks import Stocks
 from solvers.planner.wide.way_table import WayTable
 from solvers.planner.wide.ways import WayMaker
 
-MOST_SEARCHES, MOST_ROUNDS = 200, 6  # of single services in one decision, and of all of them
+MOST_SEARCHES, MOST_ROUNDS = 200, 9  # of single services in one decision, and of all of them
 OPEN = 0.05  # of a service's part of the gap asked, what has to be open to search it
 
 
@@ -48,19 +48,21 @@ class SideSearch:
         return min(MOST_ROUNDS, max(1, MOST_SEARCHES // count)) if count else 0
 
     def raised(
-        self, table: WayTable, stocks: Sequence[Stocks], values: Floats, prices: Floats, weights: Floats
+        self, table: WayTable, stocks: Sequence[Stocks], values: Floats, room: Floats, prices: Floats, weights: Floats
     ) -> Floats:
         """Raise least values, (S,), where they lie below the best way known, and remember the ways that turn up.
 
         Parameters
         ----------
+        room : (R,) float
+            Of the shared rows: a way that it would not do for is none.
         prices : (R,) float
             Of the shared rows, links among them, USD per hour.
         weights : (S,) float
             Times its penalties, what each service pays for what it leaves undone.
         """
         asked, raised, known = table.shared.T @ prices, values.copy(), np.full(len(values), np.inf)
-        np.minimum.at(known, table.service, table.priced(prices, weights))
+        np.minimum.at(known, table.service, np.where(table.overfull(room), np.inf, table.priced(prices, weights)))
         least = OPEN * self.gap * float(np.abs(values).sum()) / len(values)
         for s in np.argsort(values - known, kind="stable").tolist():
             if known[s] - values[s] <= least or self.left <= 0:

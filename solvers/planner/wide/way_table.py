@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from solvers.fleet import PoolKey
 from solvers.planner.model.relax import Arrays
 from solvers.planner.pools.cells import Cells, Floats, Ints
-from solvers.planner.wide.rows import costs, numbers, sends
+from solvers.planner.wide.rows import NEAR_ROOM, costs, numbers, sends
 from solvers.planner.wide.ways import SparseWay
 
 Flags = NDArray[np.bool_]
@@ -114,6 +114,12 @@ class WayTable:
         mine = np.flatnonzero(self.service == service)
         for at in mine[np.argsort(values[mine], kind="stable")][:most]:
             yield from self.sizes(int(at), cells).items()
+
+    def overfull(self, room: Floats) -> Flags:
+        """True for ways that send more than links carry, (R,) being the room of the shared rows; (W,)."""
+        most = room[self.first_link :, None]
+        sent: Flags = (self.used.tocsr()[self.first_link :].toarray() > most * (1.0 + NEAR_ROOM)).any(axis=0)
+        return sent
 
     def priced(self, prices: Floats, weights: Floats) -> Floats:
         """What each way costs at the prices of the shared rows, (R,), its penalties weighed by service, (S,); (W,)."""

@@ -314,7 +314,7 @@ class Wide:
         values = np.array([pick.value_usd_per_hour for pick in picks[: len(self.stocks)]])
         if self.search.is_on:
             shared, weights = prices[: len(self.room)], self._weights(prices)
-            values = self.search.raised(self.table, self.stocks, values, shared, weights)
+            values = self.search.raised(self.table, self.stocks, values, self.room, shared, weights)
         value = float(values.sum() - prices @ self._rooms())
         if value > self.best:
             self.best, self.prices, self.values, self.search.in_best = value, prices, values, self.search.added
@@ -439,6 +439,8 @@ class Wide:
     def _choice(self, among: Sequence[int] | None = None, *, is_whole: bool = False) -> Arrays:
         choice = self.table.choice(self._usable(), len(self.held_usd_per_hour), among, is_whole=is_whole)
         outside = self.table.outside(self.penalties)
+        if self.search.is_on:  # the least values that it finds know of no such ways
+            outside = outside | self.table.overfull(self.room)
         beyond = OUTSIDE * max(1.0, float(self.table.costs[1].max(initial=0.0)))
         return replace(choice, cost=choice.cost + beyond * (outside if among is None else outside[among]))
 
