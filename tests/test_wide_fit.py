@@ -36,8 +36,8 @@ def fitter(desk: Desk) -> Fitter:
         desk=desk,
         wide=wide,
         gap=0.01,
-        settled=search._settled,
-        seated=search._seated,
+        settled=search.settler.settled,
+        seated=search.settler.seated,
         placed=lambda replicas: search._placed(wide.cells, arrays, replicas),
     )
 

@@ -19,7 +19,8 @@ from solvers.planner.pools.crew import WIDE_GPUS, Crew
 from solvers.planner.pools.sizings import Sizings
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.relief import find_relief
-from solvers.planner.search import SOLVER_FAULTS, Search
+from solvers.planner.search import Search
+from solvers.planner.settle import SOLVER_FAULTS
 from solvers.planner.splits.parted import concerns, plan_parts
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from solvers.certificate import Certificate
-from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner.assemble import Prices, assemble, read_prices
@@ -18,34 +17,26 @@ from solvers.planner.menus.compose import Composer, Enough, shared_rows
 from solvers.planner.menus.menus import Least
 from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear, solve_whole, state
 from solvers.planner.placing.desk import Desk
-from solvers.planner.placing.pack_nodes import pack
-from solvers.planner.placing.places import Placed, cell_counts, narrowed, place, start_columns, with_totals
-from solvers.planner.placing.recap import recapped
-from solvers.planner.placing.repack import repacked
-from solvers.planner.placing.rounding import fill
+from solvers.planner.placing.places import cell_counts, narrowed, start_columns
 from solvers.planner.placing.shortage import reasons_by_service
 from solvers.planner.placing.tiers import hold_higher_tiers, lacking_values
-from solvers.planner.pools.caps import one_level
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.floors import pinned_most
 from solvers.planner.pools.options import find_options
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.proof.bound import dual_bound
 from solvers.planner.proof.certify import Evidence, best_certificate, certificate, held_tiers, in_branches, known_duals
+from solvers.planner.settle import SOLVER_FAULTS, SPLIT_CELLS, Settler
 from solvers.planner.wide.branches import bound_of_branches, branch_prices
 from solvers.planner.wide.choice import Chooser
 from solvers.planner.wide.wide import Wide
 from solvers.verify import verify
 
 MOST_ROUNDS = 4
-SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
 NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
 HELD_NOTE = "the bound is that of plans that leave no tier but the last more short than this one"
 SMALL = 150  # whole columns of a model that the solver searches through in no time
-MOST_RECAPS = 4  # times that caps are chosen again and what they free is filled
-FEW_SHORT = 0.02  # of a plan's objective, penalties that bays are not chosen anew for
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
-SOLVER_FAULTS = (SolveFailed, ArithmeticError, ValueError, RuntimeError)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +57,12 @@ class Search:
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     refined: dict[PoolKey, set[int]] = field(default_factory=dict)
-    seats: tuple[bytes, Placed | None] = (b"", None)  # replicas by cell that were settled last, and where they stand
+    settler: Settler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settler = Settler(
+            desk=self.desk, base=self.base, whole=self._whole, seconds=self._seconds, faults=self.faults
+        )
 
     def run(self, starts: Sequence[Worth], is_enough: Enough = lambda bound: False) -> Worth:
         """Return the best counts found. Never raises: what fails is noted, and the greedy plan remains.
@@ -100,7 +96,7 @@ class Search:
 
     def _fine(self, best: Worth) -> Worth:
         """Set the caps of a short plan between their levels, where that clearly serves more."""
-        if not best.short or not best.counts or not self._is_capped():
+        if not best.short or not best.counts or not self.desk.is_capped:
             return best
         try:
             fine = self.desk.worth(fine_counts(self.desk, best))
@@ -163,10 +159,10 @@ class Search:
             wide=wide,
             gap=self._gap(),
             placed=lambda replicas: self._placed(cells, arrays, replicas),
-            seated=self._seated,
+            seated=self.settler.seated,
             is_proved=self._proved,
             raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
-            settled=self._settled,
+            settled=self.settler.settled,
         )
 
     def _raise_held_bound(self, cells: Cells, arrays: Arrays, wide: Wide, worth: Worth) -> None:
@@ -190,7 +186,7 @@ class Search:
     def _placed(self, cells: Cells, arrays: Arrays, replicas: Floats) -> Worth:
         x = np.zeros(len(arrays.cost))
         x[arrays.columns["replicas"]] = replicas
-        return self._settled(cells, x, arrays)
+        return self.settler.settled(cells, x, arrays)
 
     def _proved(self, worth: Worth) -> bool:
         gap = worth.objective_usd_per_hour - self.bound_usd_per_hour
@@ -219,7 +215,7 @@ class Search:
         except SOLVER_FAULTS as fault:
             self.faults.append(f"whole replicas: {fault}")
             self.notes.append("whole-replica solve failed, the relaxation was rounded down and filled")
-            return self._settled(cells, np.floor(relaxed.x + 1e-6), arrays), False
+            return self.settler.settled(cells, np.floor(relaxed.x + 1e-6), arrays), False
         return found, narrower and not found.short
 
     def _searched(self, cells: Cells, arrays: Arrays, composer: Composer | None, best: Worth) -> tuple[Worth, bool]:
@@ -229,21 +225,21 @@ class Search:
             self._raise_bound(whole.bound)
         if composer is None:
             whole = self._held(lean, few, whole.x) or whole
-        return self._settled(lean, whole.x, few), narrowed(lean, whole.x[few.columns["replicas"]], self.refined)
+        return self.settler.settled(lean, whole.x, few), narrowed(lean, whole.x[few.columns["replicas"]], self.refined)
 
     def _in_order(self, cells: Cells, arrays: Arrays, composer: Composer, found: Worth) -> Worth:
         """Solve with every pool and the least shortage of each tier held: small work once those are known.
 
         Where caps are open the pools of the ways have to do: with every cap of every pool it is no small work.
         """
-        if self._is_capped():
+        if self.desk.is_capped:
             cells, arrays = self._lean(cells, arrays, composer, found)
         whole = self._held(cells, arrays, lacking_values(cells, arrays, found), is_wanted=True)
         if whole is None:
             return found
-        if not self._is_capped():
+        if not self.desk.is_capped:
             self._raise_bound(whole.bound)  # over the plans that leave no service of a higher tier worse off
-        return self._settled(cells, whole.x, arrays)
+        return self.settler.settled(cells, whole.x, arrays)
 
     def _held(self, cells: Cells, arrays: Arrays, x: Floats, *, is_wanted: bool = False) -> Solution | None:
         """Solve with higher tiers held at their least shortage; None when nothing is to be gained by it."""
@@ -331,45 +327,9 @@ class Search:
         apart = build_cells(self.desk.problem, options, only=only, fair_ratio=fair_ratio)
         return apart if len(apart.cell_pool) <= SPLIT_CELLS else plain
 
-    def _settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
-        """Give every replica its place; in large fleets filling elsewhere may do, else bays are chosen anew."""
-        replicas = x[arrays.columns["replicas"]]
-        placed = place(cells, replicas, self.desk.sizer)
-        self.seats = replicas.tobytes(), placed
-        if not placed.left or not self.desk.is_wide:
-            return self._filled(cells, replicas, placed)
-        plain = [self._filled(cells, replicas, placed)] if self.desk.is_large else []
-        if any(worth.penalty_usd_per_hour <= FEW_SHORT * abs(worth.objective_usd_per_hour) for worth in plain):
-            return plain[0]
-        placed = repacked(cells, replicas, placed, run=self.desk.crew.whole, time_limit_s=self._seconds())
-        self.seats = replicas.tobytes(), placed
-        return best_of([*plain, self._filled(cells, replicas, placed)])
-
-    def _seated(self, cells: Cells, replicas: Floats) -> Placed:
-        """Where counts were placed; those that were settled last are known."""
-        known, placed = self.seats
-        return placed if placed and known == replicas.tobytes() else place(cells, replicas, self.desk.sizer)
-
-    def _filled(self, cells: Cells, replicas: Floats, placed: Placed) -> Worth:
-        """What power or groups leave over is solved again bay by bay, then filled."""
-        is_uneven = self.desk.is_uneven
-        if not self.desk.is_wide and (placed.left or is_uneven(placed.counts)):  # large fleets have too many bays
-            placed = self._placed_bay_by_bay(cells, placed)
-        elif self.desk.is_wide and (
-            (placed.left and not self.desk.is_large)
-            or is_uneven(placed.counts, are_spread=False, are_paid=max(map(len, cells.grouping.links), default=0) > 1)
-        ):  # ways know what single links are paid
-            placed = self._placed_as_chosen(cells, replicas, placed)
-        counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
-        for key, count in pack(self.desk.problem, counts).left.items():
-            counts[key] -= count
-        desk, room = self.desk, placed.room.copy()
-        filled = desk.worth(fill(desk.problem, desk.sizer, desk.fill_options(), room, counts, self.base))
-        return self._recapped(best_of([desk.worth(counts), filled]))
-
     def _at_exact_sizes(self, worth: Worth) -> list[Worth]:
         """Where caps are open: solve the pools of a short plan again, every size with what it carries exactly."""
-        if not self._is_capped():
+        if not self.desk.is_capped:
             return []
         used = {pool.uncapped for pool, _ in worth.counts}
         only = [option for option in self.desk.options.pools if option.pool.uncapped in used]
@@ -380,59 +340,7 @@ class Search:
         arrays = self._based(cells, state(cells))[0]
         x = self._whole(arrays, start_columns(cells, arrays, worth.counts)).x
         whole = self._held(cells, arrays, x)
-        return [self._settled(cells, x if whole is None else whole.x, arrays)]
-
-    def _is_capped(self) -> bool:
-        return any(option.pool.cap_watts for option in self.desk.options.pools)
-
-    def _recapped(self, worth: Worth) -> Worth:
-        """Choose the caps again at exact capacities, and fill what is short with the watts that this frees."""
-        desk, best = self.desk, worth
-        if not self._is_capped():
-            return worth
-        for _ in range(MOST_RECAPS):
-            try:
-                counts = recapped(desk.problem, desk.sizer, desk.options, desk.penalties, best.counts, desk.crew.whole)
-            except SOLVER_FAULTS as fault:
-                self.faults.append(f"caps: {fault}")
-                break
-            tried = best_of([best, desk.worth(counts), desk.repaired(counts, self.base)])
-            if not tried.is_better_than(best):
-                break
-            best = tried
-        return best
-
-    def _placed_bay_by_bay(self, cells: Cells, placed: Placed) -> Placed:
-        only = {pool for pool, _ in placed.counts} | self.desk.wanted
-        fair_ratio = self.desk.penalties.fair_ratio
-        fine = build_cells(cells.problem, self.desk.options, one_by_one=True, only=only, fair_ratio=fair_ratio)
-        arrays = state(fine)
-        try:
-            whole = self._whole(arrays, start_columns(fine, arrays, placed.counts))
-        except SOLVER_FAULTS as fault:
-            self.faults.append(f"places: {fault}")
-            return placed
-        again = place(fine, whole.x[arrays.columns["replicas"]])
-        return again if again.left <= placed.left else placed
-
-    def _placed_as_chosen(self, cells: Cells, replicas: Floats, placed: Placed) -> Placed:
-        """Find every replica of the chosen pools a bay by the solver, where there are few bays; none is given up."""
-        totals = {
-            cells.pools[p].pool: n
-            for p, n in enumerate(np.bincount(cells.cell_pool, weights=np.round(replicas)).tolist())
-            if n > 0.0
-        }
-        fair_ratio = self.desk.penalties.fair_ratio
-        fine = build_cells(cells.problem, self.desk.options, one_by_one=True, only=totals.keys(), fair_ratio=fair_ratio)
-        if len(fine.cell_pool) > SPLIT_CELLS:
-            return placed
-        arrays = state(fine)
-        try:
-            whole = self._whole(with_totals(fine, arrays, totals), None)
-        except SolveFailed:  # no bays hold just these
-            return placed
-        again = place(fine, whole.x[arrays.columns["replicas"]])
-        return again if again.left <= placed.left else placed
+        return [self.settler.settled(cells, x if whole is None else whole.x, arrays)]
 
     def write(self, worth: Worth, notes: Collection[str] = ()) -> tuple[Plan, tuple[str, ...]]:
         """Write a plan and check it; a plan with violations must not be used."""

@@ -65,6 +65,11 @@ class Desk:
         return self.crew.finds_wide(self.problem)
 
     @property
+    def is_capped(self) -> bool:
+        """True when pools may run at lower caps than the highest of their class."""
+        return any(option.pool.cap_watts for option in self.options.pools)
+
+    @property
     def is_large(self) -> bool:
         """True when there are more pools than fair shares are looked for with."""
         return len(self.options.pools) > FAIR_POOLS
