@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -88,7 +89,7 @@ def _decider(args: argparse.Namespace) -> Callable[[Problem], Plan]:
 def _as_the_policy_says(problem: Problem, *, workers: int) -> Plan:
     if problem.policy.replay:
         return _replayed(problem)
-    return make_plan(problem, workers=workers, is_isolated=True)
+    return make_plan(problem, workers=workers, is_isolated=True, clock=time.monotonic)
 
 
 def _replayed(problem: Problem) -> Plan:

@@ -72,7 +72,7 @@ def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1, de
     from solvers.explain.brief import with_reasons
     from solvers.planner import make_plan
 
-    decide = partial(make_plan, workers=workers, is_isolated=True, sizings=_sizings())
+    decide = partial(make_plan, workers=workers, is_isolated=True, sizings=_sizings(), clock=time.monotonic)
     if problem.policy.replay:
         plan = _refuted(problem, previous, decide, Allowance(REPLAY_SHARE * deadline_s))
     else:

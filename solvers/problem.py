@@ -58,6 +58,8 @@ class Policy:
         Penalty of one unserved request by tier rank, as a multiple of the dearest way to serve it.
     relative_gap : float
         The solver stops when objective and bound agree this well.
+    time_limit_s : float
+        After which nothing more is tried, where ``make_plan`` is handed a clock; the best plan so far is taken.
     power_caps : bool
         Pools may be planned at lower caps than their class's highest, where their profiles know the speed under one.
     replay : bool

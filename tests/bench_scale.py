@@ -1,6 +1,7 @@
 """Plan synthetic fleets of 100 to 12,500 nodes and say how long it took, what it costs, and what is proved.
 
-Run: ``python -m tests.bench_scale [--sizes S,M,L] [--seeds 3] [--overload] [--warm] [--workers 2] [-o json]``.
+Run: ``python -m tests.bench_scale [--sizes S,M,L] [--seeds 3] [--overload] [--warm] [--unlimited] [-o json]``; see
+``--help``.
 The baseline, planned in the same process, fills service by service in the order of their tiers with what is cheapest
 per request (``Desk.repaired``); *x cheaper* is its objective over the plan's. Seconds are this machine's: *cpu* counts
 this process alone, and is what to judge by where others share the machine. Warm plans start from the running plan with
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from solvers.deadline import Clock
 from solvers.plan import Plan
 from solvers.planner import make_plan
 from solvers.planner.placing.desk import Desk
@@ -45,7 +47,12 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, int, float]]:
 
 
 def measured(
-    name: str, problem: Problem, workers: int, previous: Plan | None = None, sizings: Sizings | None = None
+    name: str,
+    problem: Problem,
+    workers: int,
+    previous: Plan | None = None,
+    sizings: Sizings | None = None,
+    clock: Clock | None = time.perf_counter,
 ) -> tuple[Plan, Row]:
     """Plan once; times, evidence, and the check's own time."""
     first: list[float] = []
@@ -56,6 +63,7 @@ def measured(
         workers=workers,
         on_plan=lambda _: first.append(time.perf_counter() - wall),
         sizings=sizings,
+        clock=clock,
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     began = time.process_time()
@@ -95,6 +103,7 @@ def unserved(plan: Plan) -> str:
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
+    clock = None if args.unlimited else time.perf_counter
     for size, seed, load in cases(args):
         policy = Policy(time_limit_s=LIMITS_S[size], min_saving_ratio=0.0)
         problem = synthetic.make_problem(synthetic.SIZES[size], seed, load=load, policy=policy)
@@ -103,13 +112,13 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
         sizings = (
             Sizings()
         )  # empty for the cold plan; the warm one begins with what that asked for, as an operator does
-        plan, row = measured(name, problem, args.workers, sizings=sizings)
+        plan, row = measured(name, problem, args.workers, sizings=sizings, clock=clock)
         if args.baseline:
             row["x cheaper"] = round(greedy_usd_per_hour(problem) / plan.report.objective_usd_per_hour, 3)
         yield row
         if args.warm:
             moved = synthetic.shifted(problem, plan, args.sigma, seed)
-            yield measured(f"{name}, shifted", moved, args.workers, plan, sizings)[1]
+            yield measured(f"{name}, shifted", moved, args.workers, plan, sizings, clock)[1]
 
 
 def greedy_usd_per_hour(problem: Problem) -> float:
@@ -124,6 +133,7 @@ def main() -> None:
     parser.add_argument("--overload", action="store_true", help="1.3 and 2 times the load too")
     parser.add_argument("--warm", action="store_true", help="plan again from what runs, with shifted demand")
     parser.add_argument("--sigma", type=float, default=0.1)
+    parser.add_argument("--unlimited", action="store_true", help="go on past the size's time limit, while it helps")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--baseline", action="store_true", help="plan with the greedy too (slow where services are many)"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
+from solvers.deadline import Clock, Deadline
 from solvers.errors import SolveFailed
 from solvers.plan import Plan
 from solvers.planner.bays.nodes import Counts
@@ -48,6 +49,7 @@ def make_plan(
     on_plan: Callable[[Plan], None] | None = None,
     sizings: Sizings | None = None,
     wide_gpus: int = WIDE_GPUS,
+    clock: Clock | None = None,
 ) -> Plan:
     """Decide pools, counts and places for the whole fleet.
 
@@ -70,6 +72,9 @@ def make_plan(
         used for services that are split by size.
     wide_gpus : int
         Fleets of more GPUs are solved by ways at prices (``solvers/README.md``, large fleets), smaller ones whole.
+    clock : callable, optional
+        Seconds, such as ``time.monotonic``. With it nothing is begun that could do without once
+        ``policy.time_limit_s`` are over, and the notes say so; without it the plan depends on the problem alone.
 
     Returns
     -------
@@ -84,7 +89,8 @@ def make_plan(
         No stage led to a plan that passes ``verify``; the message lists what failed.
     """
     check_problem(problem)
-    crew = Crew(workers=workers, is_isolated=is_isolated, wide_gpus=wide_gpus)
+    deadline = Deadline.after(problem.policy.time_limit_s, clock)
+    crew = Crew(workers=workers, is_isolated=is_isolated, wide_gpus=wide_gpus, deadline=deadline)
     with rare_collections():
         if concerns(problem, previous):
             return _decided_in_parts(problem, previous, capacity_of, crew, on_plan)
@@ -105,7 +111,7 @@ def _decided_in_parts(
 
     early = {"on_plan": on_plan} if on_plan is not None else {}
     plan = plan_parts(problem, previous, decide, capacity_of, crew=crew, **early)
-    return replace(plan, certificate=None)  # its prices are of one cut
+    return _with_losses(crew, replace(plan, certificate=None))  # its prices are of one cut
 
 
 def _decided(
@@ -150,10 +156,9 @@ def _planned(
 
 
 def _with_losses(crew: Crew, plan: Plan) -> Plan:
-    """Say how much work the workers lost."""
-    if not (lost := crew.notes()):
-        return plan
-    return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *lost)))
+    """Say how much work the workers lost, and whether time ran out."""
+    lost = [note for note in crew.notes() if note not in plan.report.notes]
+    return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *lost))) if lost else plan
 
 
 def _with_relief(desk: Desk, plan: Plan) -> Plan:
@@ -200,7 +205,7 @@ def _tried(
             yield grown, f"made for {GROWTH_RATIO:.0%} more than is asked, so that the next swing of load moves nothing"
             return
     found = search.run([*kept, *repaired], lambda bound: any(_is_near(desk, worth, bound) for worth in able))
-    if is_calm and not all(_stays(desk, worth, found) for worth in able):
+    if is_calm and not (all(_stays(desk, worth, found) for worth in able) or desk.crew.is_late()):
         found = best_of([_with_spare(desk, able), *able])
     for worth in kept:
         if _stays(desk, worth, found):
@@ -225,6 +230,8 @@ def _grown(desk: Desk, counts: Counts) -> Worth | None:
     if not base:
         return None
     grown = Search(desk=roomier, base=base).run([])
+    if desk.crew.is_late():
+        return None if grown.short else desk.worth(grown.counts)
     least = GROWTH_SAVING * desk.problem.policy.min_saving_ratio
     found = Search(desk=roomier).run([grown], lambda bound: _is_near(roomier, grown, bound, least))
     best = grown if _stays(roomier, grown, found, least) else found

@@ -36,6 +36,7 @@ MOST_ROUNDS = 4
 NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
 HELD_NOTE = "the bound is that of plans that leave no tier but the last more short than this one"
 SMALL = 150  # whole columns of a model that the solver searches through in no time
+PRICED_SHARE = 0.7  # of the time limit, when prices have to do; choosing and placing come after them
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
 
 
@@ -90,7 +91,7 @@ class Search:
                 break
             self.rounds += 1
             best = best_of([best, found])
-            if self._proved(best) or is_enough(self.bound_usd_per_hour) or not narrower:
+            if self._proved(best) or is_enough(self.bound_usd_per_hour) or not narrower or self.desk.crew.is_late():
                 break
         return self._fine(best)
 
@@ -121,7 +122,7 @@ class Search:
             best, duals = self._begun(cells, arrays, wide, best)
             early = best
             self._raise_bound(wide.first())
-            self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b)))
+            self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b) or self._is_priced()))
             self._certify(
                 best_certificate(cells, arrays, duals, wide.prices[: len(wide.room)], wide.best - wide.search.in_best)
             )
@@ -160,7 +161,7 @@ class Search:
             gap=self._gap(),
             placed=lambda replicas: self._placed(cells, arrays, replicas),
             seated=self.settler.seated,
-            is_proved=self._proved,
+            is_proved=lambda worth: self._proved(worth) or self.desk.crew.is_late(),
             raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
             settled=self.settler.settled,
         )
@@ -202,14 +203,14 @@ class Search:
         self._raise_bound(dual_bound(arrays, duals))
         if self.rounds == 0:  # ways have exact sizes: rounds that narrow steps would find the same
             self.composer = self._composed(
-                cells, arrays, duals, least, lambda b: is_enough(b) or self._proved_by(best, b)
+                cells, arrays, duals, least, lambda b: is_enough(b) or self._proved_by(best, b) or self._is_priced()
             )
         composer = self.composer
         if is_enough(self.bound_usd_per_hour) or (self._proved(best) and not best.short):  # tiers are looked at below
             return best, False
         try:
             found, narrower = self._searched(cells, arrays, composer, best)
-            if found.short and composer is not None:
+            if found.short and composer is not None and not self.desk.crew.is_late():
                 found = best_of([found, self._in_order(cells, arrays, composer, found)])
                 found = best_of([found, *self._at_exact_sizes(found)])
         except SOLVER_FAULTS as fault:
@@ -266,6 +267,10 @@ class Search:
     def _proved_by(self, best: Worth, bound: float) -> bool:
         value = best.objective_usd_per_hour
         return not best.short and value - bound <= self.desk.problem.policy.relative_gap * abs(value)
+
+    def _is_priced(self) -> bool:
+        """Tell whether what is left of the time is needed to choose and to place."""
+        return self.desk.crew.is_late(PRICED_SHARE)
 
     def _based(self, cells: Cells, arrays: Arrays) -> tuple[Arrays, dict[int, int]]:
         """Ask for at least the replicas of the base in every cell."""

@@ -14,6 +14,7 @@ from joblib.executor import get_memmapping_executor
 from joblib.parallel import get_active_backend
 
 from solvers.apart import WorkLost, apart, make_ready
+from solvers.deadline import Deadline
 from solvers.planner.pools.sizings import Sizings
 from solvers.problem import Problem
 from solvers.programme import Programme, Solution, solve
@@ -50,6 +51,10 @@ class Crew:
         What sizing said in earlier decisions.
     wide_gpus : int
         Fleets of more GPUs are large: they take the road that can be shared out.
+    deadline : Deadline
+        When the decision has to end.
+    was_late : bool
+        Something was not begun for want of time.
     """
 
     workers: int = 1
@@ -60,6 +65,8 @@ class Crew:
     solve: Callable[[Programme], Solution] = solve
     sizings: Sizings | None = None
     wide_gpus: int = WIDE_GPUS
+    deadline: Deadline = field(default_factory=Deadline)
+    was_late: bool = False
 
     def __post_init__(self) -> None:
         if self.is_isolated:
@@ -70,7 +77,7 @@ class Crew:
         return sum(node.gpus_usable for node in problem.nodes) > self.wide_gpus
 
     def whole(self, programme: Programme) -> Solution:
-        """Solve with whole numbers, where neither a crash nor a hang of the solver's reaches this process.
+        """Solve with whole numbers before the deadline, where no crash or hang of the solver's reaches this process.
 
         Raises
         ------
@@ -79,21 +86,30 @@ class Crew:
         SolveFailed
             HiGHS gave no solution.
         """
+        seconds = self.deadline.seconds_for(float(programme.options["time_limit"]))
+        programme = replace(programme, options={**programme.options, "time_limit": seconds})
         if not self.is_isolated:
             return self.solve(programme)
         try:
-            return apart(self.solve, programme, deadline_s=float(programme.options["time_limit"]) + GRACE_S)
+            return apart(self.solve, programme, deadline_s=seconds + GRACE_S)
         except WorkLost:
             self.lost_solves += 1
             raise
 
+    def is_late(self, share: float = 1.0) -> bool:
+        """Tell whether so much of the time is over; who asks leaves what is still to do, and the notes say so."""
+        is_past = self.deadline.is_past(share)
+        self.was_late = self.was_late or is_past
+        return is_past
+
     def notes(self) -> tuple[str, ...]:
-        """Say how much was lost."""
+        """Say how much was lost, and whether time ran out."""
         said = (
             (self.lost, "pieces of work were done again here: a worker died or hung"),
             (self.lost_solves, "integer solves were given up: their process died or hung"),
         )
-        return tuple(f"{count} {what}" for count, what in said if count)
+        late = f"the time limit of {self.deadline.limit_s:g} s ended the search; with more it may find a better plan"
+        return (*(f"{count} {what}" for count, what in said if count), *([late] if self.was_late else []))
 
     def start(self) -> None:
         """Start the workers of this machine, which takes them a second or two; to those that run it is nothing."""

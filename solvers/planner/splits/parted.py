@@ -67,7 +67,7 @@ def plan_parts(
     decide : callable
         Plans a fleet of plain services; its answers are checked here, joined.
     crew : Crew, optional
-        Who sizes the pools of large fleets.
+        Who sizes the pools of large fleets, and until when: later no further cut is begun.
     on_plan : callable, optional
         Told the verified plan of each cut that is decided.
 
@@ -87,6 +87,7 @@ def plan_parts(
         on_plan=on_plan,
         held=held,
         book=book,
+        crew=crew or Crew(),
     )
     bench.search(any(problem.running.values()) or bool(held))
     return bench.answer()
@@ -160,6 +161,7 @@ class _Bench:
     held: Cuts
     book: Book
     on_plan: Callable[[Plan], None]
+    crew: Crew
     prices: Certificate | None = None
     tried: list[_Tried] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -167,6 +169,8 @@ class _Bench:
     def search(self, is_running: bool) -> None:
         """Try what is in force and, if that promises enough, the best; from nothing, all that may be cheaper."""
         self.try_cuts(self.held if is_running else {})
+        if self.tried and self.crew.is_late():
+            return
         self._reprice()
         best = self.book.best()
         if is_running:
@@ -175,10 +179,13 @@ class _Bench:
             return
         while all(best != tried.cuts for tried in self.tried) and len(self.tried) + len(self.faults) < MOST_PRICED:
             self.try_cuts(best)
+            if self.tried and self.crew.is_late():
+                return
             self._reprice()  # of a fleet too large for menus: what was dear may be cheap beside other parts
             best = self.book.best()
         for bound, cuts in self.book.ranked():
-            if not self.tried or len(self.tried) + len(self.faults) >= MOST_TRIED or self._is_near(bound):
+            is_last = len(self.tried) + len(self.faults) >= MOST_TRIED
+            if not self.tried or is_last or self._is_near(bound) or self.crew.is_late():
                 return
             if all(cuts != tried.cuts for tried in self.tried):
                 self.try_cuts(cuts)

@@ -21,6 +21,7 @@ MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
 MOST_FITTED = 20  # services of a fleet with sides that is fitted though nothing is short; of more it takes minutes
 MOST_CHOSEN = 20  # services whose ways are chosen all at once where something is short
+PRICED_SHARE = 0.6  # of the time limit, when prices beside held tiers have to do; the choice comes after them
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 
@@ -29,6 +30,7 @@ class Chooser:
     """What a choice of ways is judged by; ``gap`` is the relative gap asked of it.
 
     ``raise_bound`` is told a plan whose bound, once the tiers are held as it holds them, may be the best so far.
+    ``is_proved`` ends the work: a plan is near enough to its bound, or time is over.
     """
 
     desk: Desk
@@ -90,8 +92,9 @@ class Chooser:
             found = best_of([found, self.desk.repaired({})])
         self.wide.hold(found)
         value = found.objective_usd_per_hour
-        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value))
-        again = self._dived(found) if self._has_many else self._chosen(found)
+        is_late = self.desk.crew.is_late
+        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(PRICED_SHARE))
+        again = found if is_late() else self._dived(found) if self._has_many else self._chosen(found)
         if any(is_clearly_better(again, found, rank) for rank in sorted(found.lacking_usd_by_tier)[:-1]):
             self.wide.hold(again)
         found = again
@@ -115,7 +118,10 @@ class Chooser:
     def _branched(self, found: Worth) -> Worth:
         """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""
         value = found.objective_usd_per_hour
-        self.wide.branches = branched(self.wide, value, lambda bound: value - bound <= self.gap * abs(value))
+        is_late = self.desk.crew.is_late
+        self.wide.branches = branched(
+            self.wide, value, lambda bound: value - bound <= self.gap * abs(value) or is_late()
+        )
         self.raise_bound(found)
         if self.wide.branches and not (self.is_proved(found) or self._has_many):
             least = min(self.wide.branches, key=lambda branch: branch.best)

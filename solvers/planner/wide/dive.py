@@ -34,7 +34,7 @@ class Dived:
 
 
 def dived(wide: Wide) -> Dived | None:
-    """Decide all services but a few; None where what tiers are held at cannot be kept so."""
+    """Decide all services but a few; None where what tiers are held at cannot be kept so, or time is over."""
     part = replace(
         wide, kept=[*wide.kept], wanted=[*wide.wanted], branches=[], search=replace(wide.search, is_on=False)
     )
@@ -42,7 +42,7 @@ def dived(wide: Wide) -> Dived | None:
     decided: dict[int, int] = {}
     refused: set[int] = set()
     pricings, value, is_new = 0, np.inf, False
-    while True:
+    while not wide.crew.is_late():
         among = _among(wide, decided, refused)
         relaxed = _relaxed(part, among)
         is_dear = relaxed is None or relaxed.value > value + RISE * wide.gap * abs(value)
@@ -65,6 +65,7 @@ def dived(wide: Wide) -> Dived | None:
                 continue
         service = max(split, key=lambda s: (split[s][0], -s))
         decided[service], is_new = split[service][1], True
+    return None
 
 
 def _relaxed(part: Wide, among: list[int]) -> Solution | None:

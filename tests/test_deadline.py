@@ -1,0 +1,112 @@
+"""A decision ends with its time limit, by a clock that is handed in, and what it leaves is a checked plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from solvers.deadline import Deadline
+from solvers.plan import Plan
+from solvers.planner import make_plan
+from solvers.planner.pools.crew import Crew
+from solvers.problem import Policy, Problem
+from solvers.programme import Programme, Solution, solve
+from solvers.verify import verify
+from tests import fleets, split_world, synthetic
+
+LIMIT_S = 10.0
+POLICY = Policy(min_saving_ratio=0.0, time_limit_s=LIMIT_S)
+SMALL = synthetic.Size(nodes=72, services=4, rows=4, designs=4)  # 576 GPUs: as small as a wide fleet can be
+
+
+@dataclass(slots=True, kw_only=True)
+class Ticking:
+    """A clock that shows ``step_s`` more each time that it is read."""
+
+    step_s: float
+    reads: int = 0
+
+    def __call__(self) -> float:
+        self.reads += 1
+        return self.reads * self.step_s
+
+
+def short() -> Problem:
+    return synthetic.make_problem(SMALL, 1, load=1.2, policy=POLICY)
+
+
+def small() -> Problem:
+    return fleets.demo(policy=POLICY)
+
+
+def in_parts() -> Problem:
+    return split_world.documents(policy=POLICY)
+
+
+def is_told(plan: Plan) -> bool:
+    return any("the time limit of 10 s ended the search" in note for note in plan.report.notes)
+
+
+@pytest.fixture(scope="module")
+def unhurried() -> tuple[Plan, int]:
+    """The plan for which there is time enough, and how often it looked at the clock."""
+    clock = Ticking(step_s=0.0)
+    return make_plan(short(), clock=clock), clock.reads
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.8])
+def test_a_plan_cut_short_anywhere_is_sound_and_says_so(share: float, unhurried: tuple[Plan, int]) -> None:
+    plan, reads = unhurried
+    hurried = Ticking(step_s=LIMIT_S / max(0.5, share * reads))
+    cut = make_plan(short(), clock=hurried)
+    assert verify(cut, short()) == ()
+    assert is_told(cut)
+    assert not is_told(plan)
+    assert hurried.reads <= reads
+    assert cut.report.bound_usd_per_hour <= cut.report.objective_usd_per_hour
+
+
+def test_a_clock_that_leaves_time_changes_no_byte(unhurried: tuple[Plan, int]) -> None:
+    assert repr(make_plan(short())) == repr(unhurried[0])
+
+
+@pytest.mark.parametrize("make", [small, in_parts])
+def test_small_fleets_and_splits_end_in_time_too(make: Callable[[], Problem]) -> None:
+    plan = make_plan(make(), clock=Ticking(step_s=LIMIT_S))
+    assert verify(plan, make()) == ()
+
+
+def test_a_solve_gets_what_is_left_but_never_nothing() -> None:
+    now, given = [0.0], list[float]()
+
+    def seen(programme: Programme) -> Solution:
+        given.append(float(programme.options["time_limit"]))
+        return solve(programme)
+
+    crew = Crew(deadline=Deadline.after(LIMIT_S, lambda: now[0]), solve=seen)
+    for now[0] in (0.0, 8.0, 12.0):
+        crew.whole(one_column(time_limit=4.0))
+    assert given == [4.0, 2.0, 0.5]
+
+
+def test_without_a_clock_no_time_passes() -> None:
+    deadline = Deadline.after(LIMIT_S, None)
+    assert not deadline.is_past()
+    assert deadline.seconds_for(7.0) == 7.0
+
+
+def one_column(**options: Any) -> Programme:
+    one = np.ones(1)
+    return Programme(
+        matrix=sp.csc_array(np.ones((1, 1))),
+        cost=one,
+        columns=(0.0 * one, 3.0 * one),
+        rows=(one, 2.0 * one),
+        whole=np.array([True]),
+        options=options,
+    )
