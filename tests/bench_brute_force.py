@@ -1,4 +1,12 @@
-"""Hold the planner against every count of every pool on random tiny fleets: ``make bench-brute-force``."""
+"""Hold the planner against every count of every pool on random tiny fleets: ``make bench-brute-force``.
+
+``--mixed`` draws fleets with rules of many families at once (links, KV groups, pins, quotas, spot nodes, spread, CPUs,
+what runs, power caps, splits by size and more), ``--families`` all of those that are named. There an oracle of its own
+(``tests/brute_oracle.py``) says what there is room for and what counts are worth, tries all of them at all caps under
+all cuts, and judges the plan, its bound and the check of its bound. With ``--wide`` the fleets take the road of large
+ones, whose plans may be dearer, but never their bounds. ``--counts`` holds the planner's room and worth, and the
+check's, to the oracle's for so many counts drawn at random in each fleet.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +16,15 @@ import sys
 import time
 from collections import Counter
 
+import numpy as np
+
 from controller.tables import render_table
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
+from solvers.planner.pools.crew import WIDE_GPUS
 from solvers.planner.pools.tally import SAME_SHORTAGE
 from solvers.verify import verify
+from tests import brute_judge, brute_mixed
 from tests.test_against_brute_force import TOLERANCE, Tiny, best_counts, drawn
 
 PROGRESS = 100  # fleets between two lines of progress
@@ -39,13 +51,57 @@ def judge(case: Tiny, plan: Plan) -> str:
     return "another cost"
 
 
-def main() -> None:
-    """Draw, plan, try everything, count."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def mixed(args: argparse.Namespace) -> int:
+    """Judge fleets under many rules; 1 where anything is a fault."""
+    verdicts: Counter[str] = Counter()
+    families: Counter[str] = Counter()
+    for number, (seed, case) in enumerate(brute_judge.drawn(args.first_seed, args.fleets, args.families), start=1):
+        said = [brute_judge.judged(case, 0 if args.wide else WIDE_GPUS)]
+        said += brute_judge.disagreements(case, np.random.default_rng(seed), args.counts) if args.counts else []
+        for words in said:
+            verdict = words.partition(":")[0]
+            verdicts[verdict] += 1
+            if verdict in brute_judge.FAULTS:
+                print(f"seed {seed} ({', '.join(case.families)}): {words}", file=sys.stderr)
+        families.update(case.families)
+        if number % PROGRESS == 0:
+            print(f"[{number}/{args.fleets}] {dict(verdicts)}", file=sys.stderr)
+    if args.output == "json":
+        print(
+            json.dumps({"fleets": args.fleets, "verdicts": dict(verdicts), "families": dict(families)}, sort_keys=True)
+        )
+    else:
+        print(render_table(("PLANS", "FLEETS"), sorted(verdicts.items())))
+        print()
+        print(render_table(("FAMILY", "FLEETS"), sorted(families.items())))
+    return int(any(verdict in brute_judge.FAULTS for verdict in verdicts))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fleets", type=int, default=2000)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--mixed", action="store_true", help="rules of all families at random")
+    names = ", ".join(brute_mixed.FAMILIES)
+    parser.add_argument("--families", type=_families, default=(), metavar="A,B", help=f"all of these instead: {names}")
+    parser.add_argument("--wide", action="store_true", help="plan mixed fleets as large ones")
+    parser.add_argument("--counts", type=int, default=0, metavar="N", help="counts at random for each mixed fleet")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def _families(said: str) -> tuple[str, ...]:
+    names = tuple(name for name in said.split(",") if name)
+    if unknown := sorted(set(names) - set(brute_mixed.FAMILIES)):
+        raise argparse.ArgumentTypeError(f"no such family: {', '.join(unknown)}")
+    return names
+
+
+def main() -> None:
+    """Draw, plan, try everything, count."""
+    args = _arguments()
+    if args.mixed or args.families:
+        raise SystemExit(mixed(args))
     verdicts: Counter[str] = Counter()
     seconds = {"planning": 0.0, "trying everything": 0.0}
     for number, (seed, case) in enumerate(drawn(args.first_seed, args.fleets), start=1):

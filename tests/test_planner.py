@@ -238,7 +238,7 @@ def test_minimum_replicas_are_kept_without_demand_and_missed_with_a_reason() -> 
     crowded = chat_only(rate=0.0, min_replicas=40, roles=(Role.MIXED,))
     plan = make_plan(crowded, capacity_of=fleets.plain_capacity)
     assert sum(p.replicas for p in plan.pools) == 32
-    assert plan.services[0].short_because[0] == "minReplicas: 16 replicas have no place"
+    assert plan.services[0].short_because[0] == "minReplicas: 8 replicas have no place"
     assert verify(plan, crowded) == ()
 
 

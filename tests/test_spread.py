@@ -96,7 +96,7 @@ def test_too_few_locations_are_named_and_paid_for() -> None:
     (service,) = plan.services
     assert not plan.is_short
     assert service.penalty_usd_per_hour > 0.0
-    assert "minLocations: 2 locations are missing of 3" in service.short_because
+    assert "minLocations: 1 of 3 locations are missing" in service.short_because
 
 
 def test_a_plan_that_hangs_on_one_location_is_caught() -> None:

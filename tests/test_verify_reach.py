@@ -151,17 +151,18 @@ def without(plan: Plan, *limits: str) -> Plan:
     return replace(plan, certificate=replace(shown, rows=tuple(row for row in shown.rows if row.limit not in limits)))
 
 
+PRICED_CPUS = (12030, 12048, 12051, 12065)  # where services want more CPU together than any pool of theirs alone
+
+
 def test_a_bound_that_rests_on_prices_of_cpus_needs_them() -> None:
-    caught = 0
-    for seed, tiny in drawn(12011, COUNT):
+    for seed in PRICED_CPUS:
+        tiny = next(drawn(seed, 1))[1]
         problem = with_cpus(tiny.problem, np.random.default_rng(seed))
         plan = make_plan(problem, capacity_of=tiny.capacity_of, wide_gpus=0)
-        fewer = without(plan, RESOURCES, RESOURCES_WHOLE)
-        check = verify_bound(fewer, problem, capacity_of=tiny.capacity_of)
+        check = verify_bound(without(plan, RESOURCES, RESOURCES_WHOLE), problem, capacity_of=tiny.capacity_of)
         assert check is not None
         assert check.recomputed_usd_per_hour <= plan.report.objective_usd_per_hour * (1.0 + 1e-6) + 1e-6, seed
-        caught += fewer != plan and not check.is_supported
-    assert caught > 2
+        assert not check.is_supported, seed
 
 
 def test_a_bound_that_rests_on_prices_of_links_needs_them() -> None:

@@ -177,7 +177,7 @@ def _relief(way: Way, amount: float, is_estimate: bool) -> Relief:
     """Round up to what can be asked for: whole GPUs, replicas, cores and GiB, tenths of a kW and of a GB/s."""
     asked = (math.ceil(amount - 1e-6) if way.is_whole else amount) * way.per_unit
     parts = 10.0 if way.unit in ("kW", "GB/s") else 1.0
-    rounded = math.ceil(asked * parts - 1e-6) / parts
+    rounded = max(1, math.ceil(asked * parts - 1e-6)) / parts  # what is asked is never rounded to nothing
     price = rounded * way.usd_per_hour / way.per_unit
     return Relief(
         limit=way.limit,

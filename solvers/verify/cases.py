@@ -88,10 +88,11 @@ class View:
         if (
             not self.stocks or min(cheapest.values()) < 0.0
         ):  # what is worth keeping gives back more than any floor costs
-            return replace(asked, floor=0)
+            return replace(asked, floor=0, missing=())
         pair = sum(min(asked.floor_usd_per_hour, cheapest[role]) for role in (Role.PREFILL, Role.DECODE))
-        least_usd = asked.floor * min(pair, cheapest[Role.MIXED])
-        return replace(asked, floor=0, least_usd_per_hour=least_usd)
+        both = min(int(np.count_nonzero(asked.lacks(chain))) for chain in (0, 1))  # replicas that either chain is asked
+        least_usd = both * min(pair, cheapest[Role.MIXED])
+        return replace(asked, floor=0, least_usd_per_hour=least_usd, missing=())
 
     def refine(self) -> bool:
         """Make exact what the value rests on; False when all of it was."""
@@ -142,23 +143,27 @@ class Case:
 
     def begin(self) -> None:
         """Find the pools that the service may have somewhere, and what of its rules nobody can keep."""
-        self.pools = self._found()
-        able = {pool.key for pool in self.pools if pool.stock.rate_per_s > 0.0}
-        self.reach = Reach.of(self.service, self.market, sorted(able))
+        self.pools, self.stop_all_usd_per_hour = self._found(), self._stop_all_usd_per_hour()
+        able: dict[PoolKey, float] = {}
+        for pool in (pool for pool in self.pools if pool.stock.rate_per_s > 0.0):
+            able[pool.key] = min(pool.watts, able.get(pool.key, math.inf))
+        self.reach = Reach.of(self.service, self.market, able)
         self.views = [View.whole([pool.stock for pool in self.pools])]
 
     def look(self, parts: int, with_floors: bool, weights: ServiceWeights, undone_usd_per_hour: Span = ANY) -> None:
         """Find the least value anew on so many parts, of ways with weighed penalties between two amounts."""
         self.lost_usd_per_hour = weights.floor_usd_per_hour * self.reach.missing
+        missing = self._missing() if with_floors else ()
         asked = Asked(
             demand_per_s=self.reach.carried_ratio * self.problem.demands[self.service.name].requests_per_s,
             unserved_usd_per_hour=weights.unserved_usd_per_hour,
             fair_ratio=weights.fair_ratio,
-            floor=self._floor() if with_floors else 0,
+            floor=len(missing[0]) - 1 if missing else 0,
             floor_usd_per_hour=weights.floor_usd_per_hour,
             served_ratio=self.reach.served_ratio,
             least_penalty_usd_per_hour=undone_usd_per_hour[0] - self.lost_usd_per_hour,
             most_penalty_usd_per_hour=undone_usd_per_hour[1],
+            missing=missing,
         )
         if self.views[0].found is not None:  # looked at before: the closer look is at those that said most
             whole, *paired = self.views
@@ -179,14 +184,17 @@ class Case:
         for view in self.views:
             view.tables.clear()
 
-    def _floor(self) -> int:
+    def _missing(self) -> tuple[tuple[int, ...], ...]:
+        """What either chain lacks with 0, 1, … replicas, each at a location of its own, beside what nobody can have."""
         units = max((len(pool.stock.units_usd_per_hour) for pool in self.pools), default=0)
-        spread = min(self.service.min_locations, self.reach.locations) if self.service.min_locations > 1 else 0
-        wanted = max(self.service.min_replicas, spread)
-        return min(wanted, MOST_FLOOR) if units <= FLOOR_UNITS else 0
+        at_most, least = self.reach.locations or (0, 0), self.service.min_replicas
+        spread = [min(self.service.min_locations, n) if self.service.min_locations > 1 else 0 for n in at_most]
+        floor = min(MOST_FLOOR, max(least, *spread)) if units <= FLOOR_UNITS else 0
+        lacks = [[max(0, least - n) + max(0, asked - n) for n in range(floor)] for asked in spread]
+        return tuple((*chain, 0) for chain in lacks) if floor else ()
 
     def _found(self) -> list[Pool]:
-        """Every pool that the service may have somewhere, at every cap; and what stopping all that runs costs."""
+        """Every pool that the service may have somewhere, at every cap."""
         found: list[Pool] = []
         for key, profile in sorted(self.problem.profiles.items()):
             if key.model != self.service.model or not self.service.allows(key.gpu_class, key.config):
@@ -196,12 +204,18 @@ class Case:
                 continue
             for role in sorted(self.service.roles):
                 pool = PoolKey(service=self.service.name, role=role, gpu_class=key.gpu_class, config=key.config)
-                levels = [s for cap in self._caps(profile, kind) if (s := self._pool(pool, profile, kind, cap))]
-                found += levels
-                if levels:
-                    stop = self.problem.policy.stop_cost_hours * levels[0].stock.price_usd_per_hour
-                    self.stop_all_usd_per_hour += stop * sum(self._running(pool).values())
+                found += [s for cap in self._caps(profile, kind) if (s := self._pool(pool, profile, kind, cap))]
         return found
+
+    def _stop_all_usd_per_hour(self) -> float:
+        """What stopping all that runs would cost, also what could not stay."""
+        hours, classes = self.problem.policy.stop_cost_hours, self.problem.gpu_classes
+        mine = [(pool, at) for pool, at in self.market.running.items() if pool.service == self.service.name]
+        return math.fsum(
+            hours * sum(at.values()) * pool.config.gpus * classes[pool.gpu_class].price_usd_per_hour
+            for pool, at in mine
+            if pool.gpu_class in classes
+        )
 
     def _running(self, pool: PoolKey) -> dict[str, int]:
         """What runs of the pool where it could stay, by location."""
@@ -265,28 +279,28 @@ class Case:
             What a replica pays more, by the link that its place hangs on.
         """
         policy, market = self.problem.policy, self.market
-        kind, gpus = self.problem.gpu_classes[pool.gpu_class], pool.config.gpus
-        price = gpus * kind.price_usd_per_hour
+        price = pool.config.gpus * self.problem.gpu_classes[pool.gpu_class].price_usd_per_hour
         start, stop = policy.start_cost_hours * price, policy.stop_cost_hours * price
         running, kinds = self._running(pool), market.kinds[pool.gpu_class]
         asked = market.asked_usd_per_hour(pool, watts, is_anywhere=self.is_anywhere) + market.quota_usd_per_hour(pool)
         if more_usd_per_hour:
             asked = asked + np.array([more_usd_per_hour.get(place.link, 0.0) for place in kinds])
-        slots = market.slots_of_kinds(pool.gpu_class, gpus)
+        slots = market.slots_of_kinds(pool, watts)
         if at is not None:
             inside = [[place for place in some.locations if place in at] for some in kinds]
-            slots = np.array([sum(market.slots(pool.gpu_class, place, gpus) for place in some) for some in inside])
+            slots = np.array([sum(market.slots_of(pool, watts, place) for place in some) for some in inside])
         slots = np.where(self._allowed(pool), slots, 0)
         kept = np.zeros(len(slots), dtype=np.int64)
         for location, count in () if self.is_anywhere else running.items():
             k = market.kind_of[pool.gpu_class, location]
             if slots[k] and (at is None or location in at):
-                kept[k] += min(count, market.slots(pool.gpu_class, location, gpus))
+                kept[k] += min(count, market.slots_of(pool, watts, location))
         costs = np.concatenate([asked - stop, asked + (0.0 if self.is_anywhere else start)])
         counts = np.concatenate([kept, slots - kept])
         order = np.argsort(costs, kind="stable")
         counts = counts[order]
-        left = np.clip(self.service.max_replicas - np.cumsum(counts) + counts, 0, None)
+        most = min(self.service.max_replicas, market.most(pool, watts, is_anywhere=self.is_anywhere))
+        left = np.clip(most - np.cumsum(counts) + counts, 0, None)
         units: Floats = np.repeat(costs[order], np.minimum(counts, left))
         if self.is_anywhere:
             units = units + np.where(np.arange(len(units)) < running.get(ANYWHERE, 0), -stop, start)

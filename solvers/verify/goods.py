@@ -19,6 +19,9 @@ Good = tuple[str, str, float, float]
 Bay = tuple[str, str]
 """GPU class and location."""
 
+MANY = 10**9
+"""Pods that nothing limits."""
+
 
 def asks_of(problem: Problem) -> dict[tuple[str, Role], Asks]:
     """What pods ask for, by service and role."""
@@ -27,6 +30,13 @@ def asks_of(problem: Problem) -> dict[tuple[str, Role], Asks]:
         for service in problem.services
         for role, asks in service.requests.items()
     }
+
+
+def pods_on(node: Node, asks: Asks) -> int:
+    """Pods that ask so much on an empty node, GPUs left aside."""
+    return min(
+        (max(0, node.resources[name]) // amount for name, amount in asks if name in node.resources), default=MANY
+    )
 
 
 def goods_by_bay(rows: Iterable[PricedRow]) -> dict[Bay, tuple[Good, ...]]:

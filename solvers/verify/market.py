@@ -25,10 +25,10 @@ from solvers.certificate import (
     PricedRow,
 )
 from solvers.engine import Role
-from solvers.fleet import Node, PoolKey
+from solvers.fleet import ANYWHERE, Node, PoolKey
 from solvers.power import base_watts, ceiling_watts, nodes_by_domain, worst_watts
 from solvers.problem import Problem
-from solvers.verify.goods import Asks, Good, asks_of, goods_by_bay, goods_usd_per_hour, room_of_goods
+from solvers.verify.goods import Asks, Good, asks_of, goods_by_bay, goods_usd_per_hour, pods_on, room_of_goods
 from solvers.verify.rules import OWNED, terms_by_bay
 
 Floats = NDArray[np.float64]
@@ -36,6 +36,7 @@ Ints = NDArray[np.int64]
 
 WHOLE = 1e-7  # quotients this close to a whole number are that number
 WATTS = 1e-3
+BEYOND = 10**9  # replicas, of which nothing allows more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,9 @@ class Market:
     limited: frozenset[str]
     running: Mapping[PoolKey, Mapping[str, int]]
     asks: Mapping[tuple[str, Role], Asks]
-    _slots: dict[tuple[str, int], Ints] = field(default_factory=dict)
+    spare: Mapping[tuple[str, str], float]
+    _slots: dict[tuple[str, str, int, Asks], int] = field(default_factory=dict)
+    _by_kind: dict[tuple[str, int, float, Asks], Ints] = field(default_factory=dict)
     _asked: dict[tuple[str, int, float, bool, Asks], Floats] = field(default_factory=dict)
 
     @classmethod
@@ -93,6 +96,7 @@ class Market:
             limited=_limited(problem),
             running=_running(problem),
             asks=asks_of(problem),
+            spare=_spare_watts(problem),
         )
 
     def slots(self, gpu_class: str, location: str, gpus: int) -> int:
@@ -112,12 +116,36 @@ class Market:
                 found[node.island] = found.get(node.island, 0) + 1
         return list(found.values())
 
-    def slots_of_kinds(self, gpu_class: str, gpus: int) -> Ints:
-        """Replicas of so many GPUs by kind of place; (K,)."""
-        if (gpu_class, gpus) not in self._slots:
-            sums = [sum(self.slots(gpu_class, at, gpus) for at in kind.locations) for kind in self.kinds[gpu_class]]
-            self._slots[gpu_class, gpus] = np.array(sums, dtype=np.int64)
-        return self._slots[gpu_class, gpus]
+    def slots_of(self, pool: PoolKey, watts: float, location: str) -> int:
+        """Replicas of the pool that a place holds when nothing else is there, in whole groups, watts and the like."""
+        asks = self.asks.get((pool.service, pool.role), ())
+        key = pool.gpu_class, location, pool.config.gpus, asks
+        if key not in self._slots:
+            gpus, there = pool.config.gpus, self.slots(pool.gpu_class, location, pool.config.gpus)
+            if asks and gpus <= self.node_gpus[pool.gpu_class]:
+                nodes = (n for n in self.bays.get((pool.gpu_class, location), ()) if n.gpus_usable >= gpus)
+                there = sum(min(n.gpus_usable // gpus, pods_on(n, asks)) for n in nodes)
+            self._slots[key] = there
+        return min(self._slots[key], _times(self.spare.get((pool.gpu_class, location), math.inf), watts))
+
+    def slots_of_kinds(self, pool: PoolKey, watts: float) -> Ints:
+        """Replicas of the pool that each kind of place holds when nothing else is there; (K,)."""
+        key = pool.gpu_class, pool.config.gpus, watts, self.asks.get((pool.service, pool.role), ())
+        if key not in self._by_kind:
+            kinds = self.kinds[pool.gpu_class]
+            sums = [sum(self.slots_of(pool, watts, at) for at in kind.locations) for kind in kinds]
+            self._by_kind[key] = np.array(sums, dtype=np.int64)
+        return self._by_kind[key]
+
+    def most(self, pool: PoolKey, watts: float, *, is_anywhere: bool) -> int:
+        """Replicas of the pool that the watts of the feeds of all its places, and quotas, allow."""
+        most = _times(self.spare.get((pool.gpu_class, ANYWHERE if is_anywhere else ""), math.inf), watts)
+        for quota in self.problem.policy.quotas:
+            if quota.namespace == pool.namespace and quota.gpu_class in ("", pool.gpu_class):
+                worst = worst_watts(self.problem.gpu_classes[pool.gpu_class], pool.config.gpus)
+                most = min(most, BEYOND if quota.max_gpus is None else quota.max_gpus // pool.config.gpus)
+                most = min(most, BEYOND if quota.max_watts is None else _times(quota.max_watts, worst))
+        return most
 
     def asked_usd_per_hour(self, pool: PoolKey, watts: float, *, is_anywhere: bool) -> Floats:
         """What one replica pays at each kind of place for what services share, and beside list prices; (K,)."""
@@ -144,11 +172,7 @@ class Market:
 
     def fetched_usd_per_hour(self) -> float:
         """What all of the room would fetch at the prices."""
-        classes, rooms = self.problem.gpu_classes, dict[str, float]()
-        for name, nodes in nodes_by_domain(self.problem.nodes).items():
-            usable = self.problem.domains[name].usable_watts if name in self.problem.domains else math.inf
-            is_limit = ceiling_watts(nodes, classes) > usable + WATTS
-            rooms[name] = max(0.0, usable - base_watts(nodes, classes)) if is_limit else math.inf
+        rooms = _rooms_watts(self.problem)
         return math.fsum(row.usd_per_hour * self._room(row, rooms) for row in self.rows)
 
     def _room(self, row: PricedRow, rooms: Mapping[str, float]) -> float:
@@ -183,6 +207,34 @@ class Market:
             elif (row.limit, row.role) == (CEILING, pool.role) and row.places[0] == pool.service:
                 paid += row.usd_per_hour
         return paid
+
+
+def _rooms_watts(problem: Problem) -> dict[str, float]:
+    """Watts above idle draw that each domain leaves to replicas; infinite where full nodes draw no more."""
+    rooms: dict[str, float] = {}
+    for name, nodes in nodes_by_domain(problem.nodes).items():
+        usable = problem.domains[name].usable_watts if name in problem.domains else math.inf
+        is_limit = ceiling_watts(nodes, problem.gpu_classes) > usable + WATTS
+        rooms[name] = max(0.0, usable - base_watts(nodes, problem.gpu_classes)) if is_limit else math.inf
+    return rooms
+
+
+def _spare_watts(problem: Problem) -> dict[tuple[str, str], float]:
+    """Watts of the tightest feed by (class, location); ``ANYWHERE`` is any of the class, "" what feeds all places."""
+    rooms, feeds = _rooms_watts(problem), dict[str, dict[str, set[str]]]()
+    for node in problem.nodes:
+        feeds.setdefault(node.gpu_class, {}).setdefault(node.location, set()).update(node.domains)
+    spare: dict[tuple[str, str], float] = {}
+    for gpu_class, places in feeds.items():
+        shared, every = set.intersection(*places.values()), set.union(*places.values())
+        for at, domains in ({ANYWHERE: every, "": shared} | places).items():
+            spare[gpu_class, at] = min((rooms[name] for name in domains), default=math.inf)
+    return spare
+
+
+def _times(room: float, each: float) -> int:
+    """How often a replica fits into room that it alone takes."""
+    return math.floor(room / each + WHOLE) if each > 0.0 and room < each * BEYOND else BEYOND
 
 
 def _groups(gpus: int, size: int, full: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from solvers.engine import Role
@@ -21,8 +21,9 @@ class Reach:
     ----------
     missing : int
         Replicas below pins and locations below those asked for that no plan can have.
-    locations : int
-        At so many a chain can be; more replicas are asked at different locations by nothing.
+    locations : tuple of int
+        At so many either chain (prompts, tokens) can be, where that is asked; more replicas at different locations
+        are asked by nothing.
     carried_ratio : float
         Capacity that a chain needs for each request/s that is served, so that a location may be lost.
     served_ratio : float
@@ -30,7 +31,7 @@ class Reach:
     """
 
     missing: int = 0
-    locations: int = 0
+    locations: tuple[int, ...] = ()
     carried_ratio: float = 1.0
     served_ratio: float = 1.0
 
@@ -41,11 +42,11 @@ class Reach:
         return is_free and service.max_share_per_location_ratio >= 1.0 and service.max_spot_ratio >= 1.0
 
     @classmethod
-    def of(cls, service: ServedModel, market: Market, pools: Iterable[PoolKey]) -> Reach:
-        """Work it out; ``pools`` are those that carry something."""
+    def of(cls, service: ServedModel, market: Market, pools: Mapping[PoolKey, float]) -> Reach:
+        """Work it out; ``pools`` are those that carry something, with the watts that a replica reserves at least."""
         if cls.is_free(service) or service.placement is PlacementMode.CLASS:
             return cls()
-        places = {pool: _places(service, market, pool) for pool in pools}
+        places = {pool: _places(service, market, pool, watts) for pool, watts in sorted(pools.items())}
         chains = [_union(places, chain) for chain in CHAINS]
         fewest = min(len(chain) for chain in chains)
         wanted = service.min_locations if service.min_locations > 1 else 0
@@ -56,18 +57,18 @@ class Reach:
         )
         return cls(
             missing=missing,
-            locations=fewest,
+            locations=tuple(len(chain) for chain in chains),
             carried_ratio=_carried_ratio(service, max(len(chain) for chain in chains)),
             served_ratio=float(_serves(service, market, places, fewest)),
         )
 
 
-def _places(service: ServedModel, market: Market, pool: PoolKey) -> dict[str, int]:
+def _places(service: ServedModel, market: Market, pool: PoolKey, watts: float) -> dict[str, int]:
     """Replicas of the pool that a location holds when nothing else is there, where the service may be."""
     found: dict[str, int] = {}
     for kind in market.kinds[pool.gpu_class]:
         for location in kind.locations if not (service.max_spot_ratio <= 0.0 and kind.terms[0] > 0.0) else ():
-            if service.allows_location(location) and (n := market.slots(pool.gpu_class, location, pool.config.gpus)):
+            if service.allows_location(location) and (n := market.slots_of(pool, watts, location)):
                 found[location] = n
     return found
 
@@ -84,12 +85,14 @@ def _most(
     role: Role | None,
     gpu_class: str,
 ) -> int:
-    """The most replicas that could count for a pin: each class by its smallest replica, each role up to its ceiling."""
+    """The most replicas that could count for a pin: no more than of each pool alone, nor groups of its smallest."""
     able = [p for p in places if role in (None, p.role) and gpu_class in ("", p.gpu_class) and location in places[p]]
-    by_class: dict[str, int] = {}
+    by_class: dict[str, tuple[int, int]] = {}
     for pool in able:
-        by_class[pool.gpu_class] = max(by_class.get(pool.gpu_class, 0), places[pool][location])
-    return min(sum(by_class.values()), service.max_replicas * len({pool.role for pool in able}))
+        groups, alone = by_class.get(pool.gpu_class, (0, 0))
+        slots = market.slots(pool.gpu_class, location, pool.config.gpus)
+        by_class[pool.gpu_class] = max(groups, slots), alone + places[pool][location]
+    return min(sum(map(min, by_class.values())), service.max_replicas * len({pool.role for pool in able}))
 
 
 def _carried_ratio(service: ServedModel, locations: int) -> float:

@@ -26,6 +26,8 @@ MOST_STRETCHES = 12  # of units at about one price, beyond the sizes told apart
 class Asked:
     """What a service is asked and what failing it weighs. ``floor`` replicas in each chain, 0 to leave that out.
 
+    ``missing`` says how much a chain (prompts, then tokens) lacks that has 0, 1, … ``floor`` replicas; where it says
+    nothing, what is left to the floor.
     ``served_ratio`` is the most of the demand that any way can serve, and ``least_usd_per_hour`` what any way pays for
     replicas and those it lacks, for whatever reason. Of penalties, the ways in question have at least
     ``least_penalty_usd_per_hour`` and at most ``most_penalty_usd_per_hour``.
@@ -40,6 +42,12 @@ class Asked:
     least_usd_per_hour: float = -math.inf
     least_penalty_usd_per_hour: float = 0.0
     most_penalty_usd_per_hour: float = math.inf
+    missing: tuple[tuple[int, ...], ...] = ()
+
+    def lacks(self, chain: int) -> Ints:
+        """What the chain lacks by its replicas; (floor + 1,)."""
+        every = np.arange(self.floor, -1, -1)
+        return np.array(self.missing[chain], dtype=np.int64) if self.missing else every
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,7 +152,8 @@ class _Both:
         empty = np.full((asked.floor + 1, parts + 1), np.inf)
         empty[0, 0] = 0.0
         found = [[_remembered(memo, stocks, apart, asked, (role, group), empty) for role in PAIR] for group in groups]
-        kept = [[_with_missing(table, asked.floor_usd_per_hour) for table, _ in side] for side in found]
+        usd = asked.floor_usd_per_hour
+        kept = [[_with_missing(t, usd, asked.lacks(chain)) for chain, (t, _) in enumerate(side)] for side in found]
         before = np.maximum(0.0, np.arange(-1, parts)) / max(1, parts)
         pairs = [
             prefill[0] + decode[0] + crossing.get(group, 0.0) * before  # loads were rounded up by less than a part
@@ -205,11 +214,14 @@ def _divided(tables: Sequence[Floats], totals: Sequence[Floats], load: int) -> l
     return [load, *reversed(found)]
 
 
-def _with_missing(table: Floats, floor_usd_per_hour: float) -> tuple[Floats, Ints]:
-    """Least cost by floor and load when missing replicas may be paid for; and the floor that is kept."""
+def _with_missing(table: Floats, floor_usd_per_hour: float, missing: Ints) -> tuple[Floats, Ints]:
+    """Least cost by floor and load when missing replicas may be paid for; and the floor that is kept.
+
+    What is left of the whole floor stands on mixed replicas, which count for the chain too.
+    """
     paid, kept = table.copy(), np.zeros(table.shape, dtype=np.int64)
     for floor in range(len(table)):
-        lacking = (floor - np.arange(floor + 1))[:, None] * floor_usd_per_hour + table[: floor + 1]
+        lacking = missing[len(table) - 1 - floor :][: floor + 1, None] * floor_usd_per_hour + table[: floor + 1]
         kept[floor] = np.argmin(lacking, axis=0)
         paid[floor] = np.min(lacking, axis=0)
     return paid, kept

@@ -85,14 +85,15 @@ def _reasons(
     for pin in service.pins:
         if missing := missing_of_pin(pin, places):
             found.insert(0, f"pins[{pin}]: {missing} of {pin.replicas} replicas have no place there")
-    if missing := sum(missing_locations(service, places, roles) for _, roles in CHAIN_WORDS):
-        found.insert(0, f"minLocations: {missing} locations are missing of {service.min_locations}")
+    if missing := max(missing_locations(service, places, roles) for _, roles in CHAIN_WORDS):
+        found.insert(0, f"minLocations: {missing} of {service.min_locations} locations are missing")
     if lost := _hangs(problem, service, worth, places):
         found.insert(0, lost)
     if unpaired := _unpaired(problem, service, worth, places):
         found.insert(0, unpaired)
     found[:0] = _over_links(service, worth)
-    if missing := sum(missing_of_chain(service, places, roles) for _, roles in CHAIN_WORDS):
+    lacking = [missing_of_chain(service, places, roles) for _, roles in CHAIN_WORDS]
+    if missing := max(lacking) if Role.MIXED in service.roles else sum(lacking):  # a mixed one counts in both
         found.insert(0, f"minReplicas: {missing} replicas have no place")
     return _one_per_limit(found)[:MOST_REASONS] or ("costs: serving the rest costs more than its tier's penalty",)
 

@@ -110,7 +110,8 @@ class WideLinks:
         usd = _usd_per_request(stocks, asked, pool)
         for group in stocks.pair_groups:
             mine = [
-                np.array([stocks.is_of(p, role, group) for p in range(len(stocks.roles))])[pool] for role in PAIR_ROLES
+                np.array([stocks.is_of(p, role, group) for p in range(len(stocks.roles))], dtype=bool)[pool]
+                for role in PAIR_ROLES
             ]
             worth = self._worth(stocks, group, prices, [_least_by_side(usd, sides, of, len(self.links)) for of in mine])
             rate = stocks.rate_per_s[pool]
@@ -156,6 +157,8 @@ class WideLinks:
         """What one request hands over in the group; in the only one where the stocks name none."""
         if group:
             return crossing_bytes(self.cells, stocks.service, group)
+        if stocks.cells.start == stocks.cells.stop:  # nothing can serve it, so nothing is handed over
+            return 0.0
         first = self.cells.pools[int(self.cells.cell_pool[stocks.cells.start])].pool
         return crossing_bytes(self.cells, stocks.service, self.cells.pairing.group(first))
 
