@@ -28,7 +28,7 @@ def test_no_value_of_a_branch_passes_a_way_in_it(short: Wide) -> None:
     for _ in range(3):
         prices = short.prices * rng.uniform(0.2, 2.0, len(short.prices))
         short.priced(prices)  # knows the pools that look cheap there
-        asked, weights = short._asked(prices), short._weights(prices)
+        asked, weights = short.asked(prices), short.weights(prices)
         costs = table.priced(prices[: len(short.room)], weights)
         views = views_at(short.stocks, short.sides, short.links, asked, prices[table.first_link : len(short.room)])
         for s, view in enumerate(views[: len(short.stocks)]):

@@ -15,6 +15,7 @@ from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.wide.branches import branched
 from solvers.planner.wide.dive import dived
 from solvers.planner.wide.fit import Fitter, Seated, Settled
+from solvers.planner.wide.whole import choose, improve
 from solvers.planner.wide.wide import Wide
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
@@ -73,7 +74,7 @@ class Chooser:
         """
         lost = None
         for _ in range(MOST_CHOICES):
-            replicas = self.wide.choose(best, lost)
+            replicas = choose(self.wide, best, lost)
             best = self._better(best, found := self.placed(replicas))
             lost = np.maximum(0.0, replicas - cell_counts(self.cells, self.seated(self.cells, replicas).counts))
             is_filled = found.short and self.wide.is_short  # from what is left; others are short of a place
@@ -125,7 +126,7 @@ class Chooser:
         self.raise_bound(found)
         if self.wide.branches and not (self.is_proved(found) or self._has_many):
             least = min(self.wide.branches, key=lambda branch: branch.best)
-            found = self._better(found, self.placed(least.choose(found)))
+            found = self._better(found, self.placed(choose(least, found)))
             self.raise_bound(found)
         return found
 
@@ -143,7 +144,7 @@ class Chooser:
     def _improved(self, found: Worth) -> Worth:
         """Choose among ways near the plan's own until that brings little."""
         for _ in range(max(1, min(MOST_IMPROVED, WORK_IMPROVED // len(self.cells.services)))):
-            again = self.placed(self.wide.improve(found))
+            again = self.placed(improve(self.wide, found))
             if not again.is_better_than(found):
                 break
             before, found = found.objective_usd_per_hour, again

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner.menus.compose import Enough, shared_rows
-from solvers.planner.model.relax import Arrays, Solution, solve_linear, solve_whole
+from solvers.planner.model.relax import Arrays, Solution, solve_linear
 from solvers.planner.placing.places import cell_counts
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.crew import Crew
@@ -30,14 +30,10 @@ from solvers.planner.wide.pace import Pace
 from solvers.planner.wide.price_box import BoxStep, box_step
 from solvers.planner.wide.rows import (
     as_they_fit,
-    best_ways,
     priced_ways,
     rounded_ways,
-    split_ways,
-    taken_in_turn,
     tiers_of,
     usd_per_unit,
-    ways_near,
 )
 from solvers.planner.wide.search import SideSearch
 from solvers.planner.wide.sides import Sides
@@ -63,14 +59,10 @@ WIDER = 4.0  # how much more trust the prices get when a box keeps nothing bette
 CLOSED = 0.3  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
 SPLIT = 1e-4  # shares of ways below count as none
-MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
-SHORT_NODES = 4  # times fewer nodes where the plan is fitted afterwards
-CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
 USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
 HELD_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
 HELD_SLACK = 1e-6  # relative, of what a held tier lacks
 OUTSIDE = 10.0  # times the largest penalty, what a way costs that is not of the branch in question
-MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,7 +145,7 @@ class Wide:
         self.table.take(self.maker.nothing())
         if running is not None:
             self.trust = NEAR_TRUST
-            self._at_hand(running)
+            self.at_hand(running)
 
     def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
         """Return what the relaxed model places, in whole ways, (C,) replicas: higher tiers first, as far as they fit.
@@ -161,7 +153,7 @@ class Wide:
         This comes before any size but theirs is worked out.
         """
         parts, served = relaxed.x[arrays.columns["replicas"]], 1.0 - relaxed.x[arrays.columns["unserved"]]
-        ways = rounded_ways(self.maker, np.where(parts > SPLIT, parts, 0.0), served, self._asked(self.prices))
+        ways = rounded_ways(self.maker, np.where(parts > SPLIT, parts, 0.0), served, self.asked(self.prices))
         return as_they_fit(ways, self.cells, self.shared, self.room)
 
     def first(self) -> float:
@@ -241,7 +233,7 @@ class Wide:
 
     def _told_apart(self) -> bool:
         """Look more closely at what least values hide; True if there was anything to do."""
-        asked, weights = self._asked(self.prices), self._weights(self.prices)
+        asked, weights = self.asked(self.prices), self.weights(self.prices)
         finer = closer_stocks(
             self.stocks,
             [pick if cut is None else None for pick, cut in zip(self._picks(self.prices), self.sides, strict=False)],
@@ -261,11 +253,11 @@ class Wide:
         reach = self.trust * (self.prices + self.floor)
         reach[len(self.room) :] *= HELD_TRUST
         low = np.maximum(0.0, self.prices - reach)
-        return box_step(self._choice(), self._rooms(), low, self.prices + reach, time_limit_s=self.seconds)
+        return box_step(self.choice(), self._rooms(), low, self.prices + reach, time_limit_s=self.seconds)
 
     def _completed(self, prices: Floats) -> bool:
         """Find ways that carry all that their parts promise, where rounding had let others fall short; True if new."""
-        return self._take(self._picks(prices, is_safe=True), self._asked(prices))
+        return self._take(self._picks(prices, is_safe=True), self.asked(prices))
 
     def hold(self, worth: Worth) -> None:
         """Look for no plan from now on that leaves any tier but the last more short than this one does."""
@@ -279,7 +271,7 @@ class Wide:
         else:
             self.best += float(prices @ (self.held_usd_per_hour - held))
         self.held_usd_per_hour, self.is_held = held, True
-        self._at_hand(worth)
+        self.at_hand(worth)
 
     def bound_beside(self, worth: Worth) -> float:
         """The bound of the plans that leave no tier but the last more short than this one does."""
@@ -287,7 +279,7 @@ class Wide:
         prices = self.prices[len(self.room) :]
         return self.best - float(prices @ np.maximum(0.0, np.array(above) - self.held_usd_per_hour))
 
-    def _at_hand(self, worth: Worth) -> list[SparseWay]:
+    def at_hand(self, worth: Worth) -> list[SparseWay]:
         """The ways of a plan at hand, which stays possible whatever room turned out to be of no use."""
         replicas = cell_counts(self.cells, worth.counts)
         self.used = self.shared @ replicas
@@ -302,7 +294,7 @@ class Wide:
     def _rooms(self) -> Floats:
         return np.append(self.room, self.held_usd_per_hour)
 
-    def _weights(self, prices: Floats) -> Floats:
+    def weights(self, prices: Floats) -> Floats:
         """What each service pays for what it leaves undone, times its penalties, (S,)."""
         of_tier = np.append(1.0 + prices[len(self.room) :], 1.0)
         return of_tier[np.minimum(self.table.tiers, len(of_tier) - 1)]
@@ -310,95 +302,40 @@ class Wide:
     def priced(self, prices: Floats) -> float:
         """Bound the objective at the prices, and find the ways that these like best."""
         picks = self._picks(prices)
-        self._take(picks, self._asked(prices))
+        self._take(picks, self.asked(prices))
         values = np.array([pick.value_usd_per_hour for pick in picks[: len(self.stocks)]])
         if self.search.is_on:
-            shared, weights = prices[: len(self.room)], self._weights(prices)
+            shared, weights = prices[: len(self.room)], self.weights(prices)
             values = self.search.raised(self.table, self.stocks, values, self.room, shared, weights)
         value = float(values.sum() - prices @ self._rooms())
         if value > self.best:
             self.best, self.prices, self.values, self.search.in_best = value, prices, values, self.search.added
         return value
 
-    def choose(self, worth: Worth, lost: Floats | None = None) -> Floats:
-        """Take one way for each service so that together they fit, for less than a plan at hand; (C,) replicas.
-
-        Parameters
-        ----------
-        lost : (C,) float, optional
-            Replicas of the last choice that found no place: so much of the room is not to be used again.
-        """
-        if lost is not None:
-            self.unusable = self.unusable + self.shared @ lost
-        self._at_hand(worth)
-        for _ in range(2):
-            relaxed = self.relaxed()
-            self._blend(relaxed, self._asked(self.choice_prices(relaxed)))
-        return self._chosen_near(worth) if self.is_held else self._chosen_first()
-
-    def _chosen_first(self) -> Floats:
-        """Take one way of each service, (C,) replicas: of the best, or of all where those would leave more undone."""
-        relaxed = self.relaxed()
-        undone, values = self.table.costs[1], self._priced_ways(self.choice_prices(relaxed))
-        for kept in (best_ways(self.table.ways, values), [*range(len(self.table.ways))]):
-            choice = self._choice(kept, is_whole=True)
-            ways = self._whole(kept, choice, taken_in_turn(choice, self.table.tiers, relaxed.x[kept]))
-            if self.is_short or undone[ways].sum() <= relaxed.x @ undone + self.gap * abs(relaxed.value):
-                break
-        return self.table.replicas(ways)
-
-    def _chosen_near(self, worth: Worth) -> Floats:
-        """Take one way of each service, (C,) replicas, among those that a better plan than the one at hand may have."""
-        held = self._at_hand(worth)
-        is_held = np.zeros(len(self.table.ways), dtype=bool)
-        is_held[[self.table.index(way) for way in held]] = True
-        spare = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in held) - self.best
-        over = self._priced_ways(self.prices) - self.values[self.table.service]
-        among = np.flatnonzero((over <= spare) | is_held)
-        start, choice = is_held[among].astype(float), self._choice(among.tolist(), is_whole=True)
-        return self.table.replicas(self._whole(among.tolist(), choice, start))
-
-    def _whole(self, among: Sequence[int], choice: Arrays, start: Floats) -> list[int]:  # the ways that are taken
-        chosen = solve_whole(
-            choice,
-            relative_gap=CHOICE_GAP * self.gap,
-            time_limit_s=self.seconds,
-            node_limit=max(1, min(MOST_NODES // (SHORT_NODES if self.is_short else 1), CHOICE_WORK // len(among))),
-            start=start,
-            run=self.crew.whole,
-        )
-        return [index for index, share in zip(among, chosen.x, strict=True) if share > 0.5]
-
-    def improve(self, worth: Worth) -> Floats:
-        """Choose again with ways near those of a plan, and near to it in price; (C,) replicas."""
-        most, counts = max(LEAST_NEAR, MOST_NEAR // len(self.stocks)), cell_counts(self.cells, worth.counts)
-        self.table.take(ways_near(self.maker, counts, self._asked(self.prices), self._weights(self.prices), most))
-        return self._chosen_near(worth)
-
     def left_open(self, worth: Worth) -> list[float]:
         """What each service's part of a plan costs at the prices above the least that it could, USD per hour."""
-        ways, asked = list(self.maker.of_counts(cell_counts(self.cells, worth.counts))), self._asked(self.prices)
-        over: list[float] = (priced_ways(ways, asked, self._weights(self.prices)) - self.values).tolist()
+        ways, asked = list(self.maker.of_counts(cell_counts(self.cells, worth.counts))), self.asked(self.prices)
+        over: list[float] = (priced_ways(ways, asked, self.weights(self.prices)) - self.values).tolist()
         return over
 
     def sizes_near(self, services: Sequence[int], most: int) -> list[tuple[PoolKey, int]]:
         """Pools and their sizes in the best ways of services at the prices, so many of each service."""
-        values = self._priced_ways(self.prices)
+        values = self.priced_ways(self.prices)
         return [size for s in services for size in self.table.sizes_of_best(s, values, most, self.cells)]
 
-    def _priced_ways(self, prices: Floats) -> Floats:
+    def priced_ways(self, prices: Floats) -> Floats:
         """What the ways known so far cost at the prices, (W,)."""
-        return self.table.priced(prices[: len(self.room)], self._weights(prices))
+        return self.table.priced(prices[: len(self.room)], self.weights(prices))
 
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         """What is best of each service at the prices, then of those that may cross links what is best without."""
-        asked, of_links = self._asked(prices), prices[self.table.first_link : len(self.room)]
+        asked, of_links = self.asked(prices), prices[self.table.first_link : len(self.room)]
         views = views_at(self.stocks, self.sides, self.links, asked, of_links)
         apart = [
             choose_kept(view.stocks, view.asked, self.wanted[v]) if view.stocks.demand_per_s else frozenset[int]()
             for v, view in enumerate(views)
         ]
-        weights, self.kept = self._weights(prices), [frozenset[int]()] * len(self.stocks)
+        weights, self.kept = self.weights(prices), [frozenset[int]()] * len(self.stocks)
         for view, kept in zip(views, apart, strict=True):
             self.kept[view.service] |= view.pools(kept)
         self.book.know(self.kept)
@@ -421,12 +358,12 @@ class Wide:
                 is_new = self.table.add(self.maker.way(s, pick, asked, may_cross=True)) or is_new
         return is_new
 
-    def _asked(self, prices: Floats) -> Floats:
+    def asked(self, prices: Floats) -> Floats:
         asked: Floats = self.shared.T @ prices[: len(self.room)]
         return asked
 
     def relaxed(self, among: Sequence[int] | None = None) -> Solution:  # of all ways known so far without it
-        relaxed = solve_linear(self._choice(among), time_limit_s=self.seconds)
+        relaxed = solve_linear(self.choice(among), time_limit_s=self.seconds)
         if relaxed.duals is None:
             raise SolveFailed("the choice of ways gave no prices")
         return relaxed
@@ -436,15 +373,10 @@ class Wide:
         prices: Floats = np.maximum(0.0, -duals[len(self.stocks) :])
         return prices
 
-    def _choice(self, among: Sequence[int] | None = None, *, is_whole: bool = False) -> Arrays:
+    def choice(self, among: Sequence[int] | None = None, *, is_whole: bool = False) -> Arrays:
         choice = self.table.choice(self._usable(), len(self.held_usd_per_hour), among, is_whole=is_whole)
         outside = self.table.outside(self.penalties)
         if self.search.is_on:  # the least values that it finds know of no such ways
             outside = outside | self.table.overfull(self.room)
         beyond = OUTSIDE * max(1.0, float(self.table.costs[1].max(initial=0.0)))
         return replace(choice, cost=choice.cost + beyond * (outside if among is None else outside[among]))
-
-    def _blend(self, relaxed: Solution, asked: Floats) -> None:
-        """Turn each split choice into whole ways that use about as much of each place."""
-        for service, split in split_ways(self.table.ways, relaxed.x, SPLIT):
-            self.table.take(self.maker.blends(service, split, asked))

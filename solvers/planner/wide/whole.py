@@ -1,0 +1,86 @@
+"""One way of each service of a large fleet, in whole: among the best at the prices, or near a plan at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from solvers.planner.model.relax import Arrays, Solution, solve_whole
+from solvers.planner.placing.places import cell_counts
+from solvers.planner.pools.cells import Floats
+from solvers.planner.pools.tally import Worth
+from solvers.planner.wide.rows import best_ways, split_ways, taken_in_turn, ways_near
+from solvers.planner.wide.wide import SPLIT, Wide
+
+MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
+SHORT_NODES = 4  # times fewer nodes where the plan is fitted afterwards
+CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
+MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
+
+
+def choose(wide: Wide, worth: Worth, lost: Floats | None = None) -> Floats:
+    """Take one way for each service so that together they fit, for less than a plan at hand; (C,) replicas.
+
+    Parameters
+    ----------
+    lost : (C,) float, optional
+        Replicas of the last choice that found no place: so much of the room is not to be used again.
+    """
+    if lost is not None:
+        wide.unusable = wide.unusable + wide.shared @ lost
+    wide.at_hand(worth)
+    for _ in range(2):
+        _blend(wide, wide.relaxed())
+    return _chosen_near(wide, worth) if wide.is_held else _chosen_first(wide)
+
+
+def improve(wide: Wide, worth: Worth) -> Floats:
+    """Choose again with ways near those of a plan, and near to it in price; (C,) replicas."""
+    most, counts = max(LEAST_NEAR, MOST_NEAR // len(wide.stocks)), cell_counts(wide.cells, worth.counts)
+    wide.table.take(ways_near(wide.maker, counts, wide.asked(wide.prices), wide.weights(wide.prices), most))
+    return _chosen_near(wide, worth)
+
+
+def _blend(wide: Wide, relaxed: Solution) -> None:
+    """Turn each split choice into whole ways that use about as much of each place."""
+    asked = wide.asked(wide.choice_prices(relaxed))
+    for service, split in split_ways(wide.table.ways, relaxed.x, SPLIT):
+        wide.table.take(wide.maker.blends(service, split, asked))
+
+
+def _chosen_first(wide: Wide) -> Floats:
+    """Take one way of each service, (C,) replicas: of the best, or of all where those would leave more undone."""
+    relaxed = wide.relaxed()
+    undone, values = wide.table.costs[1], wide.priced_ways(wide.choice_prices(relaxed))
+    for kept in (best_ways(wide.table.ways, values), [*range(len(wide.table.ways))]):
+        choice = wide.choice(kept, is_whole=True)
+        ways = _whole(wide, kept, choice, taken_in_turn(choice, wide.table.tiers, relaxed.x[kept]))
+        if wide.is_short or undone[ways].sum() <= relaxed.x @ undone + wide.gap * abs(relaxed.value):
+            break
+    return wide.table.replicas(ways)
+
+
+def _chosen_near(wide: Wide, worth: Worth) -> Floats:
+    """Take one way of each service, (C,) replicas, among those that a better plan than the one at hand may have."""
+    held = wide.at_hand(worth)
+    is_held = np.zeros(len(wide.table.ways), dtype=bool)
+    is_held[[wide.table.index(way) for way in held]] = True
+    spare = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in held) - wide.best
+    over = wide.priced_ways(wide.prices) - wide.values[wide.table.service]
+    among = np.flatnonzero((over <= spare) | is_held)
+    start, choice = is_held[among].astype(float), wide.choice(among.tolist(), is_whole=True)
+    return wide.table.replicas(_whole(wide, among.tolist(), choice, start))
+
+
+def _whole(wide: Wide, among: Sequence[int], choice: Arrays, start: Floats) -> list[int]:
+    """The ways that are taken."""
+    chosen = solve_whole(
+        choice,
+        relative_gap=CHOICE_GAP * wide.gap,
+        time_limit_s=wide.seconds,
+        node_limit=max(1, min(MOST_NODES // (SHORT_NODES if wide.is_short else 1), CHOICE_WORK // len(among))),
+        start=start,
+        run=wide.crew.whole,
+    )
+    return [index for index, share in zip(among, chosen.x, strict=True) if share > 0.5]
