@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -16,7 +15,7 @@ from controller.arguments import positive
 from controller.clusters import on_cluster
 from controller.output import add_output_argument, one_object, print_output
 from controller.plan_bodies import render_fleet_plan
-from controller.planning import Planned, add_folder_arguments, add_trace_argument, plan_folder
+from controller.planning import Planned, add_folder_arguments, add_trace_argument, decided, plan_folder
 from controller.specs import PLAN_FEASIBLE
 from controller.tables import MISSING, Cell, render_table
 from solvers.baselines import BASELINES
@@ -24,7 +23,6 @@ from solvers.baselines.compare import Standing, compare
 from solvers.explain.words import relief_row
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
-from solvers.planner import make_plan
 from solvers.planner.splits.parted import with_estimates
 from solvers.problem import Problem
 from solvers.sizing import most_requests_per_s, replica_capacity
@@ -89,7 +87,7 @@ def _decider(args: argparse.Namespace) -> Callable[[Problem], Plan]:
 def _as_the_policy_says(problem: Problem, *, workers: int) -> Plan:
     if problem.policy.replay:
         return _replayed(problem)
-    return make_plan(problem, workers=workers, is_isolated=True, clock=time.monotonic)
+    return decided(problem, workers=workers)
 
 
 def _replayed(problem: Problem) -> Plan:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from controller.arguments import positive_seconds
 from controller.correction_status import corrections_of
 from controller.corrections import with_corrections
 from controller.inventory import Records
@@ -55,6 +57,12 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let pools run below their highest power cap, as profiles allow (the operator cannot enforce it yet)",
     )
+    parser.add_argument(
+        "--time-limit",
+        type=positive_seconds,
+        metavar="SECONDS",
+        help="take the best plan found after so long (default: timeLimitSeconds of the FleetPolicy's solver, else 20)",
+    )
 
 
 def add_trace_argument(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +77,20 @@ def add_trace_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_folder(args: argparse.Namespace, decide: Callable[[Problem], Plan] = make_plan) -> Planned:
+def decided(problem: Problem, *, workers: int = 1) -> Plan:
+    """Plan as the operator does, within the policy's time limit; early plans of large fleets go to standard error."""
+    began_s = time.monotonic()
+
+    def tell(plan: Plan) -> None:
+        short = " and leaves some demand unserved" if plan.is_short else ""
+        passed = f"{time.monotonic() - began_s:.1f} of at most {problem.policy.time_limit_s:g} s"
+        cost = f"{plan.report.objective_usd_per_hour:,.2f} USD/h{short}"
+        print(f"{passed}: a first checked plan comes to {cost}; looking for a better one", file=sys.stderr)
+
+    return make_plan(problem, workers=workers, is_isolated=True, on_plan=tell, clock=time.monotonic)
+
+
+def plan_folder(args: argparse.Namespace, decide: Callable[[Problem], Plan] = decided) -> Planned:
     """Read the folder, report what is left out on standard error, and decide.
 
     Raises
@@ -101,7 +122,11 @@ def observe_folder(folder: Path) -> Observation:
 
 def with_options(problem: Problem, args: argparse.Namespace) -> Problem:
     """Take in what the options of ``add_folder_arguments`` ask."""
-    policy = replace(problem.policy, power_caps=problem.policy.power_caps or args.power_caps)
+    policy = replace(
+        problem.policy,
+        power_caps=problem.policy.power_caps or args.power_caps,
+        time_limit_s=args.time_limit or problem.policy.time_limit_s,
+    )
     return with_demands(replace(problem, policy=policy), args.demand)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from controller.output import add_output_argument, print_output
 from controller.plan_bodies import parse_fleet_plan
-from controller.planning import add_folder_arguments, observe_folder, parse_assignment, with_options
+from controller.planning import add_folder_arguments, decided, observe_folder, parse_assignment, with_options
 from controller.replay_incidents import load_incidents
 from controller.replay_output import compared_data, compared_sections, run_data, run_sections
 from controller.replay_runs import Job, run_jobs
@@ -23,7 +23,6 @@ from solvers.errors import InvalidInput
 from solvers.evaluate import Settings
 from solvers.evaluate.incidents import Failures
 from solvers.plan import Plan
-from solvers.planner import make_plan
 from solvers.policies import POLICIES
 from solvers.problem import Problem
 
@@ -134,7 +133,7 @@ def _policies(text: str) -> list[str]:
 def _jobs(args: argparse.Namespace, problem: Problem, policies: list[str], settings: Settings) -> Iterator[Job]:
     """All combinations of plans, traces, policies and seeds, in that order."""
     factors = _factors(problem, args.factor)
-    plans = [(path.name, load_plan(path)) for path in args.plan] or [("planned", make_plan(problem))]
+    plans = [(path.name, load_plan(path)) for path in args.plan] or [("planned", decided(problem))]
     traces = [*_traces(problem, args.trace)]
     seeds = range(args.seed, args.seed + args.seeds)
     for (plan_name, plan), (trace, specs), policy, seed in product(plans, traces, policies, seeds):

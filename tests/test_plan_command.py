@@ -368,3 +368,27 @@ def test_the_bound_of_a_plan_is_found_again_where_asked(ask: Ask) -> None:
 def test_a_decision_without_prices_has_no_bound_to_check(ask: Ask) -> None:
     said = ask(MINIMAL, "--baseline", "greedy", "--verify-bound").err
     assert said == "the bound shows no prices that could be checked\n"
+
+
+def test_a_large_fleet_is_planned_within_its_time_limit_and_early_plans_are_told(
+    ask: Ask, folder: Callable[[Change], Path]
+) -> None:
+    def many(documents: list[Body]) -> None:
+        node = _of("Node", documents)
+        _of("PowerDomain", documents)["spec"]["budgetWatts"] = 1_000_000
+        for number in range(70):
+            documents.append(copy.deepcopy(node))
+            documents[-1]["metadata"]["name"] = f"more-{number:02}"
+
+    answer = ask(folder(many), "--demand", "default/chat=5000", "--time-limit", "0.001")
+    assert answer.code == 2
+    told = r"^\d+\.\d of at most 0\.001 s: a first checked plan comes to [\d,.]+ USD/h and leaves some demand unserved;"
+    assert re.search(told, answer.err, re.MULTILINE)
+    assert "the time limit of 0.001 s ended the search" in answer.out
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_limit_that_is_no_time_is_refused(ask: Ask, limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ask(MINIMAL, f"--time-limit={limit}")
+    assert f"'{limit}' is no time of more than 0 seconds" in capsys.readouterr().err
