@@ -30,6 +30,7 @@ from controller.auth import Listen, Post, TokenGate, TokenInterceptor, check_lis
 from controller.explain_apart import explained_apart
 from controller.tls import server_credentials
 from controller.what_if import BadRequest, FieldViolation, changed_problem
+from controller.worker import with_time_limit
 from solvers.apart import WorkLost
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.explain import Explanation, explain
@@ -52,7 +53,6 @@ HELD_PLANS = 20  # recent plans that can be asked for by number
 DEFAULT_SOLVE_S = 30.0  # for a caller without a deadline
 LONGEST_SOLVE_S = 120.0
 ANSWER_S = 0.2  # kept from the deadline for rendering and sending the answer
-SOLVER_SHARE_RATIO = 0.8  # of the time left; the rest is for packing, verifying and the way to the worker
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -249,12 +249,6 @@ def solve_time_s(remaining_s: float | None) -> float:
     if remaining_s is None:
         return DEFAULT_SOLVE_S
     return min(max(0.0, remaining_s - ANSWER_S), LONGEST_SOLVE_S)
-
-
-def with_time_limit(problem: Problem, left_s: float) -> Problem:
-    """Tell the solver to come back with its best plan in time, rather than be killed with none."""
-    limit_s = min(problem.policy.time_limit_s, SOLVER_SHARE_RATIO * left_s)
-    return replace(problem, policy=replace(problem.policy, time_limit_s=limit_s))
 
 
 async def abort_bad_request(context: Context, bad: BadRequest) -> NoReturn:

@@ -40,6 +40,8 @@ Solver = Callable[..., Plan]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MOST_WORKERS = 4  # by default: each is a process of some 200 MB, and more than four hardly make a decision faster
 WATCH_S = 1.0
+SOLVER_SHARE = 0.8  # of the deadline, when the best plan so far is taken at the latest: its last stage has to end too
+LEAST_LIMIT_S = 1e-3  # a limit of no time at all is none; the first plan takes what it takes
 REPLAY_SHARE = 0.7  # of the deadline; the rest is for the start of the child, the reasons and a step that takes longer
 OUT_OF_MEMORY = 137  # the exit code that a container's runtime gives to it
 PAGE_BYTES = resource.getpagesize()
@@ -63,6 +65,12 @@ class Allowance:
         return now_s + self._longest_s < self._ends_s
 
 
+def with_time_limit(problem: Problem, left_s: float) -> Problem:
+    """Tell the solver to come back with its best plan in time, rather than be killed with none."""
+    limit_s = max(LEAST_LIMIT_S, min(problem.policy.time_limit_s, SOLVER_SHARE * left_s))
+    return replace(problem, policy=replace(problem.policy, time_limit_s=limit_s))
+
+
 def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1, deadline_s: float = 60.0) -> Plan:
     """Solve with the planner and say why; imported here so that only the child pays for the modeller.
 
@@ -72,6 +80,7 @@ def plan_solver(problem: Problem, previous: Plan | None, *, workers: int = 1, de
     from solvers.explain.brief import with_reasons
     from solvers.planner import make_plan
 
+    problem = with_time_limit(problem, deadline_s)
     decide = partial(make_plan, workers=workers, is_isolated=True, sizings=_sizings(), clock=time.monotonic)
     if problem.policy.replay:
         plan = _refuted(problem, previous, decide, Allowance(REPLAY_SHARE * deadline_s))

@@ -18,11 +18,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 
 from controller import placement_pb2 as pb
-from controller.api import MAX_SOLVES, SERVICE, ApiServer, serve, solve_time_s, with_time_limit
+from controller.api import MAX_SOLVES, SERVICE, ApiServer, serve, solve_time_s
 from controller.api_convert import pool_messages
 from controller.auth import Listen
 from controller.placement_pb2_grpc import PlacementStub
 from controller.what_if import BadRequest, changed_problem
+from controller.worker import with_time_limit
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.explain import explain
 from solvers.explain.pricing import explain_priced

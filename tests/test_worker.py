@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.worker import MOST_WORKERS, Allowance, Solver, SolverWorker, plan_solver, usable_workers
 from solvers.errors import InvalidInput, SolveFailed
 from solvers.plan import Plan
+from solvers.planner import make_plan
 from solvers.problem import Policy, Problem
 from tests import fleets, synthetic
 from tests.plans_by_hand import noted
@@ -112,6 +114,19 @@ def test_a_plan_comes_with_its_reasons() -> None:
     problem = fleets.demo(0.5)
     plan = plan_solver(problem, None)
     assert [why.service for why in plan.whys] == sorted(service.name for service in problem.services)
+
+
+def test_a_limit_beyond_the_deadline_is_cut_to_end_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits_s: list[float] = []
+
+    def seen(problem: Problem, **options: Any) -> Plan:
+        limits_s.append(problem.policy.time_limit_s)
+        return make_plan(problem, **options)
+
+    monkeypatch.setattr("solvers.planner.make_plan", seen)
+    for limit_s in (3600.0, 20.0):
+        plan_solver(fleets.demo(0.5, policy=Policy(time_limit_s=limit_s)), None, deadline_s=60.0)
+    assert limits_s == [48.0, 20.0]
 
 
 def test_a_solve_past_its_deadline_is_killed_and_the_next_one_works(make: Callable[[Solver], SolverWorker]) -> None:
