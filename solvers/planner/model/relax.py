@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,14 @@ __all__ = ["Arrays", "Solution", "Word", "solve_linear", "solve_whole", "state"]
 
 MOST_PRESOLVED = 20_000  # columns; on models of more presolving takes twice as long as it saves
 WHOLE_TOLERANCE = 1e-6
-SPARED: Mapping[str, bool] = {
+UNUSED: Mapping[str, bool] = {
     "mip_allow_restart": False,
     "mip_detect_symmetry": False,
     "mip_heuristic_run_feasibility_jump": False,
+}
+"""Of the time of a search that begins with a good solution a quarter goes into these, for nothing."""
+SPARED: Mapping[str, bool] = {
+    **UNUSED,
     "mip_heuristic_run_rins": False,
     "mip_heuristic_run_rens": False,
     "mip_heuristic_run_root_reduced_cost": False,
@@ -129,7 +134,7 @@ def solve_whole(
     node_limit: int,
     start: Floats | None = None,
     run: Run = solve,
-    is_tiny: bool = False,
+    spared: Mapping[str, bool] = MappingProxyType({}),
 ) -> Solution:
     """Solve with whole replicas until the gap or a limit: nodes before seconds, so that no plan depends on the clock.
 
@@ -139,8 +144,8 @@ def solve_whole(
         A solution to begin with, NaN where HiGHS shall complete it; a wrong one it ignores.
     run : callable
         Who solves: this process, or a crew that keeps HiGHS apart from it.
-    is_tiny : bool
-        Spare what takes longer than searching a model of one service; the bound stays the same.
+    spared : mapping
+        What HiGHS is not to try, ``UNUSED`` or ``SPARED``; the bound stays true.
     """
     options: dict[str, Any] = {
         "time_limit": time_limit_s,
@@ -148,7 +153,7 @@ def solve_whole(
         "mip_abs_gap": 1e-7,
         "mip_max_nodes": node_limit,
         "mip_feasibility_tolerance": WHOLE_TOLERANCE,
-        **(SPARED if is_tiny else {}),
+        **spared,
     }
     return run(_programme(arrays, whole=True, options=options, start=start))
 

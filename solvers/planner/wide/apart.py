@@ -12,10 +12,18 @@ from dataclasses import replace
 from solvers.planner.pools.cells import Floats
 from solvers.planner.wide.curve_book import CurveBook
 from solvers.planner.wide.rows import priced_ways
+from solvers.planner.wide.sides import Sides
 from solvers.planner.wide.stocks import Pick, Stocks
 
+FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all services, once coarse ones say no more
 FINER = 4  # times that loads are cut finer
 LEAST_FINEST, MOST_FINEST, FINEST_WORK = 64_000, 128_000, 1_600_000  # parts at most: of a service, and of all
+
+
+def cut_finer(stocks: Sequence[Stocks], sides: Sequence[Sides | None]) -> tuple[list[Stocks], list[Sides | None]]:
+    """Cut loads finely, the more the fewer services there are; none more coarsely than it was."""
+    parts = max(FINE_PARTS[0], min(FINE_PARTS[1], FINE_WORK // max(1, len(stocks))))
+    return [replace(mine, parts=max(mine.parts, parts)) for mine in stocks], [cut and cut.finer(parts) for cut in sides]
 
 
 def closer_stocks(

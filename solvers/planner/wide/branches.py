@@ -22,6 +22,7 @@ from solvers.planner.wide.wide import Wide
 MOST_BRANCHINGS, WORK_BRANCHINGS = 12, 160  # times that plans are told apart, and those times services
 MOST_PRICINGS, TRUST = 12, 2.0  # of a branch, and of its first box: the best prices may be quite others there
 LEAST_AT_ONCE, WORK_AT_ONCE = 4, 120  # pricings between two looks at what they bring, and those times services
+CLOSED = 0.05  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 LITTLE = 0.05  # of what is open, what these have to bring
 MARGIN_PARTS = 4  # of the demand, between what a way leaves undone and where its branch begins: loads are rounded up
 AHEAD = 0.25  # of what the least branch leaves open, how far ahead of it others are priced
@@ -107,6 +108,7 @@ def _within(wide: Wide, service: int, penalties: tuple[float, float]) -> Wide:
         wanted=[*wide.wanted],
         unusable=np.zeros(len(wide.room)),
         trust=TRUST,
+        closed=CLOSED,
         is_fine=True,
         best=-np.inf,
         branches=[],

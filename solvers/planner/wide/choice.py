@@ -50,17 +50,23 @@ class Chooser:
             best = self._chosen(best)
         if self._lacks(best) and not self.is_proved(best):
             best = self._in_order(best)
-        if self._lacks(best) and not self.is_proved(best):
-            best = self._branched(best)
+        if self._lacks(best):
+            return self._short(best)
         if self.is_proved(best):
             return best
-        if self._lacks(best):
-            return self._fitted(best)
         best = self._improved(best)
         is_slow = len(self.cells.services) > MOST_FITTED
         if self.is_proved(best) or not self.wide.search.rounds or is_slow:
             return best
         return self._fitter().run(best, self.is_proved)  # ways seldom fit together where few share a place
+
+    def _short(self, best: Worth) -> Worth:
+        """Tell plans apart and fit a few services at a time, first what brings more: fits, where services are few."""
+        fitted, branched = self._fitted, self._branched
+        for improved in (branched, fitted) if self._has_many else (fitted, branched):
+            if not self.is_proved(best):
+                best = improved(best)
+        return best
 
     def _lacks(self, worth: Worth) -> bool:
         """Tell whether something is short: not a little of the last tier, which would cost more to serve."""

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from solvers.engine import Role
-from solvers.planner.model.relax import Arrays, Run, solve_whole
+from solvers.planner.model.relax import SPARED, Arrays, Run, solve_whole
 from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.pools.penalties import EXCESS_WEIGHT
 from solvers.planner.wide.curve import Curve
@@ -146,7 +146,7 @@ def least_whole(
     """
     arrays, cell, unserved = _stated(stocks, asked + stocks.terms_usd_per_hour, draws, crossing, weight)
     solved = solve_whole(
-        arrays, relative_gap=EXACT_GAP * gap, time_limit_s=time_limit_s, node_limit=MOST_NODES, run=run, is_tiny=True
+        arrays, relative_gap=EXACT_GAP * gap, time_limit_s=time_limit_s, node_limit=MOST_NODES, run=run, spared=SPARED
     )
     replicas = np.zeros(len(asked))
     np.add.at(replicas, cell, np.round(solved.x[: len(cell)]))

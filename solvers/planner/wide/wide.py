@@ -22,7 +22,7 @@ from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.sizer import Sizer
 from solvers.planner.pools.tally import Worth
-from solvers.planner.wide.apart import closer_stocks
+from solvers.planner.wide.apart import closer_stocks, cut_finer
 from solvers.planner.wide.curve_book import CurveBook
 from solvers.planner.wide.least_value import least_value
 from solvers.planner.wide.links import WideLinks
@@ -43,16 +43,15 @@ from solvers.planner.wide.views import near_of, views_at
 from solvers.planner.wide.way_table import WayTable
 from solvers.planner.wide.ways import SparseWay, WayMaker
 
-MOST_PRICINGS, LEAST_PRICINGS = 60, 10
-WORK_PRICINGS = 2000  # least values of one service, over all pricings
+MOST_PRICINGS, LEAST_PRICINGS, WORK_PRICINGS = 60, 10, 2000  # and least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
 NEAR_TRUST, NEAR_SPARED = 0.3, 2  # the same where a plan of nearly the same problem is at hand; pricings spared then
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
-FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all services, once coarse ones say no more
 FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
-HIDDEN, MOST_TOLD_APART = 0.5, 2  # of a service's part of the gap asked, hidden by its least value; times looked for
+HIDDEN, RAISED = 0.5, 0.1  # of a service's part of the gap asked, hidden by its value; of the gap, worth going on for
+MOST_TOLD_APART, WORK_TOLD_APART = 2, 80  # times that hidden values are looked for, and those times services
 SHORT = 0.05  # of what the relaxed choice costs, penalties that say that the fleet is overloaded
 LEAST_FINE = 6  # pricings kept for finely cut loads
 WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
@@ -95,6 +94,7 @@ class Wide:
     prices: Floats = field(default_factory=lambda: np.zeros(0))
     best: float = -np.inf
     trust: float = TRUST
+    closed: float = CLOSED
     is_fine: bool = False
     is_short: bool = False
     is_held: bool = False
@@ -195,9 +195,11 @@ class Wide:
     def _raised_beside_held(self, is_enough: Enough) -> None:
         """Price with tiers held, loads and sizes told apart more closely where least values hide something."""
         self._cut_finer()
-        for left in range(MOST_TOLD_APART, -1, -1):
+        for left in range(max(MOST_TOLD_APART, WORK_TOLD_APART // len(self.stocks)), -1, -1):
+            before = self.best
             self.raised(LEAST_PRICINGS, is_enough)
-            if is_enough(self.best) or not left or not self._told_apart():
+            is_raised = left > MOST_TOLD_APART and self.best - before > RAISED * self.gap * abs(self.best)
+            if is_enough(self.best) or not left or not (self._told_apart() or is_raised):
                 break
 
     def raised(self, pricings: int, is_enough: Enough) -> int:
@@ -206,7 +208,7 @@ class Wide:
         for done in range(pricings):
             step = self._step()
             pace.open_usd_per_hour.append(open_usd := step.value - self.best)
-            is_closed = open_usd <= CLOSED * self.gap * abs(step.value)
+            is_closed = open_usd <= self.closed * self.gap * abs(step.value)
             is_told = not self.is_fine or bool(self.near) or self.is_held or self.search.is_on
             is_over = pace.is_over(np.inf if is_told else self.gap * abs(step.value))
             if is_enough(self.best) or is_over or (is_closed and step.is_free):
@@ -226,10 +228,8 @@ class Wide:
         return pricings
 
     def _cut_finer(self) -> None:
-        parts = max(FINE_PARTS[0], min(FINE_PARTS[1], FINE_WORK // max(1, len(self.stocks))))
         self.is_fine, self.trust = True, max(self.trust, FINE_TRUST)
-        self.stocks = [replace(stocks, parts=max(stocks.parts, parts)) for stocks in self.stocks]
-        self.sides = [cut and cut.finer(parts) for cut in self.sides]
+        self.stocks, self.sides = cut_finer(self.stocks, self.sides)
 
     def _told_apart(self) -> bool:
         """Look more closely at what least values hide; True if there was anything to do."""
