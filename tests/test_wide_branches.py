@@ -64,3 +64,23 @@ def test_what_whole_replicas_decide_is_proved_by_branches() -> None:
     plan = make_plan(problem, capacity_of=fleets.plain_capacity, wide_gpus=0)
     assert plan.report.gap_ratio <= 1e-2
     assert plan.report.objective_usd_per_hour == pytest.approx(value)
+
+
+def test_branches_go_on_where_they_were_left() -> None:
+    desk = desk_for(at_one_feed(), fleets.plain_capacity)
+    wide, worth = priced(desk), desk.repaired({})
+    value = worth.objective_usd_per_hour
+    wide.hold(worth)
+    alone = wide.bound(lambda bound: False)
+    wide.branches = first = branched(wide, value, lambda bound: bound > alone * (1.0 + 1e-6))
+    before = bound_of_branches(wide, worth)
+    wide.branches = branched(wide, value, lambda bound: value - bound <= 5e-3 * value)
+    assert 2 <= len(first) < len(wide.branches)
+    assert bound_of_branches(wide, worth) >= before > alone
+    assert all(any(is_within(leaf, branch) for branch in first) for leaf in wide.branches)
+
+
+def is_within(leaf: Wide, branch: Wide) -> bool:
+    """Tell whether every plan of one branch lies in another."""
+    inner = {s: leaf.penalties.get(s, (0.0, np.inf)) for s in branch.penalties}
+    return all(low <= inner[s][0] and inner[s][1] <= high for s, (low, high) in branch.penalties.items())

@@ -41,14 +41,16 @@ class _Cut:
 
 
 def branched(root: Wide, objective_usd_per_hour: float, is_enough: Enough) -> list[Wide]:
-    """Tell plans apart until the least bound of any branch is enough, or that brings nothing more.
+    """Tell plans apart, beyond the branches known, until the least bound of any is enough or no more comes of it.
 
     Returns
     -------
     list of Wide
         Of which one or another holds every plan that ``root`` does, each with its own prices and bound.
     """
-    leaves, made = [(root.best, 0, root)], 0
+    leaves = [(leaf.best, made, leaf) for made, leaf in enumerate(root.branches or [root])]
+    heapq.heapify(leaves)
+    made = len(leaves)
     bounds = list[float]()
     patience = max(1, min(PATIENCE, WORK_PATIENCE // len(root.stocks)))
     for _ in range(max(1, min(MOST_BRANCHINGS, WORK_BRANCHINGS // len(root.stocks)))):

@@ -61,9 +61,8 @@ class Chooser:
         return self._fitter().run(best, self.is_proved)  # ways seldom fit together where few share a place
 
     def _short(self, best: Worth) -> Worth:
-        """Tell plans apart and fit a few services at a time, first what brings more: fits, where services are few."""
-        fitted, branched = self._fitted, self._branched
-        for improved in (branched, fitted) if self._has_many else (fitted, branched):
+        """Tell plans apart, fit a few services at a time, and where they are few tell apart what that leaves open."""
+        for improved in (self._branched, self._fitted, *(() if self._has_many else (self._branched,))):
             if not self.is_proved(best):
                 best = improved(best)
         return best

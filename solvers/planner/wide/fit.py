@@ -31,7 +31,7 @@ from solvers.sizing import Capacity
 
 AT_ONCE, AT_ONCE_OF_FEW, OTHERS = 4, 5, 4  # services planned anew together, and more that may take their places
 LEAST_FITS, MOST_FITS, FITS_RATIO = 10, 40, 0.8  # times that some are: so many for every service
-LEAST_IDLE, IDLE_OF_FEW, IDLE_SERVICES = 5, 4, 8  # times in vain that end it: one for so many services
+LEAST_IDLE, IDLE_SERVICES = 5, 8  # times in vain that end it: one for so many services
 MOST_NEARBY = 6  # times in turn that ways near a plan's are chosen among
 MOST_ROUNDS, ROUNDS_OF_FEW = 4, 1  # times that some are planned anew and then ways near the plan's are chosen among
 LEAST_ROUND, LEAST_FIT = 0.1, 0.02  # of the gap asked, what one more of them has to bring, and a fit to count
@@ -87,11 +87,10 @@ class Fitter:
         failed: dict[int, int] = {}
         closed: set[frozenset[int]] = set()
         idle, count = 0, len(self.wide.stocks)
-        most_idle = IDLE_OF_FEW if self._is_few else max(LEAST_IDLE, count // IDLE_SERVICES)
         scores = self._scores(best)
         for _ in range(max(LEAST_FITS, min(MOST_FITS, round(FITS_RATIO * count)))):
             free = self._next(scores, failed, closed)
-            if not free or idle >= most_idle or is_proved(best):
+            if not free or idle >= max(LEAST_IDLE, count // IDLE_SERVICES) or is_proved(best):
                 break
             found, is_closed = self.fitted(best, free, WAYS_OF_FEW + MORE_WAYS * idle if self._is_few else MOST_WAYS)
             gained = 0.0

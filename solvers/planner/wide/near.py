@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.planner.model.relax import solve_whole
+from solvers.planner.model.relax import UNUSED, solve_whole
 from solvers.planner.placing.places import cell_counts
 from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.pools.tally import Worth
@@ -70,6 +70,7 @@ class Near:
             node_limit=NODES_OF_FEW if len(self.held) <= FEW else MOST_NODES,
             start=np.isin(among, self.held).astype(float),
             run=wide.crew.whole,
+            spared=UNUSED,
         )
         total = np.zeros(len(self.replicas))
         for index in (way for way, share in zip(among, chosen.x, strict=True) if share > 0.5):

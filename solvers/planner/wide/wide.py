@@ -43,14 +43,16 @@ from solvers.planner.wide.views import near_of, views_at
 from solvers.planner.wide.way_table import WayTable
 from solvers.planner.wide.ways import SparseWay, WayMaker
 
-MOST_PRICINGS, LEAST_PRICINGS, WORK_PRICINGS = 60, 10, 2000  # and least values of one service, over all pricings
+MOST_PRICINGS, LEAST_PRICINGS = 60, 10
+WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
 NEAR_TRUST, NEAR_SPARED = 0.3, 2  # the same where a plan of nearly the same problem is at hand; pricings spared then
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
 FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
-HIDDEN, RAISED = 0.5, 0.1  # of a service's part of the gap asked, hidden by its value; of the gap, worth going on for
+HIDDEN = 0.5  # of a service's part of the gap asked, that its least value may hide
+RAISED = 0.1  # of the gap asked, what pricing beside held tiers has to bring to go on where services are few
 MOST_TOLD_APART, WORK_TOLD_APART = 2, 80  # times that hidden values are looked for, and those times services
 SHORT = 0.05  # of what the relaxed choice costs, penalties that say that the fleet is overloaded
 LEAST_FINE = 6  # pricings kept for finely cut loads
