@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from solvers.engine import Role
+from solvers.engine import EngineConfig, Role
 from solvers.errors import InvalidInput
 from solvers.planner import make_plan
-from solvers.problem import Problem
+from solvers.problem import KvLink, Problem, Quota
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
 from solvers.workload import SizeBucket, Slo, SloMetric
@@ -47,6 +47,12 @@ def policy(**how: Any) -> Problem:
 def every(what: str, **how: Any) -> Problem:
     changed: dict[str, Any] = {what: {name: replace(one, **how) for name, one in getattr(BASE, what).items()}}
     return replace(BASE, **changed)
+
+
+def degree(tensor_parallel: int) -> Problem:
+    config = EngineConfig(tensor_parallel=tensor_parallel)
+    keyed = {replace(key, config=config): profile for key, profile in BASE.profiles.items()}
+    return replace(BASE, profiles={key: replace(profile, key=key) for key, profile in keyed.items()})
 
 
 REFUSED: dict[str, tuple[Problem, str]] = {
@@ -89,6 +95,42 @@ REFUSED: dict[str, tuple[Problem, str]] = {
     "less KV cache than none": (every("profiles", kv_capacity_tokens=-1), "kv_capacity_tokens: is -1"),
     "a draw of no number": (every("profiles", prefill_watts_per_gpu=NAN), "idle_watts_per_gpu: is 70.0"),
     "a profile under another's key": (replace(BASE, profiles=dict.fromkeys(BASE.profiles, PROFILE)), "is kept as chat"),
+    "half a replica running": (replace(BASE, running={(POOL, "rack-1"): 1.5}), "is 1.5; count replicas from 0"),  # type: ignore[dict-item]
+    "sizes of no number": (sizes((NAN, 10, 1.0)), "demand.mix[0]: asks nan tokens"),  # type: ignore[arg-type]
+    "prompts without end": (sizes((10**18, 10, 1.0)), "give at most 1e+12 tokens of each"),
+    "weights beyond numbers": (sizes((10, 10, 1e308), (20, 10, 1e308)), "demand.mix: weighs inf in all"),
+    "more in the cache than in the prompt": (
+        demand(mix=(SizeBucket(prompt_tokens=10, output_tokens=1, weight_ratio=1.0, cached_tokens=11),)),
+        "demand.mix[0].cachedTokens: finds 11 of 10 tokens in a cache",
+    ),
+    "the demand of another": (demand(service="default/other"), "demand: is that of 'default/other'"),
+    "a rate in words": (demand(requests_per_s="six"), "demand.requestsPerSecond: is 'six'"),
+    "a service without a name": (
+        replace(service(name=""), demands={"": replace(BASE.demands[SERVICE.name], service="")}),
+        "name: is empty or holds a colon",
+    ),
+    "the name of a part": (service(name="default/chat:p0-99"), "name: is empty or holds a colon"),
+    "a role twice": (service(roles=(Role.MIXED, Role.MIXED)), "roles: names mixed, mixed; name each of prefill"),
+    "no role": (service(roles=()), "roles: names none"),
+    "half a replica": (service(min_replicas=1.5), "minReplicas: is 1.5"),
+    "half a GPU allowed": (policy(quotas=(Quota(namespace="default", max_gpus=1.5),)), "quotas[0].maxGpus: is 1.5"),  # type: ignore[arg-type]
+    "half a GPU": (replace(BASE, nodes=(replace(FLEET[0], gpus_usable=7.5),)), "gpusUsable: is 7.5"),  # type: ignore[arg-type]
+    "a location named like any": (replace(BASE, nodes=(replace(FLEET[0], location="*"),)), "location: is '*'"),
+    "GPUs without power": (every("gpu_classes", min_cap_watts=0.0, max_cap_watts=0.0), "max_cap_watts: is 0 W"),
+    "a GPU for all the money": (every("gpu_classes", price_usd_per_hour=1e300), "price_usd_per_hour: is 1e+300"),
+    "a tier of no weight": (policy(tier_penalties=(0.0,)), "tier_penalties[0]: is 0"),
+    "starts for ever": (policy(start_cost_hours=1e300), "start_cost_hours: is 1e+300; give at most 1e+09"),
+    "a class under another name": (
+        replace(BASE, gpu_classes={"l40s": BASE.gpu_classes["l40s"], "h100-sxm": BASE.gpu_classes["l40s"]}),
+        "GpuClass/l40s name: is kept as 'h100-sxm'",
+    ),
+    "a replica of no GPU": (degree(0), "tensor_parallel: is 0; give the GPUs that work together"),
+    "no time at all": (every("profiles", prefill_s=(1e-300, 1e-300, 1e-300)), "no GPU does anything in less"),
+    "a cache without end": (every("profiles", kv_capacity_tokens=INF), "kv_capacity_tokens: is inf"),
+    "a link of no bytes": (
+        policy(kv_links=(KvLink(name="up", locations=("rack-1",), bytes_per_s=1e-300),)),
+        "kvLinks[0].bytesPerSecond: is 1e-300; give a rate above 0",
+    ),
     "fewer than none running": (replace(BASE, running={(POOL, "rack-1"): -3}), "is -3; count replicas from 0"),
 }
 
@@ -112,12 +154,30 @@ PLANNED: dict[str, tuple[Problem, bool, str]] = {
         "",
     ),
     "no nodes": (replace(BASE, nodes=()), True, "there is no node of h100-sxm"),
-    "no profiles": (replace(BASE, profiles={}), True, "nothing can serve its prompts: no pools"),
-    "a size that nothing serves": (sizes((100, 10, 0.5), (10**7, 10, 0.5)), True, "above the last measured point"),
+    "no profiles": (
+        replace(BASE, profiles={}),
+        True,
+        "nothing can serve its prompts: there is no EngineProfile of model chat",
+    ),
+    "a size that nothing serves": (
+        sizes((100, 10, 0.5), (10**7, 10, 0.5)),
+        True,
+        "requests of up to 10,000,000 prompt and 10 output tokens, 5,000,055 on average while they decode: the profile of h",
+    ),
     "budgets below idle": (every("domains", budget_watts=10.0), True, "idle GPUs draw 280 W, usable 10 W"),
     "budgets below nothing": (every("domains", budget_watts=-10.0), True, "usable -10 W"),
     "more headroom than budget": (every("domains", headroom_ratio=2.0), True, "idle GPUs draw 280 W"),
-    "half of the roles": (service(roles=(Role.PREFILL,)), True, "nothing can serve its output tokens"),
+    "caps below what profiles draw": (
+        every("gpu_classes", min_cap_watts=50.0, max_cap_watts=100.0),
+        True,
+        "mixed on h100-sxm/tp1: its GPUs would draw 386 W each, h100-sxm allows 100 W; raise maxCapWatts",
+    ),
+    "a class that nobody has": (service(gpu_classes=("h900",)), True, "the service allows gpuClasses h900"),
+    "half of the roles": (
+        service(roles=(Role.PREFILL,)),
+        True,
+        "nothing can serve its output tokens: its roles are prefill; add mixed",
+    ),
     "free GPUs": (every("gpu_classes", price_usd_per_hour=0.0), False, ""),
     "sizes given twice": (sizes((10, 10, 0.5), (10, 10, 0.5)), False, ""),
     "weights of any sum": (sizes((100, 10, 5.0)), False, ""),
@@ -137,6 +197,18 @@ def test_what_is_hard_ends_in_a_checked_plan_that_says_what_is_short(name: str) 
     assert verify(plan, problem, capacity_of=replica_capacity) == ()
     assert plan.is_short is is_short
     assert any(words in reason for s in plan.services for reason in s.short_because) or not words
+
+
+@pytest.mark.parametrize("energy_usd", [0.0, 0.12])
+def test_floors_and_requests_weigh_something_where_gpus_are_free(energy_usd: float) -> None:
+    free = every("gpu_classes", price_usd_per_hour=0.0)
+    policy = replace(BASE.policy, energy_usd_per_kilowatt_hour=energy_usd)
+    idle = {SERVICE.name: replace(BASE.demands[SERVICE.name], requests_per_s=0.0)}
+    for asked in (BASE.demands, idle):
+        kept = make_plan(replace(free, services=(replace(SERVICE, min_replicas=3),), demands=asked, policy=policy))
+        assert not kept.is_short
+        for chain in ((Role.PREFILL, Role.MIXED), (Role.DECODE, Role.MIXED)):
+            assert sum(row.replicas for row in kept.placements if row.pool.role in chain) >= 3
 
 
 def test_a_billion_requests_are_planned_for_like_ten_thousand() -> None:

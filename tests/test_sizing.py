@@ -124,8 +124,10 @@ def test_a_bucket_that_does_not_fit_makes_the_replica_unfit(role: Role, tokens: 
 
 def test_a_prompt_beyond_the_table_makes_the_replica_unfit() -> None:
     mix = (SizeBucket(prompt_tokens=40_000, output_tokens=10, weight_ratio=1.0),)
-    assert "prefill_tokens: 40,000 is above the last measured point 32,768" in refused(PROFILE, Role.PREFILL, mix, ())
-    assert "decode_contexts" in refused(PROFILE, Role.DECODE, mix, ())
+    words = refused(PROFILE, Role.PREFILL, mix, ())
+    assert words.startswith("a prompt of 40,000 tokens: the profile of ")
+    assert "was measured up to 32,768; measure longer ones" in words
+    assert "40,005 on average while they decode: the profile of " in refused(PROFILE, Role.DECODE, mix, ())
 
 
 def test_a_rare_bucket_that_is_always_late_uses_up_the_allowed_misses() -> None:

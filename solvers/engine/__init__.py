@@ -17,6 +17,7 @@ _LABEL = re.compile(
 )
 
 
+LEAST_S = 1e-9  # of anything that a GPU does; less is a wrong unit, or no time at all
 SPEED_ROUNDING = 1e-3
 """Resources hold speed ratios in thousandths; a concave curve rounded to them still passes."""
 
@@ -197,6 +198,8 @@ def _faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
     for field in amounts:
         if not getattr(profile, field) > 0:
             yield field, f"is {getattr(profile, field)}, must be above 0"
+    if not math.isfinite(profile.kv_capacity_tokens):
+        yield "kv_capacity_tokens", f"is {profile.kv_capacity_tokens}, must be a number of tokens"
     busy = (profile.prefill_watts_per_gpu, *profile.decode_watts_per_gpu)
     if not 0 <= profile.idle_watts_per_gpu <= min(busy):
         yield "idle_watts_per_gpu", f"is {profile.idle_watts_per_gpu}, must be between 0 and the busy draws {min(busy)}"
@@ -219,6 +222,12 @@ def _table_faults(profile: EngineProfile) -> Iterator[tuple[str, str]]:
         yield "decode_step_s", f"must have {rows} rows (batches) of {columns} values (contexts)"
     elif not all(_grows(line) for line in (*profile.decode_step_s, *zip(*profile.decode_step_s, strict=True))):
         yield "decode_step_s", "must be above 0 and not decrease with batch or context"
+    fastest = [*profile.prefill_s[:1], *(step for row in profile.decode_step_s[:1] for step in row[:1])]
+    if any(0.0 < seconds < LEAST_S for seconds in fastest):
+        yield (
+            "prefill_s",
+            f"or decode_step_s starts at {min(fastest):g} s, no GPU does anything in less than {LEAST_S:g}",
+        )
     if len(profile.decode_watts_per_gpu) != rows:
         yield "decode_watts_per_gpu", f"has {len(profile.decode_watts_per_gpu)} values for {rows} batches"
 

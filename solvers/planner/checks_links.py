@@ -9,6 +9,8 @@ from solvers.problem import Problem
 from solvers.workload import PlacementMode
 
 SUBJECT = "FleetPolicy/default"
+LEAST_BYTES_PER_S = 1.0
+MOST_USD_PER_TERABYTE = 1e12
 
 
 def check_links(problem: Problem) -> None:
@@ -26,11 +28,13 @@ def check_links(problem: Problem) -> None:
         if link.name in names:
             raise InvalidInput(SUBJECT, f"{field}.name", f"{link.name} is given twice", "give each link its own name")
         names.add(link.name)
-        if not 0.0 < link.bytes_per_s < math.inf:
-            raise InvalidInput(SUBJECT, f"{field}.bytesPerSecond", f"is {link.bytes_per_s!r}", "give a rate above 0")
-        if not 0.0 <= link.usd_per_terabyte < math.inf:
+        if not LEAST_BYTES_PER_S <= link.bytes_per_s < math.inf:
+            rate = "give a rate above 0, a byte a second at least"
+            raise InvalidInput(SUBJECT, f"{field}.bytesPerSecond", f"is {link.bytes_per_s!r}", rate)
+        if not 0.0 <= link.usd_per_terabyte <= MOST_USD_PER_TERABYTE:
             price = f"is {link.usd_per_terabyte!r}"
-            raise InvalidInput(SUBJECT, f"{field}.usdPerTerabyte", price, "give a finite price of at least 0")
+            remedy = f"give a price between 0 and {MOST_USD_PER_TERABYTE:g}"
+            raise InvalidInput(SUBJECT, f"{field}.usdPerTerabyte", price, remedy)
         for location in link.locations:
             if location in held:
                 where = f"{location} hangs on {held[location]} already"

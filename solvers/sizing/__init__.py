@@ -115,7 +115,7 @@ def _capacity(
     except pools.Refused as refusal:
         return Unfit(reason=str(refusal))
     except OutOfRange as beyond:
-        return Unfit(reason=str(beyond))
+        return Unfit(reason=pools.beyond_words(profile, pools.Mix.of(mix), beyond))
 
 
 def _limits(slos: Sequence[Slo], metric: SloMetric) -> tuple[Slo, ...]:

@@ -16,6 +16,7 @@ from solvers.derived import Derives, derived
 from solvers.engine import EngineProfile
 from solvers.engine.curves import Floats, decode_steps_s, decode_watts
 from solvers.engine.prefill import prompt_chunks_s, prompt_s
+from solvers.errors import OutOfRange
 from solvers.sizing import queueing
 from solvers.sizing.queueing import BatchChain
 from solvers.workload import SizeBucket, Slo
@@ -97,6 +98,23 @@ def _context_tokens(mix: Mix) -> tuple[float, float]:
 
 def replica_name(profile: EngineProfile) -> str:
     return f"{profile.key.gpu_class}/{profile.key.config.label}"
+
+
+def beyond_words(profile: EngineProfile, mix: Mix, beyond: OutOfRange) -> str:
+    """Say of a look-up outside a profile's table which requests led there, and the ways out."""
+    longest = int(np.argmax(mix.prompt_tokens + mix.output_tokens / 2))
+    prompt, output = mix.prompt_tokens[longest], mix.output_tokens[longest]
+    request = f"requests of up to {prompt:,.0f} prompt and {output:,.0f} output tokens"
+    decoding = f"{request}, {mix.context_tokens[0]:,.0f} on average while they decode"
+    sizes = {
+        "prefill_tokens": (f"a prompt of {mix.longest_tokens[0]:,.0f} tokens", profile.prefill_tokens[-1]),
+        "decode_contexts": (decoding, profile.decode_contexts[-1]),
+    }
+    if beyond.field not in sizes:
+        return str(beyond)
+    asked, last = sizes[beyond.field]
+    known = f"the profile of {replica_name(profile)} was measured up to {last:,}"
+    return f"{asked}: {known}; measure longer ones, bound the requests, or let the router split them by size"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -64,6 +64,9 @@ class _Facts:
         return f"power[{domain}]: {_watts(held)} of {_watts(usable)} reserved, one more replica needs {_watts(extra)}"
 
 
+MOST_NAMED = 5  # profiles that a reason names
+
+
 def _watts(watts: float) -> str:
     return f"{watts:,.0f} W".replace(",", " ")
 
@@ -76,7 +79,8 @@ def _reasons(
     found: list[str] = []
     for word, roles in CHAIN_WORDS:
         if not any(option.pool.role in roles for option in mine):
-            found.append(f"nothing can serve its {word}: " + (_first(options.unfit[service.name], roles) or "no pools"))
+            why = _first(options.unfit[service.name], roles) or _no_pools(problem, service, roles)
+            found.append(f"nothing can serve its {word}: {why}")
     for option in sorted(mine, key=lambda o: (o.reserved_watts, o.pool)):
         if len(_one_per_limit(found)) >= MOST_REASONS:
             break  # others would come after these
@@ -150,6 +154,19 @@ def _one_per_limit(reasons: Iterable[str]) -> tuple[str, ...]:
 
 def _first(reasons: Iterable[str], roles: tuple[Role, ...]) -> str:
     return "; ".join([r for r in reasons if r.split(" on ")[0] in roles][:2])
+
+
+def _no_pools(problem: Problem, service: ServedModel, roles: tuple[Role, ...]) -> str:
+    """Why there is not even a pool to look at: no role for it, no profile, none that the service allows."""
+    if not set(roles) & set(service.roles):
+        return f"its roles are {', '.join(service.roles)}; add mixed, or prefill and decode together"
+    known = [key for key in sorted(problem.profiles) if key.model == service.model]
+    if not known:
+        return f"there is no EngineProfile of model {service.model}; create one"
+    have = ", ".join(f"{key.gpu_class}/{key.config.label}" for key in known[:MOST_NAMED])
+    asked = (("gpuClasses", service.gpu_classes), ("engineConfigs", service.engine_configs))
+    allows = " and ".join(f"{field} {', '.join(names)}" for field, names in asked if names)
+    return f"profiles of {service.model} are for {have}, the service allows {allows}" if allows else "no pools"
 
 
 def _blocking(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from solvers.derived import derived
 from solvers.engine import EngineProfile
-from solvers.fleet import PoolKey
+from solvers.fleet import GpuClass, PoolKey
 from solvers.pairing import Pairing, more_beside
 from solvers.planner.bays.quotas import QuotaLedger
 from solvers.planner.bays.slots import SlotsKind, find_slots, kind_of, no_room
@@ -250,6 +250,8 @@ def _option(
         return most
     most = min(room, most + int(service.is_spread) + more_beside(problem, service, pool))
     gpu_class = problem.gpu_classes[pool.gpu_class]
+    if demand.mix and (too_much := _draws_too_much(pool, profile, gpu_class, sizer, most)):
+        return too_much
     return PoolOption(
         pool=pool,
         profile=profile,
@@ -260,6 +262,18 @@ def _option(
         host_watts=gpus * gpu_class.host_share_watts,
         steps=_one_step(pool, profile, most, sizer) if refined is None else _steps(pool, profile, most, refined, sizer),
     )
+
+
+def _draws_too_much(pool: PoolKey, profile: EngineProfile, kind: GpuClass, sizer: Sizer, replicas: int) -> str:
+    """Why a pool's profile says nothing of GPUs that may draw no more than their class allows; empty where it does."""
+    cap_watts = pool.cap_watts or kind.max_cap_watts
+    if max(profile.prefill_watts_per_gpu, *profile.decode_watts_per_gpu) <= cap_watts or kind.idle_watts > cap_watts:
+        return ""
+    sized = sizer.at(pool, profile, replicas)
+    if isinstance(sized, Unfit) or sized.gpu_watts <= cap_watts:
+        return ""
+    remedy = "raise maxCapWatts, or give a profile that was measured under it"
+    return f"its GPUs would draw {sized.gpu_watts:,.0f} W each, {kind.name} allows {cap_watts:,.0f} W; {remedy}"
 
 
 def _useful_size(

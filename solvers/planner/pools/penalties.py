@@ -37,11 +37,12 @@ class Penalties:
 
 def find_penalties(problem: Problem, options: Options, fair_ratio: Mapping[str, float] | None = None) -> Penalties:
     """Weigh every service by its tier and the dearest way to serve it (GPU price of the pools that could)."""
-    costs = {service.name: dearest_usd_per_request(options.of(service.name)) for service in problem.services}
+    energy = problem.policy.energy_usd_per_kilowatt_hour
+    costs = {service.name: dearest_usd_per_request(options.of(service.name), energy) for service in problem.services}
     costs |= {name: cost for name, cost in problem.serving_usd_per_request.items() if name in costs}
     # a service that nothing can serve still shows in the objective, at the dearest rate of the others
     fallback = max((cost for cost in costs.values() if cost > 0.0), default=1.0)
-    dearest = max((option.price_usd_per_hour for option in options.pools), default=1.0)
+    dearest = max((replica_usd_per_hour(option, energy) for option in options.pools), default=1.0) or 1.0
     return Penalties(
         unserved_usd_per_hour={
             service.name: problem.policy.tier_weight(service.tier_rank)
@@ -52,21 +53,27 @@ def find_penalties(problem: Problem, options: Options, fair_ratio: Mapping[str, 
         floor_usd_per_hour={
             service.name: FLOOR_WEIGHT
             * problem.policy.tier_weight(service.tier_rank)
-            * max((option.price_usd_per_hour for option in options.of(service.name)), default=dearest)
+            * (max((replica_usd_per_hour(o, energy) for o in options.of(service.name)), default=0.0) or dearest)
             for service in problem.services
         },
         fair_ratio=fair_ratio or {},
     )
 
 
-def dearest_usd_per_request(pools: tuple[PoolOption, ...]) -> float:
+def replica_usd_per_hour(option: PoolOption, energy_usd_per_kilowatt_hour: float) -> float:
+    """What a replica weighs: its GPUs' price, or its energy at full draw where that is more, as where GPUs are free."""
+    watts = option.reserved_watts + option.gpus * option.profile.idle_watts_per_gpu
+    return max(option.price_usd_per_hour, energy_usd_per_kilowatt_hour * watts / 1000.0)
+
+
+def dearest_usd_per_request(pools: tuple[PoolOption, ...], energy_usd_per_kilowatt_hour: float) -> float:
     """Hourly cost of carrying one request per second by the dearest pair of pools, or the dearest mixed pool.
 
     Every pool counts at its fastest cap: a plan that may cap weighs shortage like one that may not.
     """
     fastest: dict[PoolKey, float] = {}
     for option in pools:
-        cost = _cost(option)
+        cost = _cost(option, energy_usd_per_kilowatt_hour)
         if cost > 0.0:
             fastest[option.pool.uncapped] = min(cost, fastest.get(option.pool.uncapped, cost))
     worst = {role: max((cost for pool, cost in fastest.items() if pool.role is role), default=0.0) for role in Role}
@@ -74,7 +81,7 @@ def dearest_usd_per_request(pools: tuple[PoolOption, ...]) -> float:
     return max(pair, worst[Role.MIXED])
 
 
-def _cost(option: PoolOption) -> float:
-    """GPU price of one request per second for an hour, at the pool's largest useful size."""
+def _cost(option: PoolOption, energy_usd_per_kilowatt_hour: float) -> float:
+    """Price of one request per second for an hour, at the pool's largest useful size."""
     rate = option.steps[-1].capacity_requests_per_s
-    return option.price_usd_per_hour / rate if rate > 0.0 else 0.0
+    return replica_usd_per_hour(option, energy_usd_per_kilowatt_hour) / rate if rate > 0.0 else 0.0

@@ -274,11 +274,15 @@ def stops_usd_per_hour(problem: Problem, counts: Mapping[Place, int]) -> float:
 def _weights(problem: Problem, options: Options, starts: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Price of serving one request/s, by range: the whole's, shared out by what the finest parts cost at most."""
     found: dict[str, float] = {}
+    energy = problem.policy.energy_usd_per_kilowatt_hour
     for service, places in starts.items():
-        whole, rate = dearest_usd_per_request(options.of(service)), problem.demands[service].requests_per_s
+        whole, rate = dearest_usd_per_request(options.of(service), energy), problem.demands[service].requests_per_s
         atoms = [part_name(service, sizes) for i, j, sizes in _ranges(places) if j == i + 1]
         rates = [problem.demands[name].requests_per_s for name in atoms]
-        costs = [(dearest_usd_per_request(options.of(name)) or whole) * r for name, r in zip(atoms, rates, strict=True)]
+        costs = [
+            (dearest_usd_per_request(options.of(name), energy) or whole) * r
+            for name, r in zip(atoms, rates, strict=True)
+        ]
         total = sum(costs)
         if total <= 0.0:
             continue
