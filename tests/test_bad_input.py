@@ -162,7 +162,7 @@ PLANNED: dict[str, tuple[Problem, bool, str]] = {
     "a size that nothing serves": (
         sizes((100, 10, 0.5), (10**7, 10, 0.5)),
         True,
-        "requests of up to 10,000,000 prompt and 10 output tokens, 5,000,055 on average while they decode: the profile of h",
+        "requests of up to 10,000,000 prompt and 10 output tokens, 5,000,055 on average while they decode: the profile",
     ),
     "budgets below idle": (every("domains", budget_watts=10.0), True, "idle GPUs draw 280 W, usable 10 W"),
     "budgets below nothing": (every("domains", budget_watts=-10.0), True, "usable -10 W"),
