@@ -107,9 +107,8 @@ REFUSED: dict[str, tuple[Problem, str]] = {
     "a rate in words": (demand(requests_per_s="six"), "demand.requestsPerSecond: is 'six'"),
     "a service without a name": (
         replace(service(name=""), demands={"": replace(BASE.demands[SERVICE.name], service="")}),
-        "name: is empty or holds a colon",
+        "name: is empty; write namespace/name",
     ),
-    "the name of a part": (service(name="default/chat:p0-99"), "name: is empty or holds a colon"),
     "a role twice": (service(roles=(Role.MIXED, Role.MIXED)), "roles: names mixed, mixed; name each of prefill"),
     "no role": (service(roles=()), "roles: names none"),
     "half a replica": (service(min_replicas=1.5), "minReplicas: is 1.5"),

@@ -145,9 +145,8 @@ def _check_service(service: ServedModel) -> None:
 
 
 def _check_name(subject: str, service: ServedModel) -> None:
-    """A part of a service that is split has a name with a colon, so no service may."""
-    if not service.name.strip() or ":" in service.name:
-        raise InvalidInput(subject, "name", "is empty or holds a colon", "write namespace/name")
+    if not service.name.strip():
+        raise InvalidInput(subject, "name", "is empty", "write namespace/name")
     if not service.roles or len(set(service.roles)) < len(service.roles):
         said = f"names {', '.join(service.roles)}" if service.roles else "names none"
         raise InvalidInput(subject, "roles", said, "name each of prefill, decode and mixed once that it may have")
