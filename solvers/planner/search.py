@@ -136,10 +136,10 @@ class Search:
             return best or self.desk.repaired({})
 
     def _begun(self, cells: Cells, arrays: Arrays, wide: Wide, best: Worth | None) -> tuple[Worth, Floats]:
-        """Begin at the prices of the plan before, where what is at hand serves all; else at the relaxation's."""
+        """Begin at the prices of the plan before, unless what is at hand is as short as that was; else the relaxation's."""
         known = self.desk.certificate
-        if best is not None and known is not None and not best.short:
-            return best, self._begin(cells, arrays, wide, known_duals(cells, arrays, known), best)
+        if best is not None and known is not None and not (best.short and known.held):
+            return best, self._begin(cells, arrays, wide, known_duals(cells, arrays, known), best, is_near=True)
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
         duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if known is not None else None)
         rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays))
@@ -147,10 +147,12 @@ class Search:
             self._tell(early)
         return early, duals
 
-    def _begin(self, cells: Cells, arrays: Arrays, wide: Wide, duals: Floats, running: Worth | None) -> Floats:
+    def _begin(
+        self, cells: Cells, arrays: Arrays, wide: Wide, duals: Floats, running: Worth | None, *, is_near: bool = False
+    ) -> Floats:
         self.prices = read_prices(cells, arrays, duals)
         self._raise_bound(dual_bound(arrays, duals))
-        wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]), running)
+        wide.begin(np.maximum(0.0, -duals[shared_rows(arrays)]), running, is_near=is_near)
         return duals
 
     def _chooser(self, cells: Cells, arrays: Arrays, wide: Wide) -> Chooser:

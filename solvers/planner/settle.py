@@ -16,6 +16,7 @@ from solvers.planner.placing.places import Placed, place, start_columns, with_to
 from solvers.planner.placing.recap import recapped
 from solvers.planner.placing.repack import repacked
 from solvers.planner.placing.rounding import fill
+from solvers.planner.placing.urgent import placed_urgent_first
 from solvers.planner.pools.caps import one_level
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.tally import Worth, best_of
@@ -53,6 +54,8 @@ class Settler:
         """Give every replica its place; in large fleets filling elsewhere may do, else bays are chosen anew."""
         replicas = x[arrays.columns["replicas"]]
         placed = place(cells, replicas, self.desk.sizer)
+        if placed.left and self.desk.is_large:
+            placed = placed_urgent_first(cells, replicas, placed, self.desk.sizer)
         self.seats = replicas.tobytes(), placed
         if not placed.left or not self.desk.is_wide:
             return self._filled(cells, replicas, placed)

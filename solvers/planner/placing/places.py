@@ -32,7 +32,9 @@ class Placed:
     left: int
 
 
-def place(cells: Cells, replicas: Floats, sizer: Sizer | None = None) -> Placed:
+def place(
+    cells: Cells, replicas: Floats, sizer: Sizer | None = None, first: Mapping[int, int] | None = None
+) -> Placed:
     """Spread whole counts per cell over the bays of its group.
 
     What runs stays where it runs, as far as the count goes; then pairs that may not be apart are placed together; the
@@ -44,11 +46,15 @@ def place(cells: Cells, replicas: Floats, sizer: Sizer | None = None) -> Placed:
         Whole up to the solver's tolerance.
     sizer : Sizer, optional
         Says what replicas carry; those of the largest pool without it.
+    first : mapping of cell to int, optional
+        Replicas that are given a place before all others, those that stay among them.
     """
     room = Room.of(cells.problem)
     counts: dict[tuple[PoolKey, str], int] = {}
     wanted = {c: round(float(n)) for c, n in enumerate(replicas) if round(float(n)) > 0}
     order = sorted(wanted, key=lambda c: (-cells.pools[cells.cell_pool[c]].gpus, c))
+    for c in order if first else ():
+        wanted[c] -= _spread(cells, c, min(wanted[c], first.get(c, 0)), room, counts)
     for c in order:
         wanted[c] -= _keep_running(cells, c, wanted[c], room, counts)
     pair_up(cells, replicas, wanted, room, counts, rates_by(sizer))

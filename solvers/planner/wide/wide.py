@@ -47,10 +47,12 @@ MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
 NEAR_TRUST, NEAR_SPARED = 0.3, 2  # the same where a plan of nearly the same problem is at hand; pricings spared then
+COARSE_SPARED = 3  # pricings that are spared where loads are cut finely from the first on
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
 FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
+LEAST_COMPLETED = 0.1  # of the gap asked, what one has to bring before another
 HIDDEN = 0.5  # of a service's part of the gap asked, that its least value may hide
 RAISED = 0.1  # of the gap asked, what pricing beside held tiers has to bring to go on where services are few
 MOST_TOLD_APART, WORK_TOLD_APART = 2, 80  # times that hidden values are looked for, and those times services
@@ -141,13 +143,18 @@ class Wide:
             wanted=[frozenset() for _ in (*stocks, *near)],
         )
 
-    def begin(self, prices: Floats, running: Worth | None = None) -> None:
-        """Begin at prices of the shared rows, (R,), and where a plan was made before with the ways of what is left."""
+    def begin(self, prices: Floats, running: Worth | None = None, *, is_near: bool = False) -> None:
+        """Begin at prices of the shared rows, (R,), and where a plan was made before with the ways of what is left.
+
+        ``is_near`` where these prices are that plan's: coarsely cut loads would hardly say more.
+        """
         self.prices = np.append(prices, np.zeros(len(self.links.rooms)))  # links are free so far
         self.table.take(self.maker.nothing())
         if running is not None:
             self.trust = NEAR_TRUST
             self.at_hand(running)
+        if is_near:
+            self._cut_finer()
 
     def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
         """Return what the relaxed model places, in whole ways, (C,) replicas: higher tiers first, as far as they fit.
@@ -169,25 +176,29 @@ class Wide:
         if self.is_held:
             self._raised_beside_held(is_enough)
         left = max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))
-        left -= NEAR_SPARED if self.trust <= NEAR_TRUST else 0
-        for is_last in (False, True) if not self.is_held else ():
-            left -= self.raised(left if is_last else left - LEAST_FINE, is_enough)
-            if is_enough(self.best) or self._looks_short():
+        left -= (NEAR_SPARED if self.trust <= NEAR_TRUST else 0) + (COARSE_SPARED if self.is_fine else 0)
+        for is_first in () if self.is_held else (True,) if self.is_fine else (True, False):
+            left -= self.raised(left if self.is_fine else left - LEAST_FINE, is_enough)
+            if is_enough(self.best) or self._looks_short(is_first):
                 return self.best
-            if not is_last:
+            if not self.is_fine:
                 self._cut_finer()
         if self.search.rounds and not (is_enough(self.best) or self.is_held):
             self.search.is_on, self.trust = True, SEARCH_TRUST
             self.priced(self.prices)
             self.raised(self.search.rounds, is_enough)
+        before = np.inf
         for _ in range(MOST_COMPLETED):
-            if is_enough(self.best) or not self._completed(self.choice_prices(self.relaxed())):
+            relaxed = self.relaxed()
+            is_vain = before - relaxed.value < LEAST_COMPLETED * self.gap * abs(relaxed.value)
+            if is_vain or is_enough(self.best) or not self._completed(self.choice_prices(relaxed)):
                 break
+            before = relaxed.value
         return self.best
 
-    def _looks_short(self) -> bool:
+    def _looks_short(self, is_new: bool) -> bool:
         """Tell whether much of what the relaxed choice costs is penalties: then it is the tiers' bound that counts."""
-        if not self.is_fine:
+        if is_new:
             relaxed = self.relaxed()
             # what is open between the choice and its bound may be penalties that ways not yet found would spare
             sure_usd = float(relaxed.x @ self.table.costs[1]) - max(0.0, relaxed.value - self.best)
