@@ -32,9 +32,7 @@ class Placed:
     left: int
 
 
-def place(
-    cells: Cells, replicas: Floats, sizer: Sizer | None = None, first: Mapping[int, int] | None = None
-) -> Placed:
+def place(cells: Cells, replicas: Floats, sizer: Sizer | None = None, first: Mapping[int, int] | None = None) -> Placed:
     """Spread whole counts per cell over the bays of its group.
 
     What runs stays where it runs, as far as the count goes; then pairs that may not be apart are placed together; the

@@ -17,18 +17,23 @@ MOST_TRIES = 2  # each takes as long as placing once
 
 
 def placed_urgent_first(cells: Cells, replicas: Floats, placed: Placed, sizer: Sizer | None = None) -> Placed:
-    """Place counts by cell, (C,), again while some found no place; the one of least GPUs without any, the first of equals."""
-    first: dict[int, int] = {}
+    """Place counts by cell, (C,), again while some found no place; as before where no fewer GPUs are without one."""
     gpus = np.array([option.gpus for option in cells.pools])[cells.cell_pool]
-    least, tried = np.inf, placed
-    for _ in range(MOST_TRIES + 1):
-        lost = np.maximum(0.0, np.round(replicas) - cell_counts(cells, tried.counts))
-        if float(lost @ gpus) < least:
-            placed, least = tried, float(lost @ gpus)
+    first, lost = dict[int, int](), _lost(cells, replicas, placed)
+    least = float(lost @ gpus)
+    for _ in range(MOST_TRIES):
         urgent = [c for c in np.flatnonzero(lost).tolist() if is_movable(cells, c)]
         if not urgent:
             break
         for cell in urgent:
             first[cell] = first.get(cell, 0) + round(float(lost[cell]))
         tried = place(cells, replicas, sizer, first)
+        lost = _lost(cells, replicas, tried)
+        if float(lost @ gpus) < least:
+            placed, least = tried, float(lost @ gpus)
     return placed
+
+
+def _lost(cells: Cells, replicas: Floats, placed: Placed) -> Floats:
+    """Replicas by cell that found no place, (C,)."""
+    return np.maximum(0.0, np.round(replicas) - cell_counts(cells, placed.counts))
