@@ -136,7 +136,7 @@ class Search:
             return best or self.desk.repaired({})
 
     def _begun(self, cells: Cells, arrays: Arrays, wide: Wide, best: Worth | None) -> tuple[Worth, Floats]:
-        """Begin at the prices of the plan before; where that was short and so is what is at hand, at the relaxation's."""
+        """Begin at the prices of the plan before; at the relaxation's where that and what is at hand are short."""
         known = self.desk.certificate
         if best is not None and known is not None and not (best.short and known.held):
             return best, self._begin(cells, arrays, wide, known_duals(cells, arrays, known), best, is_near=True)

@@ -51,8 +51,8 @@ def place(cells: Cells, replicas: Floats, sizer: Sizer | None = None, first: Map
     counts: dict[tuple[PoolKey, str], int] = {}
     wanted = {c: round(float(n)) for c, n in enumerate(replicas) if round(float(n)) > 0}
     order = sorted(wanted, key=lambda c: (-cells.pools[cells.cell_pool[c]].gpus, c))
-    for c in order if first else ():
-        wanted[c] -= _spread(cells, c, min(wanted[c], first.get(c, 0)), room, counts)
+    for c in (c for c in order if c in (first or {})):
+        wanted[c] -= _spread(cells, c, min(wanted[c], (first or {})[c]), room, counts)
     for c in order:
         wanted[c] -= _keep_running(cells, c, wanted[c], room, counts)
     pair_up(cells, replicas, wanted, room, counts, rates_by(sizer))
