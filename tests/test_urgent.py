@@ -1,0 +1,64 @@
+"""Replicas that what runs leaves no place to get one first; nobody gets more than asked for, and no room is passed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from solvers.fleet import PoolKey
+from solvers.planner import desk_for
+from solvers.planner.bays.nodes import Room
+from solvers.planner.placing.places import Placed, cell_counts, place
+from solvers.planner.placing.urgent import placed_urgent_first
+from solvers.planner.pools.cells import Cells, build_cells
+from tests.test_repack import drawn
+
+
+@pytest.fixture(scope="module")
+def cells() -> Cells:
+    """A fleet on which a small replica runs in every bay."""
+    problem = drawn(2)
+    options, room = desk_for(problem).options, Room.of(problem)
+    small, running = [option.pool for option in options.pools if option.gpus <= 2], dict[tuple[PoolKey, str], int]()
+    for bay in room.bays.values():
+        able = (pool for pool in small if pool.gpu_class == bay.gpu_class and room.take(pool, bay.location, 1))
+        running |= {(pool, bay.location): 1 for pool in islice(able, 1)}
+    return build_cells(replace(problem, running=running), options, split_running=False)
+
+
+def asked(cells: Cells, seed: int) -> np.ndarray:
+    """What runs, and more of large pools than there is room for, here and there."""
+    rng = np.random.default_rng(seed)
+    large = np.array([option.gpus >= 4 for option in cells.pools])[cells.cell_pool]
+    some = np.where(large & (rng.random(len(large)) < 0.2), rng.integers(0, 4, len(large)), 0.0)
+    return np.asarray(some + cell_counts(cells, cells.problem.running))
+
+
+def without_place(cells: Cells, replicas: np.ndarray, placed: Placed) -> float:
+    """GPUs of replicas without a place."""
+    gpus = np.array([option.gpus for option in cells.pools])[cells.cell_pool]
+    return float(np.maximum(0.0, replicas - cell_counts(cells, placed.counts)) @ gpus)
+
+
+def test_fewer_gpus_stay_without_a_place_and_what_is_placed_fits(cells: Cells) -> None:
+    gained = 0
+    for seed in range(12):
+        replicas = asked(cells, seed)
+        plain = place(cells, replicas)
+        found = placed_urgent_first(cells, replicas, plain)
+        assert not Room.of(cells.problem).take_all(found.counts)
+        assert (cell_counts(cells, found.counts) <= replicas).all()
+        assert found.left == replicas.sum() - sum(found.counts.values())
+        assert without_place(cells, replicas, found) <= without_place(cells, replicas, plain)
+        gained += without_place(cells, replicas, found) < without_place(cells, replicas, plain)
+    assert gained
+
+
+def test_what_has_its_place_stays_as_it_is(cells: Cells) -> None:
+    replicas = cell_counts(cells, cells.problem.running)
+    plain = place(cells, replicas)
+    assert not plain.left
+    assert placed_urgent_first(cells, replicas, plain) is plain
