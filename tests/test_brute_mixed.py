@@ -15,6 +15,7 @@ from solvers.verify import verify
 from solvers.verify.bound import verify_bound
 from tests import fleets
 from tests.brute_judge import FAULTS, disagreements, drawn, judged
+from tests.brute_mixed import CAPS
 
 SPLIT = (Role.PREFILL, Role.DECODE)
 
@@ -60,6 +61,16 @@ def test_a_large_fleet_over_links_says_that_nothing_can_serve_a_service() -> Non
     plan = make_plan(problem, capacity_of=fleets.plain_capacity, wide_gpus=0)
     assert plan.services[0].served_requests_per_s == 0.0
     assert plan.services[0].short_because
+
+
+def test_caps_between_levels_are_never_below_what_a_profile_knows() -> None:
+    """A pool that only keeps a floor gives its watts away, down to the lowest cap that its profile knows."""
+    case = next(drawn(1049, 1))[1]
+    plan = make_plan(case.problem, capacity_of=case.capacity_of)
+    assert plan.is_short
+    assert plan.report.notes == ()
+    assert {row.replicas for row in plan.pools} == {1}
+    assert min(row.cap_watts for row in plan.pools) == min(CAPS) > case.problem.gpu_classes["small"].min_cap_watts
 
 
 def priced_in_full(problem: Problem) -> None:

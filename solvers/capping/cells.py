@@ -183,8 +183,10 @@ def pool_cells(cells: CapCells) -> CapCells:
     )
 
 
-def build_cap_cells(problem: Problem, counts: Mapping[tuple[PoolKey, str], int], capacity_of: CapacityOf) -> CapCells:
-    """Size every pool of the counts at every cap that it may have.
+def build_cap_cells(
+    problem: Problem, counts: Mapping[tuple[PoolKey, str], int], capacity_of: CapacityOf, *, is_known: bool = False
+) -> CapCells:
+    """Size every pool of the counts at every cap that it may have; ``is_known``: that its profile knows the speed at.
 
     Raises
     ------
@@ -198,7 +200,7 @@ def build_cap_cells(problem: Problem, counts: Mapping[tuple[PoolKey, str], int],
     index, of_service = {pool: p for p, pool in enumerate(pools)}, {name: s for s, name in enumerate(services)}
     members = nodes_by_domain(problem.nodes)
     domains = tuple(name for name in members if name in problem.domains)
-    levels = tuple(_levels(problem, pool, totals[pool], capacity_of) for pool in pools)
+    levels = tuple(_levels(problem, pool, totals[pool], capacity_of, is_known=is_known) for pool in pools)
     kinds = [problem.gpu_classes[pool.gpu_class] for (pool, _), _ in rows]
     penalties = _penalties(problem, dict(zip(pools, levels, strict=True)))
     cell_pool = np.array([index[pool] for (pool, _), _ in rows], dtype=np.int64)
@@ -288,7 +290,7 @@ def _charged(problem: Problem, places: Sequence[tuple[PoolKey, str]], domains: S
     return sp.csr_array((np.ones(len(entries)), (row, column)), shape=(len(domains), len(places)))
 
 
-def _levels(problem: Problem, pool: PoolKey, replicas: int, capacity_of: CapacityOf) -> Levels:
+def _levels(problem: Problem, pool: PoolKey, replicas: int, capacity_of: CapacityOf, *, is_known: bool) -> Levels:
     """Size the pool at every cap that its profile knows and its class allows, and at the class's ends."""
     service = next((s for s in problem.services if s.name == pool.service), None)
     kind = problem.gpu_classes.get(pool.gpu_class)
@@ -298,6 +300,8 @@ def _levels(problem: Problem, pool: PoolKey, replicas: int, capacity_of: Capacit
         raise InvalidInput(f"plan pool {pool}", "", "has no service, GPU class or profile here", "plan anew")
     known = [w for w in profile.cap_watts_per_gpu if kind.min_cap_watts < w < kind.max_cap_watts]
     lowest = [kind.min_cap_watts] if profile.cap_watts_per_gpu and kind.min_cap_watts < kind.max_cap_watts else []
+    if is_known:
+        lowest = [watts for watts in lowest if watts >= profile.cap_watts_per_gpu[0]]
     caps, mix = [*lowest, *known, kind.max_cap_watts], problem.demands[pool.service].mix
 
     def rate(cap: float) -> float:

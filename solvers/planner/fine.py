@@ -28,7 +28,7 @@ def fine_counts(desk: Desk, worth: Worth) -> Counts:
     from solvers.capping.model import CapModel  # here: it loads the modeller, of no use to workers
 
     problem, counts = desk.problem, by_pool(worth.counts)
-    cells = pool_cells(build_cap_cells(problem, counts, desk.sizer.capacity_of))
+    cells = pool_cells(build_cap_cells(problem, counts, desk.sizer.capacity_of, is_known=True))
     model = CapModel(cells, problem.policy.energy_usd_per_kilowatt_hour)
     asked = np.array([problem.demands[name].requests_per_s for name in cells.services])
     model.hold(np.array([worth.unserved_per_s(name) for name in cells.services]) + GIVEN * asked)
