@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from solvers.planner import desk_for, make_plan
-from solvers.planner.wide import choice as wide_choice
 from solvers.planner.wide import dive as wide_dive
+from solvers.planner.wide import wide as wide_ways
 from solvers.planner.wide.dive import dived
 from solvers.planner.wide.wide import Wide
 from solvers.verify import verify
@@ -48,7 +48,7 @@ def test_a_dive_from_which_nothing_could_follow_is_none(held: Wide) -> None:
 
 
 def test_a_plan_of_a_dive_is_sound_and_no_worse_than_filling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide_choice, "MOST_CHOSEN", 3)
+    monkeypatch.setattr(wide_ways, "MOST_CHOSEN", 3)
     monkeypatch.setattr(wide_dive, "MOST_OPEN", 2)
     problem = short_fleet(load=0.7)
     plan, filled = make_plan(problem, workers=2), desk_for(problem).repaired({})

@@ -142,6 +142,7 @@ class Search:
             return best, self._begin(cells, arrays, wide, known_duals(cells, arrays, known), best, is_near=True)
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
         duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if known is not None else None)
+        wide.foresee(relaxed, arrays)
         rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays))
         if (early := best_of([*([best] if best else []), rounded])) is not best:
             self._tell(early)

@@ -21,7 +21,6 @@ from solvers.planner.wide.wide import Wide
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
 MOST_FITTED = 20  # services of a fleet with sides that is fitted though nothing is short; of more it takes minutes
-MOST_CHOSEN = 20  # services whose ways are chosen all at once where something is short
 PRICED_SHARE = 0.6  # of the time limit, when prices beside held tiers have to do; the choice comes after them
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
@@ -46,7 +45,7 @@ class Chooser:
 
     def run(self, best: Worth) -> Worth:
         """Return the best plan found, no worse than the one at hand."""
-        if not (self.wide.is_short and self._has_many):
+        if not (self.wide.is_short and self.wide.has_many):
             best = self._chosen(best)
         if self._lacks(best) and not self.is_proved(best):
             best = self._in_order(best)
@@ -62,7 +61,7 @@ class Chooser:
 
     def _short(self, best: Worth) -> Worth:
         """Tell plans apart, fit a few services at a time, and where they are few tell apart what that leaves open."""
-        for improved in (self._branched, self._fitted, *(() if self._has_many else (self._branched,))):
+        for improved in (self._branched, self._fitted, *(() if self.wide.has_many else (self._branched,))):
             if not self.is_proved(best):
                 best = improved(best)
         return best
@@ -100,16 +99,20 @@ class Chooser:
         value = found.objective_usd_per_hour
         is_late = self.desk.crew.is_late
         self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(PRICED_SHARE))
-        again = found if is_late() else self._dived(found) if self._has_many else self._chosen(found)
+        again = found if is_late() else self._dived(found) if self.wide.has_many else self._chosen(found)
         if any(is_clearly_better(again, found, rank) for rank in sorted(found.lacking_usd_by_tier)[:-1]):
             self.wide.hold(again)
         found = again
         self.raise_bound(found)
+        if self.wide.has_many and not self.is_proved(found):
+            self._closer(found)
         return found
 
-    @property
-    def _has_many(self) -> bool:
-        return len(self.cells.services) > MOST_CHOSEN
+    def _closer(self, found: Worth) -> None:
+        """Bound the plans that keep the tiers as this one does, now that it is known."""
+        value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
+        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(PRICED_SHARE))
+        self.raise_bound(found)
 
     def _dived(self, best: Worth) -> Worth:
         """Decide services one after another and plan the last few beside these; if no better, choose at once."""
@@ -129,7 +132,7 @@ class Chooser:
             self.wide, value, lambda bound: value - bound <= self.gap * abs(value) or is_late()
         )
         self.raise_bound(found)
-        if self.wide.branches and not (self.is_proved(found) or self._has_many):
+        if self.wide.branches and not (self.is_proved(found) or self.wide.has_many):
             least = min(self.wide.branches, key=lambda branch: branch.best)
             found = self._better(found, self.placed(choose(least, found)))
             self.raise_bound(found)

@@ -19,7 +19,7 @@ from solvers.planner.pools.cells import Floats
 from solvers.planner.wide.wide import SPLIT, Wide
 
 MOST_OPEN = 6  # services that are left open
-EVERY = 2  # services decided between two pricings
+EVERY = 4  # services decided between two pricings
 PARTS = 8000  # of the demand; no bound comes of these prices
 MOST_REFUSED = 12  # ways taken back, because they left the others no way or only dear ones
 RISE = 1.0  # of the gap asked, what a way that is decided may add to the relaxed choice

@@ -18,6 +18,7 @@ from solvers.fleet import PoolKey
 from solvers.planner.menus.compose import Enough, shared_rows
 from solvers.planner.model.relax import Arrays, Solution, solve_linear
 from solvers.planner.placing.places import cell_counts
+from solvers.planner.placing.tiers import lacking_columns
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.sizer import Sizer
@@ -56,14 +57,17 @@ LEAST_COMPLETED = 0.1  # of the gap asked, what one has to bring before another
 HIDDEN = 0.5  # of a service's part of the gap asked, that its least value may hide
 RAISED = 0.1  # of the gap asked, what pricing beside held tiers has to bring to go on where services are few
 MOST_TOLD_APART, WORK_TOLD_APART = 2, 80  # times that hidden values are looked for, and those times services
+WELL = 0.1  # of what is open, what a bound beside held tiers has to rise by for the box to be wider
 SHORT = 0.05  # of what the relaxed choice costs, penalties that say that the fleet is overloaded
 LEAST_FINE = 6  # pricings kept for finely cut loads
 WIDER = 4.0  # how much more trust the prices get when a box keeps nothing better
 CLOSED = 0.3  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
+MOST_CHOSEN = 20  # services whose ways are chosen all at once where something is short
 SPLIT = 1e-4  # shares of ways below count as none
 USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
-HELD_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
+HELD_TRUST = 0.25  # what many services begin with beside held tiers
+TIERS_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
 HELD_SLACK = 1e-6  # relative, of what a held tier lacks
 OUTSIDE = 10.0  # times the largest penalty, what a way costs that is not of the branch in question
 
@@ -165,6 +169,20 @@ class Wide:
         ways = rounded_ways(self.maker, np.where(parts > SPLIT, parts, 0.0), served, self.asked(self.prices))
         return as_they_fit(ways, self.cells, self.shared, self.room)
 
+    @property
+    def has_many(self) -> bool:
+        """Tell whether services are too many for their ways to be chosen all at once where something is short."""
+        return len(self.stocks) > MOST_CHOSEN
+
+    def foresee(self, relaxed: Solution, arrays: Arrays) -> None:
+        """Tell whether so much is asked that tiers are to be held at once: divisible replicas at their best fall short.
+
+        Of fewer services ways are chosen before; their prices are wanted.
+        """
+        lacking = lacking_columns(self.cells, arrays, np.arange(len(self.stocks)))
+        usd = float(arrays.cost[lacking] @ relaxed.x[lacking])
+        self.is_short = self.has_many and usd > SHORT * abs(relaxed.value)
+
     def first(self) -> float:
         """Bound the objective at the prices begun with, and find the ways of each service that these like best."""
         self.best = self.priced(self.prices)
@@ -173,6 +191,8 @@ class Wide:
     def bound(self, is_enough: Enough) -> float:
         """Raise the bound, finding ways as it goes: loads cut coarsely first, then finely, where less is rounded."""
         self.unusable = np.zeros(len(self.room))
+        if self.is_short and not self.is_held:  # what is left to price is priced beside held tiers
+            return self.best
         if self.is_held:
             self._raised_beside_held(is_enough)
         left = max(LEAST_PRICINGS, min(MOST_PRICINGS, WORK_PRICINGS // len(self.stocks)))
@@ -188,7 +208,7 @@ class Wide:
             self.priced(self.prices)
             self.raised(self.search.rounds, is_enough)
         before = np.inf
-        for _ in range(MOST_COMPLETED):
+        for _ in range(0 if self.is_held and self.has_many else MOST_COMPLETED):
             relaxed = self.relaxed()
             is_vain = before - relaxed.value < LEAST_COMPLETED * self.gap * abs(relaxed.value)
             if is_vain or is_enough(self.best) or not self._completed(self.choice_prices(relaxed)):
@@ -206,9 +226,15 @@ class Wide:
         return self.is_short
 
     def _raised_beside_held(self, is_enough: Enough) -> None:
-        """Price with tiers held, loads and sizes told apart more closely where least values hide something."""
+        """Price with tiers held, loads and sizes told apart more closely where least values hide something.
+
+        Of many services only once so: where they are decided tells more, and what tiers are held at after that.
+        """
+        if self.has_many:
+            self.trust = HELD_TRUST
         self._cut_finer()
-        for left in range(max(MOST_TOLD_APART, WORK_TOLD_APART // len(self.stocks)), -1, -1):
+        most = 1 if self.has_many else max(MOST_TOLD_APART, WORK_TOLD_APART // len(self.stocks))
+        for left in range(most, -1, -1):
             before = self.best
             self.raised(LEAST_PRICINGS, is_enough)
             is_raised = left > MOST_TOLD_APART and self.best - before > RAISED * self.gap * abs(self.best)
@@ -217,7 +243,10 @@ class Wide:
 
     def raised(self, pricings: int, is_enough: Enough) -> int:
         """Price until nothing more is to be had; returns how often."""
-        pace = Pace(is_search=self.search.is_on)
+        pace = Pace(
+            is_search=self.search.is_on,
+            is_hurried=(is_hurried := self.is_held and self.has_many and not self.penalties),
+        )
         for done in range(pricings):
             step = self._step()
             pace.open_usd_per_hour.append(open_usd := step.value - self.best)
@@ -230,13 +259,16 @@ class Wide:
                 self.trust *= WIDER
                 continue
             before, best = len(self.table.ways), self.best
-            value = self.priced(SMOOTHING * self.prices + (1.0 - SMOOTHING) * step.prices)
+            kept = 0.0 if is_hurried and step.is_free else SMOOTHING
+            value = self.priced(kept * self.prices + (1.0 - kept) * step.prices)
             is_new = len(self.table.ways) > before and not self.search.is_on
             if value < best - FAR_WORSE * open_usd or (value <= best and not (is_new and not self.penalties)):
                 self.trust /= 2.0
             elif value > best and not (is_new or step.is_free):  # nothing but the box is in the way
                 self.trust *= 2.0
                 pace.begin_again()
+            elif is_hurried and not step.is_free and value > best + WELL * open_usd:
+                self.trust *= 2.0
             pace.gained(value, best, is_new=is_new)
         return pricings
 
@@ -264,7 +296,7 @@ class Wide:
     def _step(self) -> BoxStep:
         """The best prices for the ways known so far, near the best prices so far."""
         reach = self.trust * (self.prices + self.floor)
-        reach[len(self.room) :] *= HELD_TRUST
+        reach[len(self.room) :] *= TIERS_TRUST
         low = np.maximum(0.0, self.prices - reach)
         return box_step(self.choice(), self._rooms(), low, self.prices + reach, time_limit_s=self.seconds)
 
