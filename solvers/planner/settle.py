@@ -12,6 +12,7 @@ from solvers.planner.bays.nodes import Counts
 from solvers.planner.model.relax import Arrays, Solution, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.pack_nodes import pack
+from solvers.planner.placing.pair_places import mend_by
 from solvers.planner.placing.places import Placed, place, start_columns, with_totals
 from solvers.planner.placing.recap import recapped
 from solvers.planner.placing.repack import repacked
@@ -53,7 +54,7 @@ class Settler:
     def settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
         """Give every replica its place; in large fleets filling elsewhere may do, else bays are chosen anew."""
         replicas = x[arrays.columns["replicas"]]
-        placed = place(cells, replicas, self.desk.sizer)
+        placed = self._placed(cells, replicas)
         if placed.left and self.desk.is_large:
             placed = placed_urgent_first(cells, replicas, placed, self.desk.sizer)
         self.seats = replicas.tobytes(), placed
@@ -69,7 +70,10 @@ class Settler:
     def seated(self, cells: Cells, replicas: Floats) -> Placed:
         """Where counts were placed; those that were settled last are known."""
         known, placed = self.seats
-        return placed if placed and known == replicas.tobytes() else place(cells, replicas, self.desk.sizer)
+        return placed if placed and known == replicas.tobytes() else self._placed(cells, replicas)
+
+    def _placed(self, cells: Cells, replicas: Floats) -> Placed:
+        return place(cells, replicas, self.desk.sizer, mend=mend_by(self.desk.crew.whole, self.seconds()))
 
     def _filled(self, cells: Cells, replicas: Floats, placed: Placed) -> Worth:
         """What power or groups leave over is solved again bay by bay, then filled."""

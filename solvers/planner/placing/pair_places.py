@@ -8,7 +8,7 @@ as much as it has room for, and replicas that nothing pairs with are put off.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,13 +16,28 @@ from solvers.engine import Role
 from solvers.fleet import PoolKey
 from solvers.planner.bays.grouping import Bay
 from solvers.planner.bays.nodes import Room
+from solvers.planner.placing.pair_seats import Run, Seat, seats_chosen
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.options import PoolOption
 from solvers.planner.pools.sizer import Sizer
 from solvers.spans import groups_taken
 
 MOST_AT_ONCE = 64  # replicas of a pool taken in at once; a large location takes bundle after bundle
-UNPAIRED = 20.0, 2.0, 0.2  # times its price, what capacity counts for that nothing at its location pairs with, in turn
+UNPAIRED = (20.0, 2.0, 0.2), (2.0, 0.2), (0.2,)
+"""Times its price, what capacity counts for that nothing at its location pairs with: in turn, and ways to begin."""
+LOST = 1e-9  # of what could pair, what is as good as none
+
+Mend = Callable[
+    [
+        Sequence[Seat],
+        Mapping[str, tuple[float, float]],
+        Room,
+        Mapping[tuple[PoolKey, str], int],
+        float,
+    ],
+    dict[tuple[PoolKey, str], int],
+]
+"""Seats, what is there already, room, where they stood and what is wanted (``seats_chosen``) to where they stand."""
 
 RateOf = Callable[[PoolOption, int], float]
 """Requests per second of one replica, in a pool of so many."""
@@ -33,6 +48,21 @@ def rates_by(sizer: Sizer | None) -> RateOf:
     if sizer is None:
         return lambda option, _: option.steps[-1].capacity_requests_per_s
     return lambda option, size: sizer.carried(option.pool, option.profile, size) / size if size else 0.0
+
+
+def mend_by(run: Run, time_limit_s: float) -> Mend:
+    """Give places by a model that is so solved."""
+
+    def mend(
+        seats: Sequence[Seat],
+        before: Mapping[str, tuple[float, float]],
+        room: Room,
+        start: Mapping[tuple[PoolKey, str], int],
+        wanted_per_s: float,
+    ) -> dict[tuple[PoolKey, str], int]:
+        return seats_chosen(seats, before, room, start, wanted_per_s=wanted_per_s, run=run, time_limit_s=time_limit_s)
+
+    return mend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +105,79 @@ class _Part:
     unpaired: float = 0.0
     known: dict[tuple[str, int, int], _Bundle | None] = field(default_factory=dict)
 
-    def fill(self) -> dict[tuple[PoolKey, str], int]:
+    def tried(self, unpaired: Sequence[float]) -> tuple[_Part, dict[tuple[PoolKey, str], int]]:
+        """The same after bundles were taken in; this one stays as it is."""
+        part = replace(self, room=self.room.copy(), wanted=dict(self.wanted), carried=dict(self.carried), known={})
+        return part, part.fill(unpaired)
+
+    @property
+    def paired_per_s(self) -> float:
+        """What pairs carry at all locations."""
+        return sum(min(both) for both in self.carried.values())
+
+    @property
+    def most_per_s(self) -> float:
+        """What they would carry if all that is wanted stood where it pairs."""
+        of = ((kind.rate_per_s * self.wanted[kind.cell] for kind in kinds) for kinds in (self.prefill, self.decode))
+        there = (sum(both[i] for both in self.carried.values()) for i in range(2))
+        return min(sum(wanted) + at for wanted, at in zip(of, there, strict=True))
+
+    def fill(self, unpaired: Sequence[float]) -> dict[tuple[PoolKey, str], int]:
         """Take bundles in, the best first; what finds no place together stays wanted."""
         added: dict[tuple[PoolKey, str], int] = {}
         sites = sorted({at for _, at in self.bays})
-        for self.unpaired in UNPAIRED:
+        for self.unpaired in unpaired:
             self.known = {}
             self._filled(sites, added)
         return added
+
+    def mended(
+        self,
+        before: Mapping[str, tuple[float, float]],
+        added: Mapping[tuple[PoolKey, str], int],
+        short_per_s: float,
+        mend: Mend,
+    ) -> dict[tuple[PoolKey, str], int]:
+        """Take up what was added and choose places for it and what was left anew; as they were if that is no better.
+
+        ``before`` is what stood before it was added.
+        """
+        kinds = [*((0, kind) for kind in self.prefill), *((1, kind) for kind in self.decode)]
+        if any(bay.shelf for bay in self.bays.values()):
+            return dict(added)
+        for (pool, at), count in added.items():
+            self.room.release(pool, at, count)
+        sites, cell = sorted({at for _, at in self.bays}), {kind.option.pool: kind.cell for _, kind in kinds}
+        for (pool, _), count in added.items():
+            self.wanted[cell[pool]] += count
+        seats = [
+            Seat(
+                pool=kind.option.pool,
+                role=role,
+                rate_per_s=kind.rate_per_s,
+                most=self.wanted[kind.cell],
+                bays=tuple(self.bays[kind.cell, at] for at in sites if (kind.cell, at) in self.bays),
+            )
+            for role, kind in kinds
+        ]
+        paired = sum(min(self.carried.get(at, (0.0, 0.0))) for at in sites)
+        found = mend(seats, before, self.room, added, paired + short_per_s)
+        return self._seated(found) or self._seated(added) or {}
+
+    def _seated(self, found: Mapping[tuple[PoolKey, str], int]) -> dict[tuple[PoolKey, str], int] | None:
+        """Take replicas in where they are to stand, larger ones first; None, and none of them, if one does not fit."""
+        cell = {kind.option.pool: kind.cell for kind in (*self.prefill, *self.decode)}
+        taken: dict[tuple[PoolKey, str], int] = {}
+        for pool, at in sorted(found, key=lambda key: (-key[0].config.gpus, key)):
+            bay, count = self.bays[cell[pool], at], found[pool, at]
+            taken[pool, at] = self.room.take(pool, at, count, bay)
+            if taken[pool, at] < count:
+                for (other, where), gone in taken.items():
+                    self.room.release(other, where, gone)
+                return None
+        for (pool, _), count in taken.items():
+            self.wanted[cell[pool]] -= count
+        return taken
 
     def _filled(self, sites: Sequence[str], added: dict[tuple[PoolKey, str], int]) -> None:
         while best := self._best(sites):
@@ -178,6 +273,7 @@ def pair_up(
     room: Room,
     counts: dict[tuple[PoolKey, str], int],
     rate_of: RateOf,
+    mend: Mend | None = None,
 ) -> None:
     """Place what can be of prefill and decode that may not be apart; takes it off ``wanted``, by cell.
 
@@ -187,6 +283,8 @@ def pair_up(
         Of all cells, placed or not: sizes of pools.
     counts : mapping of (pool, location) to int
         What is placed already; added to.
+    mend : callable, optional
+        Solves small integer models, which services that come out short get their places by.
     """
     sizes = np.bincount(cells.cell_pool, weights=np.round(replicas), minlength=len(cells.pools)).astype(np.float64)
     parts: dict[tuple[int, int, str], list[int]] = {}
@@ -195,11 +293,61 @@ def pair_up(
         if option.pool.role is not Role.MIXED and option.pool.service in cells.pairing.local and not option.is_anywhere:
             key = service, int(cells.grouping.group_site[cells.cell_group[cell]]), cells.pairing.group(option.pool)
             parts.setdefault(key, []).append(cell)
-    gpus = {key: sum(wanted[c] * cells.pools[cells.cell_pool[c]].gpus for c in mine) for key, mine in parts.items()}
-    for key in sorted(parts, key=lambda key: (-gpus[key], key)):
+    each = {key: [(cells.pools[cells.cell_pool[c]].gpus, wanted[c]) for c in mine] for key, mine in parts.items()}
+    largest = {key: max(gpus for gpus, _ in of) for key, of in each.items()}  # whole nodes are soon gone
+    made: dict[int, list[tuple[_Part, dict[str, tuple[float, float]], dict[tuple[PoolKey, str], int]]]] = {}
+    for key in sorted(parts, key=lambda key: (-largest[key], -sum(gpus * count for gpus, count in each[key]), key)):
         part = _part(cells, parts[key], sizes, wanted, room, counts, rate_of)
-        for row, taken in part.fill().items() if part is not None else ():
-            counts[row] = counts.get(row, 0) + taken
+        if part is None:
+            continue
+        before, added = dict(part.carried), part.fill(_best_way(part))
+        _write(counts, added, 1)
+        made.setdefault(key[0], []).append((part, before, added))
+    if mend is None:
+        return
+    for service, of in sorted(made.items()):
+        short_per_s = _short_per_s(cells, service, sizes, counts, rate_of)
+        for part, before, added in of:
+            if short_per_s > LOST * float(cells.demand_per_s[service]):
+                again = part.mended(before, added, short_per_s, mend)
+                _write(counts, added, -1)
+                _write(counts, again, 1)
+                short_per_s = _short_per_s(cells, service, sizes, counts, rate_of)
+
+
+def _write(counts: dict[tuple[PoolKey, str], int], added: Mapping[tuple[PoolKey, str], int], sign: int) -> None:
+    for row, taken in added.items():
+        counts[row] = counts.get(row, 0) + sign * taken
+        if not counts[row]:
+            del counts[row]
+
+
+def _short_per_s(
+    cells: Cells,
+    service: int,
+    sizes: Floats,
+    counts: Mapping[tuple[PoolKey, str], int],
+    rate_of: RateOf,
+) -> float:
+    """What a service's demand lacks of pairs as they stand, with all mixed replicas, placed or not."""
+    mine = [(p, option) for p, option in enumerate(cells.pools) if cells.pool_service[p] == service]
+    able = sum(float(sizes[p]) * rate_of(o, int(sizes[p])) for p, o in mine if o.pool.role is Role.MIXED and sizes[p])
+    for group in sorted({cells.pairing.group(o.pool) for _, o in mine if o.pool.role is not Role.MIXED}):
+        like = next(o.pool for _, o in mine if o.pool.role is not Role.MIXED and cells.pairing.group(o.pool) == group)
+        able += sum(min(both) for both in _carried(cells, like, sizes, counts, rate_of).values())
+    return float(cells.demand_per_s[service]) - able
+
+
+def _best_way(part: _Part) -> Sequence[float]:
+    """How to begin so that most pairs: bundles that waste nothing may leave behind what no bundle is made of."""
+    best: Sequence[float] = UNPAIRED[0]
+    most, able = 0.0, part.most_per_s
+    for unpaired in UNPAIRED:
+        paired = part.tried(unpaired)[0].paired_per_s
+        best, most = (unpaired, paired) if paired > most * (1.0 + LOST) else (best, most)
+        if most >= able * (1.0 - LOST):
+            break
+    return best
 
 
 def _part(

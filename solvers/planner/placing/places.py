@@ -14,7 +14,7 @@ from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.bays.grouping import Bay
 from solvers.planner.bays.nodes import Counts, Room
 from solvers.planner.model.relax import Arrays
-from solvers.planner.placing.pair_places import pair_up, rates_by
+from solvers.planner.placing.pair_places import Mend, pair_up, rates_by
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.floors import places_of
 from solvers.planner.pools.options import step_at
@@ -32,7 +32,13 @@ class Placed:
     left: int
 
 
-def place(cells: Cells, replicas: Floats, sizer: Sizer | None = None, first: Mapping[int, int] | None = None) -> Placed:
+def place(
+    cells: Cells,
+    replicas: Floats,
+    sizer: Sizer | None = None,
+    first: Mapping[int, int] | None = None,
+    mend: Mend | None = None,
+) -> Placed:
     """Spread whole counts per cell over the bays of its group.
 
     What runs stays where it runs, as far as the count goes; then pairs that may not be apart are placed together; the
@@ -46,6 +52,8 @@ def place(cells: Cells, replicas: Floats, sizer: Sizer | None = None, first: Map
         Says what replicas carry; those of the largest pool without it.
     first : mapping of cell to int, optional
         Replicas that are given a place before all others, those that stay among them.
+    mend : callable, optional
+        Finds places for pairs of services that come out short.
     """
     room = Room.of(cells.problem)
     counts: dict[tuple[PoolKey, str], int] = {}
@@ -55,7 +63,7 @@ def place(cells: Cells, replicas: Floats, sizer: Sizer | None = None, first: Map
         wanted[c] -= _spread(cells, c, min(wanted[c], (first or {})[c]), room, counts)
     for c in order:
         wanted[c] -= _keep_running(cells, c, wanted[c], room, counts)
-    pair_up(cells, replicas, wanted, room, counts, rates_by(sizer))
+    pair_up(cells, replicas, wanted, room, counts, rates_by(sizer), mend)
     for c in order:
         wanted[c] -= _spread(cells, c, wanted[c], room, counts)
     return Placed(counts=dict(sorted(counts.items())), room=room, left=sum(wanted.values()))

@@ -22,7 +22,7 @@ from solvers.planner.pools.penalties import EXCESS_WEIGHT
 from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.stocks import PAIR_ROLES, Stocks
 
-MOST_NODES = 1000
+MOST_NODES = 100
 LOST = 0.02  # of a replica's rate, what a pool of one has to carry less for sizes to be told apart
 EXACT_GAP = 0.1  # of the gap asked, what a search may leave open
 
@@ -65,16 +65,22 @@ class Draws:
     Attributes
     ----------
     whole : tuple of int
-        The whole pool of each of the stocks' pools, (P,).
+        The whole pool of each of the stocks' pools.
     lines : mapping of whole pool to ((USD per hour at size 0, USD per hour and replica), …)
         A pool costs and draws no less than any of its lines says; the first begins at nothing.
-    carries : mapping of the stocks' pool to (requests/s at size 0, requests/s and replica)
-        A pool of one or more replicas carries no more than its line says; of pools in one part only.
+    carries : mapping of whole pool to (requests/s at size 0, requests/s and replica)
+        A pool of one or more replicas carries no more than its line says.
+    most : (P,) float
+        Replicas of each whole pool.
+    pairs : mapping of the stocks' pool to requests/s
+        What pairs of a KV group carry at most for each replica there, of either role; of all its pools or of none.
     """
 
     whole: tuple[int, ...]
     lines: Mapping[int, tuple[tuple[float, float], ...]]
     carries: Mapping[int, tuple[float, float]]
+    most: Floats
+    pairs: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,11 +174,9 @@ def draws_of(stocks: Stocks, curves: Mapping[int, Curve], whole: Sequence[int]) 
             run = curve.sizes(told)[1]
             beyond = [(most, most * run[told] / told)] if most > told else []
             lines[pool] = tuple(_lines_below([*enumerate(run.tolist()), *beyond]))
-    parts, carries = {pool: part for part, pool in enumerate(whole)}, dict[int, tuple[float, float]]()
-    for pool, curve in curves.items():
-        if list(whole).count(pool) == 1 and (line := _line_above(stocks, pool, curve)) is not None:
-            carries[parts[pool]] = line
-    return Draws(whole=tuple(whole), lines=lines, carries=carries)
+    above = {pool: _line_above(stocks, pool, curve) for pool, curve in sorted(curves.items()) if pool in whole}
+    carries = {pool: line for pool, line in above.items() if line is not None}
+    return Draws(whole=tuple(whole), lines=lines, carries=carries, most=stocks.most.astype(float))
 
 
 def _line_above(stocks: Stocks, pool: int, curve: Curve) -> tuple[float, float] | None:
@@ -216,14 +220,14 @@ def _stated(
     cell = np.concatenate([np.arange(len(usd)), stays])
     _limit_pools(stocks, model, pool[cell])
     used = {p: model.column(upper=1.0) for p in sorted(draws.carries)}
-    whole = len(model.cost)
+    whole, of_whole = len(model.cost), np.array(draws.whole, dtype=np.int64)[pool[cell]]
     lacks = weight * stocks.unserved_usd_per_hour / stocks.demand_per_s
     unserved, beyond = model.column(lacks), model.column(EXCESS_WEIGHT * lacks)
     model.row({unserved: 1.0, beyond: -1.0}, -np.inf, stocks.fair_ratio * stocks.demand_per_s)
     _draw(model, draws, pool[cell])
     are_mixed = np.array([stocks.roles[p] is Role.MIXED for p in pool[cell]], dtype=bool)
     mixed = _flow(stocks, model, are_mixed, pool[cell])
-    _limit_small(stocks, model, draws, used, np.flatnonzero(are_mixed).tolist(), pool[cell], [mixed])
+    flowing: dict[Role, list[int]] = {Role.MIXED: [mixed], **{role: [] for role in PAIR_ROLES}}
     served = {role: {unserved: 1.0, mixed: 1.0} for role in PAIR_ROLES}
     crossed: list[tuple[int, int, int, float]] = []
     for group in stocks.pair_groups:
@@ -234,13 +238,28 @@ def _stated(
         crossed += [(at, way, column, float(takes[at])) for (at, way), column in over.items() if len(takes)]
         for role in PAIR_ROLES:
             served[role] |= dict.fromkeys(flows[role], 1.0)
-            mine = np.flatnonzero(are[role]).tolist()
-            _limit_small(stocks, model, draws, used, mine, pool[cell], flows[role])
+            flowing[role] += flows[role]
+        mine = np.flatnonzero(are[Role.PREFILL] | are[Role.DECODE]).tolist()
+        _limit_pairs(model, draws, mine, pool[cell], flows)
+    for role, columns in flowing.items():
+        mine = [column for column, p in enumerate(pool[cell].tolist()) if stocks.roles[p] is role]
+        _limit_small(model, draws, used, {c: float(stocks.rate_per_s[pool[cell[c]]]) for c in mine}, of_whole, columns)
     for role in PAIR_ROLES:
         model.row(served[role], stocks.demand_per_s, stocks.demand_per_s)
     if crossing is not None and len(crossing.most):
         _limit_links(model, crossed, crossing.most)
     return model.arrays(whole), cell, unserved
+
+
+def _limit_pairs(
+    model: _Model, draws: Draws, mine: Sequence[int], pool: Ints, flows: Mapping[Role, Sequence[int]]
+) -> None:
+    """Pairs of a KV group carry no more than its replicas of both roles do as pairs."""
+    if not mine or not all(int(pool[column]) in draws.pairs for column in mine):
+        return
+    for columns in flows.values():
+        row = {column: -draws.pairs[int(pool[column])] for column in mine}
+        model.row(row | dict.fromkeys(columns, 1.0), -np.inf, 0.0)
 
 
 def _limit_links(model: _Model, crossed: Sequence[tuple[int, int, int, float]], most: Floats) -> None:
@@ -265,26 +284,27 @@ def _limit_pools(stocks: Stocks, model: _Model, pool: Ints) -> None:
 
 
 def _limit_small(
-    stocks: Stocks,
     model: _Model,
     draws: Draws,
     used: Mapping[int, int],
-    mine: Sequence[int],
-    pool: Ints,
+    rate_per_s: Mapping[int, float],
+    whole: Ints,
     flows: Sequence[int],
 ) -> None:
-    """Flows of a role are no more than what its pools carry, a small one less than a large one; ``used`` is 0 or 1."""
-    pools = {int(pool[column]) for column in mine}
-    if pools.isdisjoint(used):
+    """Flows of a role are no more than what its pools carry, a small one less than a large one.
+
+    ``used`` is 0 or 1 by whole pool, ``rate_per_s`` of one replica by column, ``whole`` the pool of each column.
+    """
+    small = used.keys() & {int(whole[column]) for column in rate_per_s}
+    if not small:
         return
     row = dict.fromkeys(flows, 1.0)
-    for column in mine:
-        p = int(pool[column])
-        row[column] = -(draws.carries[p][1] if p in used else float(stocks.rate_per_s[p]))
-    for p in sorted(pools & used.keys()):
+    for column, rate in rate_per_s.items():
+        row[column] = -(draws.carries[int(whole[column])][1] if int(whole[column]) in small else rate)
+    for p in sorted(small):
+        held, most = [column for column in rate_per_s if whole[column] == p], draws.most[p]
         row[used[p]] = -draws.carries[p][0]
-        held = [column for column in mine if pool[column] == p]
-        model.row(dict.fromkeys(held, 1.0) | {used[p]: -float(stocks.most[p])}, -np.inf, 0.0)
+        model.row(dict.fromkeys(held, 1.0) | {used[p]: -most}, -np.inf, 0.0)
     model.row(row, -np.inf, 0.0)
 
 

@@ -22,7 +22,7 @@ class Pace:
 
     def is_over(self, little_usd_per_hour: float) -> bool:
         """Tell whether nothing came of it too often, or so much stays open of what is little."""
-        usd, patience = self.open_usd_per_hour, 1 if self.is_search else PATIENCE
+        usd, patience = self.open_usd_per_hour, 3 if self.is_search else PATIENCE
         is_slow = len(usd) > patience and usd[-1] > SLOW * usd[-1 - patience] and usd[-1] <= little_usd_per_hour
         return is_slow or self.stalled >= (
             MOST_HURRIED if self.is_hurried else MOST_VAIN if self.is_search else MOST_STALLED

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from solvers.errors import SolveFailed
 from solvers.planner.model.relax import Run
-from solvers.planner.pools.cells import Floats
+from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.wide.curve_book import CurveBook
-from solvers.planner.wide.exact import Found, draws_of, least_whole
+from solvers.planner.wide.exact import Crossing, Draws, Found, draws_of, least_whole
 from solvers.planner.wide.links import WideLinks
 from solvers.planner.wide.stocks import Stocks
 from solvers.planner.wide.way_table import WayTable
 from solvers.planner.wide.ways import WayMaker
 
-MOST_SEARCHES, MOST_ROUNDS = 200, 9  # of single services in one decision, and of all of them
+MOST_SEARCHES, MOST_ROUNDS = 40, 6  # of single services in one decision, and of all of them
 OPEN = 0.05  # of a service's part of the gap asked, what has to be open to search it
 
 
@@ -74,23 +73,56 @@ class SideSearch:
                 found = self._searched(stocks[s], asked[stocks[s].cells], prices[table.first_link :], weights[s])
             except (SolveFailed, ArithmeticError):
                 continue  # what prices alone say of it stands
-            raised[s] = max(values[s], found.bound_usd_per_hour)
-            first = stocks[s].cells.start
-            amounts = {first + int(c): float(found.replicas[c]) for c in np.flatnonzero(found.replicas)}
-            table.add(self.maker.rounded(s, amounts, found.served_ratio, asked))
+            raised[s] = max(values[s], found[0].bound_usd_per_hour)
+            for one in found:
+                self._learn(stocks[s], one.replicas)
+                first = stocks[s].cells.start
+                amounts = {first + int(c): float(one.replicas[c]) for c in np.flatnonzero(one.replicas)}
+                table.add(self.maker.rounded(s, amounts, one.served_ratio, asked))
         self.added = float((raised - values).sum())
         return raised
 
-    def _searched(self, stocks: Stocks, asked: Floats, of_links: Floats, weight: float) -> Found:
+    def _searched(self, stocks: Stocks, asked: Floats, of_links: Floats, weight: float) -> list[Found]:
+        """What bounds the service, and where bundles leave something to spare, what counts that too."""
+        found, cut = [], self.maker.sides[stocks.service]
+        for is_bundled in (False, True) if cut is not None and cut.rates.bundled_ratio else (False,):
+            of, draws, crossing, order = self._view(stocks, of_links, is_bundled=is_bundled)
+            one = least_whole(
+                of,
+                draws,
+                asked[order],
+                crossing,
+                weight=float(weight),
+                gap=self.gap,
+                time_limit_s=self.seconds,
+                run=self.run,
+            )
+            replicas = np.zeros(len(asked))
+            replicas[order] = one.replicas
+            found.append(replace(one, replicas=replicas))
+        return found
+
+    def _view(
+        self, stocks: Stocks, of_links: Floats, *, is_bundled: bool
+    ) -> tuple[Stocks, Draws, Crossing | None, Ints]:
+        """What a model of the service is made of, and where its cells are among the service's own."""
         cut, curves = self.maker.sides[stocks.service], self.book.curves[stocks.service]
-        least = partial(least_whole, weight=float(weight), gap=self.gap, time_limit_s=self.seconds, run=self.run)
         if cut is None or not cut.is_local:
             draws = draws_of(stocks, curves, range(len(stocks.roles)))
-            return least(stocks, draws, asked, self.links.crossing(stocks, of_links))
+            return stocks, draws, self.links.crossing(stocks, of_links), np.arange(len(stocks.room))
         draws = draws_of(stocks, curves, [pool for pool, _ in cut.whole])
-        carries = {part: line for part, line in draws.carries.items() if cut.whole[part] not in cut.rates.paired_per_s}
-        draws = replace(draws, carries=carries)
-        found = least(cut.stocks, draws, asked[cut.order], None)
-        replicas = np.zeros(len(asked))
-        replicas[cut.order] = found.replicas
-        return replace(found, replicas=replicas)
+        lone = {pool for pool, _ in cut.rates.paired_per_s}  # carry less for what can stand beside them
+        carries = {pool: line for pool, line in draws.carries.items() if pool not in lone}
+        of = cut.in_bundles(stocks) if is_bundled else cut.stocks
+        known = cut.rates.by_replica_per_s
+        pairs = {part: known[key] for part, key in enumerate(cut.whole) if key in known}
+        return of, replace(draws, carries=carries, pairs=pairs), None, cut.order
+
+    def _learn(self, stocks: Stocks, replicas: Floats) -> None:
+        """Size the pools of what was found, (C,), so that the next search knows what they draw and carry."""
+        s, sizes = stocks.service, np.add.reduceat(replicas, stocks.first[:-1]).astype(int)
+        used = [int(pool) for pool in np.flatnonzero(sizes)]
+        self.book.know([frozenset(used) if other == s else frozenset() for other in range(len(self.book.curves))])
+        for pool in used:
+            if int(sizes[pool]) not in self.book.curves[s][pool].rate_per_s:
+                self.book.learn(s, pool, int(sizes[pool]))

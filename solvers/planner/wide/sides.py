@@ -105,6 +105,11 @@ class Sides:
             for part in sorted(parts)
         }
 
+    def in_bundles(self, stocks: Stocks) -> Stocks:
+        """The parts with replicas that carry what the cheapest bundles have a use for; ``stocks`` is not cut."""
+        used = [float(stocks.rate_per_s[part[0]]) * self.rates.bundled_ratio.get(part, 1.0) for part in self.whole]
+        return replace(self.stocks, rate_per_s=np.minimum(self.stocks.rate_per_s, used))
+
     def as_served(self) -> Sides:
         """The same where all counts that replicas carry, whether they came in whole bundles or not."""
         return replace(self, rates=replace(self.rates, bundled_ratio={}))

@@ -56,10 +56,14 @@ class SiteRates:
         What no replica carries more than, for what can stand beside it.
     bundled_ratio : mapping of (int, int) to float
         The part of what it carries that the cheapest bundle has a use for.
+    by_replica_per_s : mapping of (int, int) to float
+        What pairs there carry at most for each replica of either role: its GPUs, at the best that whole replicas of
+        both make of any number of GPUs of one location; only where locations have one class of GPU.
     """
 
     paired_per_s: Mapping[tuple[int, int], float] = field(default_factory=dict)
     bundled_ratio: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    by_replica_per_s: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     def useful(self, able_per_s: float, replicas: int, part: tuple[int, int]) -> float:
         """What replicas are good for in bundles, of what they are able to carry."""
@@ -76,7 +80,11 @@ def site_rates(cells: Cells, stocks: Stocks, of_cell: Ints) -> SiteRates:
         The class of locations of each of the service's cells.
     """
     rooms, items = domain_rooms(cells.problem), _items(cells, stocks, of_cell)
-    return SiteRates(paired_per_s=_paired(items, rooms), bundled_ratio=_bundled(items, rooms))
+    return SiteRates(
+        paired_per_s=_paired(items, rooms),
+        bundled_ratio=_bundled(items, rooms),
+        by_replica_per_s=_by_replica(items, rooms),
+    )
 
 
 def _items(cells: Cells, stocks: Stocks, of_cell: Ints) -> Items:
@@ -109,6 +117,25 @@ def _paired(items: Items, rooms: Rooms) -> dict[tuple[int, int], float]:
                 if rate < item.rate_per_s * (1.0 - LOST):
                     found[item.pool, side] = max(rate, USELESS * item.rate_per_s)
     return found
+
+
+def _by_replica(items: Items, rooms: Rooms) -> dict[tuple[int, int], float]:
+    """GPUs of each pool, times the most that pairs on any number of GPUs of a location carry for each GPU."""
+    found: dict[tuple[int, int], float] = {}
+    for (side, _), of in items.items():
+        prefill, decode = (_Beside.of(of[role], rooms) for role in PAIR_ROLES)
+        bays = {bay.key for beside in (prefill, decode) for bay, *_ in beside.carried}
+        if len(bays) != 1 or not (prefill.carried and decode.carried) or prefill.gpus > MOST_GPUS:
+            continue
+        most = _most_paired(prefill.carried[0][2], decode.carried[0][2])
+        per_gpu = float((most[1:] / np.arange(1, len(most))).max(initial=0.0))
+        found |= {(item.pool, side): item.gpus * per_gpu for role in PAIR_ROLES for item in of[role]}
+    return found
+
+
+def _most_paired(prefill: Floats, decode: Floats) -> Floats:
+    """The most that pairs on so many GPUs carry, (G + 1,), by what either role carries at most on some of them."""
+    return np.array([np.minimum(prefill[: g + 1], decode[g::-1]).max() for g in range(len(prefill))])
 
 
 def _bundled(items: Items, rooms: Rooms) -> dict[tuple[int, int], float]:

@@ -251,7 +251,7 @@ class Wide:
             step = self._step()
             pace.open_usd_per_hour.append(open_usd := step.value - self.best)
             is_closed = open_usd <= self.closed * self.gap * abs(step.value)
-            is_told = not self.is_fine or bool(self.near) or self.is_held or self.search.is_on
+            is_told = not self.is_fine or self.search.rounds > 0 or self.is_held
             is_over = pace.is_over(np.inf if is_told else self.gap * abs(step.value))
             if is_enough(self.best) or is_over or (is_closed and step.is_free):
                 return done
