@@ -12,6 +12,7 @@ from solvers.fleet import PoolKey
 from solvers.planner import desk_for
 from solvers.planner.bays.nodes import Room
 from solvers.planner.placing.places import Placed, cell_counts, place
+from solvers.planner.placing.repack import worth_usd_per_hour
 from solvers.planner.placing.urgent import placed_urgent_first
 from solvers.planner.pools.cells import Cells, build_cells
 from tests.test_repack import drawn
@@ -38,12 +39,12 @@ def asked(cells: Cells, seed: int) -> np.ndarray:
 
 
 def without_place(cells: Cells, replicas: np.ndarray, placed: Placed) -> float:
-    """GPUs of replicas without a place."""
-    gpus = np.array([option.gpus for option in cells.pools])[cells.cell_pool]
-    return float(np.maximum(0.0, replicas - cell_counts(cells, placed.counts)) @ gpus)
+    """What replicas without a place would bring."""
+    worth = np.array([worth_usd_per_hour(cells, p) for p in range(len(cells.pools))])[cells.cell_pool]
+    return float(np.maximum(0.0, replicas - cell_counts(cells, placed.counts)) @ worth)
 
 
-def test_fewer_gpus_stay_without_a_place_and_what_is_placed_fits(cells: Cells) -> None:
+def test_less_worth_stays_without_a_place_and_what_is_placed_fits(cells: Cells) -> None:
     gained = 0
     for seed in range(12):
         replicas = asked(cells, seed)

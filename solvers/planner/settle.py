@@ -24,7 +24,7 @@ from solvers.planner.pools.tally import Worth, best_of
 
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
 MOST_RECAPS = 4  # times that caps are chosen again and what they free is filled
-FEW_SHORT = 0.02  # of a plan's objective, penalties that bays are not chosen anew for
+FEW_SHORT, SMALL = 0.02, 400  # of a plan's objective, penalties that many bays are not chosen anew for; and what is few
 SOLVER_FAULTS = (SolveFailed, ArithmeticError, ValueError, RuntimeError)
 
 
@@ -61,11 +61,15 @@ class Settler:
         if not placed.left or not self.desk.is_wide:
             return self._filled(cells, replicas, placed)
         plain = [self._filled(cells, replicas, placed)] if self.desk.is_large else []
-        if any(worth.penalty_usd_per_hour <= FEW_SHORT * abs(worth.objective_usd_per_hour) for worth in plain):
+        if not all(worth.short for worth in plain):
             return plain[0]
-        placed = repacked(cells, replicas, placed, run=self.desk.crew.whole, time_limit_s=self.seconds())
-        self.seats = replicas.tobytes(), placed
-        return best_of([*plain, self._filled(cells, replicas, placed)])
+        is_few = any(w.penalty_usd_per_hour <= FEW_SHORT * abs(w.objective_usd_per_hour) for w in plain)
+        run, most_columns = self.desk.crew.whole, SMALL if is_few else np.inf
+        again = repacked(cells, replicas, placed, run=run, time_limit_s=self.seconds(), most_columns=most_columns)
+        if plain and again is placed:
+            return plain[0]
+        self.seats = replicas.tobytes(), again
+        return best_of([*plain, self._filled(cells, replicas, again)])
 
     def seated(self, cells: Cells, replicas: Floats) -> Placed:
         """Where counts were placed; those that were settled last are known."""

@@ -59,7 +59,15 @@ class Unit:
         return self.gpus, self.watts, self.bays
 
 
-def repacked(cells: Cells, replicas: Floats, placed: Placed, *, run: Run, time_limit_s: float) -> Placed:
+def repacked(
+    cells: Cells,
+    replicas: Floats,
+    placed: Placed,
+    *,
+    run: Run,
+    time_limit_s: float,
+    most_columns: float = math.inf,
+) -> Placed:
     """Give replicas that found no place one, as many as are worth most; never less than what was placed.
 
     What runs stays where it runs unless its bay is needed. Services that care for places stay where they are, and so
@@ -71,10 +79,14 @@ def repacked(cells: Cells, replicas: Floats, placed: Placed, *, run: Run, time_l
         Whole counts by cell; what ``placed`` lacks of them is left over.
     run : callable
         Solves an integer programme.
+    most_columns : float
+        Where kinds of replicas times bays are more, all stay where they are.
     """
     for groups in _scopes(cells, _left_over(cells, replicas, placed)):
         bays = _bays(cells, groups, placed.room)
         units = _units(cells, groups, bays, replicas, placed)
+        if len({unit.kind for unit in units}) * len(bays) > most_columns:
+            continue
         bays, units = _fewer(bays, units, placed)
         before = _seated(units, bays, placed)
         room = placed.room.copy()
@@ -185,10 +197,16 @@ def _of(cells: Cells, cell: int) -> tuple[Bay, ...]:
     return cells.grouping.groups[int(cells.cell_group[cell])].bays
 
 
-def _unit(cells: Cells, p: int, wanted: int, at: Sequence[int], bays: Sequence[Bay]) -> Unit:
+def worth_usd_per_hour(cells: Cells, p: int) -> float:
+    """What a placed replica of a pool brings: its rent, and penalties of what it would carry in the largest pool."""
     option, s = cells.pools[p], int(cells.pool_service[p])
-    demand, only = float(cells.demand_per_s[s]), np.array([p])
+    demand = float(cells.demand_per_s[s])
     part = min(1.0, option.steps[-1].capacity_requests_per_s / demand) if demand > 0.0 else 0.0
+    return option.price_usd_per_hour + part * float(cells.penalty_usd_per_hour[s])
+
+
+def _unit(cells: Cells, p: int, wanted: int, at: Sequence[int], bays: Sequence[Bay]) -> Unit:
+    option, only = cells.pools[p], np.array([p])
     running = {b: cells.problem.running.get((option.pool.uncapped, bays[b].location), 0) for b in at}
     return Unit(
         pool=option.pool,
@@ -196,7 +214,7 @@ def _unit(cells: Cells, p: int, wanted: int, at: Sequence[int], bays: Sequence[B
         watts=option.reserved_watts,
         bays=tuple(at),
         wanted=wanted,
-        worth_usd_per_hour=option.price_usd_per_hour + part * float(cells.penalty_usd_per_hour[s]),
+        worth_usd_per_hour=worth_usd_per_hour(cells, p),
         keeping_usd_per_hour=float((cells.start_usd_per_hour(only) + cells.stop_usd_per_hour(only))[0]),
         running={b: now for b, now in running.items() if now > 0},
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from solvers.planner.placing.places import Placed, cell_counts, place
-from solvers.planner.placing.repack import is_movable
+from solvers.planner.placing.repack import is_movable, worth_usd_per_hour
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.sizer import Sizer
 
@@ -17,10 +17,9 @@ MOST_TRIES = 2  # each takes as long as placing once
 
 
 def placed_urgent_first(cells: Cells, replicas: Floats, placed: Placed, sizer: Sizer | None = None) -> Placed:
-    """Place counts by cell, (C,), again while some found no place; as before where no fewer GPUs are without one."""
-    gpus = np.array([option.gpus for option in cells.pools])[cells.cell_pool]
+    """Place counts by cell, (C,), again while some found no place; the least worth without one counts."""
     first, lost = dict[int, int](), _lost(cells, replicas, placed)
-    least = float(lost @ gpus)
+    least = _worth(cells, lost)
     for _ in range(MOST_TRIES):
         urgent = [c for c in np.flatnonzero(lost).tolist() if is_movable(cells, c)]
         if not urgent:
@@ -29,9 +28,14 @@ def placed_urgent_first(cells: Cells, replicas: Floats, placed: Placed, sizer: S
             first[cell] = first.get(cell, 0) + round(float(lost[cell]))
         tried = place(cells, replicas, sizer, first)
         lost = _lost(cells, replicas, tried)
-        if float(lost @ gpus) < least:
-            placed, least = tried, float(lost @ gpus)
+        if (worth := _worth(cells, lost)) < least:
+            placed, least = tried, worth
     return placed
+
+
+def _worth(cells: Cells, lost: Floats) -> float:
+    """What replicas by cell, (C,), would bring, USD per hour."""
+    return sum(float(lost[c]) * worth_usd_per_hour(cells, int(cells.cell_pool[c])) for c in np.flatnonzero(lost))
 
 
 def _lost(cells: Cells, replicas: Floats, placed: Placed) -> Floats:

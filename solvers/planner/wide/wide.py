@@ -209,9 +209,11 @@ class Wide:
             self.raised(self.search.rounds, is_enough)
         before = np.inf
         for _ in range(0 if self.is_held and self.has_many else MOST_COMPLETED):
+            if is_enough(self.best):
+                break
             relaxed = self.relaxed()
             is_vain = before - relaxed.value < LEAST_COMPLETED * self.gap * abs(relaxed.value)
-            if is_vain or is_enough(self.best) or not self._completed(self.choice_prices(relaxed)):
+            if is_vain or not self._completed(self.choice_prices(relaxed)):
                 break
             before = relaxed.value
         return self.best
