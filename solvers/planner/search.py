@@ -15,6 +15,7 @@ from solvers.planner.bays.nodes import Counts
 from solvers.planner.fine import fine_counts
 from solvers.planner.menus.compose import Composer, Enough, shared_rows
 from solvers.planner.menus.menus import Least
+from solvers.planner.model.limits import LIMITS, SHARED_LIMITS
 from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear, solve_whole, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import cell_counts, narrowed, start_columns
@@ -117,9 +118,10 @@ class Search:
             self._tell(best)
         try:
             cells = self._cells()
-            arrays = state(cells)
+            near = self._near(best)
+            arrays = state(cells, LIMITS if near is None else SHARED_LIMITS)
             wide = Wide.of(cells, arrays, self.desk.sizer, self.desk.crew, gap=self._gap(), seconds=self._seconds())
-            best, duals = self._begun(cells, arrays, wide, best)
+            best, duals = self._begun(cells, arrays, wide, best, near)
             early = best
             self._raise_bound(wide.first())
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b) or self._is_priced()))
@@ -135,13 +137,19 @@ class Search:
             self.notes.append("solver failed, the best plan so far stands")
             return best or self.desk.repaired({})
 
-    def _begun(self, cells: Cells, arrays: Arrays, wide: Wide, best: Worth | None) -> tuple[Worth, Floats]:
-        """Begin at the prices of the plan before; at the relaxation's where that and what is at hand are short."""
+    def _near(self, best: Worth | None) -> Certificate | None:
+        """The prices of the plan before; None where that and what is at hand are short."""
         known = self.desk.certificate
-        if best is not None and known is not None and not (best.short and known.held):
-            return best, self._begin(cells, arrays, wide, known_duals(cells, arrays, known), best, is_near=True)
+        return None if best is None or known is None or (best.short and known.held) else known
+
+    def _begun(
+        self, cells: Cells, arrays: Arrays, wide: Wide, best: Worth | None, near: Certificate | None
+    ) -> tuple[Worth, Floats]:
+        """Begin at the prices of the plan before where they are near, else at the relaxation's."""
+        if best is not None and near is not None:
+            return best, self._begin(cells, arrays, wide, known_duals(cells, arrays, near), best, is_near=True)
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
-        duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if known is not None else None)
+        duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if self.desk.certificate is not None else None)
         wide.foresee(relaxed, arrays)
         rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays))
         if (early := best_of([*([best] if best else []), rounded])) is not best:

@@ -195,7 +195,7 @@ def group_bays(
     rooms = domain_rooms(problem)
     bays = [bay for bay in limited_bays(problem) if sizes.get(bay.gpu_class)]
     running = _running_by_bay(problem) if split_running else {}
-    marks = {location: _marks(problem, location) for location in sorted({bay.location for bay in bays})}
+    marks = _marks(problem, {bay.location for bay in bays})
     seeds: list[tuple[object, ...]] = [
         (bay.key,) if one_by_one else _seed(bay, sizes[bay.gpu_class], running.get(bay.key, ()), marks[bay.location])
         for bay in bays
@@ -259,13 +259,13 @@ def _with_links(
     return replace(grouping, links=tuple(members), group_link=of_group)
 
 
-def _marks(problem: Problem, location: str) -> tuple[object, ...]:
-    """What services say of a location by its name: those that may use it, of those that may not use all; and pins."""
-    services = sorted(problem.services, key=lambda s: s.name)
-    return (
-        tuple(s.name for s in services if s.locations and location in s.locations),
-        location if any(pin.location == location for s in services for pin in s.pins) else "",
-    )
+def _marks(problem: Problem, locations: Collection[str]) -> dict[str, tuple[object, ...]]:
+    """What services say of locations by name: those that may use it, of those that may not use all; and pins."""
+    picky = sorted((s.name, s.locations) for s in problem.services if s.locations)
+    pinned = {pin.location for s in problem.services for pin in s.pins}
+    return {
+        at: (tuple(name for name, able in picky if at in able), at if at in pinned else "") for at in sorted(locations)
+    }
 
 
 def _running_by_bay(problem: Problem) -> dict[tuple[str, str], tuple[object, ...]]:

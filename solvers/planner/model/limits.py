@@ -325,6 +325,9 @@ LIMITS: tuple[Callable[[Cells, Variables], Limit], ...] = (
     limit_resources,
 )
 
+SHARED_LIMITS = (limit_gpus, limit_power, limit_power_whole, limit_quota_gpus, limit_quota_power, limit_resources)
+"""Those of what services share, which is all that ways are priced by."""
+
 
 def objective(cells: Cells, v: Variables) -> Any:
     """(25) GPU price and energy of every replica, starts, stops, unserved demand by tier, what is missing; USD/h."""

@@ -6,7 +6,7 @@ every time, takes no start and returns no bound of an integer solve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from solvers.errors import SolveFailed
-from solvers.planner.model.columns import Limit, make_variables
+from solvers.planner.model.columns import Limit, Variables, make_variables
 from solvers.planner.model.limits import LIMITS, objective
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.programme import Programme, Solution, Word, solve
@@ -63,12 +63,12 @@ class Arrays:
     rows: tuple[tuple[str, str], ...]
 
 
-def state(cells: Cells) -> Arrays:
-    """State the model over the cells and compile it."""
+def state(cells: Cells, makers: Sequence[Callable[[Cells, Variables], Limit]] = LIMITS) -> Arrays:
+    """State the model over the cells and compile it; with fewer limits it bounds less, and takes less time."""
     import cvxpy as cp  # here, for workers that size and price would only wait for it
 
     variables = make_variables(cells)
-    limits = [limit for make in LIMITS if (limit := make(cells, variables)).subjects]
+    limits = [limit for make in makers if (limit := make(cells, variables)).subjects]
     problem = cp.Problem(cp.Minimize(objective(cells, variables)), [limit.constraint for limit in limits])
     try:
         data, _, _ = problem.get_problem_data(cp.HIGHS)

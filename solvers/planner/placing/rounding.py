@@ -273,11 +273,14 @@ def _shave_waste(
         kept = by_service[service.name]
         totals = _totals(kept, service)
         for pool in sorted(totals, key=lambda p: (-_price(problem, p), p)):
-            free = [loc for key, loc in kept if key == pool for _ in range(kept[key, loc] - least.get((key, loc), 0))]
+            free = {loc: n - least.get((key, loc), 0) for (key, loc), n in kept.items() if key == pool}
+            free = {loc: n for loc, n in free.items() if n > 0}
+            running = {loc: problem.running.get((pool.uncapped, loc), 0) for loc in free}
             while free and _can_spare(problem, sizer, service, totals, pool):
-                running = {loc: problem.running.get((pool.uncapped, loc), 0) for loc in free}
-                location = max(free, key=lambda loc: (kept[pool, loc] > running[loc], loc))
-                free.remove(location)
+                location = max((kept[pool, loc] > running[loc], loc) for loc in free)[1]
+                free[location] -= 1
+                if not free[location]:
+                    del free[location]
                 if not _spares_place(problem, sizer, service, kept, pool, location):
                     continue
                 totals[pool] -= 1

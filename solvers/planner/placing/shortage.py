@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from solvers.derived import derived
 from solvers.engine import Role
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.pairing import Pairing
@@ -104,7 +105,7 @@ def _reasons(
 
 def _unpaired(problem: Problem, service: ServedModel, worth: Worth, places: Places) -> str:
     """Prefill and decode that could serve together and may not pair, when more would be served if they might."""
-    pairing = Pairing.of(problem)
+    pairing = derived(problem, Pairing.of)
     if service.name not in pairing.parted:
         return ""
     each = {w.pool: w.capacity_requests_per_s / w.replicas for w in worth.pools if w.pool.service == service.name}
