@@ -15,6 +15,7 @@ import pytest
 
 from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
+from solvers.planner.menus.compose import SHARED, shared_rows
 from solvers.planner.model import limits
 from solvers.planner.model.columns import make_variables
 from solvers.planner.model.relax import Arrays, solve_linear, solve_whole, state
@@ -149,6 +150,17 @@ def test_every_limit_cites_its_equation_of_the_readme() -> None:
         assert (make.__doc__ or "").startswith(f"({number})")
         assert re.search(rf"^### \({number}\) .*`{make.__name__}`$", text, re.MULTILINE), make.__name__
         assert len(limit.subjects) == limit.constraint.size
+
+
+def test_shared_limits_by_themselves_have_the_rows_that_they_have_among_all() -> None:
+    cells = cells_of(golden_problem())
+    full, few = state(cells), state(cells, limits.SHARED_LIMITS)
+    rows = shared_rows(full)
+    assert few.rows == tuple(full.rows[row] for row in rows)
+    assert {limit for limit, _ in few.rows} == set(SHARED)
+    assert (few.row_upper == full.row_upper[rows]).all()
+    mine, theirs = few.matrix[:, few.columns["replicas"]], full.matrix.tocsr()[rows][:, full.columns["replicas"]]
+    assert (mine.toarray() == theirs.toarray()).all()
 
 
 def test_the_dual_bound_is_the_value_of_the_relaxation_and_wrong_prices_only_weaken_it() -> None:

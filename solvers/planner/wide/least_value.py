@@ -84,9 +84,7 @@ def least_value(
     """
     floor = _floor_usd(stocks, asked, weight)
     if stocks.demand_per_s <= 0.0:
-        given = _given_usd(stocks, frozenset(), asked)
-        nothing = stocks.stop_all_usd_per_hour + max(0.0, floor) - given
-        return Pick(value_usd_per_hour=nothing, sizes={}, served_ratio=1.0, wanted=frozenset(), asked_sizes=())
+        return _idle(stocks, asked, floor)
     task = Task(
         stocks=stocks,
         curves=curves,
@@ -100,12 +98,24 @@ def least_value(
         cheapest_usd_per_hour=stocks.cheapest_usd(asked),
         parts=stocks.parts,
     )
+    return _picked(task)
+
+
+def _idle(stocks: Stocks, asked: Floats, floor_usd_per_hour: float) -> Pick:
+    """The pick of a service that nobody asks anything of: its floor, or what is worth keeping."""
+    given = _given_usd(stocks, frozenset(), asked)
+    nothing = stocks.stop_all_usd_per_hour + max(0.0, floor_usd_per_hour) - given
+    return Pick(value_usd_per_hour=nothing, sizes={}, served_ratio=1.0, wanted=frozenset(), asked_sizes=())
+
+
+def _picked(task: Task) -> Pick:
+    """The pick of a service with demand."""
     tables, sizes, wanted = _solved(task)
-    part, curves = int(np.argmin(tables.paid)), task.curves
-    given = 0.0 if is_safe else _given_usd(stocks, kept, asked)
+    part, stocks, curves = int(np.argmin(tables.paid)), task.stocks, task.curves
+    given = 0.0 if task.is_safe else _given_usd(stocks, task.kept, task.asked)
     return Pick(
         value_usd_per_hour=float(tables.paid[part]) - given + stocks.stop_all_usd_per_hour,
-        sizes=sizes | stocks.kept_beyond(kept, asked, sizes),
+        sizes=sizes | stocks.kept_beyond(task.kept, task.asked, sizes),
         served_ratio=part / stocks.parts,
         parts=stocks.parts,
         least_served_ratio=int(np.argmax(tables.paid < np.inf)) / stocks.parts,
