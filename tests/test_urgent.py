@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_less_worth_stays_without_a_place_and_what_is_placed_fits(cells: Cells) 
     for seed in range(12):
         replicas = asked(cells, seed)
         plain = place(cells, replicas)
-        found = placed_urgent_first(cells, replicas, plain)
+        found = placed_urgent_first(cells, replicas, plain, partial(place, cells, replicas, None))
         assert not Room.of(cells.problem).take_all(found.counts)
         assert (cell_counts(cells, found.counts) <= replicas).all()
         assert found.left == replicas.sum() - sum(found.counts.values())
@@ -62,4 +63,4 @@ def test_what_has_its_place_stays_as_it_is(cells: Cells) -> None:
     replicas = cell_counts(cells, cells.problem.running)
     plain = place(cells, replicas)
     assert not plain.left
-    assert placed_urgent_first(cells, replicas, plain) is plain
+    assert placed_urgent_first(cells, replicas, plain, partial(place, cells, replicas, None)) is plain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,7 +56,7 @@ class Settler:
         replicas = x[arrays.columns["replicas"]]
         placed = self._placed(cells, replicas)
         if placed.left and self.desk.is_large:
-            placed = placed_urgent_first(cells, replicas, placed, self.desk.sizer)
+            placed = placed_urgent_first(cells, replicas, placed, lambda first: self._placed(cells, replicas, first))
         self.seats = replicas.tobytes(), placed
         if not placed.left or not self.desk.is_wide:
             return self._filled(cells, replicas, placed)
@@ -76,8 +76,8 @@ class Settler:
         known, placed = self.seats
         return placed if placed and known == replicas.tobytes() else self._placed(cells, replicas)
 
-    def _placed(self, cells: Cells, replicas: Floats) -> Placed:
-        return place(cells, replicas, self.desk.sizer, mend=mend_by(self.desk.crew.whole, self.seconds()))
+    def _placed(self, cells: Cells, replicas: Floats, first: Mapping[int, int] | None = None) -> Placed:
+        return place(cells, replicas, self.desk.sizer, first, mend_by(self.desk.crew.whole, self.seconds()))
 
     def _filled(self, cells: Cells, replicas: Floats, placed: Placed) -> Worth:
         """What power or groups leave over is solved again bay by bay, then filled."""

@@ -6,18 +6,27 @@ that found none go in first, then what stays, then the rest; who finds none now 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
-from solvers.planner.placing.places import Placed, cell_counts, place
+from solvers.planner.placing.places import Placed, cell_counts
 from solvers.planner.placing.repack import is_movable, worth_usd_per_hour
 from solvers.planner.pools.cells import Cells, Floats
-from solvers.planner.pools.sizer import Sizer
 
 MOST_TRIES = 2  # each takes as long as placing once
 
 
-def placed_urgent_first(cells: Cells, replicas: Floats, placed: Placed, sizer: Sizer | None = None) -> Placed:
-    """Place counts by cell, (C,), again while some found no place; the least worth without one counts."""
+def placed_urgent_first(
+    cells: Cells, replicas: Floats, placed: Placed, again: Callable[[Mapping[int, int]], Placed]
+) -> Placed:
+    """Place counts by cell, (C,), again while some found no place; the least worth without one counts.
+
+    Parameters
+    ----------
+    again : callable
+        Places all counts, those that it is told by cell first.
+    """
     first, lost = dict[int, int](), _lost(cells, replicas, placed)
     least = _worth(cells, lost)
     for _ in range(MOST_TRIES):
@@ -26,7 +35,7 @@ def placed_urgent_first(cells: Cells, replicas: Floats, placed: Placed, sizer: S
             break
         for cell in urgent:
             first[cell] = first.get(cell, 0) + round(float(lost[cell]))
-        tried = place(cells, replicas, sizer, first)
+        tried = again(first)
         lost = _lost(cells, replicas, tried)
         if (worth := _worth(cells, lost)) < least:
             placed, least = tried, worth
