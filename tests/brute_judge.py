@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -11,6 +12,7 @@ import numpy as np
 from solvers.fleet import PoolKey
 from solvers.plan import Placement, Plan, PoolPlan
 from solvers.planner import desk_for, make_plan
+from solvers.planner.placing.tiers import IN_ORDER_NOTE
 from solvers.planner.pools.crew import WIDE_GPUS, Crew
 from solvers.planner.pools.tally import SAME_SHORTAGE
 from solvers.planner.search import HELD_NOTE
@@ -21,7 +23,7 @@ from solvers.sizes import ranges_between
 from solvers.verify import verify, verify_places
 from solvers.verify.bound import verify_bound
 from tests.brute_mixed import CAPS, Mixed, draw
-from tests.brute_oracle import Oracle, Spot
+from tests.brute_oracle import Oracle, Spot, Value
 from tests.test_against_brute_force import TOLERANCE
 
 MOST_COUNTS = 1500  # of all pools that fit, each tried
@@ -56,15 +58,11 @@ class Cut:
     counts: Sequence[dict[Spot, int]]
     stops_usd_per_hour: float
 
-    def best(self, most: Mapping[int, float] | None = None) -> tuple[float, dict[int, float], dict[Spot, int]]:
-        """The least objective of counts that leave no tier more short than so much, what lacks by tier, and they."""
-        least: tuple[float, dict[int, float], dict[Spot, int]] = (float("inf"), {}, {})
-        for counts in self.counts:
-            value, lacking = self.oracle.value(counts)
-            is_in = all(lacking[rank] <= usd * (1.0 + 1e-6) + 1e-6 for rank, usd in (most or {}).items())
-            if is_in and value + self.stops_usd_per_hour < least[0]:
-                least = value + self.stops_usd_per_hour, lacking, counts
-        return least
+    def best(self, is_in: Callable[[Value], bool] = lambda value: True) -> tuple[float, Value | None]:
+        """The least objective of the counts that are in question, and what they come to."""
+        values = (value for value in map(self.oracle.value, self.counts) if is_in(value))
+        found = min(values, key=lambda value: value.usd_per_hour, default=None)
+        return (math.inf if found is None else found.usd_per_hour + self.stops_usd_per_hour), found
 
 
 @dataclass(frozen=True)
@@ -134,25 +132,42 @@ def _beside_the_best(tried: Tried, plan: Plan, cut: Cut, counts: dict[Spot, int]
     found, oracle = plan.report.objective_usd_per_hour, cut.oracle
     if not oracle.fits(counts):
         return "room: the oracle finds none for the plan"
-    worth, lacking = oracle.value(counts)
-    if _differ(found, worth + cut.stops_usd_per_hour):
-        return f"worth: plan says {found:.6f}, oracle {worth + cut.stops_usd_per_hour:.6f}"
+    worth = oracle.value(counts)
+    if _differ(found, worth.usd_per_hour + cut.stops_usd_per_hour):
+        return f"worth: plan says {found:.6f}, oracle {worth.usd_per_hour + cut.stops_usd_per_hour:.6f}"
     is_between = any(pool.cap_watts not in (0.0, *CAPS) for pool, _ in counts)
-    ranked = sorted(lacking)
-    is_held = HELD_NOTE in plan.report.notes
-    most = {rank: lacking[rank] for rank in ranked[:-1]} if is_held else None
-    value, lacks, _ = min((other.best(most) for other in _covered(tried, plan)), key=lambda row: row[0])
+    in_question = _in_question(oracle.problem, plan, worth)
+    value = min(other.best(in_question)[0] for other in _covered(tried, plan))
     bound = plan.report.bound_usd_per_hour
     if bound > value * (1.0 + TOLERANCE) + 1e-6 and not is_between:
-        return f"bound: {bound:.6f} above the optimum {value:.6f}" + (" (held)" if is_held else "")
+        return f"bound: {bound:.6f} above the optimum {value:.6f}"
     check = verify_bound(plan, tried.case.problem, capacity_of=tried.case.capacity_of)
     if check is not None and not check.is_supported:
         return f"evidence: {check}"
     if check is not None and check.recomputed_usd_per_hour > value * (1.0 + TOLERANCE) + 1e-6:
         return f"evidence: recomputed {check.recomputed_usd_per_hour:.6f} above the optimum {value:.6f}"
-    if is_held or len(tried.cuts) > 1:
-        value, lacks, _ = min((other.best() for other in tried.cuts), key=lambda row: row[0])
-    return _cost_verdict(plan, found, value, lacking, lacks, is_between=is_between, is_wide=is_wide)
+    least, best = min((other.best() for other in tried.cuts), key=lambda row: row[0])
+    assert best is not None
+    return _cost_verdict(plan, found, least, worth.lacking, best.lacking, is_between=is_between, is_wide=is_wide)
+
+
+def _in_question(problem: Problem, plan: Plan, worth: Value) -> Callable[[Value], bool]:
+    """Which plans the bound is of, by the plan's own words: those that leave higher tiers no worse off, or all."""
+    last = max(service.tier_rank for service in problem.services)
+    above = [service.name for service in problem.services if service.tier_rank < last]
+
+    def keeps_tiers(value: Value) -> bool:
+        return all(
+            usd <= worth.lacking[rank] * (1.0 + 1e-6) + 1e-6 for rank, usd in value.lacking.items() if rank < last
+        )
+
+    def keeps_services(value: Value) -> bool:
+        rows = [(value.undone.get(name, (0.0, 0)), worth.undone[name]) for name in above]
+        return all(mine[0] <= most[0] + 1e-6 * (1.0 + most[0]) and mine[1] <= most[1] for mine, most in rows)
+
+    if HELD_NOTE in plan.report.notes:
+        return keeps_tiers
+    return keeps_services if IN_ORDER_NOTE in plan.report.notes else lambda value: True
 
 
 def _covered(tried: Tried, plan: Plan) -> Sequence[Cut]:
@@ -218,7 +233,7 @@ def disagreements(case: Mixed, rng: np.random.Generator, tries: int = 20) -> lis
             for where in at:
                 if (n := int(rng.choice([0, 0, 0, 1, 2]))) and (level, where == "*") in known:
                     counts[level, where] = n
-        value, _ = oracle.value(counts)
+        value = oracle.value(counts).usd_per_hour
         if _differ(value, desk.worth(counts).objective_usd_per_hour):
             found.append(f"worth: of {_said(counts)} {desk.worth(counts).objective_usd_per_hour:.6f}, is {value:.6f}")
         is_room = oracle.fits(counts)

@@ -49,6 +49,15 @@ class Stand:
     route: Route | None
 
 
+@dataclass(frozen=True)
+class Value:
+    """The objective, what each tier lacks of it, and by service what is unserved (USD per hour) and missing."""
+
+    usd_per_hour: float
+    lacking: Mapping[int, float]
+    undone: Mapping[str, tuple[float, int]]
+
+
 @dataclass
 class Oracle:
     """One plain problem (no service split) and its words on every count."""
@@ -306,8 +315,8 @@ class Oracle:
             lacking += max(0, pin.replicas - held)
         return lacking
 
-    def value(self, counts: Placed) -> tuple[float, dict[int, float]]:
-        """The objective, USD per hour, and what each tier lacks of it."""
+    def value(self, counts: Placed) -> Value:
+        """What the counts come to."""
         by_service: dict[str, list[tuple[Spot, int]]] = {name: [] for name in self.services}
         for key, n in sorted(counts.items()):
             by_service[key[0].service].append((key, n))
@@ -315,6 +324,7 @@ class Oracle:
         links = {link.name: link for link in self.problem.policy.kv_links}
         left = {(name, role): link.bytes_per_s for name, link in links.items() for role in Role}
         total, lacking = 0.0, dict.fromkeys({s.tier_rank for s in self.services.values()}, 0.0)
+        undone: dict[str, tuple[float, int]] = {}
         for name in sorted(self.services, key=lambda name: (self.services[name].tier_rank, name)):
             stand, service = stands[name], self.services[name]
             demand = self.problem.demands[name].requests_per_s
@@ -327,10 +337,11 @@ class Oracle:
                     left[way] -= kept * load
                     total += kept * load * 3600.0 / 1e12 * links[way[0]].usd_per_terabyte
             lack = self.penalties.of_unserved(name, max(0.0, 1.0 - served / demand)) if demand > 0.0 else 0.0
+            undone[name] = lack, stand.missing
             lack += self.penalties.floor_usd_per_hour[name] * stand.missing
             lacking[service.tier_rank] += lack
             total += stand.paid_usd_per_hour + lack
-        return total, lacking
+        return Value(usd_per_hour=total, lacking=lacking, undone=undone)
 
     # ------------------------------------------------------------ all of them
 

@@ -20,7 +20,7 @@ from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import cell_counts, narrowed, start_columns
 from solvers.planner.placing.shortage import reasons_by_service
-from solvers.planner.placing.tiers import hold_higher_tiers, lacking_values
+from solvers.planner.placing.tiers import IN_ORDER_NOTE, InOrder, hold_higher_tiers, lacking_values
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.floors import pinned_most
 from solvers.planner.pools.options import find_options
@@ -56,6 +56,7 @@ class Search:
     evidence: Evidence = field(default_factory=Evidence)
     rounds: int = 0
     composer: Composer | None = None
+    in_order: InOrder | None = None
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     refined: dict[PoolKey, set[int]] = field(default_factory=dict)
@@ -236,7 +237,7 @@ class Search:
         if few is arrays:
             self._raise_bound(whole.bound)
         if composer is None:
-            whole = self._held(lean, few, whole.x) or whole
+            whole = (self._held(lean, few, whole.x) or (whole, few))[0]
         return self.settler.settled(lean, whole.x, few), narrowed(lean, whole.x[few.columns["replicas"]], self.refined)
 
     def _in_order(self, cells: Cells, arrays: Arrays, composer: Composer, found: Worth) -> Worth:
@@ -249,18 +250,21 @@ class Search:
         whole = self._held(cells, arrays, lacking_values(cells, arrays, found), is_wanted=True)
         if whole is None:
             return found
-        if not self.desk.is_capped:
-            self._raise_bound(whole.bound)  # over the plans that leave no service of a higher tier worse off
-        return self.settler.settled(cells, whole.x, arrays)
+        solution, held = whole
+        if not self.desk.is_capped and np.isfinite(solution.bound):
+            self.in_order = InOrder(usd_per_hour=solution.bound, cells=cells, arrays=held)
+        return self.settler.settled(cells, solution.x, arrays)
 
-    def _held(self, cells: Cells, arrays: Arrays, x: Floats, *, is_wanted: bool = False) -> Solution | None:
-        """Solve with higher tiers held at their least shortage; None when nothing is to be gained by it."""
+    def _held(
+        self, cells: Cells, arrays: Arrays, x: Floats, *, is_wanted: bool = False
+    ) -> tuple[Solution, Arrays] | None:
+        """Solve with higher tiers held at their least shortage, as said; None when nothing is to be gained by it."""
         held, start, is_changed = hold_higher_tiers(cells, arrays, x, self._whole)
         if not is_changed and not is_wanted:
             return None
         if is_changed:
             self.notes.append("a lower tier gave way: the weights alone would have left a higher tier short")
-        return self._whole(held, start)
+        return self._whole(held, start), held
 
     def _composed(
         self, cells: Cells, arrays: Arrays, duals: Floats, least: Least, is_enough: Enough
@@ -356,11 +360,14 @@ class Search:
         arrays = self._based(cells, state(cells))[0]
         x = self._whole(arrays, start_columns(cells, arrays, worth.counts)).x
         whole = self._held(cells, arrays, x)
-        return [self.settler.settled(cells, x if whole is None else whole.x, arrays)]
+        return [self.settler.settled(cells, x if whole is None else whole[0].x, arrays)]
 
     def write(self, worth: Worth, notes: Collection[str] = ()) -> tuple[Plan, tuple[str, ...]]:
         """Write a plan and check it; a plan with violations must not be used."""
         bound, shown = self.evidence.of(worth, self.bound_usd_per_hour)
+        if self.in_order is not None and self.in_order.usd_per_hour > bound and self.in_order.covers(worth):
+            bound, notes = self.in_order.usd_per_hour, (*notes, IN_ORDER_NOTE)
+            shown = shown and replace(shown, is_searched=True)
         plan = assemble(
             self.desk.problem,
             worth,

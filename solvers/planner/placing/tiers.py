@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,25 @@ from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 
 HELD = 1e-6  # slack of what a service lacks, in shares of its demand and in replicas
 
+IN_ORDER_NOTE = "the bound is that of plans that leave no service of a tier but the last worse off than this one"
+
 WholeSolve = Callable[[Arrays, Floats | None], Solution]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InOrder:
+    """A bound of the plans that leave no service of a tier but the last more undone than ``arrays`` hold it at."""
+
+    usd_per_hour: float
+    cells: Cells
+    arrays: Arrays
+
+    def covers(self, worth: Worth) -> bool:
+        """True when every plan that leaves no such service worse off than this one keeps what is held."""
+        ranks = np.array([service.tier_rank for service in self.cells.services])
+        above = lacking_columns(self.cells, self.arrays, np.flatnonzero(ranks < ranks.max()))
+        lacks = lacking_values(self.cells, self.arrays, worth)[above]
+        return bool(np.all(lacks <= self.arrays.upper[above]))
 
 
 def hold_higher_tiers(cells: Cells, arrays: Arrays, x: Floats, solve: WholeSolve) -> tuple[Arrays, Floats, bool]:

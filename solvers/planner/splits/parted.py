@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from solvers.certificate import Certificate
 from solvers.errors import SolveFailed
 from solvers.plan import Plan, SplitPrice
+from solvers.planner.placing.tiers import IN_ORDER_NOTE
 from solvers.planner.pools.crew import Crew
 from solvers.planner.splits.cuts import Book, open_book, stops_usd_per_hour
 from solvers.planner.splits.splitting import (
@@ -239,7 +240,10 @@ class _Bench:
             bound_usd_per_hour=bound,
             gap_ratio=self.problem.policy.relative_gap,
         )
-        notes = (*(spoken(note, best.cuts) for note in plan.report.notes), *self._notes(is_whole_family))
+        said = [spoken(note, best.cuts) for note in plan.report.notes if note != IN_ORDER_NOTE]
+        if any(IN_ORDER_NOTE in tried.plan.report.notes for tried in self.tried):
+            said.append(IN_ORDER_NOTE)
+        notes = (*said, *self._notes(is_whole_family))
         return replace(
             plan,
             report=replace(plan.report, notes=notes),
