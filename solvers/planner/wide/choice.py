@@ -12,6 +12,7 @@ from solvers.planner.placing.places import cell_counts, place
 from solvers.planner.placing.tiers import is_clearly_better, is_taken
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth, best_of
+from solvers.planner.wide.beside import Beside
 from solvers.planner.wide.branches import branched
 from solvers.planner.wide.dive import dived
 from solvers.planner.wide.fit import Fitter, Seated, Settled
@@ -20,7 +21,7 @@ from solvers.planner.wide.wide import Wide
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
-MOST_FITTED = 20  # services of a fleet with sides that is fitted though nothing is short; of more it takes minutes
+MOST_BESIDE, MOST_ROUNDS = 20, 4  # services of a fleet where some are planned in full beside ways, and how often
 PRICED_SHARE = 0.6  # of the time limit, when prices beside held tiers have to do; the choice comes after them
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
@@ -54,10 +55,21 @@ class Chooser:
         if self.is_proved(best):
             return best
         best = self._improved(best)
-        is_slow = len(self.cells.services) > MOST_FITTED
-        if self.is_proved(best) or not self.wide.search.rounds or is_slow:
-            return best
-        return self._fitter().run(best, self.is_proved)  # ways seldom fit together where few share a place
+        is_slow = len(self.cells.services) > MOST_BESIDE
+        return best if self.is_proved(best) or is_slow else self._beside(best)
+
+    def _beside(self, best: Worth) -> Worth:
+        """Plan services whose pairs depend on places in full, one at a time, beside the ways of all others."""
+        for _ in range(MOST_ROUNDS):
+            beside, before = Beside.of(self.wide, best), best
+            for service in beside.in_turn():
+                for replicas in () if self.is_proved(best) else beside.chosen(service):
+                    best = self._better(best, self.placed(replicas))
+                if best is not before:
+                    break
+            if best is before or self.is_proved(best):
+                break
+        return best
 
     def _short(self, best: Worth) -> Worth:
         """Tell plans apart, fit a few services at a time, and where they are few tell apart what that leaves open."""

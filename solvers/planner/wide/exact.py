@@ -83,6 +83,29 @@ class Draws:
     pairs: Mapping[int, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stated:
+    """A service's model: the cell of each of its first columns, where what is unserved stands, and what crosses.
+
+    ``crossed`` is by side, way (0 out, 1 in) and column, with what a request per second takes of a link.
+    """
+
+    arrays: Arrays
+    cell: Ints
+    unserved: int
+    crossed: Sequence[tuple[int, int, int, float]]
+
+    def replicas(self, x: Floats, cells: int) -> Floats:
+        """Replicas of each cell in a solution, (C,)."""
+        found = np.zeros(cells)
+        np.add.at(found, self.cell, np.round(x[: len(self.cell)]))
+        return found
+
+    def served_ratio(self, x: Floats, demand_per_s: float) -> float:
+        """Share of the demand that a solution serves."""
+        return max(0.0, 1.0 - float(x[self.unserved]) / demand_per_s)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Model:
     """Columns and rows in the making; rows are entries by column, and their ends."""
@@ -150,16 +173,19 @@ def least_whole(
     SolveFailed
         When HiGHS gives no solution within its nodes.
     """
-    arrays, cell, unserved = _stated(stocks, asked + stocks.terms_usd_per_hour, draws, crossing, weight)
+    stated = state_whole(stocks, draws, asked, crossing, weight=weight)
     solved = solve_whole(
-        arrays, relative_gap=EXACT_GAP * gap, time_limit_s=time_limit_s, node_limit=MOST_NODES, run=run, spared=SPARED
+        stated.arrays,
+        relative_gap=EXACT_GAP * gap,
+        time_limit_s=time_limit_s,
+        node_limit=MOST_NODES,
+        run=run,
+        spared=SPARED,
     )
-    replicas = np.zeros(len(asked))
-    np.add.at(replicas, cell, np.round(solved.x[: len(cell)]))
     return Found(
         bound_usd_per_hour=solved.bound + stocks.stop_all_usd_per_hour,
-        replicas=replicas,
-        served_ratio=max(0.0, 1.0 - float(solved.x[unserved]) / stocks.demand_per_s),
+        replicas=stated.replicas(solved.x, len(asked)),
+        served_ratio=stated.served_ratio(solved.x, stocks.demand_per_s),
     )
 
 
@@ -206,10 +232,9 @@ def _slope(one: tuple[int, float], other: tuple[int, float]) -> float:
     return (other[1] - one[1]) / (other[0] - one[0])
 
 
-def _stated(
-    stocks: Stocks, usd: Floats, draws: Draws, crossing: Crossing | None, weight: float
-) -> tuple[Arrays, Ints, int]:
-    """The model, the cell of each of its first columns, and where what is unserved stands, requests/s."""
+def state_whole(stocks: Stocks, draws: Draws, asked: Floats, crossing: Crossing | None, *, weight: float) -> Stated:
+    """State the model of ``least_whole``, whose parameters these are."""
+    usd = asked + stocks.terms_usd_per_hour
     model, pool = _Model(), np.repeat(np.arange(len(stocks.roles)), np.diff(stocks.first))
     now = np.minimum(stocks.now, stocks.room)
     stays = np.flatnonzero(now)
@@ -248,7 +273,7 @@ def _stated(
         model.row(served[role], stocks.demand_per_s, stocks.demand_per_s)
     if crossing is not None and len(crossing.most):
         _limit_links(model, crossed, crossing.most)
-    return model.arrays(whole), cell, unserved
+    return Stated(arrays=model.arrays(whole), cell=cell, unserved=unserved, crossed=crossed)
 
 
 def _limit_pairs(

@@ -11,19 +11,20 @@ from solvers.errors import SolveFailed
 from solvers.planner.model.relax import Run
 from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.wide.curve_book import CurveBook
-from solvers.planner.wide.exact import Crossing, Draws, Found, draws_of, least_whole
+from solvers.planner.wide.exact import Crossing, Draws, Found, Stated, draws_of, least_whole, state_whole
 from solvers.planner.wide.links import WideLinks
+from solvers.planner.wide.sides import Sides
 from solvers.planner.wide.stocks import Stocks
 from solvers.planner.wide.way_table import WayTable
 from solvers.planner.wide.ways import WayMaker
 
-MOST_SEARCHES, MOST_ROUNDS = 40, 6  # of single services in one decision, and of all of them
+MOST_ROUNDS, WORK_CELLS = 6, 5000  # times that all services are searched, and those times their cells
 OPEN = 0.05  # of a service's part of the gap asked, what has to be open to search it
 
 
 @dataclass(slots=True, kw_only=True)
 class SideSearch:
-    """Searches services for which it matters on which side replicas are; ``left`` says how often it still may.
+    """Searches services for which it matters on which side replicas are; ``done`` says how often it has so far.
 
     ``gap`` is the relative gap asked of the whole decision. ``added`` is what the last search added to least values,
     ``in_best`` what searching has added to the best bound: USD per hour that leave no evidence.
@@ -35,7 +36,7 @@ class SideSearch:
     run: Run
     gap: float
     seconds: float
-    left: int = MOST_SEARCHES
+    done: int = 0
     is_on: bool = False
     added: float = 0.0
     in_best: float = 0.0
@@ -43,8 +44,18 @@ class SideSearch:
     @property
     def rounds(self) -> int:
         """How often all such services may be searched; 0 where there are none."""
-        count = sum(cut is not None for cut in self.maker.sides)
-        return min(MOST_ROUNDS, max(1, MOST_SEARCHES // count)) if count else 0
+        work = sum(len(stocks.room) for stocks, _ in self._cut())
+        return min(MOST_ROUNDS, max(1, WORK_CELLS // work)) if work else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether services were searched as often as they may be, the first time included."""
+        return self.done >= (self.rounds + 1) * len(self._cut())
+
+    def _cut(self) -> list[tuple[Stocks, Sides]]:
+        return [
+            (stocks, cut) for stocks, cut in zip(self.maker.stocks, self.maker.sides, strict=True) if cut is not None
+        ]
 
     def raised(
         self, table: WayTable, stocks: Sequence[Stocks], values: Floats, room: Floats, prices: Floats, weights: Floats
@@ -64,18 +75,18 @@ class SideSearch:
         np.minimum.at(known, table.service, np.where(table.overfull(room), np.inf, table.priced(prices, weights)))
         least = OPEN * self.gap * float(np.abs(values).sum()) / len(values)
         for s in np.argsort(values - known, kind="stable").tolist():
-            if known[s] - values[s] <= least or self.left <= 0:
+            if known[s] - values[s] <= least or self.is_over:
                 break
             if self.maker.sides[s] is None or stocks[s].demand_per_s <= 0.0:
                 continue
-            self.left -= 1
+            self.done += 1
             try:
                 found = self._searched(stocks[s], asked[stocks[s].cells], prices[table.first_link :], weights[s])
             except (SolveFailed, ArithmeticError):
                 continue  # what prices alone say of it stands
             raised[s] = max(values[s], found[0].bound_usd_per_hour)
             for one in found:
-                self._learn(stocks[s], one.replicas)
+                self.learn(stocks[s], one.replicas)
                 first = stocks[s].cells.start
                 amounts = {first + int(c): float(one.replicas[c]) for c in np.flatnonzero(one.replicas)}
                 table.add(self.maker.rounded(s, amounts, one.served_ratio, asked))
@@ -102,6 +113,12 @@ class SideSearch:
             found.append(replace(one, replicas=replicas))
         return found
 
+    def stated(self, stocks: Stocks) -> tuple[Stated, Ints]:
+        """The model of a service at no prices, in whole bundles where it has such, and the order of its cells, (C,)."""
+        nothing = np.zeros(len(self.links.rooms))
+        of, draws, crossing, order = self._view(stocks, nothing, is_bundled=True)
+        return state_whole(of, draws, np.zeros(len(order)), crossing, weight=1.0), order
+
     def _view(
         self, stocks: Stocks, of_links: Floats, *, is_bundled: bool
     ) -> tuple[Stocks, Draws, Crossing | None, Ints]:
@@ -109,7 +126,8 @@ class SideSearch:
         cut, curves = self.maker.sides[stocks.service], self.book.curves[stocks.service]
         if cut is None or not cut.is_local:
             draws = draws_of(stocks, curves, range(len(stocks.roles)))
-            return stocks, draws, self.links.crossing(stocks, of_links), np.arange(len(stocks.room))
+            crossing = self.links.crossing(stocks, of_links) if stocks.service in self.links.services else None
+            return stocks, draws, crossing, np.arange(len(stocks.room))
         draws = draws_of(stocks, curves, [pool for pool, _ in cut.whole])
         lone = {pool for pool, _ in cut.rates.paired_per_s}  # carry less for what can stand beside them
         carries = {pool: line for pool, line in draws.carries.items() if pool not in lone}
@@ -118,7 +136,7 @@ class SideSearch:
         pairs = {part: known[key] for part, key in enumerate(cut.whole) if key in known}
         return of, replace(draws, carries=carries, pairs=pairs), None, cut.order
 
-    def _learn(self, stocks: Stocks, replicas: Floats) -> None:
+    def learn(self, stocks: Stocks, replicas: Floats) -> None:
         """Size the pools of what was found, (C,), so that the next search knows what they draw and carry."""
         s, sizes = stocks.service, np.add.reduceat(replicas, stocks.first[:-1]).astype(int)
         used = [int(pool) for pool in np.flatnonzero(sizes)]
