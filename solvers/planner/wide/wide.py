@@ -53,7 +53,7 @@ USUAL = 0.05  # of a replica's running cost, what a row that is free so far may 
 FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
-LEAST_COMPLETED = 0.1  # of the gap asked, what one has to bring before another
+LEAST_COMPLETED = 0.1  # of the gap asked, what one has to bring before another where a plan is at hand
 HIDDEN = 0.5  # of a service's part of the gap asked, that its least value may hide
 RAISED = 0.1  # of the gap asked, what pricing beside held tiers has to bring to go on where services are few
 MOST_TOLD_APART, WORK_TOLD_APART = 2, 80  # times that hidden values are looked for, and those times services
@@ -106,6 +106,7 @@ class Wide:
     is_fine: bool = False
     is_short: bool = False
     is_held: bool = False
+    is_near: bool = False
     values: Floats = field(default_factory=lambda: np.zeros(0))
     held_usd_per_hour: Floats = field(default_factory=lambda: np.zeros(0))
     unusable: Floats = field(default_factory=lambda: np.zeros(0))
@@ -157,6 +158,7 @@ class Wide:
         if running is not None:
             self.trust = NEAR_TRUST
             self.at_hand(running)
+        self.is_near = is_near
         if is_near:
             self._cut_finer()
 
@@ -212,7 +214,7 @@ class Wide:
             if is_enough(self.best):
                 break
             relaxed = self.relaxed()
-            is_vain = before - relaxed.value < LEAST_COMPLETED * self.gap * abs(relaxed.value)
+            is_vain = self.is_near and before - relaxed.value < LEAST_COMPLETED * self.gap * abs(relaxed.value)
             if is_vain or not self._completed(self.choice_prices(relaxed)):
                 break
             before = relaxed.value
