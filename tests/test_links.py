@@ -109,6 +109,22 @@ def test_what_a_link_carries_bounds_what_crosses_and_is_said() -> None:
     assert any(reason.startswith("kvLinks[up-rack-2]:") for reason in tight.services[0].short_because)
 
 
+@pytest.mark.parametrize("wide_gpus", [512, 0])
+def test_nobody_crosses_a_link_for_more_than_it_costs_to_leave_the_request(wide_gpus: int) -> None:
+    """Some L40S stand beside the H100: what they pair with is served, the rest would cross for a fortune."""
+    beside = fleets.nodes("l40s", 1, "rack-1", prefix="m")
+    for usd, is_dear in ((20.0, False), (1e9, True)):
+        problem = two_kinds(uplink("rack-1", usd=usd), also=beside)
+        problem = replace(
+            problem, demands={name: replace(d, requests_per_s=40.0) for name, d in problem.demands.items()}
+        )
+        plan = make_plan(problem, capacity_of=only_one_role, wide_gpus=wide_gpus)
+        assert verify(plan, problem, capacity_of=only_one_role) == ()
+        assert (plan.links[0].usd_per_hour == 0.0) is is_dear
+        assert plan.services[0].served_requests_per_s == pytest.approx(14.4 if is_dear else 15.0)
+        assert plan.report.gap_ratio <= problem.policy.relative_gap
+
+
 def test_a_link_that_binds_moves_decode_next_to_prefill() -> None:
     """L40S beside the H100 cost nothing more: with the link free any rack will do, with it full only that one."""
     beside = fleets.nodes("l40s", 2, "rack-1", prefix="m")

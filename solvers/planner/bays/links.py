@@ -105,6 +105,12 @@ class Route:
                 found[domain.site, role] = found.get((domain.site, role), 0.0) + sent
         return found
 
+    def usd_per_request(self, served_per_s: float, links: Mapping[str, KvLink]) -> float:
+        """What crossing costs, USD per hour for a request per second; nothing where none crosses."""
+        beyond = served_per_s - self.near_per_s
+        usd = sum(usd_per_hour(links[site], sent) for (site, _), sent in self.traffic(served_per_s).items())
+        return usd / beyond if beyond > 0.0 else 0.0
+
     def _domains(self) -> list[Domain]:
         return sorted({domain for _, domain in self.sides})
 

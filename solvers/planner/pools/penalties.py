@@ -35,6 +35,35 @@ class Penalties:
         return self.unserved_usd_per_hour[service] * (ratio + EXCESS_WEIGHT * beyond)
 
 
+def worth_serving_per_s(
+    near_per_s: float,
+    able_per_s: float,
+    usd_per_request: float,
+    *,
+    demand_per_s: float,
+    unserved_usd_per_hour: float,
+    fair_ratio: float,
+) -> float:
+    """What is served where requests beyond some pay for it: no request that costs more than leaving it.
+
+    Parameters
+    ----------
+    near_per_s, able_per_s : float
+        What pays nothing, and what can be served in all.
+    usd_per_request : float
+        What one request per second beyond pays, USD per hour.
+    unserved_usd_per_hour : float
+        Of the whole demand; what lacks beyond ``fair_ratio`` of it weighs more, see ``EXCESS_WEIGHT``.
+    """
+    each = unserved_usd_per_hour / demand_per_s if demand_per_s > 0.0 else 0.0
+    if able_per_s <= near_per_s or usd_per_request <= each:
+        return able_per_s
+    least = near_per_s
+    if usd_per_request <= each * (1.0 + EXCESS_WEIGHT):
+        least = max(near_per_s, (1.0 - fair_ratio) * demand_per_s)
+    return min(able_per_s, least)
+
+
 def find_penalties(problem: Problem, options: Options, fair_ratio: Mapping[str, float] | None = None) -> Penalties:
     """Weigh every service by its tier and the dearest way to serve it (GPU price of the pools that could)."""
     energy = problem.policy.energy_usd_per_kilowatt_hour

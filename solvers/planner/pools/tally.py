@@ -14,7 +14,7 @@ from solvers.planner.bays.nodes import Counts
 from solvers.planner.bays.reclaim import OWNED, Reclaims, loss_usd_per_hour, rent_usd_per_hour
 from solvers.planner.pools.caps import by_pool
 from solvers.planner.pools.floors import Places, missing_replicas
-from solvers.planner.pools.penalties import Penalties
+from solvers.planner.pools.penalties import Penalties, worth_serving_per_s
 from solvers.planner.pools.sizer import Sizer
 from solvers.planner.pools.spread import place_rates, survivable_per_s
 from solvers.power import pool_extra_watts
@@ -130,7 +130,10 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
     }
     served = {name: stand.able_per_s(problem, sizer) for name, stand in stands.items()}
     routes = {name: sizer.links.route(name, stands[name].carried) for name in sizer.links.order}
-    served = sizer.links.allowed(routes, served)
+    wanted = {
+        name: _worth_serving_per_s(problem, sizer, penalties, name, routes[name], served[name]) for name in routes
+    }
+    served = sizer.links.allowed(routes, served | wanted)
     links = sizer.links.loads(route.traffic(served[name]) for name, route in routes.items())
     pools = [
         worth
@@ -157,6 +160,20 @@ def weigh(problem: Problem, sizer: Sizer, penalties: Penalties, counts: Counts) 
         churn_usd_per_hour=_churn_usd_per_hour(problem, kept) + _losses_usd_per_hour(problem, sizer.reclaims, kept),
         penalty_usd_per_hour=sum(lacking.values()),
         links=links,
+    )
+
+
+def _worth_serving_per_s(
+    problem: Problem, sizer: Sizer, penalties: Penalties, service: str, route: Route, able_per_s: float
+) -> float:
+    """What of a service's requests crosses links for less than leaving it would cost, with all that crosses none."""
+    return worth_serving_per_s(
+        route.near_per_s,
+        able_per_s,
+        route.usd_per_request(able_per_s, sizer.links.links),
+        demand_per_s=problem.demands[service].requests_per_s,
+        unserved_usd_per_hour=penalties.unserved_usd_per_hour[service],
+        fair_ratio=penalties.fair_ratio.get(service, 1.0),
     )
 
 

@@ -19,6 +19,7 @@ from solvers.pairing import ANYWHERE_INSIDE, Domain
 from solvers.planner.bays.links import Route, usd_per_hour
 from solvers.planner.model.limits_pairs import WAYS, crossing_bytes
 from solvers.planner.pools.cells import Cells, Floats, Ints
+from solvers.planner.pools.penalties import worth_serving_per_s
 from solvers.planner.wide.exact import Crossing
 from solvers.planner.wide.sides import EVERYWHERE
 from solvers.planner.wide.stocks import Stocks
@@ -72,9 +73,9 @@ class WideLinks:
         return int(self.cells.grouping.group_link[self.cells.cell_group[cell]]) + 1
 
     def sent(
-        self, service: int, carried: Mapping[tuple[PoolKey, int], float], served_per_s: float
-    ) -> tuple[float, tuple[tuple[int, float], ...]]:
-        """What crossing costs, USD per hour, and how much of each row, by what pools carry on each side."""
+        self, service: int, carried: Mapping[tuple[PoolKey, int], float], able_per_s: float
+    ) -> tuple[float, float, tuple[tuple[int, float], ...]]:
+        """What is served, what crossing costs, USD per hour, and what it takes of each row, by what pools carry."""
         group_of = self.cells.pairing.group
         groups = {group_of(pool) for pool, _ in carried if pool.role is not Role.MIXED}
         route = Route.of(
@@ -83,11 +84,19 @@ class WideLinks:
             {group: crossing_bytes(self.cells, service, group) for group in sorted(groups)},
         )
         usd, rows = 0.0, list[tuple[int, float]]()
+        served_per_s = worth_serving_per_s(
+            route.near_per_s,
+            able_per_s,
+            route.usd_per_request(able_per_s, {str(k): link for k, link in enumerate(self.links, start=1)}),
+            demand_per_s=float(self.cells.demand_per_s[service]),
+            unserved_usd_per_hour=float(self.cells.penalty_usd_per_hour[service]),
+            fair_ratio=float(self.cells.fair_ratio[service]),
+        )
         for (site, role), sent in route.traffic(served_per_s).items():
             link = self.links[int(site) - 1]
             usd += usd_per_hour(link, sent)
             rows.append((PAIR_ROLES.index(role) * len(self.links) + int(site) - 1, sent / link.bytes_per_s))
-        return usd, tuple(sorted(rows))
+        return served_per_s, usd, tuple(sorted(rows))
 
     def terms(self, stocks: Stocks, asked: Floats, prices: Floats) -> tuple[Floats, dict[str, float]]:
         """What prefill and decode of each cell get for being where they are, and what crossing pays for it.

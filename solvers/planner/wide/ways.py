@@ -408,29 +408,29 @@ class WayMaker:
             cost += (
                 float(stocks.start_usd_per_hour[pool]) * (count - kept) - float(stocks.stop_usd_per_hour[pool]) * kept
             )
-        paid, sends = self._sent(service, draft)
+        served, paid, sends = self._sent(service, draft)
         return SparseWay(
             service=service,
             replicas=replicas,
             cost_usd_per_hour=cost + paid,
-            penalty_usd_per_hour=self._penalty(service, draft),
+            penalty_usd_per_hour=self._penalty(service, draft, served),
             sends=sends,
         )
 
-    def _sent(self, service: int, draft: _Draft) -> tuple[float, tuple[tuple[int, float], ...]]:
-        """What crossing links costs, and what it takes of them."""
+    def _sent(self, service: int, draft: _Draft) -> tuple[float, float, tuple[tuple[int, float], ...]]:
+        """What is served or could be, requests/s, what crossing links costs for it, and what it takes of them."""
+        able = self._pairs(service, self._as_served(service, draft)).able_per_s
         if self.links is None or service not in self.links.services:
-            return 0.0, ()
+            return able, 0.0, ()
         carried: dict[tuple[PoolKey, int], float] = {}
         for cell, count in draft.by_cell.items():
             pool = self._pool_of(service, cell)
             key = self.option(service, pool).pool, self.links.side(cell)
             rate = self._carried(service, pool, draft.by_pool[pool]) / max(1, draft.by_pool[pool])
             carried[key] = carried.get(key, 0.0) + count * rate
-        able = self._pairs(service, self._as_served(service, draft)).able_per_s
         return self.links.sent(service, carried, min(able, self.stocks[service].demand_per_s))
 
-    def _penalty(self, service: int, draft: _Draft) -> float:
+    def _penalty(self, service: int, draft: _Draft, able: float) -> float:
         by_pool = draft.by_pool
         stocks, roles = self.stocks[service], self.stocks[service].roles
         least = self.cells.services[service].min_replicas
@@ -442,7 +442,6 @@ class WayMaker:
             missing += max(0, pin.replicas - there)
         lacking = 0.0
         if stocks.demand_per_s > 0.0:
-            able = self._pairs(service, self._as_served(service, draft)).able_per_s
             lacking = max(0.0, 1.0 - able * (1.0 + ROUNDING) / stocks.demand_per_s)
         beyond = max(0.0, lacking - float(self.cells.fair_ratio[service]))
         unserved = stocks.unserved_usd_per_hour * (lacking + EXCESS_WEIGHT * beyond)
