@@ -161,6 +161,31 @@ def test_ports_bound_the_replicas_and_the_shortage_names_them() -> None:
     assert "cpu of nodes of class h100-sxm" in str(none.services[0].short_because)
 
 
+def test_large_replicas_stay_where_pods_run_out_of_cores() -> None:
+    """Two pods have cores: of two GPUs each they carry twice as much, though four of one GPU would carry more still."""
+    problem = problem_on(rack({"cpu": 8}, gpus=4), {Role.MIXED: {"cpu": 4}}, rate=400.0)
+    problem = replace(problem, profiles={k: p for k, p in problem.profiles.items() if k.config.gpus <= 2})
+    plan = planned(problem)
+    assert [(row.pool.config.gpus, row.replicas) for row in plan.placements] == [(2, 2)]
+    few = replace(problem, profiles={k: p for k, p in problem.profiles.items() if k.config.gpus == 1})
+    assert plan.services[0].served_requests_per_s > 1.5 * planned(few).services[0].served_requests_per_s
+
+
+def test_what_only_patterns_place_fits_and_stays() -> None:
+    """Best fit gives the node with fewer GPUs to decode; prefill, which needs its cores, then finds no place."""
+    asks = {Role.PREFILL: {"cpu": 4, "ports": 2}, Role.DECODE: {"cpu": 1, "ports": 3}}
+    one, other = rack({"cpu": 2, "ports": 3}, {"cpu": 4, "ports": 4})
+    problem = problem_on((replace(one, gpus_usable=2), replace(other, gpus_usable=1)), asks, rate=0.01)
+    served = replace(problem.services[0], roles=tuple(asks))
+    only = {k: p for k, p in problem.profiles.items() if k.config.gpus == 1}
+    problem = replace(problem, services=(served,), profiles=only)
+    counts = {(replace(pool(1), role=role), "rack-1"): 1 for role in asks}
+    assert Room.of(problem).take_all(counts)
+    assert desk_for(problem, fleets.plain_capacity).fits(counts)
+    kept = planned(replace(problem, running=counts))
+    assert {(row.pool, row.location): row.replicas for row in kept.placements} == counts
+
+
 def test_class_wide_replicas_know_cores_too() -> None:
     problem = problem_on(rack(AMPLE | {"cpu": 20_000}, AMPLE | {"cpu": 9_000}), CORES, rate=400.0)
     anywhere = replace(problem, services=(replace(problem.services[0], placement=PlacementMode.CLASS),))

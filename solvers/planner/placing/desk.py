@@ -122,9 +122,16 @@ class Desk:
     def fits(self, counts: Counts) -> bool:
         """True when all of it is allowed and has whole groups and watts."""
         wanted = {key: count for key, count in counts.items() if count > 0}
-        if self.allowed(wanted) != wanted or self.empty_room().take_all(wanted):
+        if self.allowed(wanted) != wanted:
+            return False
+        if self.empty_room().take_all(wanted) and self._bare_room().take_all(wanted):
             return False
         return not pack(self.problem, wanted).left
+
+    def _bare_room(self) -> Room:
+        """Room without CPU and the like, of which patterns may find more than best fit does."""
+        nodes = tuple(replace(node, resources={}) if node.resources else node for node in self.problem.nodes)
+        return Room.of(replace(self.problem, nodes=nodes))
 
     def fitting(self, counts: Counts, room: Room | None = None) -> dict[tuple[PoolKey, str], int]:
         """Keep what is allowed and has room, higher tiers first; it is taken out of ``room``."""

@@ -15,6 +15,7 @@ from solvers.derived import derived
 from solvers.engine import EngineProfile
 from solvers.fleet import GpuClass, PoolKey
 from solvers.pairing import Pairing, more_beside
+from solvers.planner.bays.grouping import limited_bays
 from solvers.planner.bays.quotas import QuotaLedger
 from solvers.planner.bays.slots import SlotsKind, find_slots, kind_of, no_room
 from solvers.planner.pools.caps import at_cap, highest_levels, levels_watts, limited_classes, sorted_profiles
@@ -146,6 +147,7 @@ def find_options(
     unfit: dict[str, tuple[str, ...]] = {}
     slots = {kind: find_slots(problem, kind) for kind in {kind_of(service) for service in problem.services}}
     levels, sizes_of_nodes = _levels_of(problem, wanted), node_sizes(problem.nodes)
+    scarce = frozenset(bay.gpu_class for bay in limited_bays(problem) if bay.shelf is not None)
     able = {service.name: list(_candidates(problem, service, sizer, levels)) for service in problem.services}
     if is_wide and crew is not None and crew.workers > 1:
         _size_ahead(problem, sizer, slots, able, crew)
@@ -161,7 +163,7 @@ def find_options(
             else:
                 cap = f" at {pool.cap_watts:.0f} W" if pool.cap_watts else ""
                 reasons[pool] = f"{pool.role} on {pool.gpu_class}/{pool.config.label}{cap}: {option}"
-        kept = (found, wanted, sizes_of_nodes, sizer.pairing)
+        kept = (found, wanted, sizes_of_nodes, sizer.pairing, scarce)
         pools += found if is_wide else _without_dominated(service, *kept)
         unfit[service.name] = tuple(reasons[pool] for pool in highest_levels(reasons).values())
     return Options(pools=tuple(sorted(pools, key=lambda o: o.pool)), unfit=unfit)
@@ -354,10 +356,12 @@ def _without_dominated(
     wanted: Collection[PoolKey],
     node_gpus: Mapping[str, int],
     pairing: Pairing,
+    scarce: Collection[str],
 ) -> list[PoolOption]:
     """Leave out what others of the same class replace at no loss, size for size; wanted pools stay.
 
-    Others are the same pool at a lower cap, and smaller groups, except where replicas are counted: there few large ones
+    Others are the same pool at a lower cap, and smaller groups, except where replicas are counted, as by their ceiling,
+    or by the CPU and the like that each asks for on nodes that may run out (``scarce`` classes): there few large ones
     are worth something.
     """
     kept = [o for o in found if o.pool in wanted or not any(_is_lower_level(p, o) and _replaces(p, o) for p in found)]
@@ -365,7 +369,9 @@ def _without_dominated(
         return kept
 
     def is_replaced(large: PoolOption) -> bool:
-        whole = node_gpus.get(large.pool.gpu_class, 0)
+        whole, asks = node_gpus.get(large.pool.gpu_class, 0), service.requests.get(large.pool.role, {})
+        if large.pool.gpu_class in scarce and any(asks.values()):
+            return False
         alike = (p for p in kept if p.gpus < large.gpus and pairing.group(p.pool) == pairing.group(large.pool))
         return any(_has_room(p, large, whole) and _replaces(p, large) for p in alike)
 
