@@ -62,5 +62,9 @@ class SolveFailed(PenstockError):
     """The solver gave no usable answer; the last good plan stays."""
 
 
+SOLVER_FAULTS = (SolveFailed, ArithmeticError, ValueError, RuntimeError)
+"""What a stage of a decision may fail with; what was found before it stands."""
+
+
 class StaleTelemetry(PenstockError):
     """Readings are missing or too old to decide on; hold."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ import pytest
 import scipy.sparse as sp
 
 from solvers.deadline import Deadline
+from solvers.errors import SolveFailed
 from solvers.plan import Plan
-from solvers.planner import make_plan
+from solvers.planner import desk_for, make_plan
 from solvers.planner.pools.crew import Crew
+from solvers.planner.pools.tally import Worth
+from solvers.planner.search import FAILED_NOTE, Search
 from solvers.problem import Policy, Problem
 from solvers.programme import Programme, Solution, solve
 from solvers.verify import verify
 from tests import fleets, split_world, synthetic
+from tests.wide_world import short_fleet
 
 LIMIT_S = 10.0
 POLICY = Policy(min_saving_ratio=0.0, time_limit_s=LIMIT_S)
@@ -92,6 +97,28 @@ def test_a_solve_gets_what_is_left_but_never_nothing() -> None:
     for now[0] in (0.0, 8.0, 12.0):
         crew.whole(one_column(time_limit=4.0))
     assert given == [4.0, 2.0, 0.5]
+
+
+def test_what_was_found_before_a_stage_failed_stands() -> None:
+    """All solves but the first few fail, as they would when time has run out."""
+    found = [searched(short_fleet(), sound=count) for count in (0, 1, 3)]
+    values = [worth.objective_usd_per_hour for worth, _ in found]
+    assert all(before > after for before, after in pairwise(values))
+    assert [search.notes.count(FAILED_NOTE) for _, search in found] == [1, 1, 1]
+
+
+def searched(problem: Problem, sound: int) -> tuple[Worth, Search]:
+    """What is found where only so many of the whole-number solves end well."""
+    solves = list[Programme]()
+
+    def failing(programme: Programme) -> Solution:
+        solves.append(programme)
+        if len(solves) > sound:
+            raise SolveFailed("HiGHS gave no solution: Time limit reached")
+        return solve(programme)
+
+    search = Search(desk=desk_for(problem, crew=Crew(solve=failing)))
+    return search.run([]), search
 
 
 def test_without_a_clock_no_time_passes() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 
 from solvers.deadline import Clock, Deadline
-from solvers.errors import SolveFailed
+from solvers.errors import SOLVER_FAULTS, SolveFailed
 from solvers.plan import Plan
 from solvers.planner.bays.nodes import Counts
 from solvers.planner.checks import check_problem
@@ -21,7 +21,6 @@ from solvers.planner.pools.sizings import Sizings
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.relief import find_relief
 from solvers.planner.search import Search
-from solvers.planner.settle import SOLVER_FAULTS
 from solvers.planner.splits.parted import concerns, plan_parts
 from solvers.problem import Problem
 from solvers.sizing import CapacityOf, replica_capacity

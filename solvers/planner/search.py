@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from solvers.certificate import Certificate
+from solvers.errors import SOLVER_FAULTS
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
 from solvers.planner.assemble import Prices, assemble, read_prices
@@ -27,7 +28,7 @@ from solvers.planner.pools.options import find_options
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.proof.bound import dual_bound
 from solvers.planner.proof.certify import Evidence, best_certificate, certificate, held_tiers, in_branches, known_duals
-from solvers.planner.settle import SOLVER_FAULTS, SPLIT_CELLS, Settler
+from solvers.planner.settle import SPLIT_CELLS, Settler
 from solvers.planner.wide.branches import bound_of_branches, branch_prices
 from solvers.planner.wide.choice import Chooser
 from solvers.planner.wide.wide import Wide
@@ -35,6 +36,7 @@ from solvers.verify import verify
 
 MOST_ROUNDS = 4
 NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work of a solve rather than its seconds
+FAILED_NOTE = "a stage failed, the best plan before it stands"
 HELD_NOTE = "the bound is that of plans that leave no tier but the last more short than this one"
 SMALL = 150  # whole columns of a model that the solver searches through in no time
 PRICED_SHARE = 0.7  # of the time limit, when prices have to do; choosing and placing come after them
@@ -175,8 +177,15 @@ class Search:
             seated=self.settler.seated,
             is_proved=lambda worth: self._proved(worth) or self.desk.crew.is_late(),
             raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
+            told_fault=self._told_fault,
             settled=self.settler.settled,
         )
+
+    def _told_fault(self, fault: Exception) -> None:
+        """Keep what a stage failed with; a solve that time ran out for is no failure worth a note."""
+        self.faults.append(f"choice: {fault}")
+        is_told = FAILED_NOTE in self.notes or self.desk.crew.is_late()
+        self.notes += [] if is_told else [FAILED_NOTE]
 
     def _raise_held_bound(self, cells: Cells, arrays: Arrays, wide: Wide, worth: Worth) -> None:
         """Take a bound of the plans that keep the tiers in order as this one does, and say so."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from solvers.errors import SolveFailed
+from solvers.errors import SOLVER_FAULTS, SolveFailed
 from solvers.planner.bays.nodes import Counts
 from solvers.planner.model.relax import Arrays, Solution, state
 from solvers.planner.placing.desk import Desk
@@ -25,7 +25,6 @@ from solvers.planner.pools.tally import Worth, best_of
 SPLIT_CELLS = 1500  # up to so many cells bays are told apart by what runs there; beyond, their churn is counted in sum
 MOST_RECAPS = 4  # times that caps are chosen again and what they free is filled
 FEW_SHORT, SMALL = 0.02, 400  # of a plan's objective, penalties that many bays are not chosen anew for; and what is few
-SOLVER_FAULTS = (SolveFailed, ArithmeticError, ValueError, RuntimeError)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from solvers.errors import SOLVER_FAULTS
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import cell_counts, place
 from solvers.planner.placing.tiers import is_clearly_better, is_taken
@@ -31,7 +32,8 @@ class Chooser:
     """What a choice of ways is judged by; ``gap`` is the relative gap asked of it.
 
     ``raise_bound`` is told a plan whose bound, once the tiers are held as it holds them, may be the best so far.
-    ``is_proved`` ends the work: a plan is near enough to its bound, or time is over.
+    ``is_proved`` ends the work: a plan is near enough to its bound, or time is over. ``told_fault`` is told what a
+    stage failed with.
     """
 
     desk: Desk
@@ -42,21 +44,22 @@ class Chooser:
     seated: Seated
     is_proved: Callable[[Worth], bool]
     raise_bound: Callable[[Worth], None]
+    told_fault: Callable[[Exception], None]
     settled: Settled
 
     def run(self, best: Worth) -> Worth:
         """Return the best plan found, no worse than the one at hand."""
         if not (self.wide.is_short and self.wide.has_many):
-            best = self._chosen(best)
+            best = self._tried(self._chosen, best)
         if self._lacks(best) and not self.is_proved(best):
-            best = self._in_order(best)
+            best = self._tried(self._in_order, best)
         if self._lacks(best):
             return self._short(best)
         if self.is_proved(best):
             return best
-        best = self._improved(best)
+        best = self._tried(self._improved, best)
         is_slow = len(self.cells.services) > MOST_BESIDE
-        return best if self.is_proved(best) or is_slow else self._beside(best)
+        return best if self.is_proved(best) or is_slow else self._tried(self._beside, best)
 
     def _beside(self, best: Worth) -> Worth:
         """Plan services whose pairs depend on places in full, one at a time, beside the ways of all others."""
@@ -75,8 +78,16 @@ class Chooser:
         """Tell plans apart, fit a few services at a time, and where they are few tell apart what that leaves open."""
         for improved in (self._branched, self._fitted, *(() if self.wide.has_many else (self._branched,))):
             if not self.is_proved(best):
-                best = improved(best)
+                best = self._tried(improved, best)
         return best
+
+    def _tried(self, stage: Callable[[Worth], Worth], best: Worth) -> Worth:
+        """What a stage makes of a plan; the plan as it is where the stage fails."""
+        try:
+            return stage(best)
+        except SOLVER_FAULTS as fault:
+            self.told_fault(fault)
+            return best
 
     def _lacks(self, worth: Worth) -> bool:
         """Tell whether something is short: not a little of the last tier, which would cost more to serve."""
@@ -131,8 +142,8 @@ class Chooser:
         dive = dived(self.wide)
         if dive is not None:
             decided = self.desk.worth(place(self.cells, dive.replicas).counts)
-            found = self._fitter().fitted(decided, dive.open)[0]
-            if found is not None and self._better(best, found) is found:
+            found = self._fitter().fitted(decided, dive.open)[0] or self.desk.repaired(decided.counts)
+            if self._better(best, found) is found:
                 return found
         return self._chosen(best)
 

@@ -14,6 +14,7 @@ from itertools import combinations
 import numpy as np
 import scipy.sparse as sp
 
+from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner.model.relax import UNUSED, Arrays, Solution, solve_whole, state
 from solvers.planner.placing.desk import Desk
@@ -157,7 +158,10 @@ class Fitter:
         arrays = replace(_held(cells, arrays, self._held(best)), lower=lower, upper=upper)
         found: list[Worth] = []
         for _ in range(MOST_TRIES):
-            solved = self._solved(self._usable(cells, arrays, best), start)
+            try:
+                solved = self._solved(self._usable(cells, arrays, best), start)
+            except SolveFailed:  # for want of time or nodes
+                return (best_of(found) if found else None), False
             found.append(self.settled(cells, solved.x, arrays))
             placed = self.seated(cells, solved.x[replicas])
             lost = unusable(cells, arrays, solved.x[replicas], placed) if placed.left else {}
