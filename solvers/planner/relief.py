@@ -26,7 +26,7 @@ from solvers.highs import pass_model, quiet_highs
 from solvers.plan import Relief
 from solvers.planner.bays.grouping import find_bays
 from solvers.planner.bays.shelves import requests_by_role
-from solvers.planner.model.relax import Arrays, Solution, solve_linear, solve_whole, state
+from solvers.planner.model.relax import MOST_PRESOLVED, Arrays, Solution, solve_linear, solve_whole, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.pools.cells import Cells, build_cells
 from solvers.planner.pools.options import Options, find_options
@@ -204,7 +204,8 @@ class _Alone:
         """Solve it with none of anything."""
         upper = eased.upper.copy()
         upper[len(upper) - len(ways) :] = 0.0
-        highs = quiet_highs(time_limit=seconds, solver="simplex")
+        presolve = {"presolve": "off"} if len(upper) > MOST_PRESOLVED else {}
+        highs = quiet_highs(time_limit=seconds, solver="simplex", **presolve)
         rows = (eased.row_lower, eased.row_upper)
         pass_model(highs, matrix=eased.matrix, cost=eased.cost, columns=(eased.lower, upper), rows=rows, whole=None)
         alone = cls(eased=eased, cells=cells, ways=ways, highs=highs)
