@@ -36,10 +36,6 @@ class _Block:
     usd_per_request_per_s: float
     site: str
 
-    @property
-    def key(self) -> tuple[PoolKey, int, str]:
-        return self.option.pool, self.replicas, self.site
-
     def is_place(self, bay: Bay) -> bool:
         return self.site in (ANYWHERE_INSIDE, bay.location)
 
@@ -57,11 +53,11 @@ def fill(
         _fill_pins(service, options, room, grown)
         _fill_floor(service, options, room, grown)
         _fill_locations(service, options, room, grown)
-        blocked: set[tuple[PoolKey, int, str]] = set()
+        blocked: set[tuple[PoolKey, str]] = set()
         while block := _cheapest_block(problem, sizer, service, options, grown, blocked, room):
             is_place = block.is_place if block.site else None
             if _add(block.option, block.replicas, room, grown, service, is_place) < block.replicas:
-                blocked.add(block.key)
+                blocked.add((block.option.pool, block.site))  # there is no room for one more  # there is no room for any more
         _fill_share(problem, sizer, service, options, room, grown)
     _shave_waste(problem, sizer, by_service, least or {})
     kept = [row for grown in by_service.values() for row in grown.items()]
@@ -184,7 +180,7 @@ def _cheapest_block(
     service: ServedModel,
     options: Options,
     counts: Counts,
-    blocked: set[tuple[PoolKey, int, str]],
+    blocked: set[tuple[PoolKey, str]],
     room: Room,
 ) -> _Block | None:
     demand = problem.demands[service.name].requests_per_s
@@ -201,9 +197,11 @@ def _cheapest_block(
         if best is not None and least > best.usd_per_request_per_s:
             break  # the rest is not worth being sized
         for site, most in _sites(sizer, option.pool, room):
+            if (option.pool, site) in blocked:
+                continue
             wanted = _wanted(option, sizer, pairs, site, demand)
             for block in _blocks(option, sizer, service, wanted, totals, site, most):
-                if block.key not in blocked and (best is None or _rank(block) < _rank(best)):
+                if best is None or _rank(block) < _rank(best):
                     best = block
     return best
 
