@@ -154,7 +154,7 @@ class Search:
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
         duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if self.desk.certificate is not None else None)
         wide.foresee(relaxed, arrays)
-        rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays))
+        rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays), is_rough=wide.is_short)
         if (early := best_of([*([best] if best else []), rounded])) is not best:
             self._tell(early)
         return early, duals
@@ -205,10 +205,10 @@ class Search:
             if not violations:
                 self.on_plan(plan)
 
-    def _placed(self, cells: Cells, arrays: Arrays, replicas: Floats) -> Worth:
+    def _placed(self, cells: Cells, arrays: Arrays, replicas: Floats, *, is_rough: bool = False) -> Worth:
         x = np.zeros(len(arrays.cost))
         x[arrays.columns["replicas"]] = replicas
-        return self.settler.settled(cells, x, arrays)
+        return self.settler.settled(cells, x, arrays, is_rough=is_rough)
 
     def _proved(self, worth: Worth) -> bool:
         gap = worth.objective_usd_per_hour - self.bound_usd_per_hour

@@ -120,6 +120,14 @@ def is_clearly_better(found: Worth, best: Worth, rank: int) -> bool:
     return found.lacking_usd_by_tier[rank] < best.lacking_usd_by_tier[rank] - clear
 
 
+def lacks_clearly(worth: Worth) -> bool:
+    """True when a tier but the last lacks more than solves leave open: another plan may be clearly better there."""
+    return any(
+        worth.lacking_usd_by_tier[rank] > CLEAR_SHARE * worth.demand_usd_by_tier[rank] + 1e-6
+        for rank in sorted(worth.lacking_usd_by_tier)[:-1]
+    )
+
+
 def lacking_columns(cells: Cells, arrays: Arrays, services: Ints) -> Ints:
     """Columns of what the services leave undone: unserved demand, replicas below the floor in either chain, pins."""
     unserved, missing, parts = (arrays.columns[name] for name in ("unserved", "missing", "unparted"))

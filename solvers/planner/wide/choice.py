@@ -10,12 +10,12 @@ import numpy as np
 from solvers.errors import SOLVER_FAULTS
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import cell_counts, place
-from solvers.planner.placing.tiers import is_clearly_better, is_taken
+from solvers.planner.placing.tiers import is_clearly_better, is_taken, lacks_clearly
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.wide.beside import Beside
 from solvers.planner.wide.branches import branched
-from solvers.planner.wide.dive import dived
+from solvers.planner.wide.dive import MOST_OPEN, Dived, dived
 from solvers.planner.wide.fit import Fitter, Seated, Settled
 from solvers.planner.wide.whole import choose, improve
 from solvers.planner.wide.wide import Wide
@@ -116,7 +116,7 @@ class Chooser:
 
     def _in_order(self, found: Worth) -> Worth:
         """Choose again among the plans that leave no tier but the last more short, which the bound is then of."""
-        if self.desk.is_large:
+        if self.desk.is_large and (lacks_clearly(found) or not self.wide.has_many):
             found = best_of([found, self.desk.repaired({})])
         self.wide.hold(found)
         value = found.objective_usd_per_hour
@@ -141,11 +141,17 @@ class Chooser:
         """Decide services one after another and plan the last few beside these; if no better, choose at once."""
         dive = dived(self.wide)
         if dive is not None:
-            decided = self.desk.worth(place(self.cells, dive.replicas).counts)
-            found = self._fitter().fitted(decided, dive.open)[0] or self.desk.repaired(decided.counts)
+            found = self._completed(dive)
             if self._better(best, found) is found:
                 return found
         return self._chosen(best)
+
+    def _completed(self, dive: Dived) -> Worth:
+        """Plan what a dive left open in full; where that fails, or it is much, fill."""
+        if len(dive.open) > MOST_OPEN:
+            return self.placed(dive.replicas)
+        decided = self.desk.worth(place(self.cells, dive.replicas).counts)
+        return self._fitter().fitted(decided, dive.open)[0] or self.desk.repaired(decided.counts)
 
     def _branched(self, found: Worth) -> Worth:
         """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""

@@ -19,7 +19,9 @@ from solvers.planner.pools.cells import Floats
 from solvers.planner.wide.wide import SPLIT, Wide
 
 MOST_OPEN = 6  # services that are left open
-EVERY = 4  # services decided between two pricings
+LEAST_EVERY, PRICINGS = 4, 12  # services decided between two pricings, or so many of these
+CHOICES = 60  # relaxed choices at most, of services beyond decided several at once
+DIVED_SHARE = 0.85  # of the time limit, when what is decided has to do
 PARTS = 8000  # of the demand; no bound comes of these prices
 MOST_REFUSED = 12  # ways taken back, because they left the others no way or only dear ones
 RISE = 1.0  # of the gap asked, what a way that is decided may add to the relaxed choice
@@ -34,38 +36,43 @@ class Dived:
 
 
 def dived(wide: Wide) -> Dived | None:
-    """Decide all services but a few; None where what tiers are held at cannot be kept so, or time is over."""
+    """Decide all services but a few; None where what tiers are held at cannot be kept so.
+
+    Where time is nearly over, more are left open.
+    """
     part = replace(
         wide, kept=[*wide.kept], wanted=[*wide.wanted], branches=[], search=replace(wide.search, is_on=False)
     )
     coarse = [replace(stocks, parts=min(stocks.parts, PARTS)) for stocks in wide.stocks]
+    every, at_once = (max(least, len(coarse) // share) for least, share in ((LEAST_EVERY, PRICINGS), (1, CHOICES)))
     decided: dict[int, int] = {}
     refused: set[int] = set()
-    pricings, value, is_new = 0, np.inf, False
-    while not wide.crew.is_late():
+    pricings, value, new = 0, np.inf, list[int]()
+    while True:
         among = _among(wide, decided, refused)
         relaxed = _relaxed(part, among)
         is_dear = relaxed is None or relaxed.value > value + RISE * wide.gap * abs(value)
-        if (is_new and is_dear and len(refused) < MOST_REFUSED) or relaxed is None:
+        if (new and is_dear and len(refused) < MOST_REFUSED) or relaxed is None:
             if not decided or len(refused) >= MOST_REFUSED:
                 return None
-            refused.add(decided.popitem()[1])
-            is_new = False
+            for service in new or [*decided][-1:]:
+                refused_way = decided.pop(service)
+            refused.add(refused_way)
+            new = []
             continue
-        value, is_new = relaxed.value, False
+        value, new = relaxed.value, []
         split = _split(wide, among, relaxed, decided)
-        if len(split) <= MOST_OPEN:
+        if len(split) <= MOST_OPEN or wide.crew.is_late(DIVED_SHARE):
             return _written(wide, among, relaxed, split)
-        if pricings <= len(decided) // EVERY:
+        if pricings <= len(decided) // every:
             pricings += 1
             known = len(wide.table.ways)
             part.stocks = [replace(mine, demand_per_s=0.0) if s in decided else mine for s, mine in enumerate(coarse)]
             part.priced(part.choice_prices(relaxed))
             if len(wide.table.ways) > known:
                 continue
-        service = max(split, key=lambda s: (split[s][0], -s))
-        decided[service], is_new = split[service][1], True
-    return None
+        new = sorted(split, key=lambda s: (-split[s][0], s))[: min(at_once, len(split) - MOST_OPEN)]
+        decided |= {service: split[service][1] for service in new}
 
 
 def _relaxed(part: Wide, among: list[int]) -> Solution | None:
