@@ -88,8 +88,8 @@ class Settler:
             placed = self._placed_bay_by_bay(cells, placed)
         elif self.desk.is_wide and (
             (placed.left and not self.desk.is_large)
-            or is_uneven(placed.counts, are_spread=False, are_paid=max(map(len, cells.grouping.links), default=0) > 1)
-        ):  # ways know what single links are paid
+            or is_uneven(placed.counts, are_all=False, are_paid=max(map(len, cells.grouping.links), default=0) > 1)
+        ):  # ways know what single links are paid, and pairs that may not cross have the best of places
             placed = self._placed_as_chosen(cells, replicas, placed)
         counts = one_level(placed.counts)  # more than one only where a solve failed and its relaxation was rounded
         for key, count in pack(self.desk.problem, counts).left.items():

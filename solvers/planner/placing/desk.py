@@ -152,10 +152,14 @@ class Desk:
         kept = self.fitting(counts, room)
         return self.worth(fill(self.problem, self.sizer, self.fill_options(), room, kept, least))
 
-    def is_uneven(self, counts: Counts, *, are_spread: bool = True, are_paid: bool = True) -> bool:
-        """True when a service that spreads or pairs by place is short or pays for links: perhaps for its places."""
+    def is_uneven(self, counts: Counts, *, are_all: bool = True, are_paid: bool = True) -> bool:
+        """True when a service that spreads or pairs by place is short or pays for links: perhaps for its places.
+
+        Without ``are_all`` only those whose pairs may cross links count.
+        """
         services, sizer = self.problem.services, self.sizer
-        by_place = {*sizer.pairing.local, *sizer.links.order, *(s.name for s in services if are_spread and s.is_spread)}
+        others = {*sizer.pairing.local, *(s.name for s in services if s.is_spread)} if are_all else set()
+        by_place = {*sizer.links.order, *others}
         if not by_place:
             return False
         worth = self.worth(counts)
