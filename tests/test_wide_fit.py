@@ -17,7 +17,7 @@ from solvers.planner.pools.cells import Floats
 from solvers.planner.pools.options import step_at
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
-from solvers.planner.wide.fit import AT_ONCE_OF_FEW, OTHERS, Fitter, exact_steps
+from solvers.planner.wide.fit import OTHERS, Fitter, exact_steps
 from solvers.planner.wide.near import Near
 from solvers.verify import verify
 from tests.wide_world import priced, short_fleet
@@ -125,14 +125,33 @@ def test_fitting_stops_when_the_plan_is_proved(desk: Desk, fitter: Fitter) -> No
 
 def test_services_are_never_planned_anew_together_twice_in_vain(fitter: Fitter) -> None:
     scores, closed = [float(3 * s % 7) for s in range(10)], set[frozenset[int]]()
-    while free := fitter._next(scores, {1: 2}, closed):
+    while free := fitter._next(scores, {1: 2}, closed, 3):
         assert frozenset(free) not in closed
         if not closed:
             assert set(free) == set(
                 sorted(range(10), key=lambda s: (-scores[s] / (3.0 if s == 1 else 1.0), s))[: len(free)]
             )
         closed.add(frozenset(free))
-    assert len(closed) == comb(AT_ONCE_OF_FEW + OTHERS, AT_ONCE_OF_FEW)
+    assert len(closed) == comb(3 + OTHERS, 3)
+
+
+def test_services_that_the_relaxed_choice_splits_are_told(fitter: Fitter) -> None:
+    wide = fitter.wide
+    spread, shares = wide.split_usd_per_hour(), wide.relaxed().x
+    is_split = [((shares > 1e-4) & (shares < 1.0 - 1e-4) & (wide.table.service == s)).any() for s in range(len(spread))]
+    assert any(is_split)
+    assert (spread[np.logical_not(is_split)] <= 1e-6 * (1.0 + spread.max())).all()
+    assert spread[is_split].max() > 0.0
+
+
+def test_unlike_ways_have_pools_of_their_own(fitter: Fitter) -> None:
+    wide, values = fitter.wide, fitter.wide.priced_ways(fitter.wide.prices)
+    for service in range(len(wide.stocks)):
+        mine = np.flatnonzero(wide.table.service == service)
+        every = {pool for way in mine.tolist() for pool in wide.table.sizes(way, wide.cells)}
+        found = list(wide.table.sizes_of_best(service, values, len(mine), wide.cells, are_unlike=True))
+        assert {pool for pool, _ in found} == every
+        assert len(found) <= len(list(wide.table.sizes_of_best(service, values, len(mine), wide.cells)))
 
 
 def test_a_slightly_short_wide_plan_is_sound_and_in_reach_of_its_bound() -> None:

@@ -24,6 +24,8 @@ MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
 MOST_BESIDE, MOST_ROUNDS = 20, 4  # services of a fleet where some are planned in full beside ways, and how often
 PRICED_SHARE = 0.6  # of the time limit, when prices beside held tiers have to do; the choice comes after them
+MOST_TURNS = 4  # times in turn that plans of few services are told apart, and some fitted
+MOST_CHOSEN_IN = 3  # branches, those of the least bounds, in which ways are chosen
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 
@@ -75,10 +77,16 @@ class Chooser:
         return best
 
     def _short(self, best: Worth) -> Worth:
-        """Tell plans apart, fit a few services at a time, and where they are few tell apart what that leaves open."""
-        for improved in (self._branched, self._fitted, *(() if self.wide.has_many else (self._branched,))):
-            if not self.is_proved(best):
-                best = self._tried(improved, best)
+        """Tell plans apart and fit a few services at a time; where they are few in turn, while telling apart helps."""
+        for turn in range(MOST_TURNS):
+            before = best.objective_usd_per_hour
+            best = best if self.is_proved(best) else self._tried(self._branched, best)
+            gained = before - best.objective_usd_per_hour
+            if self.is_proved(best) or (turn and gained < LEAST_IMPROVED * self.gap * before):
+                break
+            best = self._tried(self._fitted, best)
+            if self.wide.has_many:
+                break
         return best
 
     def _tried(self, stage: Callable[[Worth], Worth], best: Worth) -> Worth:
@@ -161,9 +169,10 @@ class Chooser:
             self.wide, value, lambda bound: value - bound <= self.gap * abs(value) or is_late()
         )
         self.raise_bound(found)
-        if self.wide.branches and not (self.is_proved(found) or self.wide.has_many):
-            least = min(self.wide.branches, key=lambda branch: branch.best)
-            found = self._better(found, self.placed(choose(least, found)))
+        for branch in sorted(self.wide.branches, key=lambda branch: branch.best)[:MOST_CHOSEN_IN]:
+            if self.is_proved(found) or self.wide.has_many:
+                break
+            found = self._better(found, self.placed(choose(branch, found)))
             self.raise_bound(found)
         return found
 

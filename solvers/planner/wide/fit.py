@@ -30,17 +30,21 @@ from solvers.planner.wide.wide import HELD_SLACK, Wide
 from solvers.programme import Word
 from solvers.sizing import Capacity
 
-AT_ONCE, AT_ONCE_OF_FEW, OTHERS = 4, 5, 4  # services planned anew together, and more that may take their places
+AT_ONCE, OTHERS = 4, 4  # services planned anew together, and more that may take their places
+AT_ONCE_OF_FEW = (3, 3, 4, 4, 5)  # the same of few services, by how often in turn that was in vain: fewer are soon done
 LEAST_FITS, MOST_FITS, FITS_RATIO = 10, 40, 0.8  # times that some are: so many for every service
 LEAST_IDLE, IDLE_SERVICES = 5, 8  # times in vain that end it: one for so many services
 MOST_NEARBY = 6  # times in turn that ways near a plan's are chosen among
 MOST_ROUNDS, ROUNDS_OF_FEW = 4, 1  # times that some are planned anew and then ways near the plan's are chosen among
 LEAST_ROUND, LEAST_FIT = 0.1, 0.02  # of the gap asked, what one more of them has to bring, and a fit to count
 SWING = 0.1  # of the room that a service could take or leave, what counts as open
+SPLIT_SWING = (
+    0.3  # of the room, in its price, by which the ways differ that the relaxed choice splits a service between
+)
 MOST_NODES, NODES_OF_FEW = 40, 60
 MOST_TRIES = 2  # times that the same are planned, while some replica of the plan finds no place
 MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
-WAYS_OF_FEW, MORE_WAYS = 6, 4  # the same of few services at first, and more of them after each time in vain
+WAYS_OF_FEW = 4  # the same of few services, ways with pools of their own
 NEAR_SIZES, NEAR_RATIO = 3, 0.1  # around the sizes of those ways, which sizes are told apart
 FIT_GAP = 0.2  # of the gap asked, what one such plan may leave open
 
@@ -90,10 +94,10 @@ class Fitter:
         idle, count = 0, len(self.wide.stocks)
         scores = self._scores(best)
         for _ in range(max(LEAST_FITS, min(MOST_FITS, round(FITS_RATIO * count)))):
-            free = self._next(scores, failed, closed)
+            free = self._next(scores, failed, closed, self._at_once(idle))
             if not free or idle >= max(LEAST_IDLE, count // IDLE_SERVICES) or is_proved(best):
                 break
-            found, is_closed = self.fitted(best, free, WAYS_OF_FEW + MORE_WAYS * idle if self._is_few else MOST_WAYS)
+            found, is_closed = self.fitted(best, free, WAYS_OF_FEW if self._is_few else MOST_WAYS)
             gained = 0.0
             if found is not None and self._is_taken(found, best):
                 gained, best = best.objective_usd_per_hour - found.objective_usd_per_hour, found
@@ -128,14 +132,19 @@ class Fitter:
 
     def _scores(self, best: Worth) -> list[float]:
         """What services leave open, and part of what they could do to others by another way; by service."""
-        swings = Near.of(self.wide, best).swings_usd_per_hour()
-        return [left + SWING * float(swing) for left, swing in zip(self.wide.left_open(best), swings, strict=True)]
+        swings = SWING * Near.of(self.wide, best).swings_usd_per_hour()
+        if self._is_few:
+            least = min(self.wide.branches, key=lambda branch: branch.best, default=self.wide)
+            swings += SPLIT_SWING * np.minimum(least.split_usd_per_hour(), best.objective_usd_per_hour - least.best)
+        return [left + float(swing) for left, swing in zip(self.wide.left_open(best), swings, strict=True)]
+
+    def _at_once(self, idle: int) -> int:
+        return AT_ONCE_OF_FEW[min(idle, len(AT_ONCE_OF_FEW) - 1)] if self._is_few else AT_ONCE
 
     def _next(
-        self, scores: Sequence[float], failed: Mapping[int, int], closed: Collection[frozenset[int]]
+        self, scores: Sequence[float], failed: Mapping[int, int], closed: Collection[frozenset[int]], count: int
     ) -> tuple[int, ...]:
-        """Services of the highest scores, those that were of no use in vain before counting for less."""
-        count = AT_ONCE_OF_FEW if self._is_few else AT_ONCE
+        """So many services of the highest scores, those that were of no use in vain before counting for less."""
         worth = [score / (1.0 + failed.get(s, 0)) for s, score in enumerate(scores)]
         order = sorted(range(len(scores)), key=lambda s: (-worth[s], s))[: count + OTHERS]
         able = (tuple(sorted(free)) for free in combinations(order, min(count, len(order))))
@@ -195,7 +204,7 @@ class Fitter:
     def _model(self, best: Worth, free: Sequence[int], ways: int) -> tuple[Cells, Arrays]:
         """The model of small fleets: free services with the pools of their best ways, others with what they have."""
         sizes = _sizes(best)
-        for pool, size in self.wide.sizes_near(free, ways):
+        for pool, size in self.wide.sizes_near(free, ways, are_unlike=self._is_few):
             sizes.setdefault(pool, set()).add(size)
         names = {self.wide.cells.services[s].name for s in free}
         pools = [

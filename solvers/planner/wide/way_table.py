@@ -17,6 +17,8 @@ from solvers.planner.wide.ways import SparseWay
 
 Flags = NDArray[np.bool_]
 
+LEAST_UNLIKE = 2  # ways of a service, the best, that count whatever pools they have
+
 
 @dataclass(slots=True, kw_only=True)
 class WayTable:
@@ -109,11 +111,23 @@ class WayTable:
             totals[pool] = totals.get(pool, 0) + count
         return totals
 
-    def sizes_of_best(self, service: int, values: Floats, most: int, cells: Cells) -> Iterator[tuple[PoolKey, int]]:
-        """Pools and their sizes in the ways of a service whose values, (W,), are least, at most so many."""
-        mine = np.flatnonzero(self.service == service)
-        for at in mine[np.argsort(values[mine], kind="stable")][:most]:
-            yield from self.sizes(int(at), cells).items()
+    def sizes_of_best(
+        self, service: int, values: Floats, most: int, cells: Cells, *, are_unlike: bool = False
+    ) -> Iterator[tuple[PoolKey, int]]:
+        """Pools and their sizes in the ways of a service whose values, (W,), are least, at most so many.
+
+        With ``are_unlike`` a way counts, after the first two, only if it has a pool that none before it has.
+        """
+        mine, known = np.flatnonzero(self.service == service), set[PoolKey]()
+        for rank, at in enumerate(mine[np.argsort(values[mine], kind="stable")].tolist()):
+            sizes = self.sizes(at, cells)
+            if are_unlike and rank >= LEAST_UNLIKE and sizes.keys() <= known:
+                continue
+            known |= sizes.keys()
+            yield from sizes.items()
+            most -= 1
+            if not most:
+                break
 
     def overfull(self, room: Floats) -> Flags:
         """True for ways that send more than links carry, (R,) being the room of the shared rows; (W,)."""

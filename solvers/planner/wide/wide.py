@@ -367,10 +367,19 @@ class Wide:
         over: list[float] = (priced_ways(ways, asked, self.weights(self.prices)) - self.values).tolist()
         return over
 
-    def sizes_near(self, services: Sequence[int], most: int) -> list[tuple[PoolKey, int]]:
+    def split_usd_per_hour(self) -> Floats:
+        """How far the room that each service takes, in its price, lies from the mean of its relaxed choice; (S,)."""
+        shares, table, found = self.relaxed().x, self.table, np.zeros(len(self.stocks))
+        for s in range(len(found)):
+            mine = np.flatnonzero((table.service == s) & (shares > SPLIT))
+            taken = table.used[:, mine].toarray() * self.prices[: len(self.room), None]
+            found[s] = np.abs(taken - (taken @ shares[mine])[:, None]).sum(axis=0) @ shares[mine]
+        return found
+
+    def sizes_near(self, services: Sequence[int], most: int, *, are_unlike: bool = False) -> list[tuple[PoolKey, int]]:
         """Pools and their sizes in the best ways of services at the prices, so many of each service."""
-        values = self.priced_ways(self.prices)
-        return [size for s in services for size in self.table.sizes_of_best(s, values, most, self.cells)]
+        values, of_best = self.priced_ways(self.prices), self.table.sizes_of_best
+        return [size for s in services for size in of_best(s, values, most, self.cells, are_unlike=are_unlike)]
 
     def priced_ways(self, prices: Floats) -> Floats:
         """What the ways known so far cost at the prices, (W,)."""
