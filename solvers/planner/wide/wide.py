@@ -266,6 +266,7 @@ class Wide:
             kept = 0.0 if is_hurried and step.is_free else SMOOTHING
             value = self.priced(kept * self.prices + (1.0 - kept) * step.prices)
             is_new = len(self.table.ways) > before and not self.search.is_on
+            pace.gained(value, best, is_new=is_new)
             if value < best - FAR_WORSE * open_usd or (value <= best and not (is_new and not self.penalties)):
                 self.trust /= 2.0
             elif value > best and not (is_new or step.is_free):  # nothing but the box is in the way
@@ -273,7 +274,6 @@ class Wide:
                 pace.begin_again()
             elif is_hurried and not step.is_free and value > best + WELL * open_usd:
                 self.trust *= 2.0
-            pace.gained(value, best, is_new=is_new)
         return pricings
 
     def _cut_finer(self) -> None:
