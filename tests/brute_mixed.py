@@ -163,8 +163,13 @@ def spread(problem: Problem, rng: np.random.Generator) -> Problem:
 
 
 def resources(problem: Problem, rng: np.random.Generator) -> Problem:
+    usable = 4 if len(problem.services) == 1 and rng.random() < 0.5 else 0  # so that large replicas have a choice
     nodes = tuple(
-        replace(n, resources={"cpu": int(rng.choice([2, 4, 7])), "memory": int(rng.integers(1, 9))})
+        replace(
+            n,
+            gpus_usable=max(usable, n.gpus_usable),
+            resources={"cpu": int(rng.choice([2, 4, 8])), "memory": int(rng.integers(1, 9))},
+        )
         if rng.random() < 0.8
         else n
         for n in problem.nodes
