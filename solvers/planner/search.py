@@ -125,8 +125,12 @@ class Search:
             arrays = state(cells, LIMITS if near is None else SHARED_LIMITS)
             wide = Wide.of(cells, arrays, self.desk.sizer, self.desk.crew, gap=self._gap(), seconds=self._seconds())
             best, duals = self._begun(cells, arrays, wide, best, near)
-            early = best
             self._raise_bound(wide.first())
+            if near is not None and wide.is_far():
+                arrays = state(cells)
+                best, duals = self._begun(cells, arrays, wide, best, None)
+                self._raise_bound(wide.first())
+            early = best
             self._raise_bound(wide.bound(lambda b: is_enough(b) or self._proved_by(early, b) or self._is_priced()))
             self._certify(
                 best_certificate(cells, arrays, duals, wide.prices[: len(wide.room)], wide.best - wide.search.in_best)

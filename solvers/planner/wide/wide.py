@@ -48,6 +48,7 @@ MOST_PRICINGS, LEAST_PRICINGS = 60, 10
 WORK_PRICINGS = 2000  # least values of one service, over all pricings
 TRUST = 1.0  # times a row's best price, how far the next may lie from it
 NEAR_TRUST, NEAR_SPARED = 0.3, 2  # the same where a plan of nearly the same problem is at hand; pricings spared then
+FAR_AWAY = 0.1  # of the relaxed choice, what prices of a plan before may leave open at first
 COARSE_SPARED = 3  # pricings that are spared where loads are cut finely from the first on
 USUAL = 0.05  # of a replica's running cost, what a row that is free so far may be priced at
 FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads begin with, and that of searching
@@ -153,7 +154,7 @@ class Wide:
 
         ``is_near`` where these prices are that plan's: coarsely cut loads would hardly say more.
         """
-        self.prices = np.append(prices, np.zeros(len(self.links.rooms)))  # links are free so far
+        self.prices, self.best = np.append(prices, np.zeros(len(self.links.rooms))), -np.inf  # links are free so far
         self.table.take(self.maker.nothing())
         if running is not None:
             self.trust = NEAR_TRUST
@@ -189,6 +190,11 @@ class Wide:
         """Bound the objective at the prices begun with, and find the ways of each service that these like best."""
         self.best = self.priced(self.prices)
         return self.best
+
+    def is_far(self) -> bool:
+        """Tell whether the prices begun with say so little that the relaxation's are worth their time."""
+        value = self.relaxed().value
+        return value - self.best > FAR_AWAY * abs(value)
 
     def bound(self, is_enough: Enough) -> float:
         """Raise the bound, finding ways as it goes: loads cut coarsely first, then finely, where less is rounded."""
