@@ -122,16 +122,35 @@ def test_a_service_that_is_short_has_the_places_where_most_pairs(seed: int) -> N
     assert found == pytest.approx(min(best, ASKED_PER_S)) or found >= ASKED_PER_S
 
 
+def at_rates(stocks: Stocks) -> Stocks:
+    rates = [PREFILL_PER_S if role is Role.PREFILL else DECODE_PER_S for role in stocks.roles]
+    return replace(stocks, rate_per_s=np.array(rates))
+
+
 @pytest.mark.parametrize("gpus", range(2, 12))
 def test_no_location_pairs_more_than_its_replicas_may_count_for(gpus: int) -> None:
     cells = racks_of(3, gpus)
     (stocks,) = build_stocks(cells)
-    cut = Sides.of(cells, replace(stocks, rate_per_s=np.array([PREFILL_PER_S, DECODE_PER_S])))
+    cut = Sides.of(cells, at_rates(stocks))
     assert cut is not None
     each = {stocks.roles[pool]: most for (pool, _), most in cut.rates.by_replica_per_s.items()}
     contents = [(p, d) for p, d in product(range(gpus + 1), repeat=2) if 0 < p + d <= gpus]
     over = [p * each[Role.PREFILL] + d * each[Role.DECODE] - paired_per_s([(p, d)]) for p, d in contents]
     assert min(over) == pytest.approx(0.0)  # none is above, and one is as good
+
+
+def test_a_replica_is_good_for_less_beside_a_small_pool() -> None:
+    (stocks,) = build_stocks(cells := racks_of(3, 8))
+    stocks = at_rates(stocks)
+    cut = Sides.of(cells, stocks)
+    assert cut is not None
+    prefill, decode = sorted(cut.whole, key=lambda part: stocks.roles[part[0]] is Role.DECODE)
+    cut = replace(cut, rates=replace(cut.rates, paired_per_s={prefill: 2.0}, bundled_ratio={}))
+    counts = {prefill: 1, decode: 2}
+    whole = cut.useful({prefill: PREFILL_PER_S, decode: 2 * DECODE_PER_S}, counts)
+    small = cut.useful({prefill: PREFILL_PER_S, decode: 0.5 * 2 * DECODE_PER_S}, counts)
+    assert whole == pytest.approx({prefill: 2.0, decode: 2 * DECODE_PER_S})
+    assert small == pytest.approx({prefill: 0.5 * 2.0, decode: DECODE_PER_S})
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -110,6 +110,28 @@ class Sides:
         used = [float(stocks.rate_per_s[part[0]]) * self.rates.bundled_ratio.get(part, 1.0) for part in self.whole]
         return replace(self.stocks, rate_per_s=np.minimum(self.stocks.rate_per_s, used))
 
+    def useful(
+        self, able: Mapping[tuple[int, int], float], counts: Mapping[tuple[int, int], int]
+    ) -> dict[tuple[int, int], float]:
+        """What replicas are good for in bundles, by pool and side, of what they are able to carry.
+
+        What can stand beside a replica carries what it does in the largest pool: less where theirs are small.
+        """
+        if not self.rates.paired_per_s.keys() & able.keys():
+            return {part: self.rates.useful(rate, counts[part], part) for part, rate in able.items()}
+        index = {part: i for i, part in enumerate(self.whole)}
+        best: dict[tuple[Role, str], float] = {}
+        for part, rate in able.items():
+            key = self.stocks.roles[index[part]], self.stocks.groups[index[part]]
+            ratio = min(1.0, rate / (counts[part] * float(self.stocks.rate_per_s[index[part]])))
+            best[key] = max(best.get(key, 0.0), ratio)
+        other = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL, Role.MIXED: Role.MIXED}
+        beside = {
+            part: best.get((other[self.stocks.roles[index[part]]], self.stocks.groups[index[part]]), 1.0)
+            for part in able
+        }
+        return {part: self.rates.useful(rate, counts[part], part, beside[part]) for part, rate in able.items()}
+
     def as_served(self) -> Sides:
         """The same where all counts that replicas carry, whether they came in whole bundles or not."""
         return replace(self, rates=replace(self.rates, bundled_ratio={}))

@@ -65,9 +65,9 @@ class SiteRates:
     bundled_ratio: Mapping[tuple[int, int], float] = field(default_factory=dict)
     by_replica_per_s: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
-    def useful(self, able_per_s: float, replicas: int, part: tuple[int, int]) -> float:
-        """What replicas are good for in bundles, of what they are able to carry."""
-        most = replicas * self.paired_per_s.get(part, np.inf)
+    def useful(self, able_per_s: float, replicas: int, part: tuple[int, int], beside_ratio: float = 1.0) -> float:
+        """What replicas are good for in bundles, of what they can carry, beside others that carry a part of theirs."""
+        most = replicas * self.paired_per_s.get(part, np.inf) * beside_ratio
         return min(able_per_s * self.bundled_ratio.get(part, 1.0), most)
 
 

@@ -235,13 +235,13 @@ class WayMaker:
         return self.sizer.carried(option.pool, option.profile, size) if size > 0 else 0.0
 
     def _pairs(self, service: int, draft: _Draft) -> Pairs:
-        carried: dict[tuple[PoolKey, int], float] = {}
-        for (pool, side), count in sorted(self._by_side(service, draft).items()):
-            if count > 0:
-                size = draft.by_pool[pool]
-                key = self.option(service, pool).pool, side
-                able = self._carried(service, pool, size) * (count / size if count < size else 1.0)
-                carried[key] = draft.cut.rates.useful(able, count, (pool, side)) if draft.cut else able
+        able: dict[tuple[int, int], float] = {}
+        counts = {part: count for part, count in sorted(self._by_side(service, draft).items()) if count > 0}
+        for (pool, side), count in counts.items():
+            size = draft.by_pool[pool]
+            able[pool, side] = self._carried(service, pool, size) * (count / size if count < size else 1.0)
+        able = draft.cut.useful(able, counts) if draft.cut else able
+        carried = {(self.option(service, pool).pool, side): rate for (pool, side), rate in able.items()}
         return pairs_of(self.sizer.pairing, self.cells.services[service].name, carried)
 
     def _domain(self, service: int, pool: int, side: int) -> Domain:
