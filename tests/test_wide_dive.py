@@ -47,11 +47,14 @@ def test_a_dive_from_which_nothing_could_follow_is_none(held: Wide) -> None:
     assert dived(held) is None
 
 
-def test_a_plan_of_a_dive_is_sound_and_no_worse_than_filling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_of_a_dive_is_sound_the_same_for_any_workers_and_no_worse_than_filling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(wide_ways, "MOST_CHOSEN", 3)
     monkeypatch.setattr(wide_dive, "MOST_OPEN", 2)
     problem = short_fleet(load=0.7)
     plan, filled = make_plan(problem, workers=2), desk_for(problem).repaired({})
+    assert repr(make_plan(problem)) == repr(make_plan(problem, workers=4, is_isolated=True)) == repr(plan)
     assert verify(plan, problem) == ()
     assert plan.is_short
     worth = desk_for(problem).worth({(row.pool, row.location): row.replicas for row in plan.placements})

@@ -179,7 +179,7 @@ class Search:
             gap=self._gap(),
             placed=lambda replicas: self._placed(cells, arrays, replicas),
             seated=self.settler.seated,
-            is_proved=lambda worth: self._proved(worth) or self.desk.crew.is_late(),
+            is_done=lambda worth: self._proved(worth) or self.desk.crew.is_late(),
             raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
             told_fault=self._told_fault,
             settled=self.settler.settled,

@@ -34,7 +34,7 @@ class Chooser:
     """What a choice of ways is judged by; ``gap`` is the relative gap asked of it.
 
     ``raise_bound`` is told a plan whose bound, once the tiers are held as it holds them, may be the best so far.
-    ``is_proved`` ends the work: a plan is near enough to its bound, or time is over. ``told_fault`` is told what a
+    ``is_done`` ends the work: a plan is near enough to its bound, or time is over. ``told_fault`` is told what a
     stage failed with.
     """
 
@@ -44,7 +44,7 @@ class Chooser:
     gap: float
     placed: Callable[[Floats], Worth]
     seated: Seated
-    is_proved: Callable[[Worth], bool]
+    is_done: Callable[[Worth], bool]
     raise_bound: Callable[[Worth], None]
     told_fault: Callable[[Exception], None]
     settled: Settled
@@ -53,26 +53,26 @@ class Chooser:
         """Return the best plan found, no worse than the one at hand."""
         if not (self.wide.is_short and self.wide.has_many):
             best = self._tried(self._chosen, best)
-        if self._lacks(best) and not self.is_proved(best):
+        if self._lacks(best) and not self.is_done(best):
             best = self._tried(self._in_order, best)
         if self._lacks(best):
             return self._short(best)
-        if self.is_proved(best):
+        if self.is_done(best):
             return best
         best = self._tried(self._improved, best)
         is_slow = len(self.cells.services) > MOST_BESIDE
-        return best if self.is_proved(best) or is_slow else self._tried(self._beside, best)
+        return best if self.is_done(best) or is_slow else self._tried(self._beside, best)
 
     def _beside(self, best: Worth) -> Worth:
         """Plan services whose pairs depend on places in full, one at a time, beside the ways of all others."""
         for _ in range(MOST_ROUNDS):
             beside, before = Beside.of(self.wide, best), best
             for service in beside.in_turn():
-                for replicas in () if self.is_proved(best) else beside.chosen(service):
+                for replicas in () if self.is_done(best) else beside.chosen(service):
                     best = self._better(best, self.placed(replicas))
                 if best is not before:
                     break
-            if best is before or self.is_proved(best):
+            if best is before or self.is_done(best):
                 break
         return best
 
@@ -83,13 +83,13 @@ class Chooser:
         """
         if self.wide.has_many:
             for stage in (self._fitted, self._branched):
-                best = best if self.is_proved(best) else self._tried(stage, best)
+                best = best if self.is_done(best) else self._tried(stage, best)
             return best
         for turn in range(MOST_TURNS):
             before = best.objective_usd_per_hour
-            best = best if self.is_proved(best) else self._tried(self._branched, best)
+            best = best if self.is_done(best) else self._tried(self._branched, best)
             gained = before - best.objective_usd_per_hour
-            if self.is_proved(best) or (turn and gained < LEAST_IMPROVED * self.gap * before):
+            if self.is_done(best) or (turn and gained < LEAST_IMPROVED * self.gap * before):
                 break
             best = self._tried(self._fitted, best)
         return best
@@ -118,7 +118,7 @@ class Chooser:
             best = self._better(best, found := self.placed(replicas))
             lost = np.maximum(0.0, replicas - cell_counts(self.cells, self.seated(self.cells, replicas).counts))
             is_filled = found.short and self.wide.is_short  # from what is left; others are short of a place
-            if self.is_proved(found) or is_filled or not lost.any():
+            if self.is_done(found) or is_filled or not lost.any():
                 break
         return best
 
@@ -140,7 +140,7 @@ class Chooser:
             self.wide.hold(again)
         found = again
         self.raise_bound(found)
-        if self.wide.has_many and not self.is_proved(found):
+        if self.wide.has_many and not self.is_done(found):
             self._closer(found)
         return found
 
@@ -175,7 +175,7 @@ class Chooser:
         )
         self.raise_bound(found)
         for branch in sorted(self.wide.branches, key=lambda branch: branch.best)[:MOST_CHOSEN_IN]:
-            if self.is_proved(found) or self.wide.has_many:
+            if self.is_done(found) or self.wide.has_many:
                 break
             found = self._better(found, self.placed(choose(branch, found)))
             self.raise_bound(found)
@@ -183,7 +183,7 @@ class Chooser:
 
     def _fitted(self, found: Worth) -> Worth:
         """Plan a few services at a time anew, beside what the others hold."""
-        found = self._fitter().run(found, self.is_proved)
+        found = self._fitter().run(found, self.is_done)
         self.raise_bound(found)
         return found
 
@@ -199,6 +199,6 @@ class Chooser:
             if not again.is_better_than(found):
                 break
             before, found = found.objective_usd_per_hour, again
-            if self.is_proved(found) or before - found.objective_usd_per_hour < LEAST_IMPROVED * self.gap * before:
+            if self.is_done(found) or before - found.objective_usd_per_hour < LEAST_IMPROVED * self.gap * before:
                 break
         return found

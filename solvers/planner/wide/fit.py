@@ -64,30 +64,30 @@ class Fitter:
     placed: Callable[[Floats], Worth]
     unusable: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def run(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
+    def run(self, best: Worth, is_done: Callable[[Worth], bool]) -> Worth:
         """Choose among ways near the plan's, then plan some services at a time anew, until that brings little."""
-        best = best if is_proved(best) else self._nearby(best, is_proved)
+        best = best if is_done(best) else self._nearby(best, is_done)
         for _ in range(ROUNDS_OF_FEW if self._is_few else MOST_ROUNDS):
             before = best.objective_usd_per_hour
-            best = self._fits(best, is_proved)
-            if is_proved(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
+            best = self._fits(best, is_done)
+            if is_done(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
                 break
             before = best.objective_usd_per_hour
-            best = self._nearby(best, is_proved)
-            if is_proved(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
+            best = self._nearby(best, is_done)
+            if is_done(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
                 break
         return best
 
-    def _nearby(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
+    def _nearby(self, best: Worth, is_done: Callable[[Worth], bool]) -> Worth:
         """Choose among ways near the plan's, and then near those of what that finds, while it brings something."""
         for _ in range(MOST_NEARBY):
             before, found = best.objective_usd_per_hour, self.placed(Near.of(self.wide, best).chosen())
             best = found if self._is_taken(found, best) else best
-            if is_proved(best) or before - best.objective_usd_per_hour < LEAST_FIT * self.gap * before:
+            if is_done(best) or before - best.objective_usd_per_hour < LEAST_FIT * self.gap * before:
                 break
         return best
 
-    def _fits(self, best: Worth, is_proved: Callable[[Worth], bool]) -> Worth:
+    def _fits(self, best: Worth, is_done: Callable[[Worth], bool]) -> Worth:
         """Plan the services with most to gain anew, some at a time, until that brings nothing."""
         failed: dict[int, int] = {}
         closed: set[frozenset[int]] = set()
@@ -95,7 +95,7 @@ class Fitter:
         scores = self._scores(best)
         for _ in range(max(LEAST_FITS, min(MOST_FITS, round(FITS_RATIO * count)))):
             free = self._next(scores, failed, closed, self._at_once(idle))
-            if not free or idle >= max(LEAST_IDLE, count // IDLE_SERVICES) or is_proved(best):
+            if not free or idle >= max(LEAST_IDLE, count // IDLE_SERVICES) or is_done(best):
                 break
             found, is_closed = self.fitted(best, free, WAYS_OF_FEW if self._is_few else MOST_WAYS)
             gained = 0.0
