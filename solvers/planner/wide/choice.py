@@ -15,7 +15,7 @@ from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.wide.beside import Beside
 from solvers.planner.wide.branches import branched
-from solvers.planner.wide.dive import MOST_OPEN, Dived, dived
+from solvers.planner.wide.dive import DIVED_SHARE, MOST_OPEN, Dived, dived
 from solvers.planner.wide.fit import Fitter, Seated, Settled
 from solvers.planner.wide.whole import choose, improve
 from solvers.planner.wide.wide import Wide
@@ -24,6 +24,7 @@ MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
 MOST_BESIDE, MOST_ROUNDS = 20, 4  # services of a fleet where some are planned in full beside ways, and how often
 PRICED_SHARE = 0.6  # of the time limit, when prices beside held tiers have to do; the choice comes after them
+MOST_DIVED = 100  # services that are decided one after another before all are at once
 MOST_TURNS = 4  # times in turn that plans of few services are told apart, and some fitted
 MOST_CHOSEN_IN = 3  # branches, those of the least bounds, in which ways are chosen
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
@@ -136,7 +137,7 @@ class Chooser:
         is_late = self.desk.crew.is_late
         self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(PRICED_SHARE))
         again = found if is_late() else self._dived(found) if self.wide.has_many else self._chosen(found)
-        if any(is_clearly_better(again, found, rank) for rank in sorted(found.lacking_usd_by_tier)[:-1]):
+        if self._moves_tiers(again, found):
             self.wide.hold(again)
         found = again
         self.raise_bound(found)
@@ -151,13 +152,34 @@ class Chooser:
         self.raise_bound(found)
 
     def _dived(self, best: Worth) -> Worth:
-        """Decide services one after another and plan the last few beside these; if no better, choose at once."""
-        dive = dived(self.wide)
-        if dive is not None:
-            found = self._completed(dive)
-            if self._better(best, found) is found:
+        """Decide services one after another and plan the last few beside these; if no better, choose at once.
+
+        Of very many services a dive takes long and comes second. What tiers are held at comes of a rough plan: where
+        nothing found keeps it, one that is better by their order, though it lacks a little more, will do.
+        """
+        tried = list[Worth]()
+        ways = [self._by_dive, self._at_once]
+        for way in ways if len(self.wide.stocks) <= MOST_DIVED else ways[::-1]:
+            found = None if tried and self.desk.crew.is_late(DIVED_SHARE) else way(best)
+            if found is not None and self._better(best, found) is found:
                 return found
-        return self._chosen(best)
+            tried += [] if found is None else [found]
+        return best_of([best, *tried])
+
+    def _by_dive(self, _: Worth) -> Worth | None:
+        dive = dived(self.wide)
+        return None if dive is None else self._completed(dive)
+
+    def _at_once(self, best: Worth) -> Worth:
+        return self.placed(choose(self.wide, best))
+
+    def _moves_tiers(self, found: Worth, before: Worth) -> bool:
+        """Tell whether a tier but the last lacks more than it is held at, or clearly less than it did."""
+        above = sorted(found.lacking_usd_by_tier)[:-1]
+        held = zip(above, self.wide.held_usd_per_hour.tolist(), strict=True)
+        return any(found.lacking_usd_by_tier[rank] > most for rank, most in held) or any(
+            is_clearly_better(found, before, rank) for rank in above
+        )
 
     def _completed(self, dive: Dived) -> Worth:
         """Plan what a dive left open in full; where that fails, or it is much, fill."""

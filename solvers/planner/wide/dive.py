@@ -38,7 +38,7 @@ class Dived:
 def dived(wide: Wide) -> Dived | None:
     """Decide all services but a few; None where what tiers are held at cannot be kept so.
 
-    Where time is nearly over, more are left open.
+    Where time is nearly over, or too many ways were taken back, more are left open.
     """
     part = replace(
         wide, kept=[*wide.kept], wanted=[*wide.wanted], branches=[], search=replace(wide.search, is_on=False)
@@ -47,14 +47,14 @@ def dived(wide: Wide) -> Dived | None:
     every, at_once = (max(least, len(coarse) // share) for least, share in ((LEAST_EVERY, PRICINGS), (1, CHOICES)))
     decided: dict[int, int] = {}
     refused: set[int] = set()
-    pricings, value, new = 0, np.inf, list[int]()
+    pricings, value, new, last = 0, np.inf, list[int](), None
     while True:
         among = _among(wide, decided, refused)
         relaxed = _relaxed(part, among)
         is_dear = relaxed is None or relaxed.value > value + RISE * wide.gap * abs(value)
         if (new and is_dear and len(refused) < MOST_REFUSED) or relaxed is None:
             if not decided or len(refused) >= MOST_REFUSED:
-                return None
+                return last
             for service in new or [*decided][-1:]:
                 refused_way = decided.pop(service)
             refused.add(refused_way)
@@ -62,8 +62,9 @@ def dived(wide: Wide) -> Dived | None:
             continue
         value, new = relaxed.value, []
         split = _split(wide, among, relaxed, decided)
+        last = _written(wide, among, relaxed, split)
         if len(split) <= MOST_OPEN or wide.crew.is_late(DIVED_SHARE):
-            return _written(wide, among, relaxed, split)
+            return last
         if pricings <= len(decided) // every:
             pricings += 1
             known = len(wide.table.ways)
