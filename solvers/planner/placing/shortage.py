@@ -38,7 +38,7 @@ def reasons_by_service(problem: Problem, options: Options, worth: Worth) -> dict
 
 
 class _Facts:
-    """Numbers that reasons quote: GPUs in use by class, reserved watts by domain."""
+    """Numbers that reasons quote: GPUs in use by class, reserved watts by domain, and what stops pools at all bays."""
 
     def __init__(self, problem: Problem, counts: Counts) -> None:
         self.problem = problem
@@ -48,6 +48,7 @@ class _Facts:
         self.free = {g: sum(n.gpus_usable for n in problem.nodes if n.gpu_class == g) for g in problem.gpu_classes}
         self.reserved = feeds_of(problem).reserved_watts(counts)
         self.base = feeds_of(problem).base_watts
+        self.blocked: dict[tuple[object, ...], list[str]] = {}  # by what pools are alike in
 
     def gpus(self, gpu_class: str, size: int) -> str:
         used, free = self.used.get(gpu_class, 0), self.free.get(gpu_class, 0)
@@ -179,6 +180,22 @@ def _blocking(
         return [f"maxReplicas: {in_role} {option.pool.role} replicas of at most {service.max_replicas}"]
     if full := room.quotas.tight(option.pool):
         return [f"{row.limit}[{row.subject}]: {used:g} of {row.most:g} {UNITS[row.limit]} in use" for row, used in full]
+    key = _alike(option, room)
+    if key not in facts.blocked:
+        facts.blocked[key] = _blocked_at_bays(option, room, facts)
+    return facts.blocked[key]
+
+
+def _alike(option: PoolOption, room: Room) -> tuple[object, ...]:
+    """What bays ask of a replica: pools that are alike in it are stopped by the same."""
+    pool = option.pool
+    allowed = (room.locations.get(pool.service, ()), pool.service in room.refusing)
+    needs = (room.shape(pool), option.reserved_watts, room.extra_watts(pool))
+    return pool.gpu_class, pool.namespace, option.is_anywhere, *allowed, *needs
+
+
+def _blocked_at_bays(option: PoolOption, room: Room, facts: _Facts) -> list[str]:
+    """Limits of the bays that stop one more replica at each; none where one has room."""
     found: list[str] = []
     is_full = False
     for bay in room.bays_of(option.pool):
