@@ -24,9 +24,13 @@ class Deadline:
         """Begin now; without a clock it never passes."""
         return cls() if clock is None else cls(clock=clock, began_s=clock(), limit_s=limit_s)
 
+    def passed_share(self) -> float:
+        """How much of the limit is over."""
+        return (self.clock() - self.began_s) / self.limit_s
+
     def is_past(self, share: float = 1.0) -> bool:
         """Tell whether so much of the limit is over."""
-        return self.clock() - self.began_s >= share * self.limit_s
+        return self.passed_share() >= share
 
     def seconds_for(self, asked_s: float) -> float:
         """What a solve may take that asks for so many seconds: no longer than is left, but enough to find something."""

@@ -24,6 +24,7 @@ MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
 MOST_BESIDE, MOST_ROUNDS = 20, 4  # services of a fleet where some are planned in full beside ways, and how often
 PRICED_SHARE = 0.6  # of the time limit, when prices beside held tiers have to do; the choice comes after them
+LEAST_PRICED_SHARE = 0.25  # of the time limit, what these prices get when all before them took long
 MOST_DIVED = 100  # services that are decided one after another before all are at once
 MOST_TURNS = 4  # times in turn that plans of few services are told apart, and some fitted
 MOST_CHOSEN_IN = 3  # branches, those of the least bounds, in which ways are chosen
@@ -135,7 +136,8 @@ class Chooser:
         self.wide.hold(found)
         value = found.objective_usd_per_hour
         is_late = self.desk.crew.is_late
-        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(PRICED_SHARE))
+        until = max(PRICED_SHARE, self.desk.crew.deadline.passed_share() + LEAST_PRICED_SHARE)
+        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(until))
         again = found if is_late() else self._dived(found) if self.wide.has_many else self._chosen(found)
         if self._moves_tiers(again, found):
             self.wide.hold(again)
