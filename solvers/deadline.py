@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 Clock = Callable[[], float]
 
-LEAST_SHARE = 0.05  # of the limit, what a solve that is begun may take, however little is left
+# Shares of the limit: when a stage has to do with what it has, and what is kept for what comes after it.
+PRICES_UNTIL = 0.7  # prices of the whole fleet; choosing and placing come after them
+HELD_PRICES_UNTIL = 0.6  # prices beside held tiers; the choice comes after them
+HELD_PRICES_LEAST = 0.25  # what these prices get when all before them took long
+DIVE_UNTIL = 0.85  # what a dive decided has to do
+SOLVE_LEAST = 0.05  # what a solve that is begun may take, however little is left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,4 +40,4 @@ class Deadline:
     def seconds_for(self, asked_s: float) -> float:
         """What a solve may take that asks for so many seconds: no longer than is left, but enough to find something."""
         left_s = self.began_s + self.limit_s - self.clock()
-        return min(asked_s, max(left_s, LEAST_SHARE * self.limit_s))
+        return min(asked_s, max(left_s, SOLVE_LEAST * self.limit_s))

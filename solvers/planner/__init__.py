@@ -8,7 +8,7 @@ from itertools import chain
 
 from solvers.deadline import Clock, Deadline
 from solvers.errors import SOLVER_FAULTS, SolveFailed
-from solvers.plan import Plan
+from solvers.plan import Plan, SolveStatus
 from solvers.planner.bays.nodes import Counts
 from solvers.planner.checks import check_problem
 from solvers.planner.heap import rare_collections
@@ -155,9 +155,10 @@ def _planned(
 
 
 def _with_losses(crew: Crew, plan: Plan) -> Plan:
-    """Say how much work the workers lost, and whether time ran out."""
-    lost = [note for note in crew.notes() if note not in plan.report.notes]
-    return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *lost))) if lost else plan
+    """Say how much work the workers lost and, of a plan that is not proved, whether time ran out."""
+    said = (*crew.notes(), *(() if plan.report.status is SolveStatus.OPTIMAL else crew.late_notes()))
+    new = [note for note in said if note not in plan.report.notes]
+    return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *new))) if new else plan
 
 
 def _with_relief(desk: Desk, plan: Plan) -> Plan:

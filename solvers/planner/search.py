@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from solvers.certificate import Certificate
+from solvers.deadline import PRICES_UNTIL
 from solvers.errors import SOLVER_FAULTS
 from solvers.fleet import PoolKey
 from solvers.plan import Plan
@@ -39,7 +40,6 @@ NODE_WORK = 3e7  # branch-and-bound nodes × whole columns^1.5: bounds the work 
 FAILED_NOTE = "a stage failed, the best plan before it stands"
 HELD_NOTE = "the bound is that of plans that leave no tier but the last more short than this one"
 SMALL = 150  # whole columns of a model that the solver searches through in no time
-PRICED_SHARE = 0.7  # of the time limit, when prices have to do; choosing and placing come after them
 SOLVER_GAP = 0.7  # of the gap asked: what is left is for places and for size steps
 
 
@@ -140,8 +140,7 @@ class Search:
                 return best
             return self._fine(self._chooser(cells, arrays, wide).run(best))
         except SOLVER_FAULTS as fault:
-            self.faults.append(f"ways: {fault}")
-            self.notes.append("solver failed, the best plan so far stands")
+            self._told_fault(fault, "ways")
             return best or self.desk.repaired({})
 
     def _near(self, best: Worth | None) -> Certificate | None:
@@ -185,9 +184,9 @@ class Search:
             settled=self.settler.settled,
         )
 
-    def _told_fault(self, fault: Exception) -> None:
+    def _told_fault(self, fault: Exception, stage: str = "choice") -> None:
         """Keep what a stage failed with; a solve that time ran out for is no failure worth a note."""
-        self.faults.append(f"choice: {fault}")
+        self.faults.append(f"{stage}: {fault}")
         is_told = FAILED_NOTE in self.notes or self.desk.crew.is_late()
         self.notes += [] if is_told else [FAILED_NOTE]
 
@@ -298,7 +297,7 @@ class Search:
 
     def _is_priced(self) -> bool:
         """Tell whether what is left of the time is needed to choose and to place."""
-        return self.desk.crew.is_late(PRICED_SHARE)
+        return self.desk.crew.is_late(PRICES_UNTIL)
 
     def _based(self, cells: Cells, arrays: Arrays) -> tuple[Arrays, dict[int, int]]:
         """Ask for at least the replicas of the base in every cell."""

@@ -103,13 +103,17 @@ class Crew:
         return is_past
 
     def notes(self) -> tuple[str, ...]:
-        """Say how much was lost, and whether time ran out."""
+        """Say how much was lost."""
         said = (
             (self.lost, "pieces of work were done again here: a worker died or hung"),
             (self.lost_solves, "integer solves were given up: their process died or hung"),
         )
+        return tuple(f"{count} {what}" for count, what in said if count)
+
+    def late_notes(self) -> tuple[str, ...]:
+        """Say whether time ran out."""
         late = f"the time limit of {self.deadline.limit_s:g} s ended the search; with more it may find a better plan"
-        return (*(f"{count} {what}" for count, what in said if count), *([late] if self.was_late else []))
+        return (late,) if self.was_late else ()
 
     def start(self) -> None:
         """Start the workers of this machine, which takes them a second or two; to those that run it is nothing."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from solvers.deadline import DIVE_UNTIL, HELD_PRICES_LEAST, HELD_PRICES_UNTIL
 from solvers.errors import SOLVER_FAULTS
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import cell_counts, place
@@ -15,7 +16,7 @@ from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.wide.beside import Beside
 from solvers.planner.wide.branches import branched
-from solvers.planner.wide.dive import DIVED_SHARE, MOST_OPEN, Dived, dived
+from solvers.planner.wide.dive import MOST_OPEN, Dived, dived
 from solvers.planner.wide.fit import Fitter, Seated, Settled
 from solvers.planner.wide.whole import choose, improve
 from solvers.planner.wide.wide import Wide
@@ -23,8 +24,6 @@ from solvers.planner.wide.wide import Wide
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
 MOST_BESIDE, MOST_ROUNDS = 20, 4  # services of a fleet where some are planned in full beside ways, and how often
-PRICED_SHARE = 0.6  # of the time limit, when prices beside held tiers have to do; the choice comes after them
-LEAST_PRICED_SHARE = 0.25  # of the time limit, what these prices get when all before them took long
 MOST_DIVED = 100  # services that are decided one after another before all are at once
 MOST_TURNS = 4  # times in turn that plans of few services are told apart, and some fitted
 MOST_CHOSEN_IN = 3  # branches, those of the least bounds, in which ways are chosen
@@ -136,7 +135,7 @@ class Chooser:
         self.wide.hold(found)
         value = found.objective_usd_per_hour
         is_late = self.desk.crew.is_late
-        until = max(PRICED_SHARE, self.desk.crew.deadline.passed_share() + LEAST_PRICED_SHARE)
+        until = max(HELD_PRICES_UNTIL, self.desk.crew.deadline.passed_share() + HELD_PRICES_LEAST)
         self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(until))
         again = found if is_late() else self._dived(found) if self.wide.has_many else self._chosen(found)
         if self._moves_tiers(again, found):
@@ -150,7 +149,7 @@ class Chooser:
     def _closer(self, found: Worth) -> None:
         """Bound the plans that keep the tiers as this one does, now that it is known."""
         value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
-        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(PRICED_SHARE))
+        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(HELD_PRICES_UNTIL))
         self.raise_bound(found)
 
     def _dived(self, best: Worth) -> Worth:
@@ -162,7 +161,7 @@ class Chooser:
         tried = list[Worth]()
         ways = [self._by_dive, self._at_once]
         for way in ways if len(self.wide.stocks) <= MOST_DIVED else ways[::-1]:
-            found = None if tried and self.desk.crew.is_late(DIVED_SHARE) else way(best)
+            found = None if tried and self.desk.crew.is_late(DIVE_UNTIL) else way(best)
             if found is not None and self._better(best, found) is found:
                 return found
             tried += [] if found is None else [found]

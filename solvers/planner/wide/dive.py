@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from solvers.deadline import DIVE_UNTIL
 from solvers.errors import SolveFailed
 from solvers.planner.model.relax import Solution
 from solvers.planner.pools.cells import Floats
@@ -21,7 +22,6 @@ from solvers.planner.wide.wide import SPLIT, Wide
 MOST_OPEN = 6  # services that are left open
 LEAST_EVERY, PRICINGS = 4, 12  # services decided between two pricings, or so many of these
 CHOICES = 60  # relaxed choices at most, of services beyond decided several at once
-DIVED_SHARE = 0.85  # of the time limit, when what is decided has to do
 PARTS = 8000  # of the demand; no bound comes of these prices
 MOST_REFUSED = 12  # ways taken back, because they left the others no way or only dear ones
 RISE = 1.0  # of the gap asked, what a way that is decided may add to the relaxed choice
@@ -63,7 +63,7 @@ def dived(wide: Wide) -> Dived | None:
         value, new = relaxed.value, []
         split = _split(wide, among, relaxed, decided)
         last = _written(wide, among, relaxed, split)
-        if len(split) <= MOST_OPEN or wide.crew.is_late(DIVED_SHARE):
+        if len(split) <= MOST_OPEN or wide.crew.is_late(DIVE_UNTIL):
             return last
         if pricings <= len(decided) // every:
             pricings += 1

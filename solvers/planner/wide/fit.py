@@ -67,15 +67,8 @@ class Fitter:
     def run(self, best: Worth, is_done: Callable[[Worth], bool]) -> Worth:
         """Choose among ways near the plan's, then plan some services at a time anew, until that brings little."""
         best = best if is_done(best) else self._nearby(best, is_done)
-        for _ in range(ROUNDS_OF_FEW if self._is_few else MOST_ROUNDS):
-            if is_done(best):
-                break
-            before = best.objective_usd_per_hour
-            best = self._fits(best, is_done)
-            if is_done(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
-                break
-            before = best.objective_usd_per_hour
-            best = self._nearby(best, is_done)
+        for stage in (self._fits, self._nearby) * (ROUNDS_OF_FEW if self._is_few else MOST_ROUNDS):
+            before, best = best.objective_usd_per_hour, best if is_done(best) else stage(best, is_done)
             if is_done(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
                 break
         return best
