@@ -91,6 +91,16 @@ def test_what_hangs_on_one_location_is_not_served_and_said() -> None:
     assert any(reason.startswith("maxSharePerLocation: without rack-") for reason in service.short_because)
 
 
+def test_what_is_short_of_gpus_alone_is_not_said_to_hang_on_a_location() -> None:
+    """Less is left than must be of all that is asked, yet enough for what the replicas carry together."""
+    plan = planned(racks(2, rate=200.0, max_share_per_location_ratio=0.9))
+    (service,) = plan.services
+    each = {p.pool: p.capacity_requests_per_s / p.replicas for p in plan.pools}
+    left = min(sum(each[r.pool] * r.replicas for r in plan.placements if r.location != lost) for lost in at(plan))
+    assert 0.1 * service.served_requests_per_s < left < 0.1 * 200.0
+    assert [reason.split("[")[0] for reason in service.short_because] == ["gpus"]
+
+
 def test_too_few_locations_are_named_and_paid_for() -> None:
     plan = planned(racks(2, rate=1.0, min_locations=3))
     (service,) = plan.services

@@ -138,7 +138,7 @@ def _hangs(problem: Problem, service: ServedModel, worth: Worth, places: Places)
     each = {w.pool: w.capacity_requests_per_s / w.replicas for w in worth.pools if w.pool.service == service.name}
     worst = worst_loss(service, place_rates(places, each, Reclaims.of(problem)))
     demand = worth.demand_per_s[service.name]
-    if worst is None or worst.survivable_per_s >= demand * (1.0 - ROUNDING):
+    if worst is None or worst.survivable_per_s > worth.served_per_s[service.name] * (1.0 + ROUNDING):
         return ""
     left = f"{worst.left_per_s:.2f} requests/s are left, {worst.keep_ratio * demand:.2f} must be"
     if worst.location is None:
