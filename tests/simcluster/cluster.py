@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.simcluster import components
-from tests.simcluster.api import Json, KubeApi, load_objects
+from tests.simcluster.api import ApiError, Json, KubeApi, load_objects
 from tests.simcluster.assets import Assets, find_assets
 from tests.simcluster.components import FAILED_LABEL, SIMULATED_LABEL, ClusterConfig
 from tests.simcluster.drivers import DRIVER_VARIABLE, ControlPlane, is_api_ready, make_control_plane
@@ -33,6 +33,7 @@ from tests.simcluster.reset import reset, take_baseline
 
 _OWN_COMPONENTS = ("kwok", "prometheus")  # ours whoever provides the control plane
 _API_CLIENTS = ("kube-controller-manager", "kube-scheduler", "kwok")
+_SEEN_ANNOTATION = "penstock.dev/sim-seen"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 
@@ -199,6 +200,8 @@ class SimCluster:
         if name == "kwok":
             self._release_leases()
         self._supervisor.restart(name)
+        if name == "kwok":
+            self._show_pods()
         return self._wait_prometheus() if name == "prometheus" else None
 
     def reconnect(self) -> None:
@@ -212,6 +215,29 @@ class SimCluster:
         """Let a new KWOK take the nodes over at once, not when the leases of the former one end."""
         nodes = self.api.list_all("/api/v1/nodes", label_selector=f"{SIMULATED_LABEL}=true")
         self.api.delete_all(f"{_LEASES}/{node['metadata']['name']}" for node in nodes)
+
+    def _show_pods(self) -> None:
+        """Let a new KWOK see its nodes' pods once it holds their leases.
+
+        It looks at the pods of a node when it takes the node over, passes by those of nodes whose lease it does not yet
+        see itself hold, and looks at no pod again that nobody changes.
+        """
+        nodes = self.api.list_all("/api/v1/nodes", label_selector=f"{SIMULATED_LABEL}=true,!{FAILED_LABEL}")
+        names = {node["metadata"]["name"] for node in nodes}
+        wait_until(lambda: names <= {lease["metadata"]["name"] for lease in self.api.list_all(_LEASES)}, "node leases")
+        seen = {"metadata": {"annotations": {_SEEN_ANNOTATION: str(self.pids()["kwok"])}}}
+        for pod in self.api.list_all("/api/v1/pods"):
+            if pod["spec"].get("nodeName") in names:
+                self._merge_pod(pod, seen)
+
+    def _merge_pod(self, pod: Json, patch: Json) -> None:
+        """Change a pod, unless it is gone meanwhile."""
+        meta = pod["metadata"]
+        try:
+            self.api.merge(f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}", patch)
+        except ApiError as error:
+            if error.status != 404:
+                raise
 
     def wait_ready(self, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the API server is ready and every simulated node that was not failed is Ready.
