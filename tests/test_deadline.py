@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,23 +21,12 @@ from solvers.problem import Policy, Problem
 from solvers.programme import Programme, Solution, solve
 from solvers.verify import verify
 from tests import fleets, split_world, synthetic
+from tests.clocks import Stepped, Ticking
 from tests.wide_world import short_fleet
 
 LIMIT_S = 10.0
 POLICY = Policy(min_saving_ratio=0.0, time_limit_s=LIMIT_S)
 SMALL = synthetic.Size(nodes=72, services=4, rows=4, designs=4)  # 576 GPUs: as small as a wide fleet can be
-
-
-@dataclass(slots=True, kw_only=True)
-class Ticking:
-    """A clock that shows ``step_s`` more each time that it is read."""
-
-    step_s: float
-    reads: int = 0
-
-    def __call__(self) -> float:
-        self.reads += 1
-        return self.reads * self.step_s
 
 
 def short() -> Problem:
@@ -87,14 +75,15 @@ def test_small_fleets_and_splits_end_in_time_too(make: Callable[[], Problem]) ->
 
 
 def test_a_solve_gets_what_is_left_but_never_nothing() -> None:
-    now, given = [0.0], list[float]()
+    clock, given = Stepped(now_s=100.0), list[float]()
 
     def seen(programme: Programme) -> Solution:
         given.append(float(programme.options["time_limit"]))
         return solve(programme)
 
-    crew = Crew(deadline=Deadline.after(LIMIT_S, lambda: now[0]), solve=seen)
-    for now[0] in (0.0, 8.0, 12.0):
+    crew = Crew(deadline=Deadline.after(LIMIT_S, clock), solve=seen)
+    for now_s in (100.0, 108.0, 112.0):
+        clock.now_s = now_s
         crew.whole(one_column(time_limit=4.0))
     assert given == [4.0, 2.0, 0.5]
 
@@ -125,6 +114,27 @@ def test_without_a_clock_no_time_passes() -> None:
     deadline = Deadline.after(LIMIT_S, None)
     assert not deadline.is_past()
     assert deadline.seconds_for(7.0) == 7.0
+
+
+def test_a_deadline_passes_by_its_shares() -> None:
+    clock = Stepped(now_s=100.0)
+    deadline = Deadline.after(LIMIT_S, clock)
+    for now_s, shares in ((100.0, (False, False)), (105.9, (False, False)), (106.0, (True, False)), (110.0, (True,) * 2)):
+        clock.now_s = now_s
+        assert (deadline.is_past(0.6), deadline.is_past()) == shares
+    assert deadline.passed_share() == 1.0
+
+
+def test_who_asks_whether_it_is_late_is_told_of_in_the_notes() -> None:
+    clock = Stepped()
+    crew = Crew(deadline=Deadline.after(LIMIT_S, clock))
+    clock.now_s = 0.5 * LIMIT_S
+    assert not crew.is_late()
+    assert crew.notes() == ()
+    assert crew.is_late(0.5)
+    clock.now_s = 0.0
+    assert not crew.is_late(0.5)
+    assert [note.partition(" s ")[0] for note in crew.notes()] == ["the time limit of 10"]
 
 
 def one_column(**options: Any) -> Programme:
