@@ -119,22 +119,21 @@ def test_without_a_clock_no_time_passes() -> None:
 def test_a_deadline_passes_by_its_shares() -> None:
     clock = Stepped(now_s=100.0)
     deadline = Deadline.after(LIMIT_S, clock)
-    for now_s, shares in ((100.0, (False, False)), (105.9, (False, False)), (106.0, (True, False)), (110.0, (True,) * 2)):
+    for now_s, passed in ((100.0, 0), (105.9, 0), (106.0, 1), (109.9, 1), (110.0, 2)):
         clock.now_s = now_s
-        assert (deadline.is_past(0.6), deadline.is_past()) == shares
+        assert [deadline.is_past(0.6), deadline.is_past()] == [passed > 0, passed > 1]
     assert deadline.passed_share() == 1.0
 
 
-def test_who_asks_whether_it_is_late_is_told_of_in_the_notes() -> None:
-    clock = Stepped()
-    crew = Crew(deadline=Deadline.after(LIMIT_S, clock))
-    clock.now_s = 0.5 * LIMIT_S
+def test_who_once_was_late_says_so() -> None:
+    clock = Stepped(now_s=0.5 * LIMIT_S)
+    crew = Crew(deadline=Deadline(clock=clock, limit_s=LIMIT_S))
     assert not crew.is_late()
-    assert crew.notes() == ()
+    assert crew.late_notes() == ()
     assert crew.is_late(0.5)
     clock.now_s = 0.0
     assert not crew.is_late(0.5)
-    assert [note.partition(" s ")[0] for note in crew.notes()] == ["the time limit of 10"]
+    assert [note.partition(" s ")[0] for note in crew.late_notes()] == ["the time limit of 10"]
 
 
 def one_column(**options: Any) -> Programme:

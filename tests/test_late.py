@@ -1,4 +1,4 @@
-"""What a plan in force becomes when time runs out: it grows, or gives way to what was found, and is looked at no more."""
+"""What a plan in force becomes when time is over: it grows, or gives way to what was found, and no more is tried."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
-from solvers.plan import Plan
+from solvers.plan import Plan, SolveStatus
 from solvers.planner import GROWTH_RATIO, SPARE_RATIO, make_plan
 from solvers.problem import Policy, Problem
 from solvers.verify import verify
@@ -50,6 +50,10 @@ def counts_of(plan: Plan) -> dict[str, int]:
     return {row.pool.gpu_class: row.replicas for row in plan.pools}
 
 
+def is_told_late(plan: Plan) -> bool:
+    return any("the time limit of 10 s ended the search" in note for note in plan.report.notes)
+
+
 def has_grown(plan: Plan) -> bool:
     return any(note.startswith(GREW) for note in plan.report.notes)
 
@@ -58,9 +62,11 @@ def test_where_time_is_over_what_is_cheaper_is_taken_without_room_to_spare() -> 
     asked_per_s = 11.0
     problem = chats(asked_per_s, on_slow_ones(32))
     calm, late = decided(problem, is_late=False), decided(problem, is_late=True)
-    assert not (calm.is_short or late.is_short)
+    assert [calm.is_short, late.is_short] == [False, False]
     assert carried_per_s(late) < asked_per_s * (1.0 + SPARE_RATIO) <= carried_per_s(calm)
     assert late.report.cost_usd_per_hour < calm.report.cost_usd_per_hour
+    assert late.report.status is SolveStatus.OPTIMAL  # no more time would find a better one
+    assert not is_told_late(late)
 
 
 def test_where_time_is_over_what_runs_grows_though_another_plan_would_save_much() -> None:
@@ -74,6 +80,7 @@ def test_where_time_is_over_what_runs_grows_though_another_plan_would_save_much(
     assert has_grown(calm)
     assert has_grown(late)
     assert late.report.cost_usd_per_hour > calm.report.cost_usd_per_hour
+    assert (is_told_late(calm), is_told_late(late)) == (False, True)
 
 
 def test_what_cannot_grow_enough_is_not_said_to_have_grown() -> None:

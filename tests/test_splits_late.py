@@ -1,4 +1,4 @@
-"""Cuts of a fleet whose services may be split: no further one is begun when time is over, and the best so far stands."""
+"""Cuts of a fleet whose services may be split: none is begun when time is over, and the best so far stands."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import pytest
 
+from solvers.deadline import Deadline
+from solvers.errors import SolveFailed
 from solvers.plan import Plan
 from solvers.planner import make_plan
+from solvers.planner.pools.crew import Crew
+from solvers.planner.splits.parted import plan_parts
 from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.verify import verify
-from tests.clocks import Stepped
+from tests.clocks import Stepped, Ticking
 from tests.split_world import CHAT, documents, lengths, readers
 
 
@@ -49,3 +53,19 @@ def test_no_further_cut_is_decided_when_time_is_over(make: Callable[[], Problem]
         assert len(told) == min(most, cuts)
         assert any(plan.placements == each.placements for each in told)
         assert verify(plan, problem, capacity_of=replica_capacity) == ()
+
+
+def test_where_the_first_cut_led_to_no_plan_another_is_decided_though_it_is_late() -> None:
+    problem, asked = documents(), list[Problem]()
+
+    def failing_once(parted: Problem, before: Plan | None) -> Plan:
+        asked.append(parted)
+        if len(asked) == 1:
+            raise SolveFailed("nothing whole was found")
+        return make_plan(parted, previous=before)
+
+    crew = Crew(deadline=Deadline.after(1.0, Ticking(step_s=1.0)))
+    plan = plan_parts(problem, None, failing_once, replica_capacity, crew=crew)
+    assert [len(parted.services) for parted in asked] == [1, 2]
+    assert len(plan.parts) == 2
+    assert verify(plan, problem, capacity_of=replica_capacity) == ()
