@@ -121,7 +121,9 @@ def _mixed_s(pool: Pool, ratio: float) -> dict[SloMetric, float]:
     sized = sizing._mixed_sizing(pool.profile, pool.mix, service("x", "llama-8b").slos, together)
     said = sized.at(ratio)
     tail = said.prompts.tail(said.rate_per_s * pool.replicas, pool.replicas)
-    return {SloMetric.TTFT: said.prompts.quantile_s(P95, tail), SloMetric.ITL: said.itl_s}
+    time = sized.pool.time_in_states(said.rate_per_s)
+    itl_s = sized.pool.itl_s(said.rate_per_s, time, P95)
+    return {SloMetric.TTFT: said.prompts.quantile_s(P95, tail), SloMetric.ITL: itl_s}
 
 
 PREDICTED = {Role.PREFILL: _prefill_s, Role.DECODE: _decode_s, Role.MIXED: _mixed_s}

@@ -58,8 +58,6 @@ class Mixed:
             requests_per_s=rate * speed * key.config.gpus * (1.0 - growth / (1.0 + pool_replicas)),
             utilisation_ratio=0.5,
             gpu_watts=min(watts, profile.prefill_watts_per_gpu),
-            ttft_s=None,
-            itl_s=None,
         )
 
 

@@ -218,6 +218,4 @@ def plain_capacity(
         requests_per_s=rate * profile.key.config.gpus * scale,
         utilisation_ratio=0.9 * scale,
         gpu_watts=profile.idle_watts_per_gpu + 0.5 * scale * profile.prefill_watts_per_gpu,
-        ttft_s=None,
-        itl_s=None,
     )

@@ -92,7 +92,7 @@ class Sized:
         if rate <= 0.0:
             return Unfit(reason="too slow")
         able = rate * key.config.gpus * (1.0 - growth / (1.0 + pool_replicas))
-        return Capacity(requests_per_s=able, utilisation_ratio=0.5, gpu_watts=watts, ttft_s=None, itl_s=None)
+        return Capacity(requests_per_s=able, utilisation_ratio=0.5, gpu_watts=watts)
 
     def tiny(self, problem: Problem) -> Tiny:
         """The fleet of plain services as the brute force takes it."""

@@ -73,8 +73,6 @@ class Tiny:
             requests_per_s=rate * profile.key.config.gpus * (1.0 - growth / (1.0 + pool_replicas)),
             utilisation_ratio=0.5,
             gpu_watts=watts,
-            ttft_s=None,
-            itl_s=None,
         )
 
 

@@ -52,7 +52,7 @@ def racks_of(racks: int, gpus: int) -> Cells:
 
 def capacity(curves: EngineProfile, role: Role, *_: Any, **__: Any) -> Capacity:
     rate = PREFILL_PER_S if role is Role.PREFILL else DECODE_PER_S
-    return Capacity(requests_per_s=rate, utilisation_ratio=0.5, gpu_watts=500.0, ttft_s=None, itl_s=None)
+    return Capacity(requests_per_s=rate, utilisation_ratio=0.5, gpu_watts=500.0)
 
 
 def spread(cells: Cells, prefill: int, decode: int, *, is_mended: bool = False) -> Placed:

@@ -188,7 +188,7 @@ def test_a_higher_tier_keeps_its_order_where_the_weights_alone_would_not() -> No
 
     def capacity_of(profile: Any, role: Role, *_: object, pool_replicas: int) -> Capacity:
         rate = {"high": 2.0, "low": {"h100-sxm": 100.0, "l40s": 0.1}[profile.key.gpu_class]}[profile.key.model]
-        return Capacity(requests_per_s=rate, utilisation_ratio=0.5, gpu_watts=100.0, ttft_s=None, itl_s=None)
+        return Capacity(requests_per_s=rate, utilisation_ratio=0.5, gpu_watts=100.0)
 
     plan = make_plan(problem, capacity_of=capacity_of)
     served = {s.service: s.served_requests_per_s for s in plan.services}

@@ -65,7 +65,6 @@ def test_without_slos_prefill_carries_nine_tenths_of_its_saturation() -> None:
     assert found.requests_per_s == pytest.approx(0.9 / service_s)
     assert found.utilisation_ratio == 0.9
     assert found.gpu_watts == pytest.approx(0.9 * 500 + 0.1 * 75)
-    assert found.itl_s is None
 
 
 def test_without_slos_decode_carries_nine_tenths_of_its_full_batch() -> None:
@@ -73,7 +72,6 @@ def test_without_slos_decode_carries_nine_tenths_of_its_full_batch() -> None:
     step_s = 0.006 + 20e-6 * largest + 60e-9 * largest * (1024 + 100)
     found = carried(PROFILE, Role.DECODE, ONE, ())
     assert found.requests_per_s == pytest.approx(0.9 * largest / (200 * step_s), rel=1e-3)
-    assert found.ttft_s is None
 
 
 def test_little_room_for_keys_and_values_bounds_the_batch() -> None:
@@ -189,7 +187,7 @@ def test_a_replica_carries_no_less_in_a_larger_pool(
 
 @settings(deadline=None, max_examples=40)
 @given(roles, mixes)
-def test_predictions_keep_the_slos_and_watts_stay_in_the_envelope(role: Role, mix: tuple[SizeBucket, ...]) -> None:
+def test_load_and_watts_stay_in_the_envelope(role: Role, mix: tuple[SizeBucket, ...]) -> None:
     slos = (ttft(1.0), itl(0.04))
     found = replica_capacity(PROFILE, role, mix, slos, pool_replicas=4)
     if isinstance(found, Unfit):
@@ -197,8 +195,6 @@ def test_predictions_keep_the_slos_and_watts_stay_in_the_envelope(role: Role, mi
         return
     assert 0 < found.utilisation_ratio <= 0.9
     assert 75.0 <= found.gpu_watts <= 500.0
-    assert found.ttft_s is None or found.ttft_s <= 1.0 + 1e-3
-    assert found.itl_s is None or found.itl_s <= 0.04 * 1.001
 
 
 def test_equal_arguments_give_the_same_value() -> None:

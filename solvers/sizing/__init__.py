@@ -42,16 +42,11 @@ class Capacity:
         That rate as a share of the rate at which it would never be idle.
     gpu_watts : float
         Mean draw of one GPU at that rate.
-    ttft_s, itl_s : float or None
-        Predicted latency at that rate, at the highest percentile asked (0.95 without an SLO); None where the role
-        has no part in it.
     """
 
     requests_per_s: float
     utilisation_ratio: float
     gpu_watts: float
-    ttft_s: float | None
-    itl_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +168,6 @@ def _prefill_capacity(
         requests_per_s=load * saturation,
         utilisation_ratio=load,
         gpu_watts=busy * profile.prefill_watts_per_gpu + (1.0 - busy) * profile.idle_watts_per_gpu,
-        ttft_s=at(load).quantile_s(_percentile(ttft), at(load).tail(load * saturation * replicas, replicas)),
-        itl_s=None,
     )
 
 
@@ -237,8 +230,6 @@ def _decode_of_chain(
         requests_per_s=load * saturation / pool.replicas,
         utilisation_ratio=load,
         gpu_watts=pool.mean_gpu_watts(time),
-        ttft_s=None,
-        itl_s=pool.itl_s(time, _percentile(itl)),
     )
 
 
@@ -252,14 +243,7 @@ def _mixed_capacity(
     _refuse_unreachable_ttft(profile, mix, sizing.idle(), sizing.ttft)
     load = _largest_load(profile, lambda load: sizing.slack(load, replicas))
     said = sizing.at(load)
-    tail = said.prompts.tail(said.rate_per_s * replicas, replicas)
-    return Capacity(
-        requests_per_s=said.rate_per_s,
-        utilisation_ratio=load,
-        gpu_watts=said.gpu_watts,
-        ttft_s=said.prompts.quantile_s(_percentile(sizing.ttft), tail),
-        itl_s=said.itl_s,
-    )
+    return Capacity(requests_per_s=said.rate_per_s, utilisation_ratio=load, gpu_watts=said.gpu_watts)
 
 
 @lru_cache(maxsize=128)  # one pool's sizes are asked for one after the other; each of these holds arrays over states
@@ -277,7 +261,6 @@ class MixedLoad:
     rate_per_s: float
     prompts: pools.Prompts
     gpu_watts: float
-    itl_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -294,10 +277,14 @@ class MixedSizing:
     judged: dict[float, tuple[float, pools.Prompts]] = field(default_factory=dict)
     known: dict[float, MixedLoad] = field(default_factory=dict)
     too_slow: list[tuple[float, Floats, Floats]] = field(default_factory=list)
+    resting: list[pools.Prompts] = field(default_factory=list)
 
     def idle(self) -> pools.Prompts:
-        time = self.pool.time_in_states(1e-6 * self.pool.saturation_per_s)
-        return self.pool.prompts(time, _percentile(self.ttft))
+        """Prompts of a pool that has next to nothing to do."""
+        if not self.resting:
+            time = self.pool.time_in_states(1e-6 * self.pool.saturation_per_s)
+            self.resting.append(self.pool.prompts(time, _percentile(self.ttft)))
+        return self.resting[0]
 
     def slack(self, load: float, replicas: int) -> float:
         if load not in self.judged:
@@ -334,7 +321,7 @@ class MixedSizing:
             yield queueing.slack(allowed, float(gaps @ ((1 - chunked) * slow + chunked * chunk)))
 
     def at(self, load: float) -> MixedLoad:
-        """Draw and token gaps at the load."""
+        """Rate, prompts and draw at the load."""
         if load not in self.known:
             self.known[load] = self._at(load)
         return self.known[load]
@@ -349,18 +336,4 @@ class MixedSizing:
             rate_per_s=rate,
             prompts=prompts,
             gpu_watts=chunked * self.profile.prefill_watts_per_gpu + (1.0 - chunked) * decoding_watts,
-            itl_s=_mixed_itl_s(self.pool, rate, time, _percentile(self.itl)),
         )
-
-
-def _mixed_itl_s(pool: pools.Mixed, rate_per_s: float, time: Floats, percentile_ratio: float) -> float:
-    """Gap that the asked share of token gaps stays within, chunk steps included."""
-    gaps, chunked = pool.decoding.gap_weights(time), pool.chunked_steps_ratio(rate_per_s)
-    plain, beside = gaps * (1 - chunked), gaps * chunked
-    slow_step_s = pool.decoding.slow_step_s
-    low, high = 0.0, float(slow_step_s.max() + pool.chunk_s[-1])
-    while high - low > 1e-4 * high:
-        middle = (low + high) / 2
-        late = float(plain @ (slow_step_s > middle)) + float(beside @ pool.chunk_too_slow(middle))
-        low, high = (low, middle) if late <= 1.0 - percentile_ratio else (middle, high)
-    return high

@@ -156,7 +156,15 @@ class Prompts:
         return high
 
 
+@lru_cache(maxsize=128)  # prefill and mixed pools of one profile are sized one after the other, at several sizes
 def prefill_times_s(profile: EngineProfile, mix: Mix) -> Floats:
+    """Time of each bucket's prompts on an otherwise idle replica, (B,) s; nobody may change it.
+
+    Raises
+    ------
+    Refused
+        A prompt is larger than the KV cache.
+    """
     longest, _ = mix.longest_tokens
     if longest > profile.kv_capacity_tokens:
         raise Refused(
@@ -274,6 +282,18 @@ class Mixed:
             service_s=self.prefill_s + self.chunks * step,
             after_s=np.full(len(self.weight), float(running)),
         )
+
+    def itl_s(self, rate_per_s: float, time: Floats, percentile_ratio: float) -> float:
+        """Gap that the asked share of token gaps stays within, chunk steps included."""
+        gaps, chunked = self.decoding.gap_weights(time), self.chunked_steps_ratio(rate_per_s)
+        plain, beside = gaps * (1 - chunked), gaps * chunked
+        slow_step_s = self.decoding.slow_step_s
+        low, high = 0.0, float(slow_step_s.max() + self.chunk_s[-1])
+        while high - low > 1e-4 * high:
+            middle = (low + high) / 2
+            late = float(plain @ (slow_step_s > middle)) + float(beside @ self.chunk_too_slow(middle))
+            low, high = (low, middle) if late <= 1.0 - percentile_ratio else (middle, high)
+        return high
 
 
 def mixed_pool(profile: EngineProfile, mix: Mix, replicas: int) -> Mixed:

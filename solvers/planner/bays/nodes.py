@@ -47,6 +47,8 @@ class BayTables:
         Free watts by domain.
     spare : mapping of Shape to (B,) int
         Replicas of that shape that each bay can still take.
+    stale : mapping of Shape to mapping of int to Bay
+        Rows where something was taken since, for which that is to be looked up again.
     """
 
     row_of: dict[tuple[str, str], int]
@@ -54,6 +56,7 @@ class BayTables:
     charged: Ints
     watts: Floats
     spare: dict[Shape, Ints] = field(default_factory=dict)
+    stale: dict[Shape, dict[int, Bay]] = field(default_factory=dict)
     _orders: dict[int, tuple[Sequence[Bay], tuple[Bay, ...], Ints]] = field(default_factory=dict)
 
     @classmethod
@@ -80,13 +83,13 @@ class BayTables:
             self._orders[id(bays)] = bays, order, rows
         return self._orders[id(bays)][1:]
 
-    def note(self, bay: Bay, spare: Mapping[Shape, int], free_watts: Mapping[str, float]) -> None:
+    def note(self, bay: Bay, free_watts: Mapping[str, float], charged: Iterable[str]) -> None:
         """Follow what was taken at a bay, with the watts that are left of what it was charged to."""
         row = self.row_of[bay.key]
-        for shape, count in spare.items():
-            self.spare[shape][row] = count
-        for domain, watts in free_watts.items():
-            self.watts[self.domain_of[domain]] = watts
+        for rows in self.stale.values():
+            rows[row] = bay
+        for domain in charged:
+            self.watts[self.domain_of[domain]] = free_watts[domain]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +107,7 @@ class Room:
     slots: dict[tuple[tuple[str, str], int], int] = field(default_factory=dict)
     able: dict[tuple[str, tuple[str, ...], bool], tuple[Bay, ...]] = field(default_factory=dict)
     tables: BayTables | None = None
+    watts_of: dict[PoolKey, float] = field(default_factory=dict)
     requests: Mapping[tuple[str, Role], Requests] = field(default_factory=dict)
     shelves: ShelfRoom = field(default_factory=ShelfRoom)
 
@@ -153,11 +157,11 @@ class Room:
         held = self.held.get(key)
         if not held:
             return self._slots(bay, key, gpus)
-        spare = []
-        for size in {gpus, *(q for q in held if q < gpus)}:
+        spare: list[int] = []
+        for size in (gpus, *[q for q in held if q < gpus]):
             left = self._slots(bay, key, size)
             for taken, count in held.items():
-                if taken >= size:
+                if taken >= size and count:
                     left -= count * groups_taken(taken, size, node_gpus)
             spare.append(left // groups_taken(gpus, size, node_gpus))
         return max(0, min(spare))
@@ -170,7 +174,10 @@ class Room:
 
     def extra_watts(self, pool: PoolKey) -> float:
         """Watts that one replica adds to its domains."""
-        return pool_extra_watts(self.gpu_classes, pool)
+        watts = self.watts_of.get(pool)
+        if watts is None:
+            watts = self.watts_of[pool] = pool_extra_watts(self.gpu_classes, pool)
+        return watts
 
     def charged(self, pool: PoolKey, location: str) -> tuple[str, ...]:
         """Limiting domains that a replica at the location draws from."""
@@ -185,7 +192,11 @@ class Room:
     def room(self, pool: PoolKey, location: str, bay: Bay | None = None) -> int:
         """Replicas of the pool that the location (or the bay, for a pool placed ``Class``) can still take."""
         at = bay or self.bays.get((location, pool.gpu_class))
-        if at is None or not (groups := self.spare(at, self.shape(pool))):
+        return 0 if at is None else self._room_of(pool, location, self.spare(at, self.shape(pool)))
+
+    def _room_of(self, pool: PoolKey, location: str, groups: int) -> int:
+        """As many replicas as quotas and watts allow too, where so many find GPUs."""
+        if not groups:
             return 0
         groups = self.quotas.room(pool, groups)
         extra = self.extra_watts(pool)
@@ -198,10 +209,12 @@ class Room:
         """Take in up to ``count`` replicas; returns how many."""
         at = bay or self.bays.get((location, pool.gpu_class))
         taken = min(count, self.room(pool, location, bay))
-        if at is None or taken <= 0:
-            return 0
+        return 0 if at is None or taken <= 0 else self._take_in(pool, location, taken, at)
+
+    def _take_in(self, pool: PoolKey, location: str, count: int, at: Bay) -> int:
+        """Take in replicas for which there is room; fewer where pods cannot be arranged so."""
         charged = self.charged(pool, location)
-        taken = self.shelves.take(at, self.shape(pool), taken)
+        taken = self.shelves.take(at, self.shape(pool), count)
         if taken > 0:
             held = self.held.setdefault(at.key, {})
             held[pool.config.gpus] = held.get(pool.config.gpus, 0) + taken
@@ -210,8 +223,7 @@ class Room:
             for domain in charged:
                 self.free_watts[domain] -= watts
         if self.tables is not None:
-            spare = {shape: self.spare(at, shape) for shape in self.tables.spare}
-            self.tables.note(at, spare, {domain: self.free_watts[domain] for domain in charged})
+            self.tables.note(at, self.free_watts, charged)
         return taken
 
     def release(self, pool: PoolKey, location: str, count: int) -> None:
@@ -263,13 +275,15 @@ class Room:
             ``location`` itself for a pool placed ``Class``.
         """
         added: dict[str, int] = {}
-        left, tables = count, self._tables(self.shape(pool))
+        left, shape = count, self.shape(pool)
+        tables = self._tables(shape)
         order, rows = tables.in_order(bays)
         while left and (at := self._best_row(pool, rows, location)) is not None:
             bay = order[at]
             where = location or bay.location
-            half = (self.room(pool, where, bay) + 1) // 2  # one at a time would look at every bay for every replica
-            taken = self.take(pool, where, min(left, half), bay)
+            most = self._room_of(pool, where, int(tables.spare[shape][rows[at]]))
+            half = (most + 1) // 2  # one at a time would look at every bay for every replica
+            taken = self._take_in(pool, where, min(left, half), bay)
             added[where] = added.get(where, 0) + taken
             left -= taken
         return added
@@ -280,7 +294,10 @@ class Room:
             self.tables = BayTables.of(self.bays, self.free_watts)
         if shape not in self.tables.spare:
             spare = [self.spare(bay, shape) for bay in self.bays.values()]
-            self.tables.spare[shape] = np.array(spare, dtype=np.int64)
+            self.tables.spare[shape], self.tables.stale[shape] = np.array(spare, dtype=np.int64), {}
+        for row, bay in self.tables.stale[shape].items():
+            self.tables.spare[shape][row] = self.spare(bay, shape)
+        self.tables.stale[shape].clear()
         return self.tables
 
     def _best_row(self, pool: PoolKey, rows: Ints, location: str | None) -> int | None:

@@ -193,13 +193,14 @@ def _size_ahead(
 ) -> None:
     """Let the crew size every pool that is not known in full, so that what follows looks it up."""
     work, known = list[tuple[Problem, CapacityOf, tuple[Ask, ...]]](), replace(sizer, capacity_of=refuse)
+    is_new = not sizer.known
     for service in sorted(problem.services, key=lambda s: s.name):
         asks = []
         for pool, profile in able[service.name]:
             mine = slots[kind_of(service)]
             room = min(service.max_replicas, mine.get((pool.gpu_class, pool.config.gpus), 0))
             ask = (pool, profile, room, least_of(problem, service, pool))
-            if room > 0 and not _is_known(service, problem.demands[service.name], ask, known):
+            if room > 0 and (is_new or not _is_known(service, problem.demands[service.name], ask, known)):
                 asks.append(ask)
         work.append((of_service(problem, service), sizer.capacity_of, tuple(asks)))
     for (_, _, asked), found in zip(work, crew.each(size_pools, work), strict=True):

@@ -288,7 +288,7 @@ def _capacity(problem: Problem, sizer: Sizer, pool: PoolKey, count: int) -> Capa
     sized = sizer.at(pool, profile, count) if profile and problem.demands[pool.service].mix else None
     if isinstance(sized, Capacity):
         return sized
-    return Capacity(requests_per_s=0.0, utilisation_ratio=0.0, gpu_watts=idle_watts, ttft_s=None, itl_s=None)
+    return Capacity(requests_per_s=0.0, utilisation_ratio=0.0, gpu_watts=idle_watts)
 
 
 def profile_key(problem: Problem, pool: PoolKey) -> ProfileKey:
