@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -68,6 +68,10 @@ class Programme:
     whole: NDArray[np.bool_] | None
     options: Mapping[str, Any]
     start: Floats | None = None
+
+
+Run = Callable[[Programme], Solution]
+"""Who solves: this process, or a crew that keeps HiGHS apart from it."""
 
 
 def solve(programme: Programme) -> Solution:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 
@@ -19,16 +18,15 @@ from solvers.planner.search import HELD_NOTE
 from solvers.planner.splits.cuts import open_book, stops_usd_per_hour
 from solvers.planner.splits.splitting import Cuts, as_part, cuts_of, dropped, split
 from solvers.problem import Problem
-from solvers.sizes import ranges_between
 from solvers.verify import verify, verify_places
 from solvers.verify.bound import verify_bound
 from tests.brute_mixed import CAPS, Mixed, draw
 from tests.brute_oracle import Oracle, Spot, Value
+from tests.split_world import every_cut
 from tests.test_against_brute_force import TOLERANCE
 
 MOST_COUNTS = 1500  # of all pools that fit, each tried
 MOST_PARTED = 400  # the same where every cut is tried
-PARTS = ranges_between([2048])
 CLEAR = 2e-3
 
 
@@ -40,13 +38,6 @@ def drawn(first: int, count: int, only: Sequence[str] = ()) -> Iterator[tuple[in
         while Tried.of(case) is None:
             case = draw(rng, only)
         yield seed, case
-
-
-def every_cut(problem: Problem) -> list[Cuts]:
-    """Each service that may be split whole or in two parts."""
-    names = [service.name for service in problem.services if service.splits_by_size]
-    chosen = product((False, True), repeat=len(names))
-    return [{name: PARTS for name, is_cut in zip(names, some, strict=True) if is_cut} for some in chosen]
 
 
 @dataclass(frozen=True)

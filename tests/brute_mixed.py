@@ -8,57 +8,26 @@ from itertools import product
 
 import numpy as np
 
-from solvers.engine import EngineProfile, Role
 from solvers.fleet import PoolKey
 from solvers.problem import KvLink, Problem, Quota
-from solvers.sizes import ranges_between
-from solvers.sizing import Capacity, Unfit
-from solvers.workload import Pin, PlacementMode, ServedModel, SizeBucket
+from solvers.workload import Pin, PlacementMode, ServedModel
 from tests.brute_oracle import Spot
+from tests.split_world import LONG, SHORT, SPEEDS, Sized, lengths
 from tests.test_against_brute_force import POLICY, tiny
 
-MOST_COUNTS = 1500  # of all pools that fit, each tried
-MOST_PARTED = 400  # the same where every cut is tried
 LIKELY = 0.35  # each family, of a fleet
-SHORT, LONG = 100, 4000
-PARTS = ranges_between([2048])
 CAPS = (150.0, 220.0)
 LOCATIONS = ("left", "right")
-CLEAR = 2e-3
 
 Draw = Callable[[Problem, np.random.Generator], Problem]
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """A tiny fleet with what its pools carry: requests/s of a GPU by size of prompt, growth with size, watts."""
+class Mixed(Sized):
+    """A tiny fleet with what its pools carry, and the families of its rules."""
 
     problem: Problem
-    rates: Mapping[tuple[str, Role, str, int], float]
-    table: Mapping[tuple[str, Role, str], tuple[float, float, float]]
     families: tuple[str, ...]
-
-    def capacity_of(
-        self,
-        profile: EngineProfile,
-        role: Role,
-        mix: Sequence[SizeBucket],
-        slos: Sequence[object],
-        *,
-        pool_replicas: int,
-    ) -> Capacity | Unfit:
-        key = profile.key
-        each = [(b.weight_ratio, self.rates[key.model, role, key.gpu_class, b.prompt_tokens]) for b in mix]
-        if not each or any(rate <= 0.0 for _, rate in each):
-            return Unfit(reason="too slow")
-        rate = sum(weight for weight, _ in each) / sum(weight / rate for weight, rate in each)
-        _, growth, watts = self.table[key.model, role, key.gpu_class]
-        speed = 0.01 / profile.decode_step_s[0][0] if role is Role.DECODE else 0.1 / profile.prefill_s[0]
-        return Capacity(
-            requests_per_s=rate * speed * key.config.gpus * (1.0 - growth / (1.0 + pool_replicas)),
-            utilisation_ratio=0.5,
-            gpu_watts=min(watts, profile.prefill_watts_per_gpu),
-        )
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -214,10 +183,7 @@ def caps(problem: Problem, rng: np.random.Generator) -> Problem:
 def splits(problem: Problem, rng: np.random.Generator) -> Problem:
     """Short requests and long ones, and routers that can tell them apart; pins go."""
     weight = round(float(rng.uniform(0.1, 0.9)), 2)
-    mix = (
-        SizeBucket(prompt_tokens=SHORT, output_tokens=10, weight_ratio=weight),
-        SizeBucket(prompt_tokens=LONG, output_tokens=10, weight_ratio=1.0 - weight),
-    )
+    mix = lengths((SHORT, 10, weight), (LONG, 10, 1.0 - weight))
     demands = {name: replace(demand, mix=mix) for name, demand in problem.demands.items()}
     split_them = _services(problem, lambda s: replace(s, splits_by_size=bool(rng.random() < 0.8), pins=()))
     return replace(split_them, demands=demands)
@@ -261,9 +227,8 @@ def draw(rng: np.random.Generator, only: Sequence[str] = ()) -> Mixed:
     chosen = tuple(name for name in FAMILIES if (name in only if only else rng.random() < LIKELY))
     for name in chosen:
         problem = FAMILIES[name](problem, rng)
-    slower = {"big": (0.5, 1.0, 2.0), "small": (0.0, 0.1, 0.5)}
     rates = {
-        (*key, prompt): round(rate * (float(rng.choice(slower[key[2]])) if prompt == LONG else 1.0), 3)
+        (*key, prompt): round(rate * (float(rng.choice(SPEEDS[LONG][key[2]])) if prompt == LONG else 1.0), 3)
         for key, (rate, _, _) in sorted(case.table.items())
         for prompt in (SHORT, LONG)
     }

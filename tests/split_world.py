@@ -65,7 +65,7 @@ def readers(seed: int, nodes: int = 40, services: int = 6) -> Problem:
 
 @dataclass(frozen=True)
 class Sized:
-    """Capacities that depend on the mix: by (model, role, class, prompt tokens), requests/s; 0 for what cannot be."""
+    """What pools carry, by the mix: requests/s of a GPU by size of prompt, 0 for what cannot be; growth, watts."""
 
     rates: dict[tuple[str, Role, str, int], float]
     table: dict[tuple[str, Role, str], tuple[float, float, float]]
@@ -73,7 +73,7 @@ class Sized:
     def rate(self, model: str, role: Role, gpu_class: str, mix: Sequence[SizeBucket]) -> float:
         """Of one GPU at the mix: times add up."""
         each = [(bucket.weight_ratio, self.rates[model, role, gpu_class, bucket.prompt_tokens]) for bucket in mix]
-        if any(rate <= 0.0 for _, rate in each):
+        if not each or any(rate <= 0.0 for _, rate in each):
             return 0.0
         return sum(weight for weight, _ in each) / sum(weight / rate for weight, rate in each)
 
@@ -86,13 +86,18 @@ class Sized:
         *,
         pool_replicas: int,
     ) -> Capacity | Unfit:
+        """As fast as the profile's curves at its cap are, beside those of ``bare_profile``."""
         key = profile.key
         rate = self.rate(key.model, role, key.gpu_class, mix)
         _, growth, watts = self.table[key.model, role, key.gpu_class]
         if rate <= 0.0:
             return Unfit(reason="too slow")
-        able = rate * key.config.gpus * (1.0 - growth / (1.0 + pool_replicas))
-        return Capacity(requests_per_s=able, utilisation_ratio=0.5, gpu_watts=watts)
+        speed = 0.01 / profile.decode_step_s[0][0] if role is Role.DECODE else 0.1 / profile.prefill_s[0]
+        return Capacity(
+            requests_per_s=rate * speed * key.config.gpus * (1.0 - growth / (1.0 + pool_replicas)),
+            utilisation_ratio=0.5,
+            gpu_watts=min(watts, profile.prefill_watts_per_gpu),
+        )
 
     def tiny(self, problem: Problem) -> Tiny:
         """The fleet of plain services as the brute force takes it."""
@@ -178,8 +183,8 @@ def drawn_small(seed: int) -> tuple[Problem, Sized]:
 
 
 def every_cut(problem: Problem) -> list[Cuts]:
-    """Each service whole or in two parts."""
-    names = [service.name for service in problem.services]
+    """Each service that may be split whole or in two parts."""
+    names = [service.name for service in problem.services if service.splits_by_size]
     chosen = product((False, True), repeat=len(names))
     return [{name: PARTS for name, is_cut in zip(names, some, strict=True) if is_cut} for some in chosen]
 

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +21,7 @@ from solvers.planner import make_plan
 from solvers.planner.pools import crew
 from solvers.planner.pools.crew import Crew
 from solvers.problem import Problem
-from solvers.programme import Programme, Solution, Word, solve
+from solvers.programme import Programme, Run, Solution, Word, solve
 from solvers.verify import verify
 from tests import fleets
 
@@ -89,7 +88,7 @@ def test_a_child_ends_with_the_pipe_even_at_work() -> None:
 
 @pytest.mark.parametrize(("broken", "grace_s", "limit_s"), [(crash, 10.0, 600.0), (hang, 0.2, 5.0)])
 def test_a_plan_comes_and_says_that_solves_were_lost(
-    broken: Callable[[Programme], Solution], grace_s: float, limit_s: float, monkeypatch: pytest.MonkeyPatch
+    broken: Run, grace_s: float, limit_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The solver in the child dies or hangs at every integer solve; the decision falls back and is checked."""
     problem = within(fleets.demo(3.0), limit_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from solvers.certificate import Certificate
 from solvers.engine import EngineProfile, Role
 from solvers.planner import desk_for, make_plan
-from solvers.planner.placing.pair_places import mend_by
+from solvers.planner.placing.pair_seats import seated_by_pairs
 from solvers.planner.placing.places import Placed, place
 from solvers.planner.pools.cells import Cells, build_cells
 from solvers.planner.pools.sizer import Sizer
@@ -59,7 +60,8 @@ def spread(cells: Cells, prefill: int, decode: int, *, is_mended: bool = False) 
     sizer = Sizer(problem=cells.problem, capacity_of=capacity)
     count = {Role.PREFILL: prefill, Role.DECODE: decode}
     replicas = np.array([count[cells.pools[p].pool.role] for p in cells.cell_pool], dtype=float)
-    return place(cells, replicas, sizer, mend=mend_by(solve, 10.0) if is_mended else None)
+    mend = partial(seated_by_pairs, run=solve, time_limit_s=10.0)
+    return place(cells, replicas, sizer, mend=mend if is_mended else None)
 
 
 def at_each(placed: Placed) -> list[tuple[int, int]]:

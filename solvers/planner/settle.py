@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from solvers.planner.bays.nodes import Counts
 from solvers.planner.model.relax import Arrays, Solution, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.pack_nodes import pack
-from solvers.planner.placing.pair_places import mend_by
+from solvers.planner.placing.pair_seats import seated_by_pairs
 from solvers.planner.placing.places import Placed, place, start_columns, with_totals
 from solvers.planner.placing.recap import recapped
 from solvers.planner.placing.repack import repacked
@@ -79,7 +80,8 @@ class Settler:
         return placed if placed and known == replicas.tobytes() else self._placed(cells, replicas)
 
     def _placed(self, cells: Cells, replicas: Floats, first: Mapping[int, int] | None = None) -> Placed:
-        return place(cells, replicas, self.desk.sizer, first, mend_by(self.desk.crew.whole, self.seconds()))
+        mend = partial(seated_by_pairs, run=self.desk.crew.whole, time_limit_s=self.seconds())
+        return place(cells, replicas, self.desk.sizer, first, mend)
 
     def _filled(self, cells: Cells, replicas: Floats, placed: Placed) -> Worth:
         """What power or groups leave over is solved again bay by bay, then filled."""

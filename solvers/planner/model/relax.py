@@ -18,7 +18,7 @@ from solvers.errors import SolveFailed
 from solvers.planner.model.columns import Limit, Variables, make_variables
 from solvers.planner.model.limits import LIMITS, objective
 from solvers.planner.pools.cells import Cells, Floats
-from solvers.programme import Programme, Solution, Word, solve
+from solvers.programme import Programme, Run, Solution, Word, solve
 
 __all__ = ["Arrays", "Solution", "Word", "solve_linear", "solve_whole", "state"]
 
@@ -37,8 +37,6 @@ SPARED: Mapping[str, bool] = {
     "mip_heuristic_run_root_reduced_cost": False,
 }
 """Of a tiny model's time six parts in seven go into these."""
-
-Run = Callable[[Programme], Solution]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

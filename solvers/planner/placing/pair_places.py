@@ -16,7 +16,7 @@ from solvers.engine import Role
 from solvers.fleet import PoolKey
 from solvers.planner.bays.grouping import Bay
 from solvers.planner.bays.nodes import Room
-from solvers.planner.placing.pair_seats import Run, Seat, seats_chosen
+from solvers.planner.placing.pair_seats import Seat, Seating
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.options import PoolOption
 from solvers.planner.pools.sizer import Sizer
@@ -27,17 +27,8 @@ UNPAIRED = (20.0, 2.0, 0.2), (2.0, 0.2), (0.2,)
 """Times its price, what capacity counts for that nothing at its location pairs with: in turn, and ways to begin."""
 LOST = 1e-9  # of what could pair, what is as good as none
 
-Mend = Callable[
-    [
-        Sequence[Seat],
-        Mapping[str, tuple[float, float]],
-        Room,
-        Mapping[tuple[PoolKey, str], int],
-        float,
-    ],
-    dict[tuple[PoolKey, str], int],
-]
-"""Seats, what is there already, room, where they stood and what is wanted (``seats_chosen``) to where they stand."""
+Mend = Callable[[Seating], dict[tuple[PoolKey, str], int]]
+"""Where replicas stand, by pool and location (``seated_by_pairs``)."""
 
 RateOf = Callable[[PoolOption, int], float]
 """Requests per second of one replica, in a pool of so many."""
@@ -48,21 +39,6 @@ def rates_by(sizer: Sizer | None) -> RateOf:
     if sizer is None:
         return lambda option, _: option.steps[-1].capacity_requests_per_s
     return lambda option, size: sizer.carried(option.pool, option.profile, size) / size if size else 0.0
-
-
-def mend_by(run: Run, time_limit_s: float) -> Mend:
-    """Give places by a model that is so solved."""
-
-    def mend(
-        seats: Sequence[Seat],
-        before: Mapping[str, tuple[float, float]],
-        room: Room,
-        start: Mapping[tuple[PoolKey, str], int],
-        wanted_per_s: float,
-    ) -> dict[tuple[PoolKey, str], int]:
-        return seats_chosen(seats, before, room, start, wanted_per_s=wanted_per_s, run=run, time_limit_s=time_limit_s)
-
-    return mend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +137,8 @@ class _Part:
             for role, kind in kinds
         ]
         paired = sum(min(self.carried.get(at, (0.0, 0.0))) for at in sites)
-        found = mend(seats, before, self.room, added, paired + short_per_s)
+        wanted_per_s = paired + short_per_s
+        found = mend(Seating(seats=seats, before=before, room=self.room, start=added, wanted_per_s=wanted_per_s))
         return self._seated(found) or self._seated(added) or {}
 
     def _seated(self, found: Mapping[tuple[PoolKey, str], int]) -> dict[tuple[PoolKey, str], int] | None:

@@ -16,13 +16,13 @@ from solvers.engine import Role
 from solvers.fleet import PoolKey
 from solvers.pairing import Domain
 from solvers.planner.bays.nodes import Counts, Room
-from solvers.planner.model.relax import Arrays, Run, solve_whole
+from solvers.planner.model.relax import Arrays, solve_whole
 from solvers.planner.pools.cells import CHAINS
 from solvers.planner.pools.options import Options, PoolOption
 from solvers.planner.pools.penalties import Penalties
 from solvers.planner.pools.sizer import Sizer
 from solvers.problem import Problem
-from solvers.programme import solve
+from solvers.programme import Run, solve
 
 TIER_STEP = 100.0  # a tier outweighs the one below by so much more than its penalties say: counts no longer change
 RELATIVE_GAP = 1e-6

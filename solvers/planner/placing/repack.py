@@ -8,7 +8,7 @@ bay, watts of every domain with what stays elsewhere taken off.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,20 +19,17 @@ from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner.bays.grouping import Bay
 from solvers.planner.bays.nodes import Room
-from solvers.planner.model.limits import MOST_SLOTS, WHOLE
 from solvers.planner.model.relax import WHOLE_TOLERANCE, Arrays
 from solvers.planner.placing.places import Placed, cell_counts
+from solvers.planner.placing.room_rows import Row, Stand, group_rows, stacked, watt_rows
 from solvers.planner.pools.cells import Cells, Floats
-from solvers.programme import Programme, Solution
-from solvers.spans import groups_taken
+from solvers.programme import Programme, Run
 
 MOST_COLUMNS = 1500  # kinds of replicas times bays that are filled anew together
 MOST_NODES = 20
 REPACK_GAP = 1e-6  # of what is placed: the last replica of the least worth still shows
-KILO = 1e3
 SUMMED = ("gpus", "power_whole")  # limits whose rows count what is whole in each of several members
 
-Run = Callable[[Programme], Solution]
 Seats = dict[tuple[int, int], int]
 """Replicas by (unit, bay of the scope)."""
 
@@ -357,56 +354,31 @@ class _Model:
 
     def rows(self, room: Room) -> tuple[sp.csc_array, Floats]:
         """The sum of each kind, then what is kept, groups of GPUs, watts: matrix and what each row has at most."""
-        rows = [*self._sums(), *self._kept(), *self._groups(room), *self._watts(room)]
-        at = np.repeat(np.arange(len(rows)), [len(row) for row, _ in rows])
-        columns = [column for row, _ in rows for column, _ in row]
-        values = [value for row, _ in rows for _, value in row]
-        matrix = sp.csc_array((values, (at, columns)), shape=(len(rows), len(self.upper)))
-        return matrix, np.array([most for _, most in rows], dtype=float)
+        kinds = {k: kind for kind, k in self.kinds.items()}
+        standing = [
+            Stand(column=column, bay=self.bays[b], gpus=kinds[k][0], watts=kinds[k][1])
+            for (k, b), column in sorted(self.stands.items(), key=lambda row: (row[0][1], row[1]))
+        ]
+        limits = *group_rows(standing, room), *watt_rows(standing, room, are_whole=True)
+        return stacked([*self._sums(), *self._kept(), *limits], len(self.upper))
 
-    def _sums(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+    def _sums(self) -> Iterator[Row]:
         for k in self.kinds.values():
-            mine = [(column, 1.0) for (kind, _), column in self.stands.items() if kind == k]
-            yield mine + [(len(self.stands) + u, -1.0) for u in self._units_of(k)], 0.0
+            mine = {column: 1.0 for (kind, _), column in self.stands.items() if kind == k}
+            yield mine | {len(self.stands) + u: -1.0 for u in self._units_of(k)}, 0.0
 
     def _units_of(self, kind: int) -> list[int]:
         return [u for u, unit in enumerate(self.units) if self.kinds[unit.kind] == kind]
 
-    def _kept(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+    def _kept(self) -> Iterator[Row]:
         """No more stay than there are, of each unit and of each kind at each bay."""
-        by_unit: dict[int, list[tuple[int, float]]] = {}
-        by_stand: dict[int, list[tuple[int, float]]] = {}
+        by_unit: dict[int, dict[int, float]] = {}
+        by_stand: dict[int, dict[int, float]] = {}
         for (u, b), column in self.keeps.items():
-            by_unit.setdefault(len(self.stands) + u, []).append((column, 1.0))
-            by_stand.setdefault(self.stands[self.kinds[self.units[u].kind], b], []).append((column, 1.0))
+            by_unit.setdefault(len(self.stands) + u, {})[column] = 1.0
+            by_stand.setdefault(self.stands[self.kinds[self.units[u].kind], b], {})[column] = 1.0
         for whole, parts in (*sorted(by_unit.items()), *sorted(by_stand.items())):
-            yield [*parts, (whole, -1.0)], 0.0
-
-    def _groups(self, room: Room) -> Iterator[tuple[list[tuple[int, float]], float]]:
-        """As ``limits.limit_gpus``, bay by bay, less what stays there."""
-        gpus = {k: kind[0] for kind, k in self.kinds.items()}
-        for b, bay in enumerate(self.bays):
-            here = [(column, gpus[k]) for (k, at), column in self.stands.items() if at == b]
-            held = room.held.get(bay.key, {})
-            for size in sorted({n for _, n in here} | {n for n, count in held.items() if count}):
-                row = [(column, float(groups_taken(n, size, bay.node_gpus))) for column, n in here if n >= size]
-                used = sum(count * groups_taken(n, size, bay.node_gpus) for n, count in held.items() if n >= size)
-                if row:
-                    yield row, float(bay.slots(size) - used)
-
-    def _watts(self, room: Room) -> Iterator[tuple[list[tuple[int, float]], float]]:
-        """As ``limits.limit_power`` and ``limit_power_whole``, domain by domain, less what else draws there."""
-        watts = {k: kind[1] for kind, k in self.kinds.items()}
-        drawing: dict[str, list[tuple[int, float]]] = {}
-        for (k, b), column in self.stands.items():
-            for domain in self.bays[b].charged if watts[k] > 0.0 else ():
-                drawing.setdefault(domain, []).append((column, watts[k]))
-        for domain, row in sorted(drawing.items()):
-            free = max(0.0, room.free_watts[domain])
-            yield [(column, w / KILO) for column, w in row], free / KILO
-            for unit in sorted({w for _, w in row}):
-                if (most := math.floor(free / unit + WHOLE)) <= MOST_SLOTS:
-                    yield [(column, float(math.floor(w / unit + WHOLE))) for column, w in row if w >= unit], float(most)
+            yield parts | {whole: -1.0}, 0.0
 
     def start(self, before: Seats) -> Floats:
         x = np.zeros(len(self.upper))

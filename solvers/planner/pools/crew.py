@@ -17,7 +17,7 @@ from solvers.apart import WorkLost, apart, make_ready
 from solvers.deadline import Deadline
 from solvers.planner.pools.sizings import Sizings
 from solvers.problem import Problem
-from solvers.programme import Programme, Solution, solve
+from solvers.programme import Programme, Run, Solution, solve
 from solvers.workload import ServedModel
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Crew:
     is_helping: bool = True
     lost: int = field(default=0)
     lost_solves: int = field(default=0)
-    solve: Callable[[Programme], Solution] = solve
+    solve: Run = solve
     sizings: Sizings | None = None
     wide_gpus: int = WIDE_GPUS
     deadline: Deadline = field(default_factory=Deadline)

@@ -16,11 +16,12 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from solvers.engine import Role
-from solvers.planner.model.relax import SPARED, Arrays, Run, solve_whole
+from solvers.planner.model.relax import SPARED, Arrays, solve_whole
 from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.pools.penalties import EXCESS_WEIGHT
 from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.stocks import PAIR_ROLES, Stocks
+from solvers.programme import Run
 
 MOST_NODES = 100
 LOST = 0.02  # of a replica's rate, what a pool of one has to carry less for sizes to be told apart

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solvers.errors import SolveFailed
-from solvers.planner.model.relax import Run
 from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.wide.curve_book import CurveBook
 from solvers.planner.wide.exact import Crossing, Draws, Found, Stated, draws_of, least_whole, state_whole
@@ -17,6 +16,7 @@ from solvers.planner.wide.sides import Sides
 from solvers.planner.wide.stocks import Stocks
 from solvers.planner.wide.way_table import WayTable
 from solvers.planner.wide.ways import WayMaker
+from solvers.programme import Run
 
 MOST_ROUNDS, WORK_CELLS = 6, 5000  # times that all services are searched, and those times their cells
 OPEN = 0.05  # of a service's part of the gap asked, what has to be open to search it
