@@ -187,11 +187,10 @@ def _blocking(
 
 
 def _alike(option: PoolOption, room: Room) -> tuple[object, ...]:
-    """What bays ask of a replica: pools that are alike in it are stopped by the same."""
+    """What bays ask of a replica: pools that are alike in it are stopped by the same, quotas aside."""
     pool = option.pool
-    allowed = (room.locations.get(pool.service, ()), pool.service in room.refusing)
-    needs = (room.shape(pool), option.reserved_watts, room.extra_watts(pool))
-    return pool.gpu_class, pool.namespace, option.is_anywhere, *allowed, *needs
+    allowed = room.locations.get(pool.service, ()), pool.service in room.refusing
+    return pool.gpu_class, option.is_anywhere, *allowed, room.shape(pool), option.reserved_watts
 
 
 def _blocked_at_bays(option: PoolOption, room: Room, facts: _Facts) -> list[str]:
