@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from solvers.errors import InvalidInput
 from solvers.packing import BinType, Effort, Packing, pack_bins
-from solvers.packing.bounds import WORTH_UNIT, martello_toth_bound, priced_bound, rows_bound
+from solvers.packing.bounds import WORTH_UNIT, martello_toth_bound, priced_bound, rows_bound, volume_bound
 from solvers.packing.columns import Master
 from solvers.packing.fit import RULES, fit_decreasing, orders
 from solvers.packing.items import Ints, read_items
@@ -188,6 +188,27 @@ def test_the_martello_toth_bound_as_by_hand() -> None:
     assert martello_toth_bound(np.array([6, 5]), np.array([2, 2]), 10) == 3
     # each 7 leaves 3, which no 4 fits: three bins for the 7s, two 4s to a bin
     assert martello_toth_bound(np.array([7, 4]), np.array([3, 3]), 10) == 5
+
+
+def test_the_bound_of_volume_as_by_hand() -> None:
+    types = [BinType(capacity=(10,), count=1, cost=2), BinType(capacity=(16,), count=2, cost=4)]
+    assert volume_bound(read_items([3, 3, 3], 5)) == 2  # nine of five to a bin
+    assert volume_bound(read_items([5, 5, 3], types)) == 3  # ten for 2, and three sixteenths of 4 make one whole
+    assert volume_bound(read_items([1], types)) == 2  # no bin is cheaper, however little is asked
+    assert volume_bound(read_items([0, 0], types)) == 2  # what has no size is in a bin too
+
+
+def test_bounds_of_items_larger_than_half_a_bin_are_their_number() -> None:
+    kinds = read_items([6, 6, 6], 10)
+    assert (volume_bound(kinds), rows_bound(kinds)) == (2, 3)
+    beside = read_items([(1, 6), (1, 6), (1, 6)], (10, 10))
+    assert rows_bound(beside) == 3  # of whichever resource says more
+
+
+def test_a_bound_of_worth_is_rounded_up() -> None:
+    kinds = read_items([4, 4, 4], 10)
+    half = np.array([WORTH_UNIT // 2])
+    assert priced_bound(half, kinds, 2 * half) == 2  # one and a half bins
 
 
 def test_every_rule_places_everything() -> None:

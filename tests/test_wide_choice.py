@@ -1,0 +1,189 @@
+"""The choice of ways: what a stage that fails leaves, which way comes first, and when tiers are held anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from solvers.deadline import DIVE_UNTIL, Deadline
+from solvers.errors import SOLVER_FAULTS, InvalidInput
+from solvers.planner import desk_for
+from solvers.planner.model.relax import state
+from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.places import Placed
+from solvers.planner.pools.cells import Cells, Floats, build_cells
+from solvers.planner.pools.crew import Crew
+from solvers.planner.pools.tally import CLEAR_SHARE, Worth
+from solvers.planner.wide import choice
+from solvers.planner.wide.choice import Chooser
+from solvers.planner.wide.wide import Wide
+from tests.clocks import Stepped
+from tests.test_wide_fit import lacking
+from tests.wide_world import short_fleet
+
+HELD_USD = (0.0, 2000.0)
+
+
+def never(*_: object) -> Worth:
+    raise AssertionError("nothing is to be placed")
+
+
+def unseated(cells: Cells, replicas: Floats) -> Placed:
+    raise AssertionError("nothing is to be seated")
+
+
+@pytest.fixture(scope="module")
+def desk() -> Desk:
+    return desk_for(short_fleet())
+
+
+@pytest.fixture(scope="module")
+def wide(desk: Desk) -> Wide:
+    """Ways without prices, tiers held."""
+    cells = build_cells(desk.problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
+    made = Wide.of(cells, state(cells), desk.sizer, desk.crew, gap=0.01, seconds=600.0)
+    made.held_usd_per_hour = np.array(HELD_USD)
+    return made
+
+
+@pytest.fixture(scope="module")
+def best(desk: Desk) -> Worth:
+    return lacking(desk.repaired({}), *HELD_USD, 40_000.0)
+
+
+def chooser(desk: Desk, wide: Wide, told: list[Exception] | None = None) -> Chooser:
+    return Chooser(
+        desk=desk,
+        cells=wide.cells,
+        wide=wide,
+        gap=0.01,
+        placed=never,
+        seated=unseated,
+        is_done=lambda worth: False,
+        raise_bound=lambda worth: None,
+        told_fault=([] if told is None else told).append,
+        settled=never,
+    )
+
+
+@pytest.mark.parametrize("fault", SOLVER_FAULTS)
+def test_a_stage_that_fails_keeps_the_plan_and_is_told(
+    fault: type[Exception], desk: Desk, wide: Wide, best: Worth
+) -> None:
+    told = list[Exception]()
+
+    def failing(worth: Worth) -> Worth:
+        raise fault("no solution")
+
+    assert chooser(desk, wide, told)._tried(failing, best) is best
+    assert [(type(each), str(each)) for each in told] == [(fault, "no solution")]
+
+
+def test_what_a_stage_makes_of_a_plan_is_taken_and_nonsense_is_raised(desk: Desk, wide: Wide, best: Worth) -> None:
+    told, found = list[Exception](), lacking(best, 0.0, 0.0, 0.0)
+
+    def nonsense(worth: Worth) -> Worth:
+        raise InvalidInput("a plan", "", "is none", "make one")
+
+    assert chooser(desk, wide, told)._tried(lambda worth: found, best) is found
+    with pytest.raises(InvalidInput):
+        chooser(desk, wide, told)._tried(nonsense, best)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("lacks_usd", "is_moved"),
+    [
+        ((*HELD_USD, 40_000.0), False),
+        ((*HELD_USD, 90_000.0), False),
+        ((*HELD_USD, 0.0), False),
+        ((0.0, 2001.0, 40_000.0), True),
+        ((1.0, 0.0, 40_000.0), True),
+        ((0.0, 2000.0 - 0.9 * CLEAR_SHARE * 1e5, 40_000.0), False),
+        ((0.0, 2000.0 - 1.1 * CLEAR_SHARE * 1e5, 40_000.0), True),
+    ],
+)
+def test_tiers_are_held_anew_where_one_but_the_last_lacks_more_or_clearly_less(
+    lacks_usd: tuple[float, ...], is_moved: bool, desk: Desk, wide: Wide, best: Worth
+) -> None:
+    assert chooser(desk, wide)._moves_tiers(lacking(best, *lacks_usd), best) is is_moved
+
+
+def test_once_tiers_are_held_a_plan_that_drifts_from_them_is_not_taken(desk: Desk, wide: Wide, best: Worth) -> None:
+    drifted = lacking(best, 0.0, 2000.0 + 0.9 * CLEAR_SHARE * 1e5, 35_000.0)
+    before = replace(wide, held_usd_per_hour=np.zeros(0))
+    assert chooser(desk, before)._better(best, drifted) is drifted
+    assert chooser(desk, wide)._better(best, drifted) is best
+
+
+def test_a_little_that_the_last_tier_lacks_is_no_reason_to_go_on(desk: Desk, wide: Wide) -> None:
+    served = desk.worth({})
+    little = 0.009 * served.objective_usd_per_hour
+    lacks = chooser(desk, wide)._lacks
+    assert served.short
+    assert not lacks(replace(served, lacking_usd_by_tier={0: 0.0, 1: 0.0, 2: little}))
+    assert lacks(replace(served, lacking_usd_by_tier={0: 0.0, 1: 0.0, 2: 2.0 * little}))
+    assert lacks(replace(served, lacking_usd_by_tier={0: 0.0, 1: 1.0, 2: 0.0}))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Worth, list[str]]]:
+    """What a dive comes to and which ways were gone, where these find what is said."""
+
+    def go(made: Chooser, best: Worth, by_dive: Worth | None, at_once: Worth) -> tuple[Worth, list[str]]:
+        gone = list[str]()
+
+        def going(way: str, found: Worth | None) -> Callable[..., Worth | None]:
+            def go(*_: object) -> Worth | None:
+                gone.append(way)
+                return found
+
+            return go
+
+        monkeypatch.setattr(Chooser, "_by_dive", going("by dive", by_dive))
+        monkeypatch.setattr(Chooser, "_at_once", going("at once", at_once))
+        return made._dived(best), gone
+
+    return go
+
+
+@pytest.mark.parametrize("most_dived", [100, 0])
+def test_very_many_services_are_chosen_at_once_before_a_dive(
+    most_dived: int,
+    asked: Callable[..., tuple[Worth, list[str]]],
+    desk: Desk,
+    wide: Wide,
+    best: Worth,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choice, "MOST_DIVED", most_dived)
+    better, worse = lacking(best, *HELD_USD, 30_000.0), lacking(best, *HELD_USD, 50_000.0)
+    order = ["by dive", "at once"] if most_dived else ["at once", "by dive"]
+    assert asked(chooser(desk, wide), best, better, better) == (better, order[:1])
+    assert asked(chooser(desk, wide), best, worse, worse) == (best, order)
+    assert asked(chooser(desk, wide), best, None, worse) == (best, order)
+    found = (worse, better) if most_dived else (better, worse)
+    assert asked(chooser(desk, wide), best, *found) == (better, order)
+
+
+def test_where_nothing_keeps_the_tiers_what_is_better_by_their_order_will_do(
+    asked: Callable[..., tuple[Worth, list[str]]], desk: Desk, wide: Wide, best: Worth
+) -> None:
+    drifted = lacking(best, 0.0, 2000.0 + 0.9 * CLEAR_SHARE * 1e5, 30_000.0)
+    worse = lacking(best, *HELD_USD, 50_000.0)
+    assert asked(chooser(desk, wide), best, drifted, worse) == (drifted, ["by dive", "at once"])
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_second_way_is_left_out_when_it_is_late_and_the_first_is_not(
+    is_late: bool, asked: Callable[..., tuple[Worth, list[str]]], desk: Desk, wide: Wide, best: Worth
+) -> None:
+    clock = Stepped(now_s=DIVE_UNTIL + (1e-6 if is_late else -1e-6))
+    hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
+    worse = lacking(best, *HELD_USD, 50_000.0)
+    ways = ["by dive", "at once"]
+    assert asked(chooser(hurried, wide), best, worse, worse) == (best, ways[:1] if is_late else ways)
+    assert asked(chooser(hurried, wide), best, None, worse) == (best, ways)
