@@ -93,6 +93,17 @@ def test_a_bound_knows_what_no_replica_can_pass_by_itself() -> None:
     priced_in_full(replace(short, nodes=few, services=(asking,)))
 
 
+def test_gpus_have_a_price_also_where_the_only_pool_fits_as_often_as_they_allow() -> None:
+    """What the pool's own bound says would be true too, but not what another pool could do with the same GPUs."""
+    ((_, case),) = drawn(2202, 1)
+    plan = make_plan(case.problem, capacity_of=case.capacity_of)
+    assert plan.certificate is not None
+    assert [row.limit for row in plan.certificate.rows] == ["gpus"]
+    check = verify_bound(plan, case.problem, capacity_of=case.capacity_of)
+    assert check is not None
+    assert str(check).startswith("bound supported: "), str(check)
+
+
 def test_locations_that_a_chain_lacks_are_counted_by_chain() -> None:
     """Nothing can decode anywhere, prefill could be at both racks: each chain lacks what is its own."""
 

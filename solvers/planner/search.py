@@ -27,7 +27,7 @@ from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.floors import pinned_most
 from solvers.planner.pools.options import find_options
 from solvers.planner.pools.tally import Worth, best_of
-from solvers.planner.proof.bound import dual_bound
+from solvers.planner.proof.bound import dual_bound, priced_duals
 from solvers.planner.proof.certify import Evidence, best_certificate, certificate, held_tiers, in_branches, known_duals
 from solvers.planner.settle import SPLIT_CELLS, Settler
 from solvers.planner.wide.branches import bound_of_branches, branch_prices
@@ -222,7 +222,7 @@ class Search:
         cells = self._cells()
         arrays, least = self._based(cells, state(cells))
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
-        duals = duals_of(relaxed)
+        duals = priced_duals(arrays, relaxed, shared_rows(arrays), time_limit_s=self._seconds())
         self.prices = read_prices(cells, arrays, duals)
         self._raise_bound(dual_bound(arrays, duals))
         if self.rounds == 0:  # ways have exact sizes: rounds that narrow steps would find the same

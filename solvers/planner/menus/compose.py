@@ -152,6 +152,5 @@ class Composer:
 
 
 def shared_rows(arrays: Arrays) -> list[int]:
-    """Rows of what services share."""
     """Rows of the model that services share."""
     return [row for row, (limit, _) in enumerate(arrays.rows) if limit in SHARED]

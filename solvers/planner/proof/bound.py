@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from solvers.planner.model.relax import Arrays
+from solvers.errors import SolveFailed
+from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear
 from solvers.planner.pools.cells import Floats
 
 ROUNDING_ALLOWANCE = 1e-9  # relative to the sum of absolute terms; far above the rounding of 1e5 additions
+FULL, TIGHTER = 1e-9, 1e-4  # relative; when a row is full, and by how much it has to be less to be full first
 
 
 def dual_bound(arrays: Arrays, duals: Floats) -> float:
@@ -32,3 +37,25 @@ def dual_bound(arrays: Arrays, duals: Floats) -> float:
     column_terms = reduced * np.where(np.isfinite(ends), ends, 0.0)
     allowance = ROUNDING_ALLOWANCE * float(np.abs(row_terms).sum() + np.abs(column_terms).sum())
     return float(row_terms.sum() + column_terms.sum()) - allowance
+
+
+def priced_duals(arrays: Arrays, relaxed: Solution, rows: Sequence[int], *, time_limit_s: float) -> Floats:
+    """Prices that name these rows where other bounds are as tight: that a pool fits twice says what two GPUs say.
+
+    Of prices that bound no less any will do for the bound; but what others would do with the same GPUs only the price
+    of GPUs says.
+    """
+    duals = duals_of(relaxed)
+    most = arrays.row_upper[rows]
+    is_full = (arrays.matrix @ relaxed.x)[rows] >= most - FULL * np.abs(most)
+    silent = np.asarray(rows, dtype=int)[is_full & (duals[rows] >= 0.0) & (most > 0.0)]
+    if not len(silent):
+        return duals
+    upper = arrays.row_upper.copy()
+    upper[silent] *= 1.0 - TIGHTER
+    try:
+        named = duals_of(solve_linear(replace(arrays, row_upper=upper), time_limit_s=time_limit_s))
+    except SolveFailed:  # nothing fits in less
+        return duals
+    bounds = [dual_bound(arrays, prices) for prices in (duals, named)]
+    return named if bounds[1] >= bounds[0] - FULL * abs(bounds[0]) else duals
