@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +20,18 @@ from controller.crds import spec_schema, unknown_fields
 from controller.plan_bodies import parse_fleet_plan
 from controller.planning import parse_assignment
 from controller.validation import find_violations
+from solvers.engine import EngineConfig, Role
 from solvers.errors import InvalidInput
+from solvers.fleet import PoolKey
 from solvers.plan import Plan
+from solvers.problem import Policy, Problem
+from tests.plans_by_hand import written
 from tests.resource_cases import SAMPLES, minimal
 
 Body = dict[str, Any]
 Change = Callable[[list[Body]], object]
 MINIMAL = SAMPLES / "minimal"
+NOTHING_ASKED = Problem(services=(), demands={}, gpu_classes={}, nodes=(), domains={}, profiles={})
 
 
 class Answer(NamedTuple):
@@ -386,6 +393,30 @@ def test_a_large_fleet_is_planned_within_its_time_limit_and_early_plans_are_told
     assert re.search(told, answer.err, re.MULTILINE)
     is_proved = answer.out.startswith("Optimal")
     assert is_proved != ("the time limit of 0.001 s ended the search" in answer.out)
+
+
+@pytest.mark.parametrize("is_short", [False, True])
+def test_early_plans_are_told_with_their_cost_and_whether_anything_is_short(
+    is_short: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = dict[str, object]()
+    pool = PoolKey(service="prod/chat", role=Role.MIXED, gpu_class="h100", config=EngineConfig())
+    early = written(
+        {pool: (3.0, {"rack-a": 1})}, {"prod/chat": 3.0}, asked_per_s={"prod/chat": 4.0 if is_short else 3.0}
+    )
+    early = replace(early, report=replace(early.report, objective_usd_per_hour=1234.5))
+
+    def make_plan(problem: Problem, *, on_plan: Callable[[Plan], None], **how: object) -> Plan:
+        given.update(how)
+        on_plan(early)
+        return early
+
+    monkeypatch.setattr(planning, "make_plan", make_plan)
+    assert planning.decided(replace(NOTHING_ASKED, policy=Policy(time_limit_s=7.0)), workers=3) is early
+    assert given == {"workers": 3, "is_isolated": True, "clock": time.monotonic}
+    short = " and leaves some demand unserved" if is_short else ""
+    told = f"of at most 7 s: a first checked plan comes to 1,234.50 USD/h{short}; looking for a better one\n"
+    assert re.fullmatch(r"\d+\.\d " + re.escape(told), capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "soon"])

@@ -12,7 +12,7 @@ from solvers.engine import EngineConfig, Role
 from solvers.fleet import PoolKey
 from solvers.planner.bays.nodes import Room
 from solvers.planner.placing.room_rows import Row, Stand, group_rows, stacked, watt_rows
-from tests import synthetic
+from tests import fleets, synthetic
 from tests.test_repack import TINY, drawn
 
 MOST_EACH = 3  # replicas of a pool in a bay
@@ -83,6 +83,27 @@ def test_watts_come_in_whole_replicas_of_each_size() -> None:
         ({0: 1.0, 1: 2.0}, 6.0),  # by 2 W a thousand and more would fit, which tells nothing
         ({1: 1.0}, 2.0),
     ]
+
+
+def test_watts_for_a_whole_number_of_replicas_are_enough_for_it_however_they_were_rounded() -> None:
+    room = Room.of(drawn(1, TINY))
+    bay = replace(next(iter(room.bays.values())), charged=("feed",))
+    room.free_watts["feed"] = 0.3  # divided by 0.1 it is a little less than three
+    (_, whole) = watt_rows([Stand(column=0, bay=bay, gpus=1, watts=0.1)], room, are_whole=True)
+    assert whole == ({0: 1.0}, 3.0)
+
+
+def test_what_stays_is_counted_in_groups_of_its_own_size_too() -> None:
+    profiles = [fleets.profile("chat", "h100-sxm", gpus, 8.0) for gpus in (4, 8)]
+    fleet = fleets.nodes("h100-sxm", 2, "rack-a")
+    room = Room.of(fleets.problem([(fleets.service("chat", "chat"), 1.0)], fleet, profiles))
+    stand = Stand(column=0, bay=room.bays["rack-a", "h100-sxm"], gpus=8, watts=0.0)
+    held = PoolKey(service="prod/b", role=Role.MIXED, gpu_class="h100-sxm", config=profiles[0].key.config)
+    for count, most in ((0, 2), (1, 1), (3, 0)):
+        free = room.copy()
+        assert free.take(held, "rack-a", count) == count
+        rows = list(group_rows([stand], free))
+        assert [keeps(rows, (n,)) for n in range(3)] == [n <= most for n in range(3)]
 
 
 def test_rows_stand_in_the_matrix_in_their_order() -> None:
