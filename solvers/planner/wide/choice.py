@@ -78,21 +78,17 @@ class Chooser:
         return best
 
     def _short(self, best: Worth) -> Worth:
-        """Tell plans apart and fit a few services at a time; where they are few in turn, while telling apart helps.
+        """Fit a few services at a time and tell plans apart; where they are few in turn, while telling apart helps.
 
-        Of many, fits say sooner what the best plan is, and telling apart comes last.
+        Fits say sooner what the best plan is, so they come first.
         """
-        if self.wide.has_many:
-            for stage in (self._fitted, self._branched):
-                best = best if self.is_done(best) else self._tried(stage, best)
-            return best
-        for turn in range(MOST_TURNS):
+        for turn in range(1 if self.wide.has_many else MOST_TURNS):
+            best = best if self.is_done(best) else self._tried(self._fitted, best)
             before = best.objective_usd_per_hour
             best = best if self.is_done(best) else self._tried(self._branched, best)
             gained = before - best.objective_usd_per_hour
             if self.is_done(best) or (turn and gained < LEAST_IMPROVED * self.gap * before):
                 break
-            best = self._tried(self._fitted, best)
         return best
 
     def _tried(self, stage: Callable[[Worth], Worth], best: Worth) -> Worth:

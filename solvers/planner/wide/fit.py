@@ -41,7 +41,7 @@ SWING = 0.1  # of the room that a service could take or leave, what counts as op
 SPLIT_SWING = (
     0.3  # of the room, in its price, by which the ways differ that the relaxed choice splits a service between
 )
-MOST_NODES, NODES_OF_FEW = 40, 60
+MOST_NODES, NODES_OF_FEW = 40, 20
 MOST_TRIES = 2  # times that the same are planned, while some replica of the plan finds no place
 MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
 WAYS_OF_FEW = 4  # the same of few services, ways with pools of their own
