@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -72,6 +72,14 @@ class Programme:
 
 Run = Callable[[Programme], Solution]
 """Who solves: this process, or a crew that keeps HiGHS apart from it."""
+
+
+def stacked(rows: Sequence[Mapping[int, float]], columns: int) -> sp.csc_array:
+    """Rows, each by column, as a matrix of so many columns."""
+    at = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    indices = [column for row in rows for column in row]
+    values = np.array([value for row in rows for value in row.values()], dtype=float)
+    return sp.csc_array((values, (at, indices)), shape=(len(rows), columns))
 
 
 def solve(programme: Programme) -> Solution:

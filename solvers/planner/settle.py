@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from solvers.errors import SOLVER_FAULTS, SolveFailed
+from solvers.fleet import PoolKey
 from solvers.planner.bays.nodes import Counts
 from solvers.planner.model.relax import Arrays, Solution, state
 from solvers.planner.placing.desk import Desk
@@ -119,16 +120,14 @@ class Settler:
 
     def _placed_bay_by_bay(self, cells: Cells, placed: Placed) -> Placed:
         only = {pool for pool, _ in placed.counts} | self.desk.wanted
-        fair_ratio = self.desk.penalties.fair_ratio
-        fine = build_cells(cells.problem, self.desk.options, one_by_one=True, only=only, fair_ratio=fair_ratio)
+        fine = self._bay_by_bay(cells, only)
         arrays = state(fine)
         try:
             whole = self.whole(arrays, start_columns(fine, arrays, placed.counts))
         except SOLVER_FAULTS as fault:
             self.faults.append(f"places: {fault}")
             return placed
-        again = place(fine, whole.x[arrays.columns["replicas"]])
-        return again if again.left <= placed.left else placed
+        return _no_worse(placed, place(fine, whole.x[arrays.columns["replicas"]]))
 
     def _placed_as_chosen(self, cells: Cells, replicas: Floats, placed: Placed) -> Placed:
         """Find every replica of the chosen pools a bay by the solver, where there are few bays; none is given up."""
@@ -137,8 +136,7 @@ class Settler:
             for p, n in enumerate(np.bincount(cells.cell_pool, weights=np.round(replicas)).tolist())
             if n > 0.0
         }
-        fair_ratio = self.desk.penalties.fair_ratio
-        fine = build_cells(cells.problem, self.desk.options, one_by_one=True, only=totals.keys(), fair_ratio=fair_ratio)
+        fine = self._bay_by_bay(cells, totals.keys())
         if len(fine.cell_pool) > SPLIT_CELLS:
             return placed
         arrays = state(fine)
@@ -146,5 +144,13 @@ class Settler:
             whole = self.whole(with_totals(fine, arrays, totals), None)
         except SolveFailed:  # no bays hold just these
             return placed
-        again = place(fine, whole.x[arrays.columns["replicas"]])
-        return again if again.left <= placed.left else placed
+        return _no_worse(placed, place(fine, whole.x[arrays.columns["replicas"]]))
+
+    def _bay_by_bay(self, cells: Cells, only: Collection[PoolKey]) -> Cells:
+        """Cells of some pools in every single bay."""
+        fair_ratio = self.desk.penalties.fair_ratio
+        return build_cells(cells.problem, self.desk.options, one_by_one=True, only=only, fair_ratio=fair_ratio)
+
+
+def _no_worse(before: Placed, again: Placed) -> Placed:
+    return again if again.left <= before.left else before

@@ -14,10 +14,10 @@ import numpy as np
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
-from solvers.planner.bays.grouping import Bay
+from solvers.planner.bays.grouping import WATT_TOLERANCE, Bay
 from solvers.planner.bays.nodes import Room
 from solvers.planner.placing.pair_seats import Seat, Seating
-from solvers.planner.pools.cells import Cells, Floats
+from solvers.planner.pools.cells import Cells, Floats, Ints
 from solvers.planner.pools.options import PoolOption
 from solvers.planner.pools.sizer import Sizer
 from solvers.spans import groups_taken
@@ -30,15 +30,75 @@ LOST = 1e-9  # of what could pair, what is as good as none
 Mend = Callable[[Seating], dict[tuple[PoolKey, str], int]]
 """Where replicas stand, by pool and location (``seated_by_pairs``)."""
 
-RateOf = Callable[[PoolOption, int], float]
-"""Requests per second of one replica, in a pool of so many."""
+Stands = Mapping[tuple[PoolKey, str], int]
+"""Replicas by (pool, location)."""
+
+Carried = dict[str, tuple[float, float]]
+"""What prefill and decode carry by location, requests/s."""
 
 
-def rates_by(sizer: Sizer | None) -> RateOf:
-    """Exact rates; those of the largest pools without a sizer."""
-    if sizer is None:
-        return lambda option, _: option.steps[-1].capacity_requests_per_s
-    return lambda option, size: sizer.carried(option.pool, option.profile, size) / size if size else 0.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What stands where, and what it carries in pools of so many replicas, placed or not.
+
+    Attributes
+    ----------
+    sizes : (P,) int
+        Replicas of each pool.
+    counts : mapping of (pool, location) to int
+        Replicas that have their places.
+    sizer : Sizer, optional
+        Says what replicas carry; those of the largest pool without it.
+    """
+
+    cells: Cells
+    sizes: Ints
+    counts: dict[tuple[PoolKey, str], int]
+    sizer: Sizer | None
+
+    @classmethod
+    def of(
+        cls, cells: Cells, replicas: Floats, counts: dict[tuple[PoolKey, str], int], sizer: Sizer | None
+    ) -> Standing:
+        """With replicas by cell, (C,)."""
+        sizes = np.bincount(cells.cell_pool, weights=np.round(replicas), minlength=len(cells.pools)).astype(np.int64)
+        return cls(cells=cells, sizes=sizes, counts=counts, sizer=sizer)
+
+    def rate_per_s(self, p: int) -> float:
+        """What one replica of a pool carries."""
+        option, size = self.cells.pools[p], int(self.sizes[p])
+        if self.sizer is None:
+            return option.steps[-1].capacity_requests_per_s
+        return self.sizer.carried(option.pool, option.profile, size) / size if size else 0.0
+
+    def add(self, added: Stands, sign: int = 1) -> None:
+        """Write down what was placed, or taken up again."""
+        for row, taken in added.items():
+            self.counts[row] = self.counts.get(row, 0) + sign * taken
+            if not self.counts[row]:
+                del self.counts[row]
+
+    def short_per_s(self, service: int) -> float:
+        """What a service's demand lacks of pairs as they stand, with all mixed replicas, placed or not."""
+        cells = self.cells
+        mine = [(p, option.pool) for p, option in enumerate(cells.pools) if cells.pool_service[p] == service]
+        able = sum(int(self.sizes[p]) * self.rate_per_s(p) for p, o in mine if o.role is Role.MIXED and self.sizes[p])
+        likes = {cells.pairing.group(pool): pool for _, pool in mine if pool.role is not Role.MIXED}
+        for _, like in sorted(likes.items()):
+            able += sum(min(both) for both in self.carried(like).values())
+        return float(cells.demand_per_s[service]) - able
+
+    def carried(self, like: PoolKey) -> Carried:
+        """What prefill and decode of the pool's service and KV group carry where they are placed already."""
+        group_of, index = self.cells.pairing.group, {option.pool: p for p, option in enumerate(self.cells.pools)}
+        group, found = group_of(like), Carried()
+        for (pool, at), count in self.counts.items():
+            if pool.service == like.service and pool.role is not Role.MIXED and group_of(pool) == group:
+                prefill, decode = found.get(at, (0.0, 0.0))
+                rate = count * self.rate_per_s(index[pool])
+                is_prefill = pool.role is Role.PREFILL
+                found[at] = (prefill + rate, decode) if is_prefill else (prefill, decode + rate)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,8 +294,8 @@ class _Part:
         if one is None or other is None:
             return fits
         pools = prefill.option.pool, decode.option.pool
-        watts = min(self.room.watts_left(pool, site) for pool in pools)
-        fits &= some * self.room.extra_watts(pools[0]) + others * self.room.extra_watts(pools[1]) <= watts + 1e-3
+        watts = min(self.room.watts_left(pool, site) for pool in pools) + WATT_TOLERANCE
+        fits &= some * self.room.extra_watts(pools[0]) + others * self.room.extra_watts(pools[1]) <= watts
         if one.key == other.key:
             size = min(pool.config.gpus for pool in pools)
             taken = [groups_taken(pool.config.gpus, size, one.node_gpus) for pool in pools]
@@ -243,27 +303,38 @@ class _Part:
         return fits
 
 
-def pair_up(
-    cells: Cells,
-    replicas: Floats,
-    wanted: dict[int, int],
-    room: Room,
-    counts: dict[tuple[PoolKey, str], int],
-    rate_of: RateOf,
-    mend: Mend | None = None,
-) -> None:
+def pair_up(standing: Standing, wanted: dict[int, int], room: Room, mend: Mend | None = None) -> None:
     """Place what can be of prefill and decode that may not be apart; takes it off ``wanted``, by cell.
 
     Parameters
     ----------
-    replicas : (C,) float
-        Of all cells, placed or not: sizes of pools.
-    counts : mapping of (pool, location) to int
+    standing : Standing
         What is placed already; added to.
     mend : callable, optional
         Solves small integer models, which services that come out short get their places by.
     """
-    sizes = np.bincount(cells.cell_pool, weights=np.round(replicas), minlength=len(cells.pools)).astype(np.float64)
+    cells = standing.cells
+    made: dict[int, list[tuple[_Part, Carried, dict[tuple[PoolKey, str], int]]]] = {}
+    for mine in _in_turn(cells, wanted):
+        part = _part(standing, mine, wanted, room)
+        if part is None:
+            continue
+        before, added = dict(part.carried), part.fill(_best_way(part))
+        standing.add(added)
+        made.setdefault(int(cells.pool_service[cells.cell_pool[mine[0]]]), []).append((part, before, added))
+    if mend is None:
+        return
+    for service, of in sorted(made.items()):
+        short_per_s = standing.short_per_s(service)
+        for part, before, added in of:
+            if short_per_s > LOST * float(cells.demand_per_s[service]):
+                standing.add(added, -1)
+                standing.add(part.mended(before, added, short_per_s, mend))
+                short_per_s = standing.short_per_s(service)
+
+
+def _in_turn(cells: Cells, wanted: Mapping[int, int]) -> list[list[int]]:
+    """Cells by service, class of locations and KV group, those with large replicas first: whole nodes are soon gone."""
     parts: dict[tuple[int, int, str], list[int]] = {}
     for cell in wanted:
         option, service = cells.pools[cells.cell_pool[cell]], int(cells.pool_service[cells.cell_pool[cell]])
@@ -271,48 +342,8 @@ def pair_up(
             key = service, int(cells.grouping.group_site[cells.cell_group[cell]]), cells.pairing.group(option.pool)
             parts.setdefault(key, []).append(cell)
     each = {key: [(cells.pools[cells.cell_pool[c]].gpus, wanted[c]) for c in mine] for key, mine in parts.items()}
-    largest = {key: max(gpus for gpus, _ in of) for key, of in each.items()}  # whole nodes are soon gone
-    made: dict[int, list[tuple[_Part, dict[str, tuple[float, float]], dict[tuple[PoolKey, str], int]]]] = {}
-    for key in sorted(parts, key=lambda key: (-largest[key], -sum(gpus * count for gpus, count in each[key]), key)):
-        part = _part(cells, parts[key], sizes, wanted, room, counts, rate_of)
-        if part is None:
-            continue
-        before, added = dict(part.carried), part.fill(_best_way(part))
-        _write(counts, added, 1)
-        made.setdefault(key[0], []).append((part, before, added))
-    if mend is None:
-        return
-    for service, of in sorted(made.items()):
-        short_per_s = _short_per_s(cells, service, sizes, counts, rate_of)
-        for part, before, added in of:
-            if short_per_s > LOST * float(cells.demand_per_s[service]):
-                again = part.mended(before, added, short_per_s, mend)
-                _write(counts, added, -1)
-                _write(counts, again, 1)
-                short_per_s = _short_per_s(cells, service, sizes, counts, rate_of)
-
-
-def _write(counts: dict[tuple[PoolKey, str], int], added: Mapping[tuple[PoolKey, str], int], sign: int) -> None:
-    for row, taken in added.items():
-        counts[row] = counts.get(row, 0) + sign * taken
-        if not counts[row]:
-            del counts[row]
-
-
-def _short_per_s(
-    cells: Cells,
-    service: int,
-    sizes: Floats,
-    counts: Mapping[tuple[PoolKey, str], int],
-    rate_of: RateOf,
-) -> float:
-    """What a service's demand lacks of pairs as they stand, with all mixed replicas, placed or not."""
-    mine = [(p, option) for p, option in enumerate(cells.pools) if cells.pool_service[p] == service]
-    able = sum(float(sizes[p]) * rate_of(o, int(sizes[p])) for p, o in mine if o.pool.role is Role.MIXED and sizes[p])
-    for group in sorted({cells.pairing.group(o.pool) for _, o in mine if o.pool.role is not Role.MIXED}):
-        like = next(o.pool for _, o in mine if o.pool.role is not Role.MIXED and cells.pairing.group(o.pool) == group)
-        able += sum(min(both) for both in _carried(cells, like, sizes, counts, rate_of).values())
-    return float(cells.demand_per_s[service]) - able
+    size = {key: (max(gpus for gpus, _ in of), sum(gpus * count for gpus, count in of)) for key, of in each.items()}
+    return [parts[key] for key in sorted(parts, key=lambda key: (-size[key][0], -size[key][1], key))]
 
 
 def _best_way(part: _Part) -> Sequence[float]:
@@ -327,19 +358,11 @@ def _best_way(part: _Part) -> Sequence[float]:
     return best
 
 
-def _part(
-    cells: Cells,
-    mine: Sequence[int],
-    sizes: Floats,
-    wanted: dict[int, int],
-    room: Room,
-    counts: Mapping[tuple[PoolKey, str], int],
-    rate_of: RateOf,
-) -> _Part | None:
+def _part(standing: Standing, mine: Sequence[int], wanted: dict[int, int], room: Room) -> _Part | None:
+    cells = standing.cells
     kinds: dict[Role, list[_Kind]] = {Role.PREFILL: [], Role.DECODE: []}
     for cell in mine:
-        option = cells.pools[cells.cell_pool[cell]]
-        rate = rate_of(option, int(sizes[cells.cell_pool[cell]]))
+        option, rate = cells.pools[cells.cell_pool[cell]], standing.rate_per_s(int(cells.cell_pool[cell]))
         if rate > 0.0:
             kinds[option.pool.role].append(_Kind(cell=cell, option=option, rate_per_s=rate))
     total = [sum(wanted[kind.cell] * kind.rate_per_s for kind in of) for of in kinds.values()]
@@ -352,21 +375,6 @@ def _part(
         decode=kinds[Role.DECODE],
         bays=bays,
         wanted=wanted,
-        carried=_carried(cells, cells.pools[cells.cell_pool[mine[0]]].pool, sizes, counts, rate_of),
+        carried=standing.carried(cells.pools[cells.cell_pool[mine[0]]].pool),
         spare=(max(1.0, total[0] / total[1]), max(1.0, total[1] / total[0])),
     )
-
-
-def _carried(
-    cells: Cells, like: PoolKey, sizes: Floats, counts: Mapping[tuple[PoolKey, str], int], rate_of: RateOf
-) -> dict[str, tuple[float, float]]:
-    """What prefill and decode of the service and KV group carry where they are placed already."""
-    options = {option.pool: (option, int(sizes[p])) for p, option in enumerate(cells.pools)}
-    group, found = cells.pairing.group(like), dict[str, tuple[float, float]]()
-    for (pool, at), count in counts.items():
-        if pool.service == like.service and pool.role is not Role.MIXED and cells.pairing.group(pool) == group:
-            prefill, decode = found.get(at, (0.0, 0.0))
-            rate = count * rate_of(*options[pool])
-            is_prefill = pool.role is Role.PREFILL
-            found[at] = (prefill + rate, decode) if is_prefill else (prefill, decode + rate)
-    return found

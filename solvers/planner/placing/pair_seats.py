@@ -15,9 +15,9 @@ from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner.bays.grouping import Bay
 from solvers.planner.bays.nodes import Room
-from solvers.planner.placing.room_rows import Row, Stand, group_rows, stacked, watt_rows
+from solvers.planner.placing.room_rows import Row, Stand, group_rows, watt_rows
 from solvers.planner.pools.cells import Floats
-from solvers.programme import Programme, Run
+from solvers.programme import Programme, Run, stacked
 
 MOST_NODES = 50
 GAP = 1e-7  # of what pairs: the last of it is what is short
@@ -92,16 +92,16 @@ class _Model:
     def programme(self, time_limit_s: float) -> Programme:
         """Most flow, no more than is wanted."""
         replicas, columns = len(self.stands), len(self.stands) + len(self.flows)
-        matrix, most = stacked(list(self._rows()), columns)
+        rows, most = zip(*self._rows(), strict=True)
         upper: Floats = np.full(columns, np.inf)
         upper[:replicas] = [seat.most for seat in self.seating.seats for _ in seat.bays]
         first = np.full(columns, np.nan)
         first[:replicas] = [self.seating.start.get(key, 0) for key in self.stands]
         return Programme(
-            matrix=matrix,
+            matrix=stacked(rows, columns),
             cost=np.append(np.zeros(replicas), -np.ones(len(self.flows))),
             columns=(np.zeros(columns), upper),
-            rows=(np.full(len(most), -np.inf), most),
+            rows=(np.full(len(most), -np.inf), np.array(most)),
             whole=np.arange(columns) < replicas,
             options={"time_limit": time_limit_s, "mip_rel_gap": GAP, "mip_max_nodes": MOST_NODES},
             start=first,

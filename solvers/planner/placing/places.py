@@ -14,7 +14,7 @@ from solvers.fleet import ANYWHERE, PoolKey
 from solvers.planner.bays.grouping import Bay
 from solvers.planner.bays.nodes import Counts, Room
 from solvers.planner.model.relax import Arrays
-from solvers.planner.placing.pair_places import Mend, pair_up, rates_by
+from solvers.planner.placing.pair_places import Mend, Standing, pair_up
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.floors import places_of
 from solvers.planner.pools.options import step_at
@@ -63,7 +63,7 @@ def place(
         wanted[c] -= _spread(cells, c, min(wanted[c], (first or {})[c]), room, counts)
     for c in order:
         wanted[c] -= _keep_running(cells, c, wanted[c], room, counts)
-    pair_up(cells, replicas, wanted, room, counts, rates_by(sizer), mend)
+    pair_up(Standing.of(cells, replicas, counts, sizer), wanted, room, mend)
     for c in order:
         wanted[c] -= _spread(cells, c, wanted[c], room, counts)
     return Placed(counts=dict(sorted(counts.items())), room=room, left=sum(wanted.values()))
@@ -184,6 +184,11 @@ class _Index:
 
     group_of: Mapping[tuple[str, str], int]
     of_pool: Mapping[PoolKey, Mapping[int, int]]
+
+
+def lost_counts(cells: Cells, replicas: Floats, placed: Placed) -> Floats:
+    """Replicas by cell, (C,), that found no place."""
+    return np.maximum(0.0, np.round(replicas) - cell_counts(cells, placed.counts))
 
 
 def _index_of_cells(cells: Cells) -> _Index:

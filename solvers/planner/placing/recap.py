@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 
 from solvers.engine import Role
 from solvers.fleet import PoolKey
@@ -22,7 +21,7 @@ from solvers.planner.pools.options import Options, PoolOption
 from solvers.planner.pools.penalties import Penalties
 from solvers.planner.pools.sizer import Sizer
 from solvers.problem import Problem
-from solvers.programme import Run, solve
+from solvers.programme import Run, solve, stacked
 
 TIER_STEP = 100.0  # a tier outweighs the one below by so much more than its penalties say: counts no longer change
 RELATIVE_GAP = 1e-6
@@ -148,20 +147,19 @@ class _Rows:
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
-        self.entries: list[tuple[int, int, float]] = []
+        self.entries: list[Mapping[int, float]] = []
         self.lower: list[float] = []
         self.upper: list[float] = []
 
     def add(self, terms: Mapping[int, float], lower: float = -np.inf, upper: float = np.inf) -> None:
-        self.entries += [(len(self.lower), column, value) for column, value in terms.items()]
+        self.entries.append(terms)
         self.lower.append(lower)
         self.upper.append(upper)
 
     def arrays(self, cost: np.ndarray, whole: int) -> Arrays:
-        row, column, value = (list(part) for part in zip(*self.entries, strict=True))
         return Arrays(
             cost=cost / max(1.0, float(np.abs(cost).max(initial=0.0)) / 1e4),
-            matrix=sp.csc_array((value, (row, column)), shape=(len(self.lower), self.columns)),
+            matrix=stacked(self.entries, self.columns),
             row_lower=np.array(self.lower),
             row_upper=np.array(self.upper),
             lower=np.zeros(self.columns),

@@ -20,10 +20,10 @@ from solvers.fleet import PoolKey
 from solvers.planner.bays.grouping import Bay
 from solvers.planner.bays.nodes import Room
 from solvers.planner.model.relax import WHOLE_TOLERANCE, Arrays
-from solvers.planner.placing.places import Placed, cell_counts
-from solvers.planner.placing.room_rows import Row, Stand, group_rows, stacked, watt_rows
+from solvers.planner.placing.places import Placed, cell_counts, lost_counts
+from solvers.planner.placing.room_rows import Row, Stand, group_rows, watt_rows
 from solvers.planner.pools.cells import Cells, Floats
-from solvers.programme import Programme, Run
+from solvers.programme import Programme, Run, stacked
 
 MOST_COLUMNS = 1500  # kinds of replicas times bays that are filled anew together
 MOST_NODES = 20
@@ -100,7 +100,7 @@ def repacked(
 
 def _left_over(cells: Cells, replicas: Floats, placed: Placed) -> Floats:
     """Replicas by cell that found no place and may stand in any bay of theirs, (C,)."""
-    lost = np.maximum(0.0, np.round(replicas) - cell_counts(cells, placed.counts))
+    lost = lost_counts(cells, replicas, placed)
     return np.where([is_movable(cells, c) for c in range(len(lost))], lost, 0.0)
 
 
@@ -360,7 +360,8 @@ class _Model:
             for (k, b), column in sorted(self.stands.items(), key=lambda row: (row[0][1], row[1]))
         ]
         limits = *group_rows(standing, room), *watt_rows(standing, room, are_whole=True)
-        return stacked([*self._sums(), *self._kept(), *limits], len(self.upper))
+        rows, most = zip(*self._sums(), *self._kept(), *limits, strict=True)
+        return stacked(rows, len(self.upper)), np.array(most)
 
     def _sums(self) -> Iterator[Row]:
         for k in self.kinds.values():

@@ -6,13 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import scipy.sparse as sp
-
 from solvers.planner.bays.grouping import Bay
 from solvers.planner.bays.nodes import Room
 from solvers.planner.model.limits import MOST_SLOTS, WHOLE
-from solvers.planner.pools.cells import Floats
 from solvers.spans import groups_taken
 
 KILO = 1e3
@@ -66,11 +62,3 @@ def _whole_rows(there: Sequence[Stand], free_watts: float) -> Iterator[Row]:
         if (most := math.floor(free_watts / watts + WHOLE)) <= MOST_SLOTS:
             larger = (stand for stand in there if stand.watts >= watts)
             yield {stand.column: float(math.floor(stand.watts / watts + WHOLE)) for stand in larger}, float(most)
-
-
-def stacked(rows: Sequence[Row], columns: int) -> tuple[sp.csc_array, Floats]:
-    """The rows as a matrix of so many columns, and what each has at most."""
-    at = np.repeat(np.arange(len(rows)), [len(row) for row, _ in rows])
-    indices = [column for row, _ in rows for column in row]
-    values = [value for row, _ in rows for value in row.values()]
-    return sp.csc_array((values, (at, indices)), shape=(len(rows), columns)), np.array([most for _, most in rows])

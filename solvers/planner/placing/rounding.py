@@ -57,9 +57,7 @@ def fill(
         while block := _cheapest_block(problem, sizer, service, options, grown, blocked, room):
             is_place = block.is_place if block.site else None
             if _add(block.option, block.replicas, room, grown, service, is_place) < block.replicas:
-                blocked.add(
-                    (block.option.pool, block.site)
-                )  # there is no room for one more  # there is no room for any more
+                blocked.add((block.option.pool, block.site))  # there is no room for any more
         _fill_share(problem, sizer, service, options, room, grown)
     _shave_waste(problem, sizer, by_service, least or {})
     kept = [row for grown in by_service.values() for row in grown.items()]

@@ -116,16 +116,13 @@ def is_taken(found: Worth, best: Worth, held_usd_per_hour: Floats) -> bool:
 
 def is_clearly_better(found: Worth, best: Worth, rank: int) -> bool:
     """True when the tier lacks less by more than solves leave open."""
-    clear = CLEAR_SHARE * best.demand_usd_by_tier[rank] + 1e-6
-    return found.lacking_usd_by_tier[rank] < best.lacking_usd_by_tier[rank] - clear
+    return found.lacking_usd_by_tier[rank] < best.lacking_usd_by_tier[rank] - best.clear_usd(rank)
 
 
 def lacks_clearly(worth: Worth) -> bool:
     """True when a tier but the last lacks more than solves leave open: another plan may be clearly better there."""
-    return any(
-        worth.lacking_usd_by_tier[rank] > CLEAR_SHARE * worth.demand_usd_by_tier[rank] + 1e-6
-        for rank in sorted(worth.lacking_usd_by_tier)[:-1]
-    )
+    above = sorted(worth.lacking_usd_by_tier)[:-1]
+    return any(worth.lacking_usd_by_tier[rank] > worth.clear_usd(rank) for rank in above)
 
 
 def lacking_columns(cells: Cells, arrays: Arrays, services: Ints) -> Ints:

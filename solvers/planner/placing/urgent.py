@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from solvers.planner.placing.places import Placed, cell_counts
+from solvers.planner.placing.places import Placed, lost_counts
 from solvers.planner.placing.repack import is_movable, worth_usd_per_hour
 from solvers.planner.pools.cells import Cells, Floats
 
@@ -25,17 +25,12 @@ def placed_urgent_first(
     again : callable
         Places all counts, those that it is told by cell first.
     """
-    lost = _lost(cells, replicas, placed)
+    lost = lost_counts(cells, replicas, placed)
     first = {c: round(float(lost[c])) for c in np.flatnonzero(lost).tolist() if is_movable(cells, c)}
     tried = again(first) if first else placed
-    return tried if _worth(cells, _lost(cells, replicas, tried)) < _worth(cells, lost) else placed
+    return tried if _worth(cells, lost_counts(cells, replicas, tried)) < _worth(cells, lost) else placed
 
 
 def _worth(cells: Cells, lost: Floats) -> float:
     """What replicas by cell, (C,), would bring, USD per hour."""
     return sum(float(lost[c]) * worth_usd_per_hour(cells, int(cells.cell_pool[c])) for c in np.flatnonzero(lost))
-
-
-def _lost(cells: Cells, replicas: Floats, placed: Placed) -> Floats:
-    """Replicas by cell that found no place, (C,)."""
-    return np.maximum(0.0, np.round(replicas) - cell_counts(cells, placed.counts))

@@ -105,9 +105,13 @@ class Worth:
         """By how much the first tier that clearly differs lacks more here; 0 when none does."""
         for rank, mine in sorted(self.lacking_usd_by_tier.items()):
             theirs = other.lacking_usd_by_tier[rank]
-            if abs(mine - theirs) > CLEAR_SHARE * self.demand_usd_by_tier[rank] + 1e-6:
+            if abs(mine - theirs) > self.clear_usd(rank):
                 return mine - theirs
         return 0.0
+
+    def clear_usd(self, rank: int) -> float:
+        """More than solves leave open of what a tier lacks, USD per hour."""
+        return CLEAR_SHARE * self.demand_usd_by_tier[rank] + 1e-6
 
 
 def best_of(worths: Sequence[Worth]) -> Worth:

@@ -38,12 +38,10 @@ class Beside:
     def of(cls, wide: Wide, worth: Worth) -> Beside:
         ways = list(wide.maker.of_counts(cell_counts(wide.cells, worth.counts)))
         wide.table.take(ways)
-        prices, above = wide.prices[: len(wide.room)], wide.prices[len(wide.room) :]
-        weights = np.append(1.0 + above, 1.0)[np.minimum(wide.table.tiers, len(above))]
         return cls(
             wide=wide,
             held=np.array([wide.table.index(way) for way in ways], dtype=np.int64),
-            over_usd_per_hour=wide.table.priced(prices, weights) - wide.values[wide.table.service],
+            over_usd_per_hour=wide.over_usd_per_hour(),
         )
 
     def in_turn(self) -> list[int]:
@@ -83,13 +81,7 @@ class Beside:
         wide.table.add(way)
         whole: dict[int, float] = dict(way.replicas) if way is not None else amounts
         found = [amounts] if whole == amounts else [amounts, whole]
-        return [self._with(others, counts) for counts in found]
-
-    def _with(self, others: Floats, counts: Mapping[int, float]) -> Floats:
-        total = others.copy()
-        for cell, count in counts.items():
-            total[cell] += count
-        return total
+        return [_with(others, counts) for counts in found]
 
     def _start(self, stocks: Stocks, stated: Stated, order: Ints, among: list[int]) -> Floats:
         """The plan at hand in these columns."""
@@ -149,3 +141,10 @@ class Beside:
             columns={},
             rows=(),
         )
+
+
+def _with(others: Floats, counts: Mapping[int, float]) -> Floats:
+    total = others.copy()
+    for cell, count in counts.items():
+        total[cell] += count
+    return total

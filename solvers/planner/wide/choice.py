@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from solvers.deadline import DIVE_UNTIL, HELD_PRICES_LEAST, HELD_PRICES_UNTIL
 from solvers.errors import SOLVER_FAULTS
 from solvers.planner.placing.desk import Desk
-from solvers.planner.placing.places import cell_counts, place
+from solvers.planner.placing.places import lost_counts, place
 from solvers.planner.placing.tiers import is_clearly_better, is_taken, lacks_clearly
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth, best_of
@@ -113,7 +111,7 @@ class Chooser:
         for _ in range(MOST_CHOICES):
             replicas = choose(self.wide, best, lost)
             best = self._better(best, found := self.placed(replicas))
-            lost = np.maximum(0.0, replicas - cell_counts(self.cells, self.seated(self.cells, replicas).counts))
+            lost = lost_counts(self.cells, replicas, self.seated(self.cells, replicas))
             is_filled = found.short and self.wide.is_short  # from what is left; others are short of a place
             if self.is_done(found) or is_filled or not lost.any():
                 break
@@ -155,15 +153,15 @@ class Chooser:
         nothing found keeps it, one that is better by their order, though it lacks a little more, will do.
         """
         tried = list[Worth]()
-        ways = [self._by_dive, self._at_once]
+        ways: list[Callable[[], Worth | None]] = [self._by_dive, lambda: self._at_once(best)]
         for way in ways if len(self.wide.stocks) <= MOST_DIVED else ways[::-1]:
-            found = None if tried and self.desk.crew.is_late(DIVE_UNTIL) else way(best)
+            found = None if tried and self.desk.crew.is_late(DIVE_UNTIL) else way()
             if found is not None and self._better(best, found) is found:
                 return found
             tried += [] if found is None else [found]
         return best_of([best, *tried])
 
-    def _by_dive(self, _: Worth) -> Worth | None:
+    def _by_dive(self) -> Worth | None:
         dive = dived(self.wide)
         return None if dive is None else self._completed(dive)
 

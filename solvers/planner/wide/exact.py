@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from solvers.engine import Role
@@ -21,7 +20,7 @@ from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.pools.penalties import EXCESS_WEIGHT
 from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.stocks import PAIR_ROLES, Stocks
-from solvers.programme import Run
+from solvers.programme import Run, stacked
 
 MOST_NODES = 100
 LOST = 0.02  # of a replica's rate, what a pool of one has to carry less for sizes to be told apart
@@ -128,11 +127,9 @@ class _Model:
 
     def arrays(self, whole: int) -> Arrays:
         """The model with its first columns whole."""
-        entries = [(at, column, value) for at, row in enumerate(self.rows) for column, value in row.items()]
-        at, columns, values = (list(part) for part in zip(*entries, strict=True))
         return Arrays(
             cost=np.array(self.cost),
-            matrix=sp.csc_array((values, (at, columns)), shape=(len(self.rows), len(self.cost))),
+            matrix=stacked(self.rows, len(self.cost)),
             row_lower=np.array([least for least, _ in self.ends]),
             row_upper=np.array([most for _, most in self.ends]),
             lower=np.zeros(len(self.cost)),

@@ -88,7 +88,7 @@ class Sides:
 
     def finer(self, parts: int) -> Sides:
         """The same with loads cut into so many parts, up to a number that many sides can be added up in."""
-        return replace(self, stocks=replace(self.stocks, parts=max(self.stocks.parts, min(MOST_PARTS, parts))))
+        return self.in_parts(max(self.stocks.parts, min(MOST_PARTS, parts)))
 
     def in_parts(self, parts: int) -> Sides:
         """The same with loads cut into so many parts."""

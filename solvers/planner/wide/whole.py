@@ -67,8 +67,7 @@ def _chosen_near(wide: Wide, worth: Worth) -> Floats:
     is_held = np.zeros(len(wide.table.ways), dtype=bool)
     is_held[[wide.table.index(way) for way in held]] = True
     spare = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in held) - wide.best
-    over = wide.priced_ways(wide.prices) - wide.values[wide.table.service]
-    among = np.flatnonzero((over <= spare) | is_held)
+    among = np.flatnonzero((wide.over_usd_per_hour() <= spare) | is_held)
     start, choice = is_held[among].astype(float), wide.choice(among.tolist(), is_whole=True)
     return wide.table.replicas(_whole(wide, among.tolist(), choice, start))
 

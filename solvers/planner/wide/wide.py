@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import scipy.sparse as sp
 
-from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner.menus.compose import Enough, shared_rows
-from solvers.planner.model.relax import Arrays, Solution, solve_linear
+from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear
 from solvers.planner.placing.places import cell_counts
 from solvers.planner.placing.tiers import lacking_columns
 from solvers.planner.pools.cells import Cells, Floats
@@ -391,6 +390,11 @@ class Wide:
         """What the ways known so far cost at the prices, (W,)."""
         return self.table.priced(prices[: len(self.room)], self.weights(prices))
 
+    def over_usd_per_hour(self) -> Floats:
+        """What the ways known so far cost at the prices above the least that their services could, (W,)."""
+        over: Floats = self.priced_ways(self.prices) - self.values[self.table.service]
+        return over
+
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         """What is best of each service at the prices, then of those that may cross links what is best without."""
         asked, of_links = self.asked(prices), prices[self.table.first_link : len(self.room)]
@@ -427,14 +431,10 @@ class Wide:
         return asked
 
     def relaxed(self, among: Sequence[int] | None = None) -> Solution:  # of all ways known so far without it
-        relaxed = solve_linear(self.choice(among), time_limit_s=self.seconds)
-        if relaxed.duals is None:
-            raise SolveFailed("the choice of ways gave no prices")
-        return relaxed
+        return solve_linear(self.choice(among), time_limit_s=self.seconds)
 
     def choice_prices(self, relaxed: Solution) -> Floats:
-        duals = relaxed.duals if relaxed.duals is not None else np.zeros(0)
-        prices: Floats = np.maximum(0.0, -duals[len(self.stocks) :])
+        prices: Floats = np.maximum(0.0, -duals_of(relaxed)[len(self.stocks) :])
         return prices
 
     def choice(self, among: Sequence[int] | None = None, *, is_whole: bool = False) -> Arrays:
