@@ -75,9 +75,10 @@ def test_others_have_their_own_ways_and_those_nearest_in_price(made: tuple[Desk,
     beside = begun(made)
     of, over = beside.wide.table.service[: len(beside.over_usd_per_hour)], beside.over_usd_per_hour
     for service in PLACED:
-        among = beside._among(service)
+        among, own = beside._among(service), np.delete(beside.held, service).tolist()
         assert service not in set(of[among].tolist())
-        assert set(np.delete(beside.held, service).tolist()) <= set(among)
+        dear = np.where(np.isin(np.arange(len(over)), own), over.max() + 1.0, over)
+        assert set(own) <= set(among) & set(replace(beside, over_usd_per_hour=dear)._among(service))
         for other in set(range(SIZE.services)) - {service}:
             mine = np.flatnonzero(of == other)
             taken = [w for w in among if of[w] == other and w != beside.held[other]]
@@ -107,6 +108,34 @@ def test_the_plan_at_hand_is_what_a_search_begins_with_and_stays_possible(made: 
         assert used == pytest.approx((wide.shared @ held)[: tight.table.first_link])
         assert (used <= together.row_upper[-len(tight.room) :][: tight.table.first_link] + 1e-6).all()
         assert (used > tight.room[: tight.table.first_link] + 1e-6).any()  # as it is the room would not do
+
+
+def test_what_crosses_links_is_taken_of_them(made: tuple[Desk, Wide, Floats]) -> None:
+    (_, wide, _), beside = made, begun(made)
+    stated, order = wide.search.stated(wide.stocks[PLACED[0]])
+    taken = beside._taken(wide.stocks[PLACED[0]], stated, order).toarray()[wide.table.first_link :]
+    crossed = [(way, side, column, takes) for side, way, column, takes in stated.crossed if side]
+    assert bool(crossed) == bool(wide.links.links)
+    rows = [way * len(wide.links.links) + side - 1 for way, side, *_ in crossed]
+    assert taken[rows, [column for *_, column, _ in crossed]].tolist() == [takes for *_, takes in crossed]
+    assert taken.sum() == pytest.approx(sum(takes for *_, takes in crossed))
+
+
+def test_those_that_stay_are_begun_with_where_they_may_and_the_others_beside_them(
+    made: tuple[Desk, Wide, Floats],
+) -> None:
+    (_, wide, held), beside, service = made, begun(made), PLACED[0]
+    stocks, among = wide.stocks[service], beside._among(service)
+    stated, order = wide.search.stated(stocks)
+    wanted = held[stocks.cells][order]
+    cell, columns = int(np.argmax(wanted)), len(stated.cell)
+    assert wanted[cell] >= 2.0
+    upper = np.insert(stated.arrays.upper, columns, 1.0)  # one more column for it, of one that stays
+    arrays = replace(stated.arrays, cost=np.insert(stated.arrays.cost, columns, 0.0), upper=upper)
+    more = replace(stated, arrays=arrays, cell=np.append(stated.cell, cell))
+    start = beside._start(stocks, more, order, among)
+    assert start[columns] == 1.0
+    assert start[:columns][stated.cell == cell].sum() == wanted[cell] - 1.0
 
 
 def counts_of(wide: Wide, replicas: Floats) -> dict[tuple[PoolKey, str], int]:

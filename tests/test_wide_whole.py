@@ -11,10 +11,12 @@ import pytest
 from solvers.planner import desk_for
 from solvers.planner.placing.desk import Desk
 from solvers.planner.pools.cells import Floats
+from solvers.planner.pools.crew import Crew
 from solvers.planner.wide import whole
 from solvers.planner.wide.ways import SparseWay
 from solvers.planner.wide.whole import choose, improve
 from solvers.planner.wide.wide import Wide
+from solvers.programme import Programme, Solution, solve
 from tests import synthetic
 from tests.test_wide_beside import cost_of, counts_of
 from tests.wide_world import POLICY, SIZE, priced
@@ -87,6 +89,31 @@ def test_room_where_replicas_found_no_place_is_not_used_again(desk: Desk, wide: 
     assert wide.unusable == pytest.approx(wide.shared @ lost)
 
 
+def test_what_a_plan_at_hand_uses_stays_possible_whatever_found_no_place(desk: Desk, wide: Wide) -> None:
+    first = choose(wide, desk.repaired({}))
+    again = choose(wide, desk.worth(counts_of(wide, first)), 1e6 * first)
+    assert undone_of(wide, again) <= undone_of(wide, first) * (1.0 + ROUNDING) + ROUNDING
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_where_tiers_are_held_a_choice_begins_with_the_plan_at_hand(is_held: bool, desk: Desk, wide: Wide) -> None:
+    begun = list[Floats]()
+
+    def seen(programme: Programme) -> Solution:
+        assert programme.start is not None
+        begun.append(programme.start)
+        return solve(programme)
+
+    worth = desk.worth({})
+    choose(replace(wide, is_held=is_held, crew=Crew(solve=seen)), worth)
+    cost = np.add(*wide.table.costs)
+    nothing = sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in wide.at_hand(worth))
+    assert (len(begun[0]) == len(cost)) or not is_held  # what is as dear as nothing at all leaves out no way
+    assert all(start.sum() == len(wide.stocks) for start in begun)
+    if is_held:
+        assert cost @ begun[0] == pytest.approx(nothing)
+
+
 def test_where_the_best_ways_leave_more_undone_all_are_chosen_among(
     desk: Desk, wide: Wide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,4 +131,8 @@ def test_ways_near_a_plan_cost_no_more_than_its_own(desk: Desk, wide: Wide) -> N
     improved = improve(wide, desk.worth(counts_of(wide, held)))
     assert len(wide.table.ways) > known
     assert cost_of(wide, improved) <= cost_of(wide, held) * (1.0 + 1e-9)
+    greedy = desk.repaired({})
+    assert cost_of(wide, improve(wide, greedy)) < sum(
+        way.cost_usd_per_hour + way.penalty_usd_per_hour for way in wide.at_hand(greedy)
+    )
     assert (wide.shared @ improved <= wide.room * (1.0 + ROUNDING) + ROUNDING).all()
