@@ -211,6 +211,20 @@ def doubled(parent: int, number: int) -> int:
     return 2 * number
 
 
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_pieces_done_beside_come_back_in_order_whenever_they_are_asked_for(workers: int) -> None:
+    work = [(n, 2) for n in range(40)]
+    begun = [Crew(workers=workers).beside(pow, work) for _ in range(3)]
+    assert [answers() for answers in begun[::-1]] == [[n**2 for n in range(40)]] * 3
+
+
+def test_a_worker_that_dies_beside_costs_its_work_and_is_counted() -> None:
+    crew = Crew(workers=2, is_helping=False)
+    answers = crew.beside(doubled, [(os.getpid(), number) for number in range(40)])
+    assert answers() == [2 * n for n in range(40)]
+    assert crew.lost > 0
+
+
 def test_a_worker_that_dies_costs_its_work_and_is_counted() -> None:
     crew = Crew(workers=2, is_helping=False)
     assert crew.each(doubled, [(os.getpid(), number) for number in range(40)]) == [2 * n for n in range(40)]

@@ -53,15 +53,32 @@ def fill(
         _fill_pins(service, options, room, grown)
         _fill_floor(service, options, room, grown)
         _fill_locations(service, options, room, grown)
-        blocked: set[tuple[PoolKey, str]] = set()
-        while block := _cheapest_block(problem, sizer, service, options, grown, blocked, room):
-            is_place = block.is_place if block.site else None
-            if _add(block.option, block.replicas, room, grown, service, is_place) < block.replicas:
-                blocked.add((block.option.pool, block.site))  # there is no room for any more
+        _fill_demand(problem, sizer, service, options, room, grown)
         _fill_share(problem, sizer, service, options, room, grown)
     _shave_waste(problem, sizer, by_service, least or {})
     kept = [row for grown in by_service.values() for row in grown.items()]
     return {key: count for key, count in sorted(kept) if count > 0}
+
+
+def _fill_demand(
+    problem: Problem,
+    sizer: Sizer,
+    service: ServedModel,
+    options: Options,
+    room: Room,
+    counts: dict[tuple[PoolKey, str], int],
+) -> None:
+    """Add the cheapest block for what is short, again and again, until nothing is or nothing has room."""
+    blocked: set[tuple[PoolKey, str]] = set()
+    totals, least = _totals(counts, service), dict[PoolKey, float]()
+    while block := _cheapest_block(problem, sizer, service, options, counts, totals, least, blocked, room):
+        pool, is_place = block.option.pool, block.is_place if block.site else None
+        added = _add(block.option, block.replicas, room, counts, service, is_place)
+        if added:
+            totals[pool] = totals.get(pool, 0) + added
+            del least[pool]
+        if added < block.replicas:
+            blocked.add((pool, block.site))  # there is no room for any more
 
 
 def _by_service(problem: Problem, counts: Counts) -> dict[str, dict[tuple[PoolKey, str], int]]:
@@ -180,20 +197,24 @@ def _cheapest_block(
     service: ServedModel,
     options: Options,
     counts: Counts,
+    totals: Mapping[PoolKey, int],
+    least_usd: dict[PoolKey, float],
     blocked: set[tuple[PoolKey, str]],
     room: Room,
 ) -> _Block | None:
+    """The block that is cheapest per useful request; ``least_usd`` keeps what ``_least_price`` said of pools."""
     demand = problem.demands[service.name].requests_per_s
     if demand <= 0.0:
         return None
-    totals, pairs = _totals(counts, service), pairs_of(problem, sizer, service, places_of(service, counts))
+    is_parted = service.name in sizer.pairing.parted  # else it does not matter where anything stands
+    places = places_of(service, counts) if is_parted else {(p, ANYWHERE_INSIDE): n for p, n in totals.items()}
+    pairs = pairs_of(problem, sizer, service, places)
     if demand - pairs.able_per_s <= ROUNDING * demand:
         return None
     best: _Block | None = None
     able = _at_one_cap(options.of(service.name), totals)
-    for least, option in sorted(
-        ((_least_price(o, sizer, totals), o) for o in able), key=lambda row: (row[0], row[1].pool)
-    ):
+    least_usd |= {o.pool: _least_price(o, sizer, totals) for o in able if o.pool not in least_usd}
+    for least, option in sorted(((least_usd[o.pool], o) for o in able), key=lambda row: (row[0], row[1].pool)):
         if best is not None and least > best.usd_per_request_per_s:
             break  # the rest is not worth being sized
         for site, most in _sites(sizer, option.pool, room):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from threading import Lock
+from typing import Any, Generic, TypeVar
 
 from joblib import Parallel, delayed
 from joblib._parallel_backends import LokyBackend
@@ -125,13 +126,23 @@ class Crew:
         """Do every piece, answers in order."""
         if self.workers <= 1 or len(work) < 2:
             return [do(*piece) for piece in work]
-        cuts = [work[start::PIECES] for start in range(min(PIECES, len(work)))]
-        found: list[Any] = [None] * len(work)
-        for start, answer in enumerate(self._shared(do, cuts) if _is_here() else self._sent(do, cuts)):
-            found[start::PIECES] = answer
-        return found
+        cuts = _cut(work)
+        return _joined(work, self.shared(do, cuts) if _is_here() else self._sent(do, cuts))
 
-    def _shared(self, do: Callable[..., T], cuts: Sequence[Sequence[tuple[Any, ...]]]) -> list[list[T]]:
+    def beside(self, do: Callable[..., T], work: Sequence[tuple[Any, ...]]) -> Callable[[], list[T]]:
+        """Begin pieces that others do while this process does something else; it returns what gives their answers.
+
+        One worker less than there are is kept busy meanwhile: a core stays this process's own. What nobody has begun
+        when the answers are asked for is shared out then.
+        """
+        if self.workers <= 1 or len(work) < 2 or not _is_here():
+            return lambda: self.each(do, work)
+        begun = Beside(crew=self, do=do, cuts=_cut(work))
+        for _ in range(self.workers - 1):
+            begun.go_on()
+        return lambda: _joined(work, begun.answers())
+
+    def shared(self, do: Callable[..., T], cuts: Sequence[Sequence[tuple[Any, ...]]]) -> list[list[T]]:
         """Pieces go to workers from the first on; this process takes up others from the last on."""
         executor = HANDS.executor(self.workers)
         futures: list[Future[list[T]]] = []
@@ -143,9 +154,9 @@ class Crew:
             if index >= len(futures) or (self.is_helping and _is_open(futures, index)):
                 mine[index] = _each(do, cuts[index])
         HANDS.left.extend(futures[index] for index in mine if index < len(futures))
-        return [mine[i] if i in mine else self._answer(do, cut, futures[i]) for i, cut in enumerate(cuts)]
+        return [mine[i] if i in mine else self.answer(do, cut, futures[i]) for i, cut in enumerate(cuts)]
 
-    def _answer(self, do: Callable[..., T], cut: Sequence[tuple[Any, ...]], future: Future[list[T]]) -> list[T]:
+    def answer(self, do: Callable[..., T], cut: Sequence[tuple[Any, ...]], future: Future[list[T]]) -> list[T]:
         """What a worker answers; done here when it died or hangs."""
         try:
             return future.result(PIECE_S)
@@ -174,6 +185,39 @@ def _is_here() -> bool:
 
 
 @dataclass(slots=True, kw_only=True)
+class Beside(Generic[T]):
+    """Pieces that workers do, one after another, until their answers are asked for; ``futures`` are those begun."""
+
+    crew: Crew
+    do: Callable[..., T]
+    cuts: Sequence[Sequence[tuple[Any, ...]]]
+    futures: list[Future[list[T]]] = field(default_factory=list)
+    is_over: bool = False
+    lock: Any = field(default_factory=Lock)
+
+    def go_on(self, _: object = None) -> None:
+        """Hand out the next piece, and go on when it is answered."""
+        with self.lock:
+            if self.is_over or len(self.futures) == len(self.cuts):
+                return
+            try:
+                future = HANDS.executor(self.crew.workers).submit(_each, self.do, self.cuts[len(self.futures)])
+            except BrokenExecutor:  # a worker died meanwhile: what is left is shared out later
+                self.is_over = True
+                return
+            self.futures.append(future)
+        future.add_done_callback(self.go_on)
+
+    def answers(self) -> list[list[T]]:
+        """Answers in order."""
+        with self.lock:
+            self.is_over = True
+        rest = self.crew.shared(self.do, self.cuts[len(self.futures) :])
+        begun = zip(self.cuts, self.futures, strict=False)
+        return [*(self.crew.answer(self.do, cut, future) for cut, future in begun), *rest]
+
+
+@dataclass(slots=True, kw_only=True)
 class Hands:
     """The worker processes of this machine, shared by all crews; ``left`` is what nobody waits for any more."""
 
@@ -188,6 +232,18 @@ class Hands:
 
 
 HANDS = Hands()
+
+
+def _cut(work: Sequence[tuple[Any, ...]]) -> list[Sequence[tuple[Any, ...]]]:
+    return [work[start::PIECES] for start in range(min(PIECES, len(work)))]
+
+
+def _joined(work: Sequence[tuple[Any, ...]], answers: Sequence[list[T]]) -> list[T]:
+    """Answers of pieces in the order of the work that was cut."""
+    found: list[Any] = [None] * len(work)
+    for start, answer in enumerate(answers):
+        found[start::PIECES] = answer
+    return found
 
 
 def _is_open(futures: Sequence[Future[Any]], index: int) -> bool:

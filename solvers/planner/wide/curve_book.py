@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from solvers.engine import EngineProfile
 from solvers.fleet import PoolKey
@@ -13,31 +13,55 @@ from solvers.planner.pools.sizer import CURVE_ENDS
 from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.stock_taking import known_sizes, size_at
 from solvers.planner.wide.ways import WayMaker
-from solvers.sizing import Capacity
+from solvers.problem import Problem
+from solvers.sizing import Capacity, CapacityOf, Unfit
 
 MOST_ALONE = 200  # sizes that are not worth sending to others
 
 
+Ask = tuple[PoolKey, EngineProfile, int]
+Work = tuple[Problem, CapacityOf, tuple[Ask, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveBook:
-    """``curves`` of each service by pool (index inside the service), filled as they are asked for."""
+    """``curves`` of each service by pool (index inside the service), filled as they are asked for.
+
+    ``begun`` is what the crew is sizing beside what this process does, and what gives its answers.
+    """
 
     cells: Cells
     maker: WayMaker
     crew: Crew
     curves: Sequence[dict[int, Curve]]
+    begun: list[tuple[list[Work], Callable[[], list[list[Capacity | Unfit]]]]] = field(default_factory=list)
+
+    def begin(self, kept: Sequence[frozenset[int]]) -> None:
+        """Let the crew size pools that will be told apart, by service, while this process does something else."""
+        asks = self._asks(kept)
+        if self.crew.workers > 1 and len(asks) > MOST_ALONE:
+            work = self._work(asks)
+            self.begun.append((work, self.crew.beside(size_at, work)))
 
     def know(self, kept: Sequence[frozenset[int]]) -> None:
         """Size the pools that are told apart, by service, at a few sizes."""
-        stocks = self.maker.stocks
-        fresh = [(s, p) for s in range(len(stocks)) for p in sorted(kept[s] - self.curves[s].keys())]
-        asks = [(s, p, size) for s, p in fresh for size in known_sizes(int(stocks[s].most[p]), stocks[s].every)]
+        while self.begun:
+            work, answers = self.begun.pop()
+            self._take(work, answers())
+        asks = self._asks(kept)
         if self.crew.workers > 1 and len(asks) > MOST_ALONE:
-            self._size_ahead(asks)
-        for s, pool in fresh:
+            work = self._work(asks)
+            self._take(work, self.crew.each(size_at, work))
+        for s, pool in dict.fromkeys((s, pool) for s, pool, _ in asks):
             self.curves[s][pool] = Curve()
         for s, pool, size in asks:
             self.learn(s, pool, size)
+
+    def _asks(self, kept: Sequence[frozenset[int]]) -> list[tuple[int, int, int]]:
+        """(service, pool, size) of what is told apart and not known yet."""
+        stocks = self.maker.stocks
+        fresh = [(s, p) for s in range(len(stocks)) for p in sorted(kept[s] - self.curves[s].keys())]
+        return [(s, p, size) for s, p in fresh for size in known_sizes(int(stocks[s].most[p]), stocks[s].every)]
 
     def learn(self, service: int, pool: int, size: int) -> None:
         """Make the curve of a pool exact at a size."""
@@ -52,19 +76,23 @@ class CurveBook:
             option.price_usd_per_hour + energy * option.replica_watts(watts) / 1000.0
         )
 
-    def _size_ahead(self, asks: Sequence[tuple[int, int, int]]) -> None:
-        """Let the crew size pools, so that what follows looks it up."""
+    def _work(self, asks: Sequence[tuple[int, int, int]]) -> list[Work]:
+        """What is to be sized, in a piece for each service."""
         known = self.maker.sizer.known
-        by_service: dict[int, list[tuple[PoolKey, EngineProfile, int]]] = {}
+        by_service: dict[int, list[Ask]] = {}
         for s, pool, size in asks:
             option = self.maker.option(s, pool)
             if (option.pool, size) not in known:
                 by_service.setdefault(s, []).append((option.pool, option.profile, size))
         problem = self.cells.problem
-        work = [
+        return [
             (of_service(problem, self.cells.services[s]), self.maker.sizer.capacity_of, tuple(pools))
             for s, pools in sorted(by_service.items())
         ]
-        for (_, _, pools), found in zip(work, self.crew.each(size_at, work), strict=True):
+
+    def _take(self, work: Sequence[Work], answers: Sequence[Sequence[Capacity | Unfit]]) -> None:
+        """Note capacities, so that what follows looks them up."""
+        known = self.maker.sizer.known
+        for (_, _, pools), found in zip(work, answers, strict=True):
             for (key, _, size), sized in zip(pools, found, strict=True):
                 known[key, min(size, CURVE_ENDS)] = sized

@@ -10,7 +10,7 @@ from solvers.planner.pools.cells import Floats
 from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.links import WideLinks
 from solvers.planner.wide.sides import Sides
-from solvers.planner.wide.stocks import ANY_PENALTY, Pick, Stocks
+from solvers.planner.wide.stocks import ANY_PENALTY, Pick, Stocks, choose_kept
 
 NEAR_PARTS = 250  # of the demand, for ways that cross no link though they may: no bound comes of them
 
@@ -87,3 +87,17 @@ def views_at(
             found.append(View.of(mine, asked[mine.cells], cut))
     cuts = ((stocks[s], sides[s]) for s in near_of(sides, links))
     return found + [View.of(mine, asked[mine.cells], cut and cut.in_parts(NEAR_PARTS)) for mine, cut in cuts]
+
+
+def told_apart(
+    views: Sequence[View], wanted: Sequence[frozenset[int]], services: int
+) -> tuple[list[frozenset[int]], list[frozenset[int]]]:
+    """Pools that each view tells apart, those wanted before among them, and what that is by service."""
+    apart = [
+        choose_kept(view.stocks, view.asked, wanted[v]) if view.stocks.demand_per_s else frozenset[int]()
+        for v, view in enumerate(views)
+    ]
+    by_service = [frozenset[int]()] * services
+    for view, kept in zip(views, apart, strict=True):
+        by_service[view.service] |= view.pools(kept)
+    return apart, by_service

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from solvers.planner.model.relax import Arrays, Solution, solve_whole
+from solvers.planner.model.relax import UNUSED, Arrays, Solution, solve_whole
 from solvers.planner.placing.places import cell_counts
 from solvers.planner.pools.cells import Floats
 from solvers.planner.pools.tally import Worth
@@ -16,6 +16,7 @@ from solvers.planner.wide.wide import SPLIT, Wide
 MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
 SHORT_NODES = 4  # times fewer nodes where the plan is fitted afterwards
 CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
+MANY, ROUGH_GAP = 100, 0.5  # services of a short fleet whose choice may leave more open: places cost more than that
 MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
 
 
@@ -74,12 +75,14 @@ def _chosen_near(wide: Wide, worth: Worth) -> Floats:
 
 def _whole(wide: Wide, among: Sequence[int], choice: Arrays, start: Floats) -> list[int]:
     """The ways that are taken."""
+    is_rough = wide.is_short and len(wide.stocks) > MANY
     chosen = solve_whole(
         choice,
-        relative_gap=CHOICE_GAP * wide.gap,
+        relative_gap=(ROUGH_GAP if is_rough else CHOICE_GAP) * wide.gap,
         time_limit_s=wide.seconds,
         node_limit=max(1, min(MOST_NODES // (SHORT_NODES if wide.is_short else 1), CHOICE_WORK // len(among))),
         start=start,
         run=wide.crew.whole,
+        spared=UNUSED if is_rough else {},
     )
     return [index for index, share in zip(among, chosen.x, strict=True) if share > 0.5]

@@ -38,8 +38,8 @@ from solvers.planner.wide.rows import (
 from solvers.planner.wide.search import SideSearch
 from solvers.planner.wide.sides import Sides
 from solvers.planner.wide.stock_taking import build_stocks
-from solvers.planner.wide.stocks import Pick, Stocks, choose_kept
-from solvers.planner.wide.views import near_of, views_at
+from solvers.planner.wide.stocks import Pick, Stocks
+from solvers.planner.wide.views import View, near_of, told_apart, views_at
 from solvers.planner.wide.way_table import WayTable
 from solvers.planner.wide.ways import SparseWay, WayMaker
 
@@ -395,17 +395,18 @@ class Wide:
         over: Floats = self.priced_ways(self.prices) - self.values[self.table.service]
         return over
 
+    def foretell(self) -> None:
+        """Have the crew size what the first pricing tells apart, while this process does something else."""
+        self.book.begin(told_apart(self._views(self.prices), self.wanted, len(self.stocks))[1])
+
+    def _views(self, prices: Floats) -> list[View]:
+        of_links = prices[self.table.first_link : len(self.room)]
+        return views_at(self.stocks, self.sides, self.links, self.asked(prices), of_links)
+
     def _picks(self, prices: Floats, *, is_safe: bool = False) -> list[Pick]:
         """What is best of each service at the prices, then of those that may cross links what is best without."""
-        asked, of_links = self.asked(prices), prices[self.table.first_link : len(self.room)]
-        views = views_at(self.stocks, self.sides, self.links, asked, of_links)
-        apart = [
-            choose_kept(view.stocks, view.asked, self.wanted[v]) if view.stocks.demand_per_s else frozenset[int]()
-            for v, view in enumerate(views)
-        ]
-        weights, self.kept = self.weights(prices), [frozenset[int]()] * len(self.stocks)
-        for view, kept in zip(views, apart, strict=True):
-            self.kept[view.service] |= view.pools(kept)
+        views, weights = self._views(prices), self.weights(prices)
+        apart, self.kept = told_apart(views, self.wanted, len(self.stocks))
         self.book.know(self.kept)
         work = [
             view.work(self.book.curves[view.service], kept, is_safe, float(weights[view.service]), self.penalties)
