@@ -16,7 +16,7 @@ from solvers.planner.pools.crew import WIDE_GPUS, Crew
 from solvers.planner.pools.tally import SAME_SHORTAGE
 from solvers.planner.search import HELD_NOTE
 from solvers.planner.splits.cuts import open_book, stops_usd_per_hour
-from solvers.planner.splits.splitting import Cuts, as_part, cuts_of, dropped, split
+from solvers.planner.splits.splitting import Cuts, as_part, cuts_of, dropped, split, whole_name
 from solvers.problem import Problem
 from solvers.verify import verify, verify_places
 from solvers.verify.bound import verify_bound
@@ -145,20 +145,36 @@ def _beside_the_best(tried: Tried, plan: Plan, cut: Cut, counts: dict[Spot, int]
 def _in_question(problem: Problem, plan: Plan, worth: Value) -> Callable[[Value], bool]:
     """Which plans the bound is of, by the plan's own words: those that leave higher tiers no worse off, or all."""
     last = max(service.tier_rank for service in problem.services)
-    above = [service.name for service in problem.services if service.tier_rank < last]
+    parts = [service.name for service in problem.services if service.tier_rank < last]
+    above = {*parts, *(whole_name(part)[0] for part in parts)}
 
     def keeps_tiers(value: Value) -> bool:
         return all(
             usd <= worth.lacking[rank] * (1.0 + 1e-6) + 1e-6 for rank, usd in value.lacking.items() if rank < last
         )
 
+    kept = {**worth.undone, **_by_whole(worth)}
+
     def keeps_services(value: Value) -> bool:
-        rows = [(value.undone.get(name, (0.0, 0)), worth.undone[name]) for name in above]
-        return all(mine[0] <= most[0] + 1e-6 * (1.0 + most[0]) and mine[1] <= most[1] for mine, most in rows)
+        mine = {**value.undone, **_by_whole(value)}
+        rows = [(mine[name], kept[name]) for name in above if name in mine]  # parts of other cuts count as wholes
+        return all(
+            unserved <= most + 1e-6 * (1.0 + most) and missing <= few for (unserved, missing), (most, few) in rows
+        )
 
     if HELD_NOTE in plan.report.notes:
         return keeps_tiers
     return keeps_services if IN_ORDER_NOTE in plan.report.notes else lambda value: True
+
+
+def _by_whole(value: Value) -> dict[str, tuple[float, int]]:
+    """What services leave undone, all parts of each together: other cuts have other parts."""
+    sums: dict[str, tuple[float, int]] = {}
+    for name, (unserved, missing) in value.undone.items():
+        service = whole_name(name)[0]
+        before = sums.get(service, (0.0, 0))
+        sums[service] = before[0] + unserved, before[1] + missing
+    return sums
 
 
 def _covered(tried: Tried, plan: Plan) -> Sequence[Cut]:

@@ -51,7 +51,7 @@ class Stand:
 
 @dataclass(frozen=True)
 class Value:
-    """The objective, what each tier lacks of it, and by service what is unserved (USD per hour) and missing."""
+    """The objective, what each tier lacks of it, and by service what is unserved (requests/s) and missing."""
 
     usd_per_hour: float
     lacking: Mapping[int, float]
@@ -337,7 +337,7 @@ class Oracle:
                     left[way] -= kept * load
                     total += kept * load * 3600.0 / 1e12 * links[way[0]].usd_per_terabyte
             lack = self.penalties.of_unserved(name, max(0.0, 1.0 - served / demand)) if demand > 0.0 else 0.0
-            undone[name] = lack, stand.missing
+            undone[name] = max(0.0, demand - served), stand.missing
             lack += self.penalties.floor_usd_per_hour[name] * stand.missing
             lacking[service.tier_rank] += lack
             total += stand.paid_usd_per_hour + lack
