@@ -23,6 +23,7 @@ from solvers.certificate import (
     HeldTier,
     PricedRow,
 )
+from solvers.engine import Role
 from solvers.planner import desk_for
 from solvers.planner.menus.compose import shared_rows
 from solvers.planner.model.relax import Arrays, state
@@ -35,7 +36,7 @@ from solvers.verify.market import Market
 from tests import fleets
 from tests.test_limits import cells_of, golden_problem, linked_problem
 
-KINDS = {GPUS, POWER, POWER_WHOLE, QUOTA_GPUS, QUOTA_POWER, RESOURCES, RESOURCES_WHOLE}
+KINDS = {GPUS, POWER, POWER_WHOLE, RESOURCES, RESOURCES_WHOLE}
 SHOWN = Certificate(usd_per_hour=1000.0, rows=(PricedRow(limit="gpus", places=("a",), usd_per_hour=1.0),), weights=())
 HELD = (
     HeldTier(tier_rank=0, lacking_usd_per_hour=0.0, price_ratio=0.5),
@@ -86,6 +87,11 @@ def test_what_a_search_adds_to_prices_is_said(greedy: Worth) -> None:
     assert [shown is not None and shown.is_searched for shown in found] == [False, True]
 
 
+def test_a_bound_of_nothing_is_shown_as_any_other(greedy: Worth) -> None:
+    nothing = replace(SHOWN, usd_per_hour=0.0)
+    assert Evidence(shown=nothing).of(greedy, 0.0) == (0.0, nothing)
+
+
 def test_of_branches_each_pays_at_its_own_prices_and_the_least_is_the_bound(greedy: Worth) -> None:
     branches = tuple(
         Branch(usd_per_hour=usd, undone=(), rows=(), held_ratios=ratios)
@@ -100,7 +106,25 @@ def test_of_branches_each_pays_at_its_own_prices_and_the_least_is_the_bound(gree
     assert less == 1000.0
 
 
-@pytest.fixture(scope="module", params=[golden_problem, linked_problem])
+def twins() -> Problem:
+    """Two racks that are alike, each of two classes whose replicas draw nearly as much; two things may run out."""
+    cores = {"cpu": 16, "memory": 16}
+    fleet = [
+        replace(node, resources=cores)
+        for at in ("rack-a", "rack-b")
+        for name in ("h100-sxm", "h200-sxm")
+        for node in fleets.nodes(name, 1, at)
+    ]
+    chat = replace(fleets.service("chat", "chat", roles=(Role.MIXED,)), requests={Role.MIXED: {"cpu": 8, "memory": 8}})
+    profiles = [fleets.profile("chat", name, 1, 8.0) for name in ("h100-sxm", "h200-sxm")]
+    asked = [(chat, 20.0), (replace(chat, name="default/more"), 20.0)]
+    problem = fleets.problem(asked, fleet, profiles, budgets={"rack-a": 6e3, "rack-b": 6e3, "site": 12e3})
+    one = problem.gpu_classes["h100-sxm"]
+    other = replace(one, name="h200-sxm", host_share_watts=one.host_share_watts + 0.3)
+    return replace(problem, gpu_classes={"h100-sxm": one, "h200-sxm": other})
+
+
+@pytest.fixture(scope="module", params=[golden_problem, linked_problem, twins])
 def stated(request: pytest.FixtureRequest) -> tuple[Problem, Cells, Arrays]:
     make: Callable[[], Problem] = request.param
     cells = cells_of(make())
@@ -123,8 +147,9 @@ def test_prices_of_shared_rows_fetch_what_their_room_is_worth(stated: tuple[Prob
         assert Market.of(problem, shown).fetched_usd_per_hour() == pytest.approx(3.0 * most, rel=1e-5)
     every = certificate(cells, arrays, np.ones(len(room)), 1.0).rows
     assert len(every) == len(room)
-    linked = {LINK_OUT, LINK_IN} if links else set()
-    assert {row.limit for row in every} == {*KINDS, *linked}
+    quotas = {QUOTA_GPUS, QUOTA_POWER} if problem.policy.quotas else set()
+    assert {row.limit for row in every} == {*KINDS, *quotas, *([LINK_OUT, LINK_IN] if links else [])}
+    assert len(set(every)) == len(every)
 
 
 def test_weights_of_a_certificate_are_what_failing_each_service_costs(stated: tuple[Problem, Cells, Arrays]) -> None:
@@ -170,8 +195,9 @@ def test_what_no_certificate_shows_counts_for_nothing(stated: tuple[Problem, Cel
     _, cells, arrays = stated
     none = np.zeros(len(shared_rows(arrays)))
     duals = drawn_duals(arrays, {"gpus"})
-    beside = duals - drawn_duals(arrays, set(UNSHOWN)) + drawn_duals(arrays, {"share"})
-    assert dual_bound(arrays, beside) != dual_bound(arrays, duals)
+    beside = duals + drawn_duals(arrays, set(UNSHOWN))
+    has_any = any(limit in UNSHOWN for limit, _ in arrays.rows)
+    assert (dual_bound(arrays, beside) != dual_bound(arrays, duals)) == has_any
     plain, same = (best_certificate(cells, arrays, each, none, -np.inf) for each in (duals, beside))
     assert same == plain
 
