@@ -92,6 +92,16 @@ def test_held_amounts_do_not_drift_by_plans_that_are_each_nearly_as_short(desk: 
     assert not is_taken(lacking(base, 0.0, 2000.0, 40_001.0), best, lacking_above(best))
 
 
+def test_of_plans_found_together_one_that_keeps_the_held_tiers_is_taken_though_dearer(
+    desk: Desk, fitter: Fitter
+) -> None:
+    greedy = desk.repaired({})
+    best, dearer, drifted = lacking(greedy, 0.0, 90.0), lacking(greedy, 0.0, 80.0), lacking(greedy, 1.0, 10.0)
+    assert fitter._best_kept([drifted, dearer], best) is dearer
+    assert fitter._best_kept([drifted], best) is drifted
+    assert fitter._best_kept([], best) is None
+
+
 def test_a_tier_clearly_less_short_counts_for_more_than_money(desk: Desk) -> None:
     base = desk.repaired({})
     best, less = lacking(base, 0.0, 2000.0, 40_000.0), 2000.0 - 1.1 * CLEAR_SHARE * 1e5

@@ -114,6 +114,12 @@ def is_taken(found: Worth, best: Worth, held_usd_per_hour: Floats) -> bool:
     return found.objective_usd_per_hour < best.objective_usd_per_hour
 
 
+def keeps_held(worth: Worth, held_usd_per_hour: Floats) -> bool:
+    """True when no tier is more short than it is held at, (T,) penalties of each tier but the last."""
+    tiers = zip(sorted(worth.lacking_usd_by_tier), held_usd_per_hour.tolist(), strict=False)
+    return all(worth.lacking_usd_by_tier[rank] <= most * (1.0 + HELD) + HELD for rank, most in tiers)
+
+
 def is_clearly_better(found: Worth, best: Worth, rank: int) -> bool:
     """True when the tier lacks less by more than solves leave open."""
     return found.lacking_usd_by_tier[rank] < best.lacking_usd_by_tier[rank] - best.clear_usd(rank)

@@ -20,7 +20,7 @@ from solvers.planner.model.relax import UNUSED, Arrays, Solution, solve_whole, s
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import Placed, cell_counts, start_columns
 from solvers.planner.placing.repack import unusable
-from solvers.planner.placing.tiers import is_clearly_better, is_taken, lacking_above, lacking_columns
+from solvers.planner.placing.tiers import is_clearly_better, is_taken, keeps_held, lacking_above, lacking_columns
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.options import Options, PoolOption, Step
 from solvers.planner.pools.sizer import Sizer
@@ -41,7 +41,7 @@ SWING = 0.1  # of the room that a service could take or leave, what counts as op
 SPLIT_SWING = (
     0.3  # of the room, in its price, by which the ways differ that the relaxed choice splits a service between
 )
-MOST_NODES, NODES_OF_FEW = 40, 20
+MOST_NODES, NODES_OF_FEW = 10, 20
 MOST_TRIES = 2  # times that the same are planned, while some replica of the plan finds no place
 MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it may have
 WAYS_OF_FEW = 4  # the same of few services, ways with pools of their own
@@ -65,8 +65,11 @@ class Fitter:
     unusable: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def run(self, best: Worth, is_done: Callable[[Worth], bool]) -> Worth:
-        """Choose among ways near the plan's, then plan some services at a time anew, until that brings little."""
-        best = best if is_done(best) else self._nearby(best, is_done)
+        """Plan some services at a time anew and choose among ways near the plan's in turn, until that brings little.
+
+        Of few services the choice is quick and comes first; of many it takes longer than most fits.
+        """
+        best = self._nearby(best, is_done) if self._is_few and not is_done(best) else best
         for stage in (self._fits, self._nearby) * (ROUNDS_OF_FEW if self._is_few else MOST_ROUNDS):
             before, best = best.objective_usd_per_hour, best if is_done(best) else stage(best, is_done)
             if is_done(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
@@ -165,7 +168,7 @@ class Fitter:
             try:
                 solved = self._solved(self._usable(cells, arrays, best), start)
             except SolveFailed:  # for want of time or nodes
-                return (best_of(found) if found else None), False
+                return self._best_kept(found, best), False
             found.append(self.settled(cells, solved.x, arrays))
             placed = self.seated(cells, solved.x[replicas])
             lost = unusable(cells, arrays, solved.x[replicas], placed) if placed.left else {}
@@ -173,7 +176,12 @@ class Fitter:
                 break
             for row, room in lost.items():
                 self.unusable[row] = self.unusable.get(row, 0.0) + room
-        return best_of(found), solved.word is Word.OPTIMAL
+        return self._best_kept(found, best), solved.word is Word.OPTIMAL
+
+    def _best_kept(self, found: Sequence[Worth], best: Worth) -> Worth | None:
+        """The best of those that keep what tiers are held at beside a plan at hand, or of all where none does."""
+        kept = [one for one in found if keeps_held(one, self._held(best))] or found
+        return best_of(kept) if kept else None
 
     def _usable(self, cells: Cells, arrays: Arrays, best: Worth) -> Arrays:
         """Leave out room where replicas found no place, but what the plan at hand takes of it all the same."""
