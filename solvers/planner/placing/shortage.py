@@ -21,6 +21,7 @@ from solvers.problem import Problem, feeds_of
 from solvers.workload import ServedModel
 
 MOST_REASONS = 8
+MOST_NAMED = 5  # profiles that a reason names
 FULL = 1e-5  # relative
 UNITS = {GPUS: "GPUs", POWER: "kW"}
 CHAIN_WORDS = (("prompts", PROMPT_ROLES), ("output tokens", TOKEN_ROLES))
@@ -34,7 +35,7 @@ def reasons_by_service(problem: Problem, options: Options, worth: Worth) -> dict
     room = Room.of(problem)
     room.take_all(worth.counts)
     facts = _Facts(problem, worth.counts)
-    return {name: _reasons(problem, services[name], options, worth, room, facts) for name in worth.short}
+    return {name: _reasons(services[name], options, worth, room, facts) for name in worth.short}
 
 
 class _Facts:
@@ -66,17 +67,12 @@ class _Facts:
         return f"power[{domain}]: {_watts(held)} of {_watts(usable)} reserved, one more replica needs {_watts(extra)}"
 
 
-MOST_NAMED = 5  # profiles that a reason names
-
-
 def _watts(watts: float) -> str:
     return f"{watts:,.0f} W".replace(",", " ")
 
 
-def _reasons(
-    problem: Problem, service: ServedModel, options: Options, worth: Worth, room: Room, facts: _Facts
-) -> tuple[str, ...]:
-    mine = options.of(service.name)
+def _reasons(service: ServedModel, options: Options, worth: Worth, room: Room, facts: _Facts) -> tuple[str, ...]:
+    problem, mine = facts.problem, options.of(service.name)
     counts: Mapping[PoolKey, int] = {w.pool: w.replicas for w in worth.pools if w.pool.service == service.name}
     found: list[str] = []
     for word, roles in CHAIN_WORDS:
@@ -109,7 +105,7 @@ def _unpaired(problem: Problem, service: ServedModel, worth: Worth, places: Plac
     pairing = derived(problem, Pairing.of)
     if service.name not in pairing.parted:
         return ""
-    each = {w.pool: w.capacity_requests_per_s / w.replicas for w in worth.pools if w.pool.service == service.name}
+    each = _rates_per_s(service, worth)
     pairs = pairing.pairs(service.name, {(pool, at): n * each[pool] for (pool, at), n in places.items()})
     prefill, decode = sum(pairs.prefill_per_s.values()), sum(pairs.decode_per_s.values())
     paired = pairs.able_per_s - pairs.mixed_per_s
@@ -117,6 +113,11 @@ def _unpaired(problem: Problem, service: ServedModel, worth: Worth, places: Plac
         return ""
     rates = f"prefill carries {prefill:.2f} and decode {decode:.2f} requests/s, pairs {paired:.2f}"
     return f"kvMayCross: {rates}" if service.name in pairing.local else f"kvCompatibilityGroup: {rates}"
+
+
+def _rates_per_s(service: ServedModel, worth: Worth) -> dict[PoolKey, float]:
+    """What one replica of each pool of a service carries."""
+    return {w.pool: w.capacity_requests_per_s / w.replicas for w in worth.pools if w.pool.service == service.name}
 
 
 def _over_links(service: ServedModel, worth: Worth) -> list[str]:
@@ -135,7 +136,7 @@ def _hangs(problem: Problem, service: ServedModel, worth: Worth, places: Places)
     """The location that too much hangs on, when that is why less is served than the replicas carry."""
     if not service.hangs:
         return ""
-    each = {w.pool: w.capacity_requests_per_s / w.replicas for w in worth.pools if w.pool.service == service.name}
+    each = _rates_per_s(service, worth)
     worst = worst_loss(service, place_rates(places, each, Reclaims.of(problem)))
     demand = worth.demand_per_s[service.name]
     if worst is None or worst.survivable_per_s > worth.served_per_s[service.name] * (1.0 + ROUNDING):

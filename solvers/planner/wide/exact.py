@@ -232,57 +232,31 @@ def _slope(one: tuple[int, float], other: tuple[int, float]) -> float:
 
 def state_whole(stocks: Stocks, draws: Draws, asked: Floats, crossing: Crossing | None, *, weight: float) -> Stated:
     """State the model of ``least_whole``, whose parameters these are."""
-    usd = asked + stocks.terms_usd_per_hour
-    model, pool = _Model(), np.repeat(np.arange(len(stocks.roles)), np.diff(stocks.first))
-    now = np.minimum(stocks.now, stocks.room)
-    stays = np.flatnonzero(now)
-    for at in range(len(usd)):
-        model.column(float(usd[at] + stocks.start_usd_per_hour[pool[at]]), float(stocks.room[at] - now[at]))
-    for at in stays.tolist():
-        model.column(float(usd[at] - stocks.stop_usd_per_hour[pool[at]]), float(now[at]))
-    cell = np.concatenate([np.arange(len(usd)), stays])
-    _limit_pools(stocks, model, pool[cell])
+    mine = _Replicas.of(stocks, draws, asked)
+    model = mine.model
     used = {p: model.column(upper=1.0) for p in sorted(draws.carries)}
-    whole, of_whole = len(model.cost), np.array(draws.whole, dtype=np.int64)[pool[cell]]
-    lacks = weight * stocks.unserved_usd_per_hour / stocks.demand_per_s
+    whole, lacks = len(model.cost), weight * stocks.unserved_usd_per_hour / stocks.demand_per_s
     unserved, beyond = model.column(lacks), model.column(EXCESS_WEIGHT * lacks)
     model.row({unserved: 1.0, beyond: -1.0}, -np.inf, stocks.fair_ratio * stocks.demand_per_s)
-    _draw(model, draws, pool[cell])
-    are_mixed = np.array([stocks.roles[p] is Role.MIXED for p in pool[cell]], dtype=bool)
-    mixed = _flow(stocks, model, are_mixed, pool[cell])
+    mine.draw()
+    mixed = mine.flow(mine.are(Role.MIXED))
     flowing: dict[Role, list[int]] = {Role.MIXED: [mixed], **{role: [] for role in PAIR_ROLES}}
-    served = {role: {unserved: 1.0, mixed: 1.0} for role in PAIR_ROLES}
     crossed: list[tuple[int, int, int, float]] = []
     for group in stocks.pair_groups:
-        are = {role: np.array([stocks.is_of(int(p), role, group) for p in pool])[cell] for role in PAIR_ROLES}
-        side = np.zeros(len(cell), dtype=np.int64) if crossing is None else crossing.side[cell]
-        flows, over = _pair(stocks, model, are, pool[cell], side, crossing.usd[group] if crossing else None)
+        flows, over = mine.pair(group, crossing)
         takes = crossing.takes.get(group, np.zeros(0)) if crossing else np.zeros(0)
         crossed += [(at, way, column, float(takes[at])) for (at, way), column in over.items() if len(takes)]
         for role in PAIR_ROLES:
-            served[role] |= dict.fromkeys(flows[role], 1.0)
             flowing[role] += flows[role]
-        mine = np.flatnonzero(are[Role.PREFILL] | are[Role.DECODE]).tolist()
-        _limit_pairs(model, draws, mine, pool[cell], flows)
+        mine.limit_pairs(group, flows)
     for role, columns in flowing.items():
-        mine = [column for column, p in enumerate(pool[cell].tolist()) if stocks.roles[p] is role]
-        _limit_small(model, draws, used, {c: float(stocks.rate_per_s[pool[cell[c]]]) for c in mine}, of_whole, columns)
+        mine.limit_small(role, used, columns)
     for role in PAIR_ROLES:
-        model.row(served[role], stocks.demand_per_s, stocks.demand_per_s)
+        served = dict.fromkeys([unserved, mixed, *flowing[role]], 1.0)
+        model.row(served, stocks.demand_per_s, stocks.demand_per_s)
     if crossing is not None and len(crossing.most):
         _limit_links(model, crossed, crossing.most)
-    return Stated(arrays=model.arrays(whole), cell=cell, unserved=unserved, crossed=crossed)
-
-
-def _limit_pairs(
-    model: _Model, draws: Draws, mine: Sequence[int], pool: Ints, flows: Mapping[Role, Sequence[int]]
-) -> None:
-    """Pairs of a KV group carry no more than its replicas of both roles do as pairs."""
-    if not mine or not all(int(pool[column]) in draws.pairs for column in mine):
-        return
-    for columns in flows.values():
-        row = {column: -draws.pairs[int(pool[column])] for column in mine}
-        model.row(row | dict.fromkeys(columns, 1.0), -np.inf, 0.0)
+    return Stated(arrays=model.arrays(whole), cell=mine.cell, unserved=unserved, crossed=crossed)
 
 
 def _limit_links(model: _Model, crossed: Sequence[tuple[int, int, int, float]], most: Floats) -> None:
@@ -298,86 +272,116 @@ def _limit_links(model: _Model, crossed: Sequence[tuple[int, int, int, float]], 
             model.row(row, -np.inf, float(most[at]))
 
 
-def _limit_pools(stocks: Stocks, model: _Model, pool: Ints) -> None:
-    """No pool is larger than it may be."""
-    for p, most in enumerate(stocks.most.tolist()):
-        mine = np.flatnonzero(pool == p).tolist()
-        if sum(model.upper[column] for column in mine) > most:
-            model.row(dict.fromkeys(mine, 1.0), -np.inf, float(most))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Replicas:
+    """A model's columns of replicas, which come first: the cell of each and its pool, (N,)."""
 
+    stocks: Stocks
+    draws: Draws
+    model: _Model
+    cell: Ints
+    pool: Ints
 
-def _limit_small(
-    model: _Model,
-    draws: Draws,
-    used: Mapping[int, int],
-    rate_per_s: Mapping[int, float],
-    whole: Ints,
-    flows: Sequence[int],
-) -> None:
-    """Flows of a role are no more than what its pools carry, a small one less than a large one.
+    @classmethod
+    def of(cls, stocks: Stocks, draws: Draws, asked: Floats) -> _Replicas:
+        """Replicas of each cell that are started, then those that stay; no pool is larger than it may be."""
+        usd = asked + stocks.terms_usd_per_hour
+        model, pool = _Model(), np.repeat(np.arange(len(stocks.roles)), np.diff(stocks.first))
+        now = np.minimum(stocks.now, stocks.room)
+        stays = np.flatnonzero(now)
+        for at in range(len(usd)):
+            model.column(float(usd[at] + stocks.start_usd_per_hour[pool[at]]), float(stocks.room[at] - now[at]))
+        for at in stays.tolist():
+            model.column(float(usd[at] - stocks.stop_usd_per_hour[pool[at]]), float(now[at]))
+        cell = np.concatenate([np.arange(len(usd)), stays])
+        for p, most in enumerate(stocks.most.tolist()):
+            held = np.flatnonzero(pool[cell] == p).tolist()
+            if sum(model.upper[column] for column in held) > most:
+                model.row(dict.fromkeys(held, 1.0), -np.inf, float(most))
+        return cls(stocks=stocks, draws=draws, model=model, cell=cell, pool=pool[cell])
 
-    ``used`` is 0 or 1 by whole pool, ``rate_per_s`` of one replica by column, ``whole`` the pool of each column.
-    """
-    small = used.keys() & {int(whole[column]) for column in rate_per_s}
-    if not small:
-        return
-    row = dict.fromkeys(flows, 1.0)
-    for column, rate in rate_per_s.items():
-        row[column] = -(draws.carries[int(whole[column])][1] if int(whole[column]) in small else rate)
-    for p in sorted(small):
-        held, most = [column for column in rate_per_s if whole[column] == p], draws.most[p]
-        row[used[p]] = -draws.carries[p][0]
-        model.row(dict.fromkeys(held, 1.0) | {used[p]: -most}, -np.inf, 0.0)
-    model.row(row, -np.inf, 0.0)
+    @property
+    def whole(self) -> Ints:
+        """The whole pool of each column."""
+        return np.array(self.draws.whole, dtype=np.int64)[self.pool]
 
+    def are(self, role: Role, group: str | None = None) -> NDArray[np.bool_]:
+        """Which columns are of a role, and of a KV group if one is named."""
+        stocks = self.stocks
+        able = [stocks.roles[p] is role if group is None else stocks.is_of(p, role, group) for p in self.pool.tolist()]
+        return np.array(able, dtype=bool)
 
-def _draw(model: _Model, draws: Draws, pool: Ints) -> None:
-    """What replicas cost and draw: by the size of their pool, the largest of its lines."""
-    whole = np.array(draws.whole, dtype=np.int64)[pool]
-    for p in sorted(set(whole.tolist())):
-        mine, lines = np.flatnonzero(whole == p).tolist(), draws.lines[p]
-        first = lines[0][1]
+    def draw(self) -> None:
+        """What replicas cost and draw: by the size of their pool, the largest of its lines."""
+        whole = self.whole
+        for p in sorted(set(whole.tolist())):
+            mine, lines = np.flatnonzero(whole == p).tolist(), self.draws.lines[p]
+            first = lines[0][1]
+            for column in mine:
+                self.model.cost[column] += first
+            if len(lines) > 1:
+                more = self.model.column(1.0)
+                for none, slope in lines[1:]:
+                    self.model.row(dict.fromkeys(mine, slope - first) | {more: -1.0}, -np.inf, -none)
+
+    def flow(self, are_mine: NDArray[np.bool_]) -> int:
+        """A column for what some of the columns carry, requests/s."""
+        flow = self.model.column()
+        rates = {column: -self._rate_per_s(column) for column in np.flatnonzero(are_mine).tolist()}
+        self.model.row({flow: 1.0} | rates, -np.inf, 0.0)
+        return flow
+
+    def _rate_per_s(self, column: int) -> float:
+        return float(self.stocks.rate_per_s[self.pool[column]])
+
+    def pair(self, group: str, crossing: Crossing | None) -> tuple[dict[Role, list[int]], dict[tuple[int, int], int]]:
+        """Prefill and decode of a KV group carry the same on each side but for what crosses.
+
+        Returns their flows, and the columns of what crosses by side and way.
+        """
+        are = {role: self.are(role, group) for role in PAIR_ROLES}
+        side = np.zeros(len(self.cell), dtype=np.int64) if crossing is None else crossing.side[self.cell]
+        crossed, all_flows = dict[int, float](), {role: list[int]() for role in PAIR_ROLES}
+        over: dict[tuple[int, int], int] = {}
+        for at in sorted(set(side[are[Role.PREFILL] | are[Role.DECODE]].tolist())):
+            flows = [self.flow(are[role] & (side == at)) for role in PAIR_ROLES]
+            balance = dict(zip(flows, (1.0, -1.0), strict=True))
+            for role, flow in zip(PAIR_ROLES, flows, strict=True):
+                all_flows[role].append(flow)
+            if crossing is not None:
+                out, into = (self.model.column(float(paid[at])) for paid in crossing.usd[group])
+                balance |= {out: -1.0, into: 1.0}
+                crossed |= {out: 1.0, into: -1.0}
+                over |= {(at, 0): out, (at, 1): into}
+            self.model.row(balance, 0.0, 0.0)
+        if crossed:
+            self.model.row(crossed, 0.0, 0.0)
+        return all_flows, over
+
+    def limit_pairs(self, group: str, flows: Mapping[Role, Sequence[int]]) -> None:
+        """Pairs of a KV group carry no more than its replicas of both roles do as pairs."""
+        mine = np.flatnonzero(self.are(Role.PREFILL, group) | self.are(Role.DECODE, group)).tolist()
+        pairs, pool = self.draws.pairs, self.pool.tolist()
+        if not mine or not all(pool[column] in pairs for column in mine):
+            return
+        for columns in flows.values():
+            row = {column: -pairs[pool[column]] for column in mine}
+            self.model.row(row | dict.fromkeys(columns, 1.0), -np.inf, 0.0)
+
+    def limit_small(self, role: Role, used: Mapping[int, int], flows: Sequence[int]) -> None:
+        """Flows of a role are no more than what its pools carry, a small one less than a large one.
+
+        ``used`` is the column that is 0 or 1, by whole pool.
+        """
+        mine, whole = np.flatnonzero(self.are(role)).tolist(), self.whole.tolist()
+        small = used.keys() & {whole[column] for column in mine}
+        if not small:
+            return
+        row, carries = dict.fromkeys(flows, 1.0), self.draws.carries
         for column in mine:
-            model.cost[column] += first
-        if len(lines) > 1:
-            more = model.column(1.0)
-            for none, slope in lines[1:]:
-                model.row(dict.fromkeys(mine, slope - first) | {more: -1.0}, -np.inf, -none)
-
-
-def _flow(stocks: Stocks, model: _Model, are_mine: NDArray[np.bool_], pool: Ints) -> int:
-    """A column for what some of the replica columns carry, requests/s."""
-    flow = model.column()
-    rates = {column: -float(stocks.rate_per_s[pool[column]]) for column in np.flatnonzero(are_mine).tolist()}
-    model.row({flow: 1.0} | rates, -np.inf, 0.0)
-    return flow
-
-
-def _pair(
-    stocks: Stocks,
-    model: _Model,
-    are: Mapping[Role, NDArray[np.bool_]],
-    pool: Ints,
-    side: Ints,
-    usd: tuple[Floats, Floats] | None,
-) -> tuple[dict[Role, list[int]], dict[tuple[int, int], int]]:
-    """Prefill and decode of a KV group carry the same on each side but for what crosses.
-
-    Returns their flows, and the columns of what crosses by side and way.
-    """
-    crossed, all_flows = dict[int, float](), {role: list[int]() for role in PAIR_ROLES}
-    over: dict[tuple[int, int], int] = {}
-    for at in sorted(set(side[are[Role.PREFILL] | are[Role.DECODE]].tolist())):
-        flows = [_flow(stocks, model, are[role] & (side == at), pool) for role in PAIR_ROLES]
-        balance = dict(zip(flows, (1.0, -1.0), strict=True))
-        for role, flow in zip(PAIR_ROLES, flows, strict=True):
-            all_flows[role].append(flow)
-        if usd is not None:
-            out, into = (model.column(float(paid[at])) for paid in usd)
-            balance |= {out: -1.0, into: 1.0}
-            crossed |= {out: 1.0, into: -1.0}
-            over |= {(at, 0): out, (at, 1): into}
-        model.row(balance, 0.0, 0.0)
-    if crossed:
-        model.row(crossed, 0.0, 0.0)
-    return all_flows, over
+            row[column] = -(carries[whole[column]][1] if whole[column] in small else self._rate_per_s(column))
+        for p in sorted(small):
+            held = [column for column in mine if whole[column] == p]
+            row[used[p]] = -carries[p][0]
+            self.model.row(dict.fromkeys(held, 1.0) | {used[p]: -self.draws.most[p]}, -np.inf, 0.0)
+        self.model.row(row, -np.inf, 0.0)
