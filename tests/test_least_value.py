@@ -133,6 +133,46 @@ def test_the_least_value_is_that_of_the_cheapest_counts_floors_included(seed: in
         assert told.value_usd_per_hour <= best * (1.0 + 1e-4)  # less than a part of the demand
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_floors_beyond_those_that_are_counted_cost_the_cheapest_replicas_or_their_lack(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    stocks, _, prices = few_pools(rng)
+    floor, count, weight = tables.MOST_FLOOR + 4, len(prices), float(rng.choice([1.0, 1.5]))
+    stocks = replace(stocks, floor_replicas=floor, room=np.full(count, floor), most=np.full(count, floor))
+    asked = rng.uniform(0.0, 2.0, count)
+    least = {
+        role: min(price + ask for price, ask, r in zip(prices, asked, stocks.roles, strict=True) if r is role)
+        for role in Role
+    }
+    lack = weight * stocks.floor_usd_per_hour
+    pair = min(lack, least[Role.PREFILL]) + min(lack, least[Role.DECODE])
+    usd = floor * min(pair, least[Role.MIXED])
+    idle, busy = (
+        least_value(replace(stocks, demand_per_s=rate), {}, frozenset(), asked, weight=weight).value_usd_per_hour
+        for rate in (0.0, 0.01)
+    )
+    assert idle == pytest.approx(usd)
+    assert busy >= usd * (1.0 - 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_has_to_leave_so_much_undone_pays_for_it_floors_included(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    stocks, rates, prices = few_pools(rng)
+    stocks = replace(stocks, floor_replicas=3, floor_usd_per_hour=0.5)
+    sizes = range(1, MOST + 1)
+    curves = {
+        p: Curve(rate_per_s={n: n * rates[p] for n in sizes}, run_usd_per_hour={n: n * prices[p] for n in sizes})
+        for p in range(len(rates))
+    }
+    asked, most = np.zeros(len(rates)), stocks.unserved_usd_per_hour
+    for least in (0.1 * most, 0.5 * most, most):
+        for weight in (1.0, 1.5):
+            work = {"weight": weight, "penalties": (least, np.inf)}
+            found = least_value(stocks, curves, frozenset(curves), asked, **work)  # type: ignore[arg-type]
+            assert found.value_usd_per_hour >= weight * least * (1.0 - 1e-9)
+
+
 def few_pools(rng: np.random.Generator) -> tuple[Stocks, list[float], list[float]]:
     """One pool or two of each role, and a floor."""
     roles = [*Role, rng.choice(list(Role))]

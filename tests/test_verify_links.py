@@ -12,6 +12,7 @@ from solvers.engine import EngineConfig, EngineProfile, Role
 from solvers.fleet import PoolKey
 from solvers.plan import LinkPlan, PartPlan, Plan
 from solvers.problem import KvLink, Problem
+from solvers.verify import verify_evidence
 from solvers.verify.links import links
 from solvers.workload import SizeBucket
 from tests import fleets
@@ -173,3 +174,12 @@ def test_each_part_of_a_split_service_counts_by_itself() -> None:
 
 def test_what_may_not_cross_counts_nothing() -> None:
     assert tuple(links(serving("default/local", 40.0)(plan()), problem())) == ()
+
+
+def test_what_crosses_links_is_part_of_what_is_paid() -> None:
+    def paid_usd_per_hour(plan: Plan) -> float:
+        (said,) = (fault for fault in verify_evidence(plan, problem()) if fault.startswith("objective: said"))
+        return float(said.partition("cost and churn are ")[2].partition(",")[0])
+
+    free = paid_usd_per_hour(replace(plan(), links=()))
+    assert paid_usd_per_hour(plan()) - free == pytest.approx(6.12 + 53.1)
