@@ -14,7 +14,8 @@ from solvers.deadline import Deadline
 from solvers.errors import SolveFailed
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
-from solvers.planner.pools.crew import Crew
+from solvers.planner.pools import crew as pools_crew
+from solvers.planner.pools.crew import GRACE_S, Crew
 from solvers.planner.pools.tally import Worth
 from solvers.planner.search import FAILED_NOTE, Search
 from solvers.problem import Policy, Problem
@@ -86,6 +87,33 @@ def test_a_solve_gets_what_is_left_but_never_nothing() -> None:
         clock.now_s = now_s
         crew.whole(one_column(time_limit=4.0))
     assert given == [4.0, 2.0, 0.5]
+
+
+def test_a_solve_in_a_process_of_its_own_is_waited_for_a_little_longer_than_it_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, waited = Stepped(), list[float]()
+
+    def here(do: Callable[[Programme], Solution], programme: Programme, *, deadline_s: float) -> Solution:
+        waited.append(deadline_s - float(programme.options["time_limit"]))
+        return do(programme)
+
+    monkeypatch.setattr(pools_crew, "apart", here)
+    crew = Crew(is_isolated=True, deadline=Deadline.after(LIMIT_S, clock))
+    for now_s in (0.0, 8.0, 12.0):
+        clock.now_s = now_s
+        crew.whole(one_column(time_limit=4.0))
+    assert waited == pytest.approx([GRACE_S] * 3)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_stage_that_time_ran_out_for_is_no_failure_worth_a_note(is_late: bool) -> None:
+    deadline = Deadline(clock=Stepped(now_s=LIMIT_S if is_late else 0.0), limit_s=LIMIT_S)
+    search = Search(desk=desk_for(small(), crew=Crew(deadline=deadline)))
+    for _ in range(2):
+        search._told_fault(SolveFailed("Time limit reached"))
+    assert search.faults == ["choice: Time limit reached"] * 2
+    assert search.notes == ([] if is_late else [FAILED_NOTE])
 
 
 def test_what_was_found_before_a_stage_failed_stands() -> None:
