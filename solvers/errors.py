@@ -6,8 +6,7 @@
     ├── InvalidInput          an object is wrong: names object, field, what and the way out
     │   └── OutOfRange        a lookup outside the measured table
     ├── PlanRejected          verify found violations: the plan must not be used
-    ├── SolveFailed           the solver crashed, timed out without an answer, or said something unknown
-    └── StaleTelemetry        readings too old or missing to decide on
+    └── SolveFailed           the solver crashed, timed out without an answer, or said something unknown
 """
 
 from __future__ import annotations
@@ -64,7 +63,3 @@ class SolveFailed(PenstockError):
 
 SOLVER_FAULTS = (SolveFailed, ArithmeticError, ValueError, RuntimeError)
 """What a stage of a decision may fail with; what was found before it stands."""
-
-
-class StaleTelemetry(PenstockError):
-    """Readings are missing or too old to decide on; hold."""

@@ -139,7 +139,7 @@ def _beside_the_best(tried: Tried, plan: Plan, cut: Cut, counts: dict[Spot, int]
         return f"evidence: recomputed {check.recomputed_usd_per_hour:.6f} above the optimum {value:.6f}"
     least, best = min((other.best() for other in tried.cuts), key=lambda row: row[0])
     assert best is not None
-    return _cost_verdict(plan, found, least, worth.lacking, best.lacking, is_between=is_between, is_wide=is_wide)
+    return _cost_verdict(plan, least, (worth, best), is_between=is_between, is_wide=is_wide)
 
 
 def _in_question(problem: Problem, plan: Plan, worth: Value) -> Callable[[Value], bool]:
@@ -190,17 +190,10 @@ def _cut_words(cuts: Cuts) -> str:
     return "; ".join(said) or "no split"
 
 
-def _cost_verdict(
-    plan: Plan,
-    found: float,
-    best: float,
-    lacking: Mapping[int, float],
-    lacks: Mapping[int, float],
-    *,
-    is_between: bool,
-    is_wide: bool,
-) -> str:
-    notes = plan.report.notes
+def _cost_verdict(plan: Plan, best: float, worths: tuple[Value, Value], *, is_between: bool, is_wide: bool) -> str:
+    """Say how a plan stands to the least objective; ``worths`` are its own and that of the best counts."""
+    notes, found = plan.report.notes, plan.report.objective_usd_per_hour
+    lacking, lacks = (worth.lacking for worth in worths)
     if not _differ(found, best):
         return "optimal cost"
     if found < best:
