@@ -31,7 +31,7 @@ from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth
 from solvers.planner.proof.bound import dual_bound
 from solvers.planner.proof.certify import UNSHOWN, Evidence, best_certificate, certificate, known_duals
-from solvers.problem import Problem
+from solvers.problem import KvLink, Problem
 from solvers.verify.market import Market
 from tests import fleets
 from tests.test_limits import cells_of, golden_problem, linked_problem
@@ -124,7 +124,17 @@ def twins() -> Problem:
     return replace(problem, gpu_classes={"h100-sxm": one, "h200-sxm": other})
 
 
-@pytest.fixture(scope="module", params=[golden_problem, linked_problem, twins])
+def linked_twins() -> Problem:
+    """Two racks that are alike, each on a link of its own, whose prefill and decode may stand in different ones."""
+    problem = twins()
+    services = tuple(
+        replace(s, roles=tuple(Role), requests={r: {"cpu": 8, "memory": 8} for r in Role}) for s in problem.services
+    )
+    links = tuple(KvLink(name=f"up-{at}", locations=(at,), bytes_per_s=2e9) for at in ("rack-a", "rack-b"))
+    return replace(problem, services=services, policy=replace(problem.policy, kv_links=links))
+
+
+@pytest.fixture(scope="module", params=[golden_problem, linked_problem, twins, linked_twins])
 def stated(request: pytest.FixtureRequest) -> tuple[Problem, Cells, Arrays]:
     make: Callable[[], Problem] = request.param
     cells = cells_of(make())
@@ -138,7 +148,7 @@ def link_rows(arrays: Arrays) -> list[int]:
 def test_prices_of_shared_rows_fetch_what_their_room_is_worth(stated: tuple[Problem, Cells, Arrays]) -> None:
     problem, cells, arrays = stated
     shared, links = shared_rows(arrays), link_rows(arrays)
-    room = np.append(arrays.row_upper[shared], np.ones(len(links)))
+    room = arrays.row_upper[[*shared, *links]]
     for at, most in enumerate(room):
         prices = np.zeros(len(room))
         prices[at] = 3.0
@@ -150,6 +160,16 @@ def test_prices_of_shared_rows_fetch_what_their_room_is_worth(stated: tuple[Prob
     quotas = {QUOTA_GPUS, QUOTA_POWER} if problem.policy.quotas else set()
     assert {row.limit for row in every} == {*KINDS, *quotas, *([LINK_OUT, LINK_IN] if links else [])}
     assert len(set(every)) == len(every)
+
+
+def test_watts_for_a_whole_number_of_replicas_are_room_for_it_however_they_were_rounded() -> None:
+    problem, rng = twins(), np.random.default_rng(3)
+    for _ in range(200):
+        watts, count = round(float(rng.uniform(100.0, 900.0)), 1), int(rng.integers(1, 7))
+        site = replace(problem.domains["site"], budget_watts=32 * 70.0 + count * watts)
+        row = PricedRow(limit=POWER_WHOLE, places=("site",), size=watts, usd_per_hour=1.0)
+        shown = Certificate(usd_per_hour=0.0, rows=(row,), weights=())
+        assert fetched(replace(problem, domains={**problem.domains, "site": site}), shown) == count
 
 
 def test_weights_of_a_certificate_are_what_failing_each_service_costs(stated: tuple[Problem, Cells, Arrays]) -> None:

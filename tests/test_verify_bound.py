@@ -16,6 +16,7 @@ from solvers.certificate import (
     QUOTA_GPUS,
     QUOTA_POWER,
     Certificate,
+    HeldTier,
     PricedRow,
     ServiceWeights,
 )
@@ -270,6 +271,24 @@ def test_a_class_wide_pool_counts_what_runs_anywhere() -> None:
     moved = replace(problem, running=running)
     check = checked(make_plan(moved, previous=plan), moved)
     assert check.is_supported, str(check)
+
+
+def test_what_a_held_tier_may_lack_is_given_back_at_its_price_and_what_it_lacks_weighs_more() -> None:
+    """Nothing can serve the service: it is charged all of its demand and every replica of its floor."""
+    served = fleets.service("chat", "chat", rank=0, min_replicas=3)
+    problem = fleets.problem([(served, 4.0)], fleets.nodes("h100-sxm", 1, "rack-a"), [])
+    weights = ServiceWeights(service=served.name, unserved_usd_per_hour=100.0, floor_usd_per_hour=5.0, fair_ratio=1.0)
+
+    def found(price_ratio: float, lacking_usd: float) -> float:
+        tier = HeldTier(tier_rank=0, lacking_usd_per_hour=lacking_usd, price_ratio=price_ratio)
+        shown = Certificate(usd_per_hour=0.0, rows=(), weights=(weights,), held=(tier,))
+        return recomputed(shown, problem, replica_capacity)
+
+    alone = found(0.0, 0.0)
+    assert alone >= 100.0 + 3 * 5.0
+    assert found(0.0, 40.0) == pytest.approx(alone)
+    assert found(0.5, 0.0) == pytest.approx(1.5 * alone)
+    assert found(0.5, 40.0) == pytest.approx(1.5 * alone - 0.5 * 40.0)
 
 
 def test_a_certificate_must_weigh_every_service() -> None:
