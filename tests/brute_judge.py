@@ -182,7 +182,8 @@ def _covered(tried: Tried, plan: Plan) -> Sequence[Cut]:
     (said, *_) = [note for note in plan.report.notes if note.startswith("the bound covers plans")] or [""]
     if "at any of these or none" in said or not said:
         return tried.cuts
-    return [cut for cut in tried.cuts if _cut_words(cut.cuts) in said]
+    named = said.partition("(")[2].rpartition(")")[0].split(" or ")
+    return [cut for cut in tried.cuts if _cut_words(cut.cuts) in named]
 
 
 def _cut_words(cuts: Cuts) -> str:
