@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 
+from solvers.deadline import DIVE_UNTIL, Deadline
 from solvers.planner import desk_for, make_plan
+from solvers.planner.pools.crew import Crew
 from solvers.planner.wide import dive as wide_dive
 from solvers.planner.wide import wide as wide_ways
 from solvers.planner.wide.dive import dived
-from solvers.planner.wide.wide import Wide
+from solvers.planner.wide.wide import SPLIT, Wide
 from solvers.verify import verify
+from tests.clocks import Stepped
 from tests.wide_world import priced, short_fleet
 
 
@@ -40,6 +47,45 @@ def test_what_a_dive_decides_fits_and_is_one_known_way_of_each_service(
         assert (s, tuple((int(c), int(found.replicas[c])) for c in cells)) in known
         assert not (len(cells) and s in found.open)
     assert (held.best, list(held.stocks)) == (bound, stocks)  # what it was asked about stays as it was
+
+
+def test_where_time_is_nearly_over_all_that_is_split_is_left_open(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide_dive, "MOST_OPEN", 0)
+    shares, service = held.relaxed().x, held.table.service
+    split = set(service[(shares > SPLIT) & (shares < 1.0 - SPLIT)].tolist())
+    assert len(split) > 1
+    for share, is_late in ((DIVE_UNTIL - 0.01, False), (DIVE_UNTIL, True)):
+        crew = Crew(deadline=Deadline(clock=Stepped(now_s=share), limit_s=1.0))
+        found = dived(replace(held, crew=crew))
+        assert found is not None
+        assert (set(found.open) == split) is is_late
+
+
+def test_the_clearest_way_is_decided_first_and_stays(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide_dive, "MOST_OPEN", 1)
+    splits, decisions = list[dict[int, tuple[float, int]]](), list[dict[int, int]]()
+    plain_split, plain_among = wide_dive._split, wide_dive._among
+
+    def split(*asked: Any) -> dict[int, tuple[float, int]]:
+        splits.append(plain_split(*asked))
+        return splits[-1]
+
+    def among(wide: Wide, decided: dict[int, int], refused: set[int]) -> list[int]:
+        found = plain_among(wide, decided, refused)
+        of = wide.table.service[found]
+        assert all([w for w, s in zip(found, of, strict=True) if s == mine] == [way] for mine, way in decided.items())
+        assert not set(found) & refused
+        decisions.append(dict(decided))
+        return found
+
+    monkeypatch.setattr(wide_dive, "_split", split)
+    monkeypatch.setattr(wide_dive, "_among", among)
+    assert dived(held) is not None
+    firsts = [d for before, d in pairwise(decisions) if len(d) > len(before)]
+    assert firsts
+    (service,) = firsts[0]
+    last = next(each for each in reversed(splits) if each.get(service, (0.0, -1))[1] == firsts[0][service])
+    assert last[service][0] == max(share for share, _ in last.values())
 
 
 def test_a_dive_from_which_nothing_could_follow_is_none(held: Wide) -> None:
