@@ -31,7 +31,7 @@ from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth
 from solvers.planner.proof.bound import dual_bound
 from solvers.planner.proof.certify import UNSHOWN, Evidence, best_certificate, certificate, known_duals
-from solvers.problem import KvLink, Problem
+from solvers.problem import KvLink, Problem, Quota
 from solvers.verify.market import Market
 from tests import fleets
 from tests.test_limits import cells_of, golden_problem, linked_problem
@@ -134,7 +134,18 @@ def linked_twins() -> Problem:
     return replace(problem, services=services, policy=replace(problem.policy, kv_links=links))
 
 
-@pytest.fixture(scope="module", params=[golden_problem, linked_problem, twins, linked_twins])
+def more_quotas() -> Problem:
+    """A namespace with quotas on all GPUs and on those of each class, in number and in watts."""
+    quotas = (
+        Quota(namespace="default", max_gpus=20, max_watts=9000.0),
+        Quota(namespace="default", gpu_class="h100-sxm", max_gpus=12, max_watts=7000.0),
+        Quota(namespace="default", gpu_class="l40s", max_gpus=3, max_watts=5000.0),
+    )
+    problem = golden_problem()
+    return replace(problem, policy=replace(problem.policy, quotas=quotas))
+
+
+@pytest.fixture(scope="module", params=[golden_problem, more_quotas, linked_problem, twins, linked_twins])
 def stated(request: pytest.FixtureRequest) -> tuple[Problem, Cells, Arrays]:
     make: Callable[[], Problem] = request.param
     cells = cells_of(make())
