@@ -59,6 +59,9 @@ def test_where_time_is_nearly_over_all_that_is_split_is_left_open(held: Wide, mo
         found = dived(replace(held, crew=crew))
         assert found is not None
         assert (set(found.open) == split) is is_late
+        owners = held.cells.pool_service[held.cells.cell_pool[found.replicas > 0.0]]
+        assert not set(owners.tolist()) & set(found.open)
+    assert {int(s) for s in service[(shares > 0.5) & (shares < 1.0 - SPLIT)]}  # of some most is clear
 
 
 def test_the_clearest_way_is_decided_first_and_stays(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +89,25 @@ def test_the_clearest_way_is_decided_first_and_stays(held: Wide, monkeypatch: py
     (service,) = firsts[0]
     last = next(each for each in reversed(splits) if each.get(service, (0.0, -1))[1] == firsts[0][service])
     assert last[service][0] == max(share for share, _ in last.values())
+
+
+def test_ways_that_leave_the_others_dear_ones_are_taken_back(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide_dive, "MOST_OPEN", 0)
+    refusals, plain = list[int](), wide_dive._among
+
+    def among(wide: Wide, decided: dict[int, int], refused: set[int]) -> list[int]:
+        refusals.append(len(refused))
+        return plain(wide, decided, refused)
+
+    monkeypatch.setattr(wide_dive, "_among", among)
+    most = list[int]()
+    for gap in (1e9, 0.0):  # none is dear, but some leave others no way; then all that cost anything are
+        refusals.clear()
+        found = dived(replace(held, gap=gap))
+        assert found is not None
+        assert (held.shared @ found.replicas <= held.room + 1e-6).all()
+        most.append(max(refusals))
+    assert most[0] < most[1] <= wide_dive.MOST_REFUSED
 
 
 def test_a_dive_from_which_nothing_could_follow_is_none(held: Wide) -> None:

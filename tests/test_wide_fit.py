@@ -10,10 +10,11 @@ import pytest
 
 from solvers.fleet import PoolKey
 from solvers.planner import desk_for, make_plan
-from solvers.planner.model.relax import state
+from solvers.planner.model.relax import Arrays, state
 from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.places import cell_counts
 from solvers.planner.placing.tiers import is_taken, lacking_above
-from solvers.planner.pools.cells import Floats
+from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.options import step_at
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
@@ -143,6 +144,46 @@ def test_services_are_never_planned_anew_together_twice_in_vain(fitter: Fitter) 
             )
         closed.add(frozenset(free))
     assert len(closed) == comb(3 + OTHERS, 3)
+
+
+def test_services_that_were_of_no_use_count_for_less(fitter: Fitter) -> None:
+    scores = [9.0, 8.0, 7.0, 1.0]
+    assert fitter._next(scores, {}, set(), 2) == (0, 1)
+    assert fitter._next(scores, {0: 1}, set(), 2) == (1, 2)
+
+
+def test_no_plan_that_leaves_a_tier_more_short_than_it_is_held_at_is_fitted(desk: Desk, fitter: Fitter) -> None:
+    wide = replace(fitter.wide, held_usd_per_hour=np.array([-1.0, -1.0]))
+    assert replace(fitter, wide=wide).fitted(desk.repaired({}), (0, 3)) == (None, False)
+
+
+def test_room_where_replicas_found_no_place_is_used_by_the_plan_at_hand_alone(desk: Desk, fitter: Fitter) -> None:
+    greedy, seen = desk.repaired({}), list[tuple[Cells, Floats, Arrays]]()
+
+    def settled(cells: Cells, x: Floats, arrays: Arrays) -> Worth:
+        seen.append((cells, x, arrays))
+        return fitter.settled(cells, x, arrays)
+
+    shared = [row for row in state(fitter.wide.cells).rows if row[0] == "gpus"]
+    tight = replace(fitter, settled=settled, unusable=dict.fromkeys(shared, 1e9))
+    found, _ = tight.fitted(greedy, (0, 3))
+    assert found is not None
+    cells, x, arrays = seen[0]
+    replicas = arrays.columns["replicas"]
+    rows = [r for r, row in enumerate(arrays.rows) if row in shared]
+    used = arrays.matrix.tocsr()[rows][:, replicas]
+    assert rows
+    assert (used @ x[replicas] <= used @ cell_counts(cells, greedy.counts) + 1e-6).all()
+
+
+def test_tiers_are_held_anew_where_a_plan_is_clearly_less_short(desk: Desk, fitter: Fitter) -> None:
+    base = desk.repaired({})
+    best, less = lacking(base, 0.0, 2000.0, 40_000.0), 2000.0 - 1.1 * CLEAR_SHARE * 1e5
+    for found, held_usd in ((lacking(base, 0.0, 2000.0, 39_000.0), 2000.0), (lacking(base, 0.0, less, 50_000.0), less)):
+        wide = replace(fitter.wide, search=fitter.wide.search)
+        wide.hold(best)
+        assert replace(fitter, wide=wide)._is_taken(found, best)
+        assert wide.held_usd_per_hour == pytest.approx([0.0, held_usd], rel=1e-3, abs=1e-3)
 
 
 def test_services_that_the_relaxed_choice_splits_are_told(fitter: Fitter) -> None:
