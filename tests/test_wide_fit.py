@@ -15,11 +15,13 @@ from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import cell_counts
 from solvers.planner.placing.tiers import is_taken, lacking_above
 from solvers.planner.pools.cells import Cells, Floats
+from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.options import step_at
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
 from solvers.planner.wide.fit import OTHERS, Fitter, exact_steps
 from solvers.planner.wide.near import Near
+from solvers.programme import Programme, Solution, solve
 from solvers.verify import verify
 from tests.wide_world import priced, short_fleet
 
@@ -127,6 +129,26 @@ def test_what_a_service_could_move_is_no_more_than_is_open(desk: Desk, fitter: F
     swings = near.swings_usd_per_hour()
     assert swings.max() > 0.0
     assert ((swings >= 0.0) & (swings <= near.open_usd_per_hour)).all()
+
+
+def test_what_a_service_could_move_counts_up_to_what_is_open(desk: Desk, fitter: Fitter) -> None:
+    near = Near.of(fitter.wide, desk.repaired({}))
+    for open_usd, most_usd in ((-5.0, 0.0), (0.0, 0.0), (1.0, 1.0)):
+        assert replace(near, open_usd_per_hour=open_usd).swings_usd_per_hour().max() == most_usd
+
+
+def test_ways_near_a_plan_are_chosen_from_its_own_on(desk: Desk, fitter: Fitter) -> None:
+    begun = list[Floats]()
+
+    def seen(programme: Programme) -> Solution:
+        assert programme.start is not None
+        begun.append(programme.start)
+        return solve(programme)
+
+    near = Near.of(replace(fitter.wide, crew=Crew(solve=seen)), desk.repaired({}))
+    near.chosen()
+    (start,) = begun
+    assert [w for w, share in zip(near._among(), start, strict=True) if share == 1.0] == sorted(near.held.tolist())
 
 
 def test_fitting_stops_when_the_plan_is_proved(desk: Desk, fitter: Fitter) -> None:
