@@ -13,6 +13,8 @@ PRICES_UNTIL = 0.7  # prices of the whole fleet; choosing and placing come after
 HELD_PRICES_UNTIL = 0.6  # prices beside held tiers; the choice comes after them
 HELD_PRICES_LEAST = 0.25  # what these prices get when all before them took long
 DIVE_UNTIL = 0.85  # what a dive decided has to do
+NEAR_UNTIL = 0.8  # of very many services no plan is looked near any more: choosing and placing take long
+CHOICE_UNTIL = 0.9  # what an integer choice found that is all but the last thing done; its places come after it
 SOLVE_LEAST = 0.05  # what a solve that is begun may take, however little is left
 
 
@@ -37,7 +39,13 @@ class Deadline:
         """Tell whether so much of the limit is over."""
         return self.passed_share() >= share
 
-    def seconds_for(self, asked_s: float) -> float:
-        """What a solve may take that asks for so many seconds: no longer than is left, but enough to find something."""
-        left_s = self.began_s + self.limit_s - self.clock()
+    def seconds_for(self, asked_s: float, until: float = 1.0) -> float:
+        """What a solve may take that asks for so many seconds: no longer than is left, but enough to find something.
+
+        Parameters
+        ----------
+        until : float
+            Share of the limit by which it is to end.
+        """
+        left_s = self.began_s + until * self.limit_s - self.clock()
         return min(asked_s, max(left_s, SOLVE_LEAST * self.limit_s))

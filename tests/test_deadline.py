@@ -153,6 +153,15 @@ def test_a_deadline_passes_by_its_shares() -> None:
     assert deadline.passed_share() == 1.0
 
 
+def test_a_solve_may_take_what_is_left_until_a_share_of_the_limit() -> None:
+    clock = Stepped(now_s=100.0)
+    deadline = Deadline.after(LIMIT_S, clock)
+    clock.now_s = 105.0
+    assert [deadline.seconds_for(7.0), deadline.seconds_for(7.0, 0.9)] == pytest.approx([5.0, 4.0])
+    clock.now_s = 109.5
+    assert deadline.seconds_for(7.0, 0.9) == pytest.approx(0.05 * LIMIT_S)
+
+
 def test_who_once_was_late_says_so() -> None:
     clock = Stepped(now_s=0.5 * LIMIT_S)
     crew = Crew(deadline=Deadline(clock=clock, limit_s=LIMIT_S))

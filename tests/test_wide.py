@@ -13,8 +13,9 @@ from solvers.engine import Role
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
 from solvers.planner.placing.desk import Desk
-from solvers.planner.pools.crew import Crew
+from solvers.planner.pools.crew import Aside, Crew
 from solvers.planner.search import Search
+from solvers.planner.wide import whole
 from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.least_value import least_value
 from solvers.planner.wide.stock_taking import build_stocks
@@ -62,6 +63,16 @@ def test_the_same_bytes_for_any_number_of_workers(planned: tuple[Problem, Plan])
 def test_the_same_bytes_when_much_is_short() -> None:
     problem = drawn(load=1.2)
     assert repr(make_plan(problem, workers=4, is_isolated=True)) == repr(make_plan(problem))
+
+
+def test_the_same_bytes_when_ways_are_chosen_roughly_and_relief_is_found_beside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(whole, "MANY", 0)
+    problem = drawn(load=0.9)
+    alone, together = make_plan(problem), make_plan(problem, workers=2, is_isolated=True)
+    assert alone.relief
+    assert repr(together) == repr(alone)
 
 
 def test_the_same_bytes_when_demand_moves(planned: tuple[Problem, Plan]) -> None:
@@ -216,6 +227,33 @@ def test_pieces_done_beside_come_back_in_order_whenever_they_are_asked_for(worke
     work = [(n, 2) for n in range(40)]
     begun = [Crew(workers=workers).beside(pow, work) for _ in range(3)]
     assert [answers() for answers in begun[::-1]] == [[n**2 for n in range(40)]] * 3
+
+
+def test_what_is_aside_is_done_once_and_raises_where_it_is_asked_for() -> None:
+    done: list[int] = []
+    aside = Aside(do=lambda: done.append(len(done)))
+    crew = Crew(workers=2, aside=aside)
+    for _ in range(2):
+        with crew.while_solving():
+            pass
+    aside.answer()
+    assert done == [0]
+    empty: dict[str, int] = {}
+    broken = Aside(do=lambda: empty["nothing"])
+    with Crew(workers=2, aside=broken).while_solving():
+        pass
+    with pytest.raises(KeyError, match="nothing"):
+        broken.answer()
+
+
+def test_alone_what_is_aside_waits_until_it_is_asked_for() -> None:
+    done: list[int] = []
+    aside = Aside(do=lambda: done.append(1))
+    with Crew(aside=aside).while_solving():
+        pass
+    assert not done
+    aside.answer()
+    assert done == [1]
 
 
 def test_a_worker_that_dies_beside_costs_its_work_and_is_counted() -> None:

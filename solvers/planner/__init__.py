@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 from solvers.deadline import Clock, Deadline
 from solvers.errors import SOLVER_FAULTS, SolveFailed
-from solvers.plan import Plan, SolveStatus
+from solvers.plan import Plan, Relief, SolveStatus
 from solvers.planner.bays.nodes import Counts
 from solvers.planner.checks import check_problem
 from solvers.planner.heap import rare_collections
@@ -16,7 +17,7 @@ from solvers.planner.overload import is_far_beyond, said_in_full, within_reach
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.fairness import MOST_CELLS
 from solvers.planner.pools.caps import at_options, at_plan, planned_counts
-from solvers.planner.pools.crew import WIDE_GPUS, Crew
+from solvers.planner.pools.crew import WIDE_GPUS, Aside, Crew
 from solvers.planner.pools.sizings import Sizings
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.relief import find_relief
@@ -140,6 +141,7 @@ def _planned(
 ) -> tuple[Desk, Plan]:
     in_force = _in_force(problem, previous)
     desk = desk_for(problem, capacity_of, previous, crew)
+    relief = desk.crew.aside = Aside(do=partial(find_relief, desk))
     kept = [desk.worth(counts) for counts in in_force if desk.fits(counts)]
     repaired = [*(desk.repaired(counts) for counts in in_force), *_without_caps(desk)]
     search = Search(desk=desk, on_plan=on_plan)
@@ -149,7 +151,7 @@ def _planned(
     for worth, note in chain(tried, ((worth, STAND_IN) for worth in stand_ins)):
         plan, violations = search.write(worth, (note,) if note else ())
         if not violations:
-            return desk, _with_losses(desk.crew, _with_relief(desk, plan))
+            return desk, _with_losses(desk.crew, _with_relief(relief, plan))
         faults += violations
     raise SolveFailed("no stage led to a sound plan: " + "; ".join(dict.fromkeys(faults)))
 
@@ -161,12 +163,12 @@ def _with_losses(crew: Crew, plan: Plan) -> Plan:
     return replace(plan, report=replace(plan.report, notes=(*plan.report.notes, *new))) if new else plan
 
 
-def _with_relief(desk: Desk, plan: Plan) -> Plan:
+def _with_relief(relief: Aside[tuple[Relief, ...]], plan: Plan) -> Plan:
     """Say what would help a plan that is short; a solver that fails at it takes nothing from the plan."""
     if not any(service.short_because for service in plan.services):
         return plan
     try:
-        return replace(plan, relief=find_relief(desk))
+        return replace(plan, relief=relief.answer())
     except SOLVER_FAULTS as fault:
         notes = (*plan.report.notes, f"no relief was found: {fault}")
         return replace(plan, report=replace(plan.report, notes=notes))

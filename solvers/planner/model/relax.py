@@ -132,7 +132,7 @@ def solve_whole(
     node_limit: int,
     start: Floats | None = None,
     run: Run = solve,
-    spared: Mapping[str, bool] = MappingProxyType({}),
+    spared: Mapping[str, bool | str] = MappingProxyType({}),
 ) -> Solution:
     """Solve with whole replicas until the gap or a limit: nodes before seconds, so that no plan depends on the clock.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Future, wait
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -56,6 +56,8 @@ class Crew:
         When the decision has to end.
     was_late : bool
         Something was not begun for want of time.
+    aside : Aside, optional
+        What may be done while HiGHS searches, and is asked for later.
     """
 
     workers: int = 1
@@ -68,6 +70,7 @@ class Crew:
     wide_gpus: int = WIDE_GPUS
     deadline: Deadline = field(default_factory=Deadline)
     was_late: bool = False
+    aside: Aside[Any] | None = None
 
     def __post_init__(self) -> None:
         if self.is_isolated:
@@ -96,6 +99,16 @@ class Crew:
         except WorkLost:
             self.lost_solves += 1
             raise
+
+    @contextmanager
+    def while_solving(self) -> Iterator[None]:
+        """Do what is aside beside a long integer solve, which leaves a core to this process: HiGHS holds no lock."""
+        if self.aside is None or self.workers <= 1:
+            yield
+            return
+        self.aside.begin()
+        yield
+        self.aside.wait()
 
     def is_late(self, share: float = 1.0) -> bool:
         """Tell whether so much of the time is over; who asks leaves what is still to do, and the notes say so."""
@@ -182,6 +195,30 @@ class Crew:
 def _is_here() -> bool:
     """True where joblib would start processes on this machine: on no cluster, and in no worker."""
     return isinstance(get_active_backend()[0], LokyBackend)
+
+
+@dataclass(slots=True, kw_only=True)
+class Aside(Generic[T]):
+    """Something that is asked for later, and may be done in a thread of its own before; nothing else changes it."""
+
+    do: Callable[[], T]
+    _found: Future[T] | None = None
+
+    def begin(self) -> None:
+        """Do it beside what follows, unless it is begun already."""
+        if self._found is None:
+            thread = ThreadPoolExecutor(1)
+            self._found = thread.submit(self.do)
+            thread.shutdown(wait=False)  # once that is done
+
+    def wait(self) -> None:
+        """Wait until it is done, if it was begun."""
+        if self._found is not None:
+            wait([self._found])
+
+    def answer(self) -> T:
+        """What it gives; done here where it was not begun."""
+        return self.do() if self._found is None else self._found.result()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from solvers.deadline import DIVE_UNTIL, HELD_PRICES_LEAST, HELD_PRICES_UNTIL
+from solvers.deadline import DIVE_UNTIL, HELD_PRICES_LEAST, HELD_PRICES_UNTIL, NEAR_UNTIL
 from solvers.errors import SOLVER_FAULTS
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import lost_counts, place
@@ -200,9 +200,14 @@ class Chooser:
 
     def _fitted(self, found: Worth) -> Worth:
         """Plan a few services at a time anew, beside what the others hold."""
-        found = self._fitter().run(found, self.is_done)
+        found = self._fitter().run(found, self._is_fitted)
         self.raise_bound(found)
         return found
+
+    def _is_fitted(self, worth: Worth) -> bool:
+        """Tell whether to leave off; of very many services whoever begins once more is late."""
+        is_slow = len(self.wide.stocks) > MOST_DIVED
+        return self.is_done(worth) or (is_slow and self.desk.crew.is_late(NEAR_UNTIL))
 
     def _fitter(self) -> Fitter:
         return Fitter(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from solvers.deadline import CHOICE_UNTIL
 from solvers.planner.model.relax import UNUSED, Arrays, Solution, solve_whole
 from solvers.planner.placing.places import cell_counts
 from solvers.planner.pools.cells import Floats
+from solvers.planner.pools.crew import Aside
 from solvers.planner.pools.tally import Worth
 from solvers.planner.wide.rows import best_ways, split_ways, taken_in_turn, ways_near
 from solvers.planner.wide.wide import SPLIT, Wide
@@ -17,6 +20,8 @@ MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the wh
 SHORT_NODES = 4  # times fewer nodes where the plan is fitted afterwards
 CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
 MANY, ROUGH_GAP = 100, 0.5  # services of a short fleet whose choice may leave more open: places cost more than that
+ROUGH_SEARCHES: Sequence[tuple[Mapping[str, bool | str], int]] = ((UNUSED, 40), ({**UNUSED, "presolve": "off"}, 20))
+"""What is spared in each search of a rough choice, and its nodes."""
 MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
 
 
@@ -75,14 +80,39 @@ def _chosen_near(wide: Wide, worth: Worth) -> Floats:
 
 def _whole(wide: Wide, among: Sequence[int], choice: Arrays, start: Floats) -> list[int]:
     """The ways that are taken."""
-    is_rough = wide.is_short and len(wide.stocks) > MANY
-    chosen = solve_whole(
-        choice,
-        relative_gap=(ROUGH_GAP if is_rough else CHOICE_GAP) * wide.gap,
-        time_limit_s=wide.seconds,
-        node_limit=max(1, min(MOST_NODES // (SHORT_NODES if wide.is_short else 1), CHOICE_WORK // len(among))),
-        start=start,
-        run=wide.crew.whole,
-        spared=UNUSED if is_rough else {},
-    )
+    if wide.is_short and len(wide.stocks) > MANY:
+        chosen = _rough(wide, choice, start)
+    else:
+        chosen = solve_whole(
+            choice,
+            relative_gap=CHOICE_GAP * wide.gap,
+            time_limit_s=wide.seconds,
+            node_limit=max(1, min(MOST_NODES // (SHORT_NODES if wide.is_short else 1), CHOICE_WORK // len(among))),
+            start=start,
+            run=wide.crew.whole,
+        )
     return [index for index, share in zip(among, chosen.x, strict=True) if share > 0.5]
+
+
+def _rough(wide: Wide, choice: Arrays, start: Floats) -> Solution:
+    """The best of two searches that go about it differently, side by side where there are cores to spare.
+
+    The plan at hand is a poor start, and either may miss for long what the other finds at once.
+    """
+
+    def searched(spared: Mapping[str, bool | str], nodes: int) -> Solution:
+        return solve_whole(
+            choice,
+            relative_gap=ROUGH_GAP * wide.gap,
+            time_limit_s=wide.crew.deadline.seconds_for(wide.seconds, CHOICE_UNTIL),
+            node_limit=nodes,
+            start=start,
+            run=wide.crew.whole,
+            spared=spared,
+        )
+
+    searches = [Aside(do=partial(searched, spared, nodes)) for spared, nodes in ROUGH_SEARCHES]
+    with wide.crew.while_solving():
+        for search in searches[1:] if wide.crew.workers > 1 else ():
+            search.begin()
+        return min((search.answer() for search in searches), key=lambda found: found.value)
