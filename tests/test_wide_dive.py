@@ -11,6 +11,7 @@ import pytest
 
 from solvers.deadline import DIVE_UNTIL, Deadline
 from solvers.planner import desk_for, make_plan
+from solvers.planner.model.relax import Solution
 from solvers.planner.pools.crew import Crew
 from solvers.planner.wide import dive as wide_dive
 from solvers.planner.wide import wide as wide_ways
@@ -91,23 +92,37 @@ def test_the_clearest_way_is_decided_first_and_stays(held: Wide, monkeypatch: py
     assert last[service][0] == max(share for share, _ in last.values())
 
 
-def test_ways_that_leave_the_others_dear_ones_are_taken_back(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gap", [1e9, 0.0])
+def test_ways_that_leave_the_others_dear_ones_are_taken_back(
+    gap: float, held: Wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wide_dive, "MOST_OPEN", 0)
-    refusals, plain = list[int](), wide_dive._among
+    steps, plain_among, plain_relaxed = list[tuple[dict[int, int], int, float]](), wide_dive._among, wide_dive._relaxed
+    now: tuple[dict[int, int], int] = {}, 0
 
     def among(wide: Wide, decided: dict[int, int], refused: set[int]) -> list[int]:
-        refusals.append(len(refused))
-        return plain(wide, decided, refused)
+        nonlocal now
+        now = dict(decided), len(refused)
+        return plain_among(wide, decided, refused)
+
+    def relaxed(part: Wide, ways: list[int]) -> Solution | None:
+        found = plain_relaxed(part, ways)
+        steps.append((*now, np.inf if found is None else found.value))
+        return found
 
     monkeypatch.setattr(wide_dive, "_among", among)
-    most = list[int]()
-    for gap in (1e9, 0.0):  # none is dear, but some leave others no way; then all that cost anything are
-        refusals.clear()
-        found = dived(replace(held, gap=gap))
-        assert found is not None
-        assert (held.shared @ found.replicas <= held.room + 1e-6).all()
-        most.append(max(refusals))
-    assert most[0] < most[1] <= wide_dive.MOST_REFUSED
+    monkeypatch.setattr(wide_dive, "_relaxed", relaxed)
+    found = dived(replace(held, gap=gap))
+    assert found is not None
+    assert (held.shared @ found.replicas <= held.room + 1e-6).all()
+    taken_back = risen = 0
+    for (before, refused, least), (tried, _, value), (after, *_) in zip(steps, steps[1:], steps[2:], strict=False):
+        if len(tried) > len(before) and refused < wide_dive.MOST_REFUSED and least < value < np.inf:
+            risen += 1
+            taken_back += after == before
+    assert risen > 0
+    assert taken_back == (0 if gap else risen)
+    assert steps[-1][1] <= wide_dive.MOST_REFUSED
 
 
 def test_a_dive_from_which_nothing_could_follow_is_none(held: Wide) -> None:
