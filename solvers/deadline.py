@@ -15,6 +15,7 @@ HELD_PRICES_LEAST = 0.25  # what these prices get when all before them took long
 DIVE_UNTIL = 0.85  # what a dive decided has to do
 NEAR_UNTIL = 0.8  # of very many services no plan is looked near any more: choosing and placing take long
 CHOICE_UNTIL = 0.9  # what an integer choice found that is all but the last thing done; its places come after it
+CLOSER_OF_REST = 0.5  # of what is left after a dive, what prices beside its plan get; fits come after them
 SOLVE_LEAST = 0.05  # what a solve that is begun may take, however little is left
 
 

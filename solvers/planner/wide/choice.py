@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from solvers.deadline import DIVE_UNTIL, HELD_PRICES_LEAST, HELD_PRICES_UNTIL, NEAR_UNTIL
+from solvers.deadline import CLOSER_OF_REST, DIVE_UNTIL, HELD_PRICES_LEAST, HELD_PRICES_UNTIL, NEAR_UNTIL
 from solvers.errors import SOLVER_FAULTS
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import lost_counts, place
@@ -141,9 +141,15 @@ class Chooser:
         return found
 
     def _closer(self, found: Worth) -> None:
-        """Bound the plans that keep the tiers as this one does, now that it is known."""
+        """Bound the plans that keep the tiers as this one does, now that it is known.
+
+        Of very many services the choice before has taken most of the time.
+        """
         value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
-        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(HELD_PRICES_UNTIL))
+        passed = self.desk.crew.deadline.passed_share()
+        until = passed + CLOSER_OF_REST * max(0.0, 1.0 - passed)
+        until = HELD_PRICES_UNTIL if len(self.wide.stocks) > MOST_DIVED else until
+        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(until))
         self.raise_bound(found)
 
     def _dived(self, best: Worth) -> Worth:

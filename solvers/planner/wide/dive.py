@@ -19,7 +19,7 @@ from solvers.planner.model.relax import Solution
 from solvers.planner.pools.cells import Floats
 from solvers.planner.wide.wide import SPLIT, Wide
 
-MOST_OPEN = 6  # services that are left open
+MOST_OPEN = 4  # services that are left open
 LEAST_EVERY, PRICINGS = 4, 12  # services decided between two pricings, or so many of these
 CHOICES = 60  # relaxed choices at most, of services beyond decided several at once
 PARTS = 8000  # of the demand; no bound comes of these prices
