@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from solvers.deadline import Deadline
+from solvers.deadline import PRICES_UNTIL, Deadline
 from solvers.errors import SolveFailed
 from solvers.plan import Plan
 from solvers.planner import desk_for, make_plan
+from solvers.planner.menus.compose import Composer
+from solvers.planner.model.relax import Arrays
 from solvers.planner.pools import crew as pools_crew
+from solvers.planner.pools.cells import Cells
 from solvers.planner.pools.crew import GRACE_S, Crew
 from solvers.planner.pools.tally import Worth
 from solvers.planner.search import FAILED_NOTE, Search
@@ -114,6 +117,31 @@ def test_a_stage_that_time_ran_out_for_is_no_failure_worth_a_note(is_late: bool)
         search._told_fault(SolveFailed("Time limit reached"))
     assert search.faults == ["choice: Time limit reached"] * 2
     assert search.notes == ([] if is_late else [FAILED_NOTE])
+
+
+def test_prices_end_in_time_for_what_comes_after_them() -> None:
+    for share, is_over in ((PRICES_UNTIL - 0.01, False), (PRICES_UNTIL, True)):
+        deadline = Deadline(clock=Stepped(now_s=share * LIMIT_S), limit_s=LIMIT_S)
+        assert Search(desk=desk_for(small(), crew=Crew(deadline=deadline)))._is_priced() is is_over
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_small_short_fleet_is_solved_tier_by_tier_only_in_time(
+    is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, clock = list[Worth](), Stepped()
+
+    def in_order(search: Search, cells: Cells, arrays: Arrays, composer: Composer, found: Worth) -> Worth:
+        asked.append(found)
+        return found
+
+    monkeypatch.setattr(Search, "_in_order", in_order)
+    crew = Crew(deadline=Deadline.after(LIMIT_S, clock))
+    search = Search(desk=desk_for(fleets.demo(20.0, policy=POLICY), crew=crew))
+    clock.now_s = LIMIT_S if is_late else 0.0
+    found = search.run([])
+    assert found.short
+    assert bool(asked) is not is_late
 
 
 def test_what_was_found_before_a_stage_failed_stands() -> None:

@@ -19,6 +19,7 @@ from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.wide import choice
 from solvers.planner.wide.choice import Chooser
+from solvers.planner.wide.dive import MOST_OPEN, Dived
 from solvers.planner.wide.wide import Wide
 from tests.clocks import Stepped
 from tests.test_wide_fit import lacking
@@ -187,3 +188,75 @@ def test_a_second_way_is_left_out_when_it_is_late_and_the_first_is_not(
     ways = ["by dive", "at once"]
     assert asked(chooser(hurried, wide), best, worse, worse) == (best, ways[:1] if is_late else ways)
     assert asked(chooser(hurried, wide), best, None, worse) == (best, ways)
+
+
+STAGES = ("_chosen", "_in_order", "_fitted", "_branched", "_improved", "_beside")
+
+
+@pytest.mark.parametrize("lacks_usd", [(*HELD_USD, 40_000.0), (0.0, 0.0, 0.0)])
+def test_no_stage_is_begun_once_a_plan_is_done(
+    lacks_usd: tuple[float, ...], desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = list[str]()
+
+    def stage(name: str) -> Callable[[Chooser, Worth], Worth]:
+        def go(made: Chooser, worth: Worth) -> Worth:
+            gone.append(name)
+            return worth
+
+        return go
+
+    for name in STAGES:
+        monkeypatch.setattr(Chooser, name, stage(name))
+
+    def until(count: float) -> list[str]:
+        gone.clear()
+        made = replace(chooser(desk, wide), is_done=lambda worth: len(gone) >= count)
+        found = lacking(best, *lacks_usd)
+        assert made.run(found) is found
+        return list(gone)
+
+    every = until(np.inf)
+    is_short = any(lacks_usd)
+    assert ({"_in_order", "_fitted", "_branched"} <= set(every)) is is_short
+    assert ({"_improved", "_beside"} <= set(every)) is not is_short
+    for count in range(1, len(every) + 1):
+        assert until(count) == every[:count]
+
+
+def test_what_a_dive_leaves_open_is_filled_where_it_is_much(desk: Desk, wide: Wide, best: Worth) -> None:
+    placed = list[Floats]()
+
+    def place_all(replicas: Floats) -> Worth:
+        placed.append(replicas)
+        return best
+
+    dive = Dived(replicas=np.zeros(len(wide.cells.cell_pool)), open=tuple(range(MOST_OPEN + 1)))
+    assert replace(chooser(desk, wide), placed=place_all)._completed(dive) is best
+    assert placed[0] is dive.replicas
+    assert len(placed) == 1
+
+
+@pytest.mark.parametrize(("done_after", "chosen_in"), [(0, []), (1, [1.0]), (9, [1.0, 2.0, 3.0])])
+def test_ways_are_chosen_in_the_branches_of_the_least_bounds_until_that_is_enough(
+    done_after: int, chosen_in: list[float], desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = [replace(wide, best=bound) for bound in (3.0, 1.0, 4.0, 2.0)]
+    chosen, raised = list[float](), list[Worth]()
+
+    def choose(branch: Wide, worth: Worth) -> Floats:
+        chosen.append(branch.best)
+        return np.zeros(len(wide.cells.cell_pool))
+
+    monkeypatch.setattr(choice, "branched", lambda *_: leaves)
+    monkeypatch.setattr(choice, "choose", choose)
+    made = replace(
+        chooser(desk, replace(wide)),
+        placed=lambda replicas: best,
+        is_done=lambda worth: len(chosen) >= done_after,
+        raise_bound=raised.append,
+    )
+    assert made._branched(best) is best
+    assert chosen == chosen_in
+    assert len(raised) == 1 + len(chosen_in)
+    assert made.wide.branches == leaves
