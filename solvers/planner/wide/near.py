@@ -14,7 +14,7 @@ from solvers.planner.wide.rows import ways_near
 from solvers.planner.wide.wide import Wide
 
 FEW = 20  # services of a fleet, up to which more is chosen among, for longer
-NEAR_OF_FEW, AMONG_FEW, NODES_OF_FEW = 60, 300, 30  # ways near a plan's of each service, those chosen among, nodes
+NEAR_OF_FEW, AMONG_FEW, NODES_OF_FEW = 60, 300, 10  # ways near a plan's of each service, those chosen among, nodes
 MOST_NEAR, MOST_AMONG, LEAST_NEAR, MOST_NODES = 2000, 1000, 12, 20  # of all services together, of each, and nodes
 AMPLE = 8.0  # times the seconds of other solves, long before which nodes are to end one
 NEAR_GAP = 0.2  # of the gap asked, what the choice may leave open
