@@ -9,7 +9,7 @@ import pytest
 
 from solvers.planner import desk_for
 from solvers.planner.placing.desk import Desk
-from solvers.planner.pools.tally import Worth
+from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.wide.branches import _within
 from solvers.planner.wide.wide import Wide
 from tests.wide_world import priced, short_fleet
@@ -47,6 +47,17 @@ def test_tiers_but_the_last_are_held_a_hair_above_what_a_plan_lacks(held: Wide) 
     assert held.is_held
     assert (held.held_usd_per_hour > lacks).all()
     assert held.held_usd_per_hour == pytest.approx(lacks, rel=1e-4)
+
+
+def test_held_roughly_tiers_may_lack_more_but_not_clearly(made: Wide, desk: Desk) -> None:
+    asked = {0: 1e6, 1: 2e6, 2: 3e6}
+    wide, rough = replace(made), replace(lacking(desk, 0.0, 2000.0, 9e4), demand_usd_by_tier=asked)
+    wide.hold(rough, is_rough=True)
+    most = replace(rough, lacking_usd_by_tier=dict(enumerate([*wide.held_usd_per_hour.tolist(), 9e4])))
+    for rank in (0, 1):
+        more = most.lacking_usd_by_tier[rank] - rough.lacking_usd_by_tier[rank]
+        assert more == pytest.approx(0.5 * CLEAR_SHARE * asked[rank], rel=1e-3)
+    assert not rough.is_clearly_less_short_than(most)
 
 
 def test_a_plan_that_lacks_more_than_is_held_lowers_the_bound_by_the_price_of_it(held: Wide, desk: Desk) -> None:

@@ -126,7 +126,7 @@ class Chooser:
         """Choose again among the plans that leave no tier but the last more short, which the bound is then of."""
         if self.desk.is_large and (lacks_clearly(found) or not self.wide.has_many):
             found = best_of([found, self.desk.repaired({})])
-        self.wide.hold(found)
+        self.wide.hold(found, is_rough=len(self.wide.stocks) > MOST_DIVED)
         value = found.objective_usd_per_hour
         is_late = self.desk.crew.is_late
         until = max(HELD_PRICES_UNTIL, self.desk.crew.deadline.passed_share() + HELD_PRICES_LEAST)

@@ -21,7 +21,7 @@ from solvers.planner.placing.tiers import lacking_columns
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.sizer import Sizer
-from solvers.planner.pools.tally import Worth
+from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.wide.apart import closer_stocks, cut_finer
 from solvers.planner.wide.curve_book import CurveBook
 from solvers.planner.wide.least_value import least_value
@@ -69,6 +69,7 @@ USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at t
 HELD_TRUST = 0.25  # what many services begin with beside held tiers
 TIERS_TRUST = 16.0  # times as far as the prices of rows, those of held tiers may go at once: nobody knows them
 HELD_SLACK = 1e-6  # relative, of what a held tier lacks
+ROUGHLY = 0.5  # of a clear difference, what a tier may lack more than in a rough plan; places may cost the rest
 OUTSIDE = 10.0  # times the largest penalty, what a way costs that is not of the branch in question
 
 
@@ -313,10 +314,12 @@ class Wide:
         """Find ways that carry all that their parts promise, where rounding had let others fall short; True if new."""
         return self._take(self._picks(prices, is_safe=True), self.asked(prices))
 
-    def hold(self, worth: Worth) -> None:
-        """Look for no plan from now on that leaves any tier but the last more short than this one does."""
+    def hold(self, worth: Worth, *, is_rough: bool = False) -> None:
+        """Look for no plan from now on that leaves any tier but the last more short than this one, clearly if rough."""
         *above, _ = worth.lacking_usd_by_tier.items()
         held = np.array([lacks for _, lacks in above]) * (1.0 + HELD_SLACK) + HELD_SLACK
+        if is_rough:
+            held += ROUGHLY * CLEAR_SHARE * np.array([worth.demand_usd_by_tier[rank] for rank, _ in above])
         prices = self.prices[len(self.room) :]
         if not len(self.held_usd_per_hour):
             prices = np.zeros(len(held))
