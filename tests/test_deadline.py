@@ -20,7 +20,7 @@ from solvers.planner.pools import crew as pools_crew
 from solvers.planner.pools.cells import Cells
 from solvers.planner.pools.crew import GRACE_S, Crew
 from solvers.planner.pools.tally import Worth
-from solvers.planner.search import FAILED_NOTE, Search
+from solvers.planner.search import FAILED_NOTE, MOST_ROUNDS, Search
 from solvers.problem import Policy, Problem
 from solvers.programme import Programme, Solution, solve
 from solvers.verify import verify
@@ -142,6 +142,17 @@ def test_a_small_short_fleet_is_solved_tier_by_tier_only_in_time(
     found = search.run([])
     assert found.short
     assert bool(asked) is not is_late
+
+
+@pytest.mark.parametrize(("is_late", "rounds"), [(False, MOST_ROUNDS), (True, 1)])
+def test_no_further_round_is_begun_when_time_is_over(
+    is_late: bool, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Search, "_round", lambda search, best, is_enough: (best, True))
+    deadline = Deadline(clock=Stepped(now_s=LIMIT_S if is_late else 0.0), limit_s=LIMIT_S)
+    search = Search(desk=desk_for(small(), crew=Crew(deadline=deadline)))
+    search.run([])
+    assert search.rounds == rounds
 
 
 def test_what_was_found_before_a_stage_failed_stands() -> None:
