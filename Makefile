@@ -34,7 +34,7 @@ test: setup lint ## Set up everything, then run all checks and tests
 	@$(MAKE) --no-print-directory -j2 unit cluster
 
 unit: $(VENV)/ready ## Run the tests that need no cluster
-	$(BIN)/pytest -m "not cluster" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not cluster" --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 cluster: setup ## Run the tests that need the simulated cluster; what they print comes at their end
 	@$(BIN)/pytest -m cluster $(PYTEST_ARGS) >$(VENV)/cluster.log 2>&1; status=$$?; cat $(VENV)/cluster.log; exit $$status

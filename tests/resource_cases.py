@@ -38,7 +38,16 @@ from tests.simcluster.poll import wait_until
 Body = dict[str, Any]
 
 SAMPLES: Final = Path(__file__).resolve().parent.parent / "deploy" / "samples"
-REMOVED: Final = object()
+
+
+class _Removed:
+    """A field that is left out; named alike in every process."""
+
+    def __repr__(self) -> str:
+        return "removed"
+
+
+REMOVED: Final = _Removed()
 
 
 def small_plan(replicas: int = 2) -> Plan:
