@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from solvers.deadline import PRICES_UNTIL, Deadline
 from solvers.errors import SolveFailed
-from solvers.plan import Plan
+from solvers.plan import Plan, SolveStatus
 from solvers.planner import desk_for, make_plan
 from solvers.planner.menus.compose import Composer
 from solvers.planner.model.relax import Arrays
@@ -62,7 +62,7 @@ def test_a_plan_cut_short_anywhere_is_sound_and_says_so(share: float, unhurried:
     hurried = Ticking(step_s=LIMIT_S / max(0.5, share * reads))
     cut = make_plan(short(), clock=hurried)
     assert verify(cut, short()) == ()
-    assert is_told(cut)
+    assert is_told(cut) is (cut.report.status is not SolveStatus.OPTIMAL)  # proved is as good as with more time
     assert not is_told(plan)
     assert hurried.reads <= reads
     assert cut.report.bound_usd_per_hour <= cut.report.objective_usd_per_hour

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -225,16 +226,20 @@ def test_no_stage_is_begun_once_a_plan_is_done(
 
 
 def test_what_a_dive_leaves_open_is_filled_where_it_is_much(desk: Desk, wide: Wide, best: Worth) -> None:
+    """From what was decided, and from what is likely of all services: the better of both."""
     placed = list[Floats]()
+    worse = replace(best, cost_usd_per_hour=best.cost_usd_per_hour + 1.0)
+    none, one = np.zeros(len(wide.cells.cell_pool)), np.ones(len(wide.cells.cell_pool))
+    dive = Dived(replicas=none, likely=one, open=tuple(range(MOST_OPEN + 1)))
 
-    def place_all(replicas: Floats) -> Worth:
+    def place_all(good: Floats, replicas: Floats) -> Worth:
         placed.append(replicas)
-        return best
+        return best if replicas is good else worse
 
-    dive = Dived(replicas=np.zeros(len(wide.cells.cell_pool)), open=tuple(range(MOST_OPEN + 1)))
-    assert replace(chooser(desk, wide), placed=place_all)._completed(dive) is best
-    assert placed[0] is dive.replicas
-    assert len(placed) == 1
+    for good in (none, one):
+        choosing = replace(chooser(desk, wide), placed=partial(place_all, good))
+        assert choosing._completed(dive) is best
+    assert [replicas is one for replicas in placed] == [False, True, False, True]
 
 
 @pytest.mark.parametrize(("done_after", "chosen_in"), [(0, []), (1, [1.0]), (9, [1.0, 2.0, 3.0])])

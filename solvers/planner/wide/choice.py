@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from solvers.deadline import CLOSER_OF_REST, DIVE_UNTIL, HELD_PRICES_LEAST, HELD_PRICES_UNTIL, NEAR_UNTIL
+from solvers.deadline import (
+    CLOSER_OF_REST,
+    DIVE_UNTIL,
+    HELD_PRICES_LEAST,
+    HELD_PRICES_UNTIL,
+    NEAR_UNTIL,
+    ROUGH_PRICES_LEAST,
+    ROUGH_PRICES_UNTIL,
+)
 from solvers.errors import SOLVER_FAULTS
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import lost_counts, place
@@ -129,7 +137,10 @@ class Chooser:
         self.wide.hold(found, is_rough=len(self.wide.stocks) > MOST_DIVED)
         value = found.objective_usd_per_hour
         is_late = self.desk.crew.is_late
-        until = max(HELD_PRICES_UNTIL, self.desk.crew.deadline.passed_share() + HELD_PRICES_LEAST)
+        until, least = HELD_PRICES_UNTIL, HELD_PRICES_LEAST
+        if len(self.wide.stocks) > MOST_DIVED:
+            until, least = ROUGH_PRICES_UNTIL, ROUGH_PRICES_LEAST
+        until = max(until, self.desk.crew.deadline.passed_share() + least)
         self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(until))
         again = found if is_late() else self._dived(found) if self.wide.has_many else self._chosen(found)
         if self._moves_tiers(again, found):
@@ -148,7 +159,7 @@ class Chooser:
         value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
         passed = self.desk.crew.deadline.passed_share()
         until = passed + CLOSER_OF_REST * max(0.0, 1.0 - passed)
-        until = HELD_PRICES_UNTIL if len(self.wide.stocks) > MOST_DIVED else until
+        until = ROUGH_PRICES_UNTIL if len(self.wide.stocks) > MOST_DIVED else until
         self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(until))
         self.raise_bound(found)
 
@@ -185,7 +196,7 @@ class Chooser:
     def _completed(self, dive: Dived) -> Worth:
         """Plan what a dive left open in full; where that fails, or it is much, fill."""
         if len(dive.open) > MOST_OPEN:
-            return self.placed(dive.replicas)
+            return best_of([self.placed(dive.replicas), self.placed(dive.likely)])
         decided = self.desk.worth(place(self.cells, dive.replicas).counts)
         return self._fitter().fitted(decided, dive.open)[0] or self.desk.repaired(decided.counts)
 

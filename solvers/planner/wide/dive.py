@@ -8,7 +8,7 @@ so few are planned together cell by cell.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,9 +29,13 @@ RISE = 1.0  # of the gap asked, what a way that is decided may add to the relaxe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dived:
-    """Replicas by cell of the services that were decided, (C,), and those that are still open."""
+    """Replicas by cell of the services that were decided, (C,), and those that are still open.
+
+    ``likely`` are replicas of all services, of each that is open by the way that it has the largest share of.
+    """
 
     replicas: Floats
+    likely: Floats
     open: tuple[int, ...]
 
 
@@ -101,10 +105,18 @@ def _split(wide: Wide, among: list[int], relaxed: Solution, decided: Mapping[int
     return found
 
 
-def _written(wide: Wide, among: list[int], relaxed: Solution, split: Collection[int]) -> Dived:
-    replicas, services = np.zeros(len(wide.cells.cell_pool)), wide.table.service
-    for way in (way for way, share in zip(among, relaxed.x, strict=True) if share > 0.5):
-        if int(services[way]) not in split:
-            for cell, count in wide.table.ways[way].replicas:
-                replicas[cell] += count
-    return Dived(replicas=replicas, open=tuple(sorted(split)))
+def _written(wide: Wide, among: list[int], relaxed: Solution, split: Mapping[int, tuple[float, int]]) -> Dived:
+    services = wide.table.service
+    whole = (way for way, share in zip(among, relaxed.x, strict=True) if share > 0.5)
+    replicas = _replicas(wide, (way for way in whole if int(services[way]) not in split))
+    likely = replicas + _replicas(wide, (way for _, way in split.values()))
+    return Dived(replicas=replicas, likely=likely, open=tuple(sorted(split)))
+
+
+def _replicas(wide: Wide, ways: Iterable[int]) -> Floats:
+    """What these ways have in each cell, (C,)."""
+    replicas = np.zeros(len(wide.cells.cell_pool))
+    for way in ways:
+        for cell, count in wide.table.ways[way].replicas:
+            replicas[cell] += count
+    return replicas
