@@ -10,8 +10,8 @@ Clock = Callable[[], float]
 
 # Shares of the limit: when a stage has to do with what it has, and what is kept for what comes after it.
 PRICES_UNTIL = 0.7  # prices of the whole fleet; choosing and placing come after them
-HELD_PRICES_UNTIL, HELD_PRICES_LEAST = 0.4, 0.15  # prices beside held tiers: until then, or for so long; a dive follows
-ROUGH_PRICES_UNTIL, ROUGH_PRICES_LEAST = 0.6, 0.25  # the same of very many services, which a choice at once follows
+HELD_PRICES_UNTIL = 0.4, 0.6  # prices beside held tiers, which a dive follows; of very many services a choice at once
+HELD_PRICES_LEAST = 0.15, 0.25  # what they get at least
 DIVE_UNTIL = 0.85  # what a dive decided has to do
 NEAR_UNTIL = 0.8  # of very many services no plan is looked near any more: choosing and placing take long
 CHOICE_UNTIL = 0.9  # what an integer choice found that is all but the last thing done; its places come after it

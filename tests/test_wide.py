@@ -15,7 +15,7 @@ from solvers.planner import desk_for, make_plan
 from solvers.planner.placing.desk import Desk
 from solvers.planner.pools.crew import Aside, Crew
 from solvers.planner.search import Search
-from solvers.planner.wide import whole
+from solvers.planner.wide import wide
 from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.least_value import least_value
 from solvers.planner.wide.stock_taking import build_stocks
@@ -68,7 +68,7 @@ def test_the_same_bytes_when_much_is_short() -> None:
 def test_the_same_bytes_when_ways_are_chosen_roughly_and_relief_is_found_beside(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(whole, "MANY", 0)
+    monkeypatch.setattr(wide, "MOST_DIVED", 0)
     problem = drawn(load=0.9)
     alone, together = make_plan(problem), make_plan(problem, workers=2, is_isolated=True)
     assert alone.relief
@@ -225,7 +225,7 @@ def doubled(parent: int, number: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_pieces_done_beside_come_back_in_order_whenever_they_are_asked_for(workers: int) -> None:
     work = [(n, 2) for n in range(40)]
-    begun = [Crew(workers=workers).beside(pow, work) for _ in range(3)]
+    begun = [Crew(workers=workers).ahead(pow, work) for _ in range(3)]
     assert [answers() for answers in begun[::-1]] == [[n**2 for n in range(40)]] * 3
 
 
@@ -258,7 +258,7 @@ def test_alone_what_is_aside_waits_until_it_is_asked_for() -> None:
 
 def test_a_worker_that_dies_beside_costs_its_work_and_is_counted() -> None:
     crew = Crew(workers=2, is_helping=False)
-    answers = crew.beside(doubled, [(os.getpid(), number) for number in range(40)])
+    answers = crew.ahead(doubled, [(os.getpid(), number) for number in range(40)])
     assert answers() == [2 * n for n in range(40)]
     assert crew.lost > 0
 

@@ -19,6 +19,7 @@ from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.wide import choice
+from solvers.planner.wide import wide as wide_module
 from solvers.planner.wide.choice import Chooser
 from solvers.planner.wide.dive import MOST_OPEN, Dived
 from solvers.planner.wide.wide import Wide
@@ -161,7 +162,7 @@ def test_very_many_services_are_chosen_at_once_before_a_dive(
     best: Worth,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(choice, "MOST_DIVED", most_dived)
+    monkeypatch.setattr(wide_module, "MOST_DIVED", most_dived)
     better, worse = lacking(best, *HELD_USD, 30_000.0), lacking(best, *HELD_USD, 50_000.0)
     order = ["by dive", "at once"] if most_dived else ["at once", "by dive"]
     assert asked(chooser(desk, wide), best, better, better) == (better, order[:1])

@@ -157,7 +157,7 @@ class Search:
         relaxed = solve_linear(arrays, time_limit_s=self._seconds())
         duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if self.desk.certificate is not None else None)
         wide.foresee(relaxed, arrays)
-        wide.foretell()
+        wide.size_ahead()
         rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays), is_rough=wide.is_short)
         if (early := best_of([*([best] if best else []), rounded])) is not best:
             self._tell(early)

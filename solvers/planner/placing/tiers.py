@@ -109,7 +109,7 @@ def is_taken(found: Worth, best: Worth, held_usd_per_hour: Floats) -> bool:
     for rank, most in zip(sorted(best.lacking_usd_by_tier), held_usd_per_hour.tolist(), strict=False):
         if is_clearly_better(found, best, rank):
             return True
-        if found.lacking_usd_by_tier[rank] > most * (1.0 + HELD) + HELD:
+        if not _keeps(found, rank, most):
             return False
     return found.objective_usd_per_hour < best.objective_usd_per_hour
 
@@ -117,7 +117,11 @@ def is_taken(found: Worth, best: Worth, held_usd_per_hour: Floats) -> bool:
 def keeps_held(worth: Worth, held_usd_per_hour: Floats) -> bool:
     """True when no tier is more short than it is held at, (T,) penalties of each tier but the last."""
     tiers = zip(sorted(worth.lacking_usd_by_tier), held_usd_per_hour.tolist(), strict=False)
-    return all(worth.lacking_usd_by_tier[rank] <= most * (1.0 + HELD) + HELD for rank, most in tiers)
+    return all(_keeps(worth, rank, most) for rank, most in tiers)
+
+
+def _keeps(worth: Worth, rank: int, most_usd_per_hour: float) -> bool:
+    return worth.lacking_usd_by_tier[rank] <= most_usd_per_hour * (1.0 + HELD) + HELD
 
 
 def is_clearly_better(found: Worth, best: Worth, rank: int) -> bool:

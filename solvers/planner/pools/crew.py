@@ -142,7 +142,7 @@ class Crew:
         cuts = _cut(work)
         return _joined(work, self.shared(do, cuts) if _is_here() else self._sent(do, cuts))
 
-    def beside(self, do: Callable[..., T], work: Sequence[tuple[Any, ...]]) -> Callable[[], list[T]]:
+    def ahead(self, do: Callable[..., T], work: Sequence[tuple[Any, ...]]) -> Callable[[], list[T]]:
         """Begin pieces that others do while this process does something else; it returns what gives their answers.
 
         One worker less than there are is kept busy meanwhile: a core stays this process's own. What nobody has begun
@@ -150,7 +150,7 @@ class Crew:
         """
         if self.workers <= 1 or len(work) < 2 or not _is_here():
             return lambda: self.each(do, work)
-        begun = Beside(crew=self, do=do, cuts=_cut(work))
+        begun = Ahead(crew=self, do=do, cuts=_cut(work))
         for _ in range(self.workers - 1):
             begun.go_on()
         return lambda: _joined(work, begun.answers())
@@ -222,7 +222,7 @@ class Aside(Generic[T]):
 
 
 @dataclass(slots=True, kw_only=True)
-class Beside(Generic[T]):
+class Ahead(Generic[T]):
     """Pieces that workers do, one after another, until their answers are asked for; ``futures`` are those begun."""
 
     crew: Crew

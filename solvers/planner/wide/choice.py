@@ -11,13 +11,12 @@ from solvers.deadline import (
     HELD_PRICES_LEAST,
     HELD_PRICES_UNTIL,
     NEAR_UNTIL,
-    ROUGH_PRICES_LEAST,
-    ROUGH_PRICES_UNTIL,
 )
 from solvers.errors import SOLVER_FAULTS
+from solvers.planner.menus.compose import Enough
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import lost_counts, place
-from solvers.planner.placing.tiers import is_clearly_better, is_taken, lacks_clearly
+from solvers.planner.placing.tiers import is_clearly_better, is_taken, keeps_held, lacks_clearly
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.wide.beside import Beside
@@ -29,8 +28,7 @@ from solvers.planner.wide.wide import Wide
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
 MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen again, and those times its services
-MOST_BESIDE, MOST_ROUNDS = 20, 4  # services of a fleet where some are planned in full beside ways, and how often
-MOST_DIVED = 100  # services that are decided one after another before all are at once
+MOST_ROUNDS = 4  # times that some of few services are planned in full beside ways
 MOST_TURNS = 4  # times in turn that plans of few services are told apart, and some fitted
 MOST_CHOSEN_IN = 3  # branches, those of the least bounds, in which ways are chosen
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
@@ -67,8 +65,7 @@ class Chooser:
         if self.is_done(best):
             return best
         best = self._tried(self._improved, best)
-        is_slow = len(self.cells.services) > MOST_BESIDE
-        return best if self.is_done(best) or is_slow else self._tried(self._beside, best)
+        return best if self.is_done(best) or self.wide.has_many else self._tried(self._beside, best)
 
     def _beside(self, best: Worth) -> Worth:
         """Plan services whose pairs depend on places in full, one at a time, beside the ways of all others."""
@@ -134,15 +131,11 @@ class Chooser:
         """Choose again among the plans that leave no tier but the last more short, which the bound is then of."""
         if self.desk.is_large and (lacks_clearly(found) or not self.wide.has_many):
             found = best_of([found, self.desk.repaired({})])
-        self.wide.hold(found, is_rough=len(self.wide.stocks) > MOST_DIVED)
-        value = found.objective_usd_per_hour
-        is_late = self.desk.crew.is_late
-        until, least = HELD_PRICES_UNTIL, HELD_PRICES_LEAST
-        if len(self.wide.stocks) > MOST_DIVED:
-            until, least = ROUGH_PRICES_UNTIL, ROUGH_PRICES_LEAST
-        until = max(until, self.desk.crew.deadline.passed_share() + least)
-        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(until))
-        again = found if is_late() else self._dived(found) if self.wide.has_many else self._chosen(found)
+        is_rough = self.wide.has_very_many
+        self.wide.hold(found, is_rough=is_rough)
+        least = self.desk.crew.deadline.passed_share() + HELD_PRICES_LEAST[is_rough]
+        self.wide.bound(self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], least)))
+        again = found if self.desk.crew.is_late() else self._dived(found) if self.wide.has_many else self._chosen(found)
         if self._moves_tiers(again, found):
             self.wide.hold(again)
         found = again
@@ -156,12 +149,15 @@ class Chooser:
 
         Of very many services the choice before has taken most of the time.
         """
-        value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
         passed = self.desk.crew.deadline.passed_share()
         until = passed + CLOSER_OF_REST * max(0.0, 1.0 - passed)
-        until = ROUGH_PRICES_UNTIL if len(self.wide.stocks) > MOST_DIVED else until
-        self.wide.bound(lambda bound: value - bound <= self.gap * abs(value) or is_late(until))
+        self.wide.bound(self._is_enough(found, HELD_PRICES_UNTIL[True] if self.wide.has_very_many else until))
         self.raise_bound(found)
+
+    def _is_enough(self, found: Worth, until: float = 1.0) -> Enough:
+        """Tell of a bound whether the plan is near enough to it, or so much of the time is over."""
+        value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
+        return lambda bound: value - bound <= self.gap * abs(value) or is_late(until)
 
     def _dived(self, best: Worth) -> Worth:
         """Decide services one after another and plan the last few beside these; if no better, choose at once.
@@ -171,7 +167,7 @@ class Chooser:
         """
         tried = list[Worth]()
         ways: list[Callable[[], Worth | None]] = [self._by_dive, lambda: self._at_once(best)]
-        for way in ways if len(self.wide.stocks) <= MOST_DIVED else ways[::-1]:
+        for way in ways[::-1] if self.wide.has_very_many else ways:
             found = None if tried and self.desk.crew.is_late(DIVE_UNTIL) else way()
             if found is not None and self._better(best, found) is found:
                 return found
@@ -188,10 +184,8 @@ class Chooser:
     def _moves_tiers(self, found: Worth, before: Worth) -> bool:
         """Tell whether a tier but the last lacks more than it is held at, or clearly less than it did."""
         above = sorted(found.lacking_usd_by_tier)[:-1]
-        held = zip(above, self.wide.held_usd_per_hour.tolist(), strict=True)
-        return any(found.lacking_usd_by_tier[rank] > most for rank, most in held) or any(
-            is_clearly_better(found, before, rank) for rank in above
-        )
+        keeps = keeps_held(found, self.wide.held_usd_per_hour)
+        return not keeps or any(is_clearly_better(found, before, rank) for rank in above)
 
     def _completed(self, dive: Dived) -> Worth:
         """Plan what a dive left open in full; where that fails, or it is much, fill."""
@@ -202,11 +196,7 @@ class Chooser:
 
     def _branched(self, found: Worth) -> Worth:
         """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""
-        value = found.objective_usd_per_hour
-        is_late = self.desk.crew.is_late
-        self.wide.branches = branched(
-            self.wide, value, lambda bound: value - bound <= self.gap * abs(value) or is_late()
-        )
+        self.wide.branches = branched(self.wide, found.objective_usd_per_hour, self._is_enough(found))
         self.raise_bound(found)
         for branch in sorted(self.wide.branches, key=lambda branch: branch.best)[:MOST_CHOSEN_IN]:
             if self.is_done(found) or self.wide.has_many:
@@ -223,8 +213,7 @@ class Chooser:
 
     def _is_fitted(self, worth: Worth) -> bool:
         """Tell whether to leave off; of very many services whoever begins once more is late."""
-        is_slow = len(self.wide.stocks) > MOST_DIVED
-        return self.is_done(worth) or (is_slow and self.desk.crew.is_late(NEAR_UNTIL))
+        return self.is_done(worth) or (self.wide.has_very_many and self.desk.crew.is_late(NEAR_UNTIL))
 
     def _fitter(self) -> Fitter:
         return Fitter(

@@ -36,12 +36,10 @@ class CurveBook:
     curves: Sequence[dict[int, Curve]]
     begun: list[tuple[list[Work], Callable[[], list[list[Capacity | Unfit]]]]] = field(default_factory=list)
 
-    def begin(self, kept: Sequence[frozenset[int]]) -> None:
+    def size_ahead(self, kept: Sequence[frozenset[int]]) -> None:
         """Let the crew size pools that will be told apart, by service, while this process does something else."""
-        asks = self._asks(kept)
-        if self.crew.workers > 1 and len(asks) > MOST_ALONE:
-            work = self._work(asks)
-            self.begun.append((work, self.crew.beside(size_at, work)))
+        if work := self._work(self._asks(kept)):
+            self.begun.append((work, self.crew.ahead(size_at, work)))
 
     def know(self, kept: Sequence[frozenset[int]]) -> None:
         """Size the pools that are told apart, by service, at a few sizes."""
@@ -49,8 +47,7 @@ class CurveBook:
             work, answers = self.begun.pop()
             self._take(work, answers())
         asks = self._asks(kept)
-        if self.crew.workers > 1 and len(asks) > MOST_ALONE:
-            work = self._work(asks)
+        if work := self._work(asks):
             self._take(work, self.crew.each(size_at, work))
         for s, pool in dict.fromkeys((s, pool) for s, pool, _ in asks):
             self.curves[s][pool] = Curve()
@@ -77,7 +74,9 @@ class CurveBook:
         )
 
     def _work(self, asks: Sequence[tuple[int, int, int]]) -> list[Work]:
-        """What is to be sized, in a piece for each service."""
+        """What is to be sized, in a piece for each service; nothing where that is not worth sending to others."""
+        if self.crew.workers <= 1 or len(asks) <= MOST_ALONE:
+            return []
         known = self.maker.sizer.known
         by_service: dict[int, list[Ask]] = {}
         for s, pool, size in asks:

@@ -8,7 +8,7 @@ so few are planned together cell by cell.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,15 +108,6 @@ def _split(wide: Wide, among: list[int], relaxed: Solution, decided: Mapping[int
 def _written(wide: Wide, among: list[int], relaxed: Solution, split: Mapping[int, tuple[float, int]]) -> Dived:
     services = wide.table.service
     whole = (way for way, share in zip(among, relaxed.x, strict=True) if share > 0.5)
-    replicas = _replicas(wide, (way for way in whole if int(services[way]) not in split))
-    likely = replicas + _replicas(wide, (way for _, way in split.values()))
+    replicas = wide.table.replicas([way for way in whole if int(services[way]) not in split])
+    likely = replicas + wide.table.replicas([way for _, way in split.values()])
     return Dived(replicas=replicas, likely=likely, open=tuple(sorted(split)))
-
-
-def _replicas(wide: Wide, ways: Iterable[int]) -> Floats:
-    """What these ways have in each cell, (C,)."""
-    replicas = np.zeros(len(wide.cells.cell_pool))
-    for way in ways:
-        for cell, count in wide.table.ways[way].replicas:
-            replicas[cell] += count
-    return replicas

@@ -25,7 +25,7 @@ from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.options import Options, PoolOption, Step
 from solvers.planner.pools.sizer import Sizer
 from solvers.planner.pools.tally import Worth, best_of
-from solvers.planner.wide.near import AMPLE, FEW, Near
+from solvers.planner.wide.near import AMPLE, Near
 from solvers.planner.wide.wide import HELD_SLACK, Wide
 from solvers.programme import Word
 from solvers.sizing import Capacity
@@ -69,8 +69,8 @@ class Fitter:
 
         Of few services the choice is quick and comes first; of many it takes longer than most fits.
         """
-        best = self._nearby(best, is_done) if self._is_few and not is_done(best) else best
-        for stage in (self._fits, self._nearby) * (ROUNDS_OF_FEW if self._is_few else MOST_ROUNDS):
+        best = best if self.wide.has_many or is_done(best) else self._nearby(best, is_done)
+        for stage in (self._fits, self._nearby) * (MOST_ROUNDS if self.wide.has_many else ROUNDS_OF_FEW):
             before, best = best.objective_usd_per_hour, best if is_done(best) else stage(best, is_done)
             if is_done(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:
                 break
@@ -95,7 +95,7 @@ class Fitter:
             free = self._next(scores, failed, closed, self._at_once(idle))
             if not free or idle >= max(LEAST_IDLE, count // IDLE_SERVICES) or is_done(best):
                 break
-            found, is_closed = self.fitted(best, free, WAYS_OF_FEW if self._is_few else MOST_WAYS)
+            found, is_closed = self.fitted(best, free, MOST_WAYS if self.wide.has_many else WAYS_OF_FEW)
             gained = 0.0
             if found is not None and self._is_taken(found, best):
                 gained, best = best.objective_usd_per_hour - found.objective_usd_per_hour, found
@@ -107,10 +107,6 @@ class Fitter:
                 failed |= {s: failed.get(s, 0) + 1 for s in free}
             closed |= {frozenset(free)} if is_closed or gained <= 0.0 else set()
         return best
-
-    @property
-    def _is_few(self) -> bool:
-        return len(self.wide.stocks) <= FEW
 
     def _is_taken(self, found: Worth, best: Worth) -> bool:
         """Judge by what tiers are held at, and hold them anew where one is clearly less short."""
@@ -131,13 +127,13 @@ class Fitter:
     def _scores(self, best: Worth) -> list[float]:
         """What services leave open, and part of what they could do to others by another way; by service."""
         swings = SWING * Near.of(self.wide, best).swings_usd_per_hour()
-        if self._is_few:
+        if not self.wide.has_many:
             least = min(self.wide.branches, key=lambda branch: branch.best, default=self.wide)
             swings += SPLIT_SWING * np.minimum(least.split_usd_per_hour(), best.objective_usd_per_hour - least.best)
         return [left + float(swing) for left, swing in zip(self.wide.left_open(best), swings, strict=True)]
 
     def _at_once(self, idle: int) -> int:
-        return AT_ONCE_OF_FEW[min(idle, len(AT_ONCE_OF_FEW) - 1)] if self._is_few else AT_ONCE
+        return AT_ONCE if self.wide.has_many else AT_ONCE_OF_FEW[min(idle, len(AT_ONCE_OF_FEW) - 1)]
 
     def _next(
         self, scores: Sequence[float], failed: Mapping[int, int], closed: Collection[frozenset[int]], count: int
@@ -198,7 +194,7 @@ class Fitter:
             arrays,
             relative_gap=FIT_GAP * self.gap,
             time_limit_s=AMPLE * self.wide.seconds,
-            node_limit=NODES_OF_FEW if self._is_few else MOST_NODES,
+            node_limit=MOST_NODES if self.wide.has_many else NODES_OF_FEW,
             start=start,
             run=self.desk.crew.whole,
             spared=UNUSED,
@@ -207,7 +203,7 @@ class Fitter:
     def _model(self, best: Worth, free: Sequence[int], ways: int) -> tuple[Cells, Arrays]:
         """The model of small fleets: free services with the pools of their best ways, others with what they have."""
         sizes = _sizes(best)
-        for pool, size in self.wide.sizes_near(free, ways, are_unlike=self._is_few):
+        for pool, size in self.wide.sizes_near(free, ways, are_unlike=not self.wide.has_many):
             sizes.setdefault(pool, set()).add(size)
         names = {self.wide.cells.services[s].name for s in free}
         pools = [

@@ -13,7 +13,6 @@ from solvers.planner.pools.tally import Worth
 from solvers.planner.wide.rows import ways_near
 from solvers.planner.wide.wide import Wide
 
-FEW = 20  # services of a fleet, up to which more is chosen among, for longer
 NEAR_OF_FEW, AMONG_FEW, NODES_OF_FEW = 60, 300, 10  # ways near a plan's of each service, those chosen among, nodes
 MOST_NEAR, MOST_AMONG, LEAST_NEAR, MOST_NODES = 2000, 1000, 12, 20  # of all services together, of each, and nodes
 AMPLE = 8.0  # times the seconds of other solves, long before which nodes are to end one
@@ -45,16 +44,15 @@ class Near:
     def of(cls, wide: Wide, worth: Worth) -> Near:
         """Find the ways near the plan's own, the best of each service at the prices."""
         replicas, table = cell_counts(wide.cells, worth.counts), wide.table
-        prices, above = wide.prices[: len(wide.room)], wide.prices[len(wide.room) :]
-        weights = np.append(1.0 + above, 1.0)[np.minimum(table.tiers, len(above))]
-        ways, most = list(wide.maker.of_counts(replicas)), _share(MOST_NEAR, NEAR_OF_FEW, len(wide.stocks))
-        table.take([*ways, *ways_near(wide.maker, replicas, wide.shared.T @ prices, weights, most)])
+        ways, most = list(wide.maker.of_counts(replicas)), _share(wide, MOST_NEAR, NEAR_OF_FEW)
+        near = ways_near(wide.maker, replicas, wide.asked(wide.prices), wide.weights(wide.prices), most)
+        table.take([*ways, *near])
         held = np.array([table.index(way) for way in ways], dtype=np.int64)
         return cls(
             wide=wide,
             replicas=replicas,
             held=held,
-            over_usd_per_hour=table.priced(prices, weights) - wide.values[table.service],
+            over_usd_per_hour=wide.over_usd_per_hour(),
             open_usd_per_hour=float((table.costs[0] + table.costs[1])[held].sum()) - wide.best,
         )
 
@@ -67,21 +65,17 @@ class Near:
             wide.table.choice(np.append(room, held), len(held), among, is_whole=True),
             relative_gap=NEAR_GAP * wide.gap,
             time_limit_s=AMPLE * wide.seconds,
-            node_limit=NODES_OF_FEW if len(self.held) <= FEW else MOST_NODES,
+            node_limit=MOST_NODES if wide.has_many else NODES_OF_FEW,
             start=np.isin(among, self.held).astype(float),
             run=wide.crew.whole,
             spared=UNUSED,
         )
-        total = np.zeros(len(self.replicas))
-        for index in (way for way, share in zip(among, chosen.x, strict=True) if share > 0.5):
-            for cell, count in wide.table.ways[index].replicas:
-                total[cell] += count
-        return total
+        return wide.table.replicas([way for way, share in zip(among, chosen.x, strict=True) if share > 0.5])
 
     def _among(self) -> list[int]:
         """Ways that a better plan may have, the best of each service."""
         service, over = self.wide.table.service, self.over_usd_per_hour
-        most, among = _share(MOST_AMONG, AMONG_FEW, len(self.held)), set(self.held.tolist())
+        most, among = _share(self.wide, MOST_AMONG, AMONG_FEW), set(self.held.tolist())
         for s in range(len(self.held)):
             mine = np.flatnonzero((service == s) & (over <= self.open_usd_per_hour))
             among |= set(mine[np.argsort(over[mine], kind="stable")][:most].tolist())
@@ -100,6 +94,6 @@ class Near:
         return np.minimum(found, max(0.0, self.open_usd_per_hour))
 
 
-def _share(most: int, of_few: int, services: int) -> int:
+def _share(wide: Wide, most: int, of_few: int) -> int:
     """How many of something each service has."""
-    return of_few if services <= FEW else max(LEAST_NEAR, most // services)
+    return max(LEAST_NEAR, most // len(wide.stocks)) if wide.has_many else of_few

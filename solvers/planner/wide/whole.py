@@ -19,7 +19,7 @@ from solvers.planner.wide.wide import SPLIT, Wide
 MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
 SHORT_NODES = 4  # times fewer nodes where the plan is fitted afterwards
 CHOICE_GAP = 0.15  # of the gap asked, what the choice of ways may leave open
-MANY, ROUGH_GAP = 100, 0.5  # services of a short fleet whose choice may leave more open: places cost more than that
+ROUGH_GAP = 0.5  # of the gap asked, what the choice of very many may leave open where short: places cost more
 ROUGH_SEARCHES: Sequence[tuple[Mapping[str, bool | str], int]] = ((UNUSED, 40), ({**UNUSED, "presolve": "off"}, 20))
 """What is spared in each search of a rough choice, and its nodes."""
 MOST_NEAR, LEAST_NEAR = 2000, 12  # ways near a plan's: of all services, and of each
@@ -80,7 +80,7 @@ def _chosen_near(wide: Wide, worth: Worth) -> Floats:
 
 def _whole(wide: Wide, among: Sequence[int], choice: Arrays, start: Floats) -> list[int]:
     """The ways that are taken."""
-    if wide.is_short and len(wide.stocks) > MANY:
+    if wide.is_short and wide.has_very_many:
         chosen = _rough(wide, choice, start)
     else:
         chosen = solve_whole(

@@ -28,13 +28,7 @@ from solvers.planner.wide.least_value import least_value
 from solvers.planner.wide.links import WideLinks
 from solvers.planner.wide.pace import Pace
 from solvers.planner.wide.price_box import BoxStep, box_step
-from solvers.planner.wide.rows import (
-    as_they_fit,
-    priced_ways,
-    rounded_ways,
-    tiers_of,
-    usd_per_unit,
-)
+from solvers.planner.wide.rows import as_they_fit, priced_ways, rounded_ways, tiers_of, usd_per_unit
 from solvers.planner.wide.search import SideSearch
 from solvers.planner.wide.sides import Sides
 from solvers.planner.wide.stock_taking import build_stocks
@@ -64,6 +58,7 @@ WIDER = 4.0  # how much more trust the prices get when a box keeps nothing bette
 CLOSED = 0.3  # of the gap asked: pricing stops when the relaxed choice and its bound agree this well
 SMOOTHING = 0.5  # share of the best prices so far in the next ones; the newest alone swing
 MOST_CHOSEN = 20  # services whose ways are chosen all at once where something is short
+MOST_DIVED = 100  # services that are decided one after another where something is short, before all are at once
 SPLIT = 1e-4  # shares of ways below count as none
 USUAL_TIER = 3.0  # times a tier's penalties, what holding it may be priced at that was free so far
 HELD_TRUST = 0.25  # what many services begin with beside held tiers
@@ -176,6 +171,11 @@ class Wide:
     def has_many(self) -> bool:
         """Tell whether services are too many for their ways to be chosen all at once where something is short."""
         return len(self.stocks) > MOST_CHOSEN
+
+    @property
+    def has_very_many(self) -> bool:
+        """Tell whether services are too many to be decided one after another before a choice at once."""
+        return len(self.stocks) > MOST_DIVED
 
     def foresee(self, relaxed: Solution, arrays: Arrays) -> None:
         """Tell whether so much is asked that tiers are to be held at once: divisible replicas at their best fall short.
@@ -372,8 +372,7 @@ class Wide:
     def left_open(self, worth: Worth) -> list[float]:
         """What each service's part of a plan costs at the prices above the least that it could, USD per hour."""
         ways, asked = list(self.maker.of_counts(cell_counts(self.cells, worth.counts))), self.asked(self.prices)
-        over: list[float] = (priced_ways(ways, asked, self.weights(self.prices)) - self.values).tolist()
-        return over
+        return list(map(float, priced_ways(ways, asked, self.weights(self.prices)) - self.values))
 
     def split_usd_per_hour(self) -> Floats:
         """How far the room that each service takes, in its price, lies from the mean of its relaxed choice; (S,)."""
@@ -395,12 +394,11 @@ class Wide:
 
     def over_usd_per_hour(self) -> Floats:
         """What the ways known so far cost at the prices above the least that their services could, (W,)."""
-        over: Floats = self.priced_ways(self.prices) - self.values[self.table.service]
-        return over
+        return np.asarray(self.priced_ways(self.prices) - self.values[self.table.service])
 
-    def foretell(self) -> None:
+    def size_ahead(self) -> None:
         """Have the crew size what the first pricing tells apart, while this process does something else."""
-        self.book.begin(told_apart(self._views(self.prices), self.wanted, len(self.stocks))[1])
+        self.book.size_ahead(told_apart(self._views(self.prices), self.wanted, len(self.stocks))[1])
 
     def _views(self, prices: Floats) -> list[View]:
         of_links = prices[self.table.first_link : len(self.room)]
@@ -431,15 +429,13 @@ class Wide:
         return is_new
 
     def asked(self, prices: Floats) -> Floats:
-        asked: Floats = self.shared.T @ prices[: len(self.room)]
-        return asked
+        return np.asarray(self.shared.T @ prices[: len(self.room)])
 
     def relaxed(self, among: Sequence[int] | None = None) -> Solution:  # of all ways known so far without it
         return solve_linear(self.choice(among), time_limit_s=self.seconds)
 
     def choice_prices(self, relaxed: Solution) -> Floats:
-        prices: Floats = np.maximum(0.0, -duals_of(relaxed)[len(self.stocks) :])
-        return prices
+        return np.asarray(np.maximum(0.0, -duals_of(relaxed)[len(self.stocks) :]))
 
     def choice(self, among: Sequence[int] | None = None, *, is_whole: bool = False) -> Arrays:
         choice = self.table.choice(self._usable(), len(self.held_usd_per_hour), among, is_whole=is_whole)
