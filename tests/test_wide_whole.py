@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from solvers.errors import SolveFailed
 from solvers.planner import desk_for
 from solvers.planner.placing.desk import Desk
 from solvers.planner.pools.cells import Floats
 from solvers.planner.pools.crew import Crew
 from solvers.planner.wide import whole
+from solvers.planner.wide import wide as wide_module
 from solvers.planner.wide.ways import SparseWay
 from solvers.planner.wide.whole import choose, improve
 from solvers.planner.wide.wide import Wide
@@ -123,6 +125,37 @@ def test_where_the_best_ways_leave_more_undone_all_are_chosen_among(
     assert undone_of(wide, choose(wide, worth)) <= undone_of(wide, plain) * (1.0 + ROUNDING)
     filled = choose(replace(wide, is_short=True), worth)  # what is short is filled or fitted afterwards
     assert not filled.any()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_of_two_rough_searches_one_that_fails_loses_nothing_of_the_other(
+    failing: int, workers: int, desk: Desk, wide: Wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide_module, "MOST_DIVED", 0)
+    asked = list[bool]()
+
+    def fails(programme: Programme) -> Solution:
+        asked.append(is_second := programme.options.get("presolve") == "off")
+        if is_second == bool(failing):
+            raise SolveFailed("no luck")
+        return solve(programme)
+
+    short = replace(wide, is_short=True, crew=Crew(solve=fails, workers=workers))
+    assert choose(short, desk.repaired({})).any()
+    assert sorted(asked) == [False, True]
+
+
+def test_where_both_rough_searches_fail_the_fault_of_the_first_is_told(
+    desk: Desk, wide: Wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide_module, "MOST_DIVED", 0)
+
+    def fails(programme: Programme) -> Solution:
+        raise SolveFailed("second" if programme.options.get("presolve") == "off" else "first")
+
+    with pytest.raises(SolveFailed, match="first"):
+        choose(replace(wide, is_short=True, crew=Crew(solve=fails)), desk.repaired({}))
 
 
 def test_ways_near_a_plan_cost_no_more_than_its_own(desk: Desk, wide: Wide) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from solvers.deadline import CHOICE_UNTIL
+from solvers.errors import SolveFailed
 from solvers.planner.model.relax import UNUSED, Arrays, Solution, solve_whole
 from solvers.planner.placing.places import cell_counts
 from solvers.planner.pools.cells import Floats
@@ -98,6 +99,11 @@ def _rough(wide: Wide, choice: Arrays, start: Floats) -> Solution:
     """The best of two searches that go about it differently, side by side where there are cores to spare.
 
     The plan at hand is a poor start, and either may miss for long what the other finds at once.
+
+    Raises
+    ------
+    SolveFailed
+        Of the first, where neither finds anything.
     """
 
     def searched(spared: Mapping[str, bool | str], nodes: int) -> Solution:
@@ -115,4 +121,17 @@ def _rough(wide: Wide, choice: Arrays, start: Floats) -> Solution:
     with wide.crew.while_solving():
         for search in searches[1:] if wide.crew.workers > 1 else ():
             search.begin()
-        return min((search.answer() for search in searches), key=lambda found: found.value)
+        return min(_answers(searches), key=lambda found: found.value)
+
+
+def _answers(searches: Sequence[Aside[Solution]]) -> list[Solution]:
+    """What searches found, those that failed left out unless all did."""
+    found, faults = [], []
+    for search in searches:
+        try:
+            found.append(search.answer())
+        except SolveFailed as fault:
+            faults.append(fault)
+    if not found:
+        raise faults[0]
+    return found
