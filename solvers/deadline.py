@@ -10,9 +10,10 @@ Clock = Callable[[], float]
 
 # Shares of the limit: when a stage has to do with what it has, and what is kept for what comes after it.
 PRICES_UNTIL = 0.7  # prices of the whole fleet; choosing and placing come after them
-HELD_PRICES_UNTIL = 0.4, 0.6  # prices beside held tiers, which a dive follows; of very many services a choice at once
+HELD_PRICES_UNTIL = 0.8, 0.6  # prices beside held tiers; of very many services, whose choice takes long
 HELD_PRICES_LEAST = 0.15, 0.25  # what they get at least
-DIVE_UNTIL = 0.85  # what a dive decided has to do
+DIVE_UNTIL = 0.85  # a dive that has not come to its end is given up
+AT_ONCE_UNTIL = 0.7  # no whole choice of very many services is begun any more
 NEAR_UNTIL = 0.8  # of very many services no plan is looked near any more: choosing and placing take long
 CHOICE_UNTIL = 0.9  # what an integer choice found that is all but the last thing done; its places come after it
 CLOSER_OF_REST = 0.5  # of what is left after a dive, what prices beside its plan get; fits come after them

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
-from solvers.deadline import DIVE_UNTIL, Deadline
+from solvers.deadline import AT_ONCE_UNTIL, DIVE_UNTIL, Deadline
 from solvers.errors import SOLVER_FAULTS, InvalidInput
 from solvers.planner import desk_for
 from solvers.planner.model.relax import state
@@ -136,19 +136,22 @@ def test_a_little_that_the_last_tier_lacks_is_no_reason_to_go_on(desk: Desk, wid
 def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Worth, list[str]]]:
     """What a dive comes to and which ways were gone, where these find what is said."""
 
-    def go(made: Chooser, best: Worth, by_dive: Worth | None, at_once: Worth) -> tuple[Worth, list[str]]:
+    def go(
+        made: Chooser, best: Worth, by_dive: Worth | None, at_once: Worth, soon: Worth | None = None, share: float = 0.0
+    ) -> tuple[Worth, list[str]]:
         gone = list[str]()
 
-        def going(way: str, found: Worth | None) -> Callable[..., Worth | None]:
-            def go(*_: object) -> Worth | None:
+        def going(way: str, found: Any) -> Callable[..., Any]:
+            def go(*_: object) -> Any:
                 gone.append(way)
                 return found
 
             return go
 
+        monkeypatch.setattr(Chooser, "_soon", going("soon", [soon or best]))
         monkeypatch.setattr(Chooser, "_by_dive", going("by dive", by_dive))
         monkeypatch.setattr(Chooser, "_at_once", going("at once", at_once))
-        return made._dived(best), gone
+        return made._dived(best, share), gone
 
     return go
 
@@ -164,8 +167,8 @@ def test_very_many_services_are_chosen_at_once_before_a_dive(
 ) -> None:
     monkeypatch.setattr(wide_module, "MOST_DIVED", most_dived)
     better, worse = lacking(best, *HELD_USD, 30_000.0), lacking(best, *HELD_USD, 50_000.0)
-    order = ["by dive", "at once"] if most_dived else ["at once", "by dive"]
-    assert asked(chooser(desk, wide), best, better, better) == (better, order[:1])
+    order = ["soon", "by dive", "at once"] if most_dived else ["at once", "by dive"]
+    assert asked(chooser(desk, wide), best, better, better) == (better, order[: -1 if most_dived else 1])
     assert asked(chooser(desk, wide), best, worse, worse) == (best, order)
     assert asked(chooser(desk, wide), best, None, worse) == (best, order)
     found = (worse, better) if most_dived else (better, worse)
@@ -177,19 +180,47 @@ def test_where_nothing_keeps_the_tiers_what_is_better_by_their_order_will_do(
 ) -> None:
     drifted = lacking(best, 0.0, 2000.0 + 0.9 * CLEAR_SHARE * 1e5, 30_000.0)
     worse = lacking(best, *HELD_USD, 50_000.0)
-    assert asked(chooser(desk, wide), best, drifted, worse) == (drifted, ["by dive", "at once"])
+    assert asked(chooser(desk, wide), best, drifted, worse) == (drifted, ["soon", "by dive", "at once"])
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-def test_a_second_way_is_left_out_when_it_is_late_and_the_first_is_not(
-    is_late: bool, asked: Callable[..., tuple[Worth, list[str]]], desk: Desk, wide: Wide, best: Worth
+@pytest.mark.parametrize(("most_dived", "share", "until"), [(100, 0.3, DIVE_UNTIL - 0.3), (0, 0.3, AT_ONCE_UNTIL)])
+def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
+    most_dived: int,
+    share: float,
+    until: float,
+    is_late: bool,
+    asked: Callable[..., tuple[Worth, list[str]]],
+    desk: Desk,
+    wide: Wide,
+    best: Worth,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = Stepped(now_s=DIVE_UNTIL + (1e-6 if is_late else -1e-6))
+    monkeypatch.setattr(wide_module, "MOST_DIVED", most_dived)
+    clock = Stepped(now_s=until + (1e-6 if is_late else -1e-6))
     hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
-    worse = lacking(best, *HELD_USD, 50_000.0)
-    ways = ["by dive", "at once"]
-    assert asked(chooser(hurried, wide), best, worse, worse) == (best, ways[:1] if is_late else ways)
-    assert asked(chooser(hurried, wide), best, None, worse) == (best, ways)
+    worse, soon = lacking(best, *HELD_USD, 50_000.0), lacking(best, *HELD_USD, 35_000.0)
+    found, gone = asked(chooser(hurried, wide), best, worse, worse, soon, share)
+    if is_late:
+        assert (found, gone) == (soon, ["soon"])
+    else:
+        assert (found, gone) == (
+            (soon, ["soon", "by dive", "at once"]) if most_dived else (best, ["at once", "by dive"])
+        )
+
+
+@pytest.mark.parametrize("most_dived", [100, 0])
+def test_of_what_is_soon_found_the_better_is_taken(
+    most_dived: int, desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide_module, "MOST_DIVED", most_dived)
+    first, last = np.zeros(len(wide.cells.cell_pool)), np.ones(len(wide.cells.cell_pool))
+    monkeypatch.setattr(choice, "choose_soon", lambda wide: [first, last])
+    found = {id(first): lacking(best, *HELD_USD, 30_000.0), id(last): lacking(best, *HELD_USD, 35_000.0)}
+    clock = Stepped(now_s=DIVE_UNTIL)
+    hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
+    made = replace(chooser(hurried, wide), placed=lambda replicas: found[id(replicas)])
+    assert made._dived(best) is found[id(first if most_dived else last)]  # of very many the last alone is placed
 
 
 STAGES = ("_chosen", "_in_order", "_fitted", "_branched", "_improved", "_beside")
@@ -227,20 +258,15 @@ def test_no_stage_is_begun_once_a_plan_is_done(
 
 
 def test_what_a_dive_leaves_open_is_filled_where_it_is_much(desk: Desk, wide: Wide, best: Worth) -> None:
-    """From what was decided, and from what is likely of all services: the better of both."""
     placed = list[Floats]()
-    worse = replace(best, cost_usd_per_hour=best.cost_usd_per_hour + 1.0)
-    none, one = np.zeros(len(wide.cells.cell_pool)), np.ones(len(wide.cells.cell_pool))
-    dive = Dived(replicas=none, likely=one, open=tuple(range(MOST_OPEN + 1)))
 
-    def place_all(good: Floats, replicas: Floats) -> Worth:
+    def place_all(replicas: Floats) -> Worth:
         placed.append(replicas)
-        return best if replicas is good else worse
+        return best
 
-    for good in (none, one):
-        choosing = replace(chooser(desk, wide), placed=partial(place_all, good))
-        assert choosing._completed(dive) is best
-    assert [replicas is one for replicas in placed] == [False, True, False, True]
+    dive = Dived(replicas=np.zeros(len(wide.cells.cell_pool)), open=tuple(range(MOST_OPEN + 1)))
+    assert replace(chooser(desk, wide), placed=place_all)._completed(dive) is best
+    assert [replicas is dive.replicas for replicas in placed] == [True]
 
 
 @pytest.mark.parametrize(("done_after", "chosen_in"), [(0, []), (1, [1.0]), (9, [1.0, 2.0, 3.0])])

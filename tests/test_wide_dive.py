@@ -16,7 +16,7 @@ from solvers.planner.pools.crew import Crew
 from solvers.planner.wide import dive as wide_dive
 from solvers.planner.wide import wide as wide_ways
 from solvers.planner.wide.dive import dived
-from solvers.planner.wide.wide import SPLIT, Wide
+from solvers.planner.wide.wide import Wide
 from solvers.verify import verify
 from tests.clocks import Stepped
 from tests.wide_world import priced, short_fleet
@@ -50,19 +50,20 @@ def test_what_a_dive_decides_fits_and_is_one_known_way_of_each_service(
     assert (held.best, list(held.stocks)) == (bound, stocks)  # what it was asked about stays as it was
 
 
-def test_where_time_is_nearly_over_all_that_is_split_is_left_open(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dive_is_given_up_where_time_is_nearly_over_and_it_is_not_done(
+    held: Wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, early = (
+        replace(held, crew=Crew(deadline=Deadline(clock=Stepped(now_s=share), limit_s=1.0)))
+        for share in (DIVE_UNTIL, DIVE_UNTIL - 0.01)
+    )
+    assert dived(late) is not None  # no more services are split than may be open
     monkeypatch.setattr(wide_dive, "MOST_OPEN", 0)
-    shares, service = held.relaxed().x, held.table.service
-    split = set(service[(shares > SPLIT) & (shares < 1.0 - SPLIT)].tolist())
-    assert len(split) > 1
-    for share, is_late in ((DIVE_UNTIL - 0.01, False), (DIVE_UNTIL, True)):
-        crew = Crew(deadline=Deadline(clock=Stepped(now_s=share), limit_s=1.0))
-        found = dived(replace(held, crew=crew))
-        assert found is not None
-        assert (set(found.open) == split) is is_late
-        owners = held.cells.pool_service[held.cells.cell_pool[found.replicas > 0.0]]
-        assert not set(owners.tolist()) & set(found.open)
-    assert {int(s) for s in service[(shares > 0.5) & (shares < 1.0 - SPLIT)]}  # of some most is clear
+    assert dived(late) is None
+    found = dived(early)
+    assert found is not None
+    owners = held.cells.pool_service[held.cells.cell_pool[found.replicas > 0.0]]
+    assert not set(owners.tolist()) & set(found.open)
 
 
 def test_the_clearest_way_is_decided_first_and_stays(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:

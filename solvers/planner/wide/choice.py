@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 from solvers.deadline import (
+    AT_ONCE_UNTIL,
     CLOSER_OF_REST,
     DIVE_UNTIL,
     HELD_PRICES_LEAST,
@@ -23,7 +25,7 @@ from solvers.planner.wide.beside import Beside
 from solvers.planner.wide.branches import branched
 from solvers.planner.wide.dive import MOST_OPEN, Dived, dived
 from solvers.planner.wide.fit import Fitter, Seated, Settled
-from solvers.planner.wide.whole import choose, improve
+from solvers.planner.wide.whole import choose, choose_soon, improve
 from solvers.planner.wide.wide import Wide
 
 MOST_CHOICES = 3  # times that ways are chosen while some of their replicas find no place
@@ -133,9 +135,16 @@ class Chooser:
             found = best_of([found, self.desk.repaired({})])
         is_rough = self.wide.has_very_many
         self.wide.hold(found, is_rough=is_rough)
-        least = self.desk.crew.deadline.passed_share() + HELD_PRICES_LEAST[is_rough]
-        self.wide.bound(self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], least)))
-        again = found if self.desk.crew.is_late() else self._dived(found) if self.wide.has_many else self._chosen(found)
+        begun = self.desk.crew.deadline.passed_share()
+        self.wide.bound(self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], begun + HELD_PRICES_LEAST[is_rough])))
+        took = self.desk.crew.deadline.passed_share() - begun
+        again = (
+            found
+            if self.desk.crew.is_late()
+            else self._dived(found, took)
+            if self.wide.has_many
+            else self._chosen(found)
+        )
         if self._moves_tiers(again, found):
             self.wide.hold(again)
         found = again
@@ -159,20 +168,35 @@ class Chooser:
         value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
         return lambda bound: value - bound <= self.gap * abs(value) or is_late(until)
 
-    def _dived(self, best: Worth) -> Worth:
+    def _dived(self, best: Worth, pricing_share: float = 0.0) -> Worth:
         """Decide services one after another and plan the last few beside these; if no better, choose at once.
 
-        Of very many services a dive takes long and comes second. What tiers are held at comes of a rough plan: where
+        Of very many services a dive takes long and comes second. What is soon found comes before either where time may
+        not do for these: a dive takes about as long as pricing did. What tiers are held at comes of a rough plan: where
         nothing found keeps it, one that is better by their order, though it lacks a little more, will do.
+
+        Parameters
+        ----------
+        pricing_share : float
+            Of the time limit, what pricing beside the held tiers took.
         """
-        tried = list[Worth]()
+        is_late, tried = self.desk.crew.is_late, list[Worth]()
+        until = AT_ONCE_UNTIL if self.wide.has_very_many else DIVE_UNTIL - pricing_share
+        if not self.wide.has_very_many or is_late(until):
+            tried = list(self._soon())
+            best = reduce(self._better, tried, best)
         ways: list[Callable[[], Worth | None]] = [self._by_dive, lambda: self._at_once(best)]
         for way in ways[::-1] if self.wide.has_very_many else ways:
-            found = None if tried and self.desk.crew.is_late(DIVE_UNTIL) else way()
+            found = None if is_late(until) else way()
             if found is not None and self._better(best, found) is found:
                 return found
             tried += [] if found is None else [found]
         return best_of([best, *tried])
+
+    def _soon(self) -> Iterator[Worth]:
+        """What is found without a search; of very many services placing takes long, and the last choice will do."""
+        choices = choose_soon(self.wide)
+        yield from map(self.placed, choices[-1:] if self.wide.has_very_many else choices)
 
     def _by_dive(self) -> Worth | None:
         dive = dived(self.wide)
@@ -190,7 +214,7 @@ class Chooser:
     def _completed(self, dive: Dived) -> Worth:
         """Plan what a dive left open in full; where that fails, or it is much, fill."""
         if len(dive.open) > MOST_OPEN:
-            return best_of([self.placed(dive.replicas), self.placed(dive.likely)])
+            return self.placed(dive.replicas)
         decided = self.desk.worth(place(self.cells, dive.replicas).counts)
         return self._fitter().fitted(decided, dive.open)[0] or self.desk.repaired(decided.counts)
 

@@ -29,20 +29,16 @@ RISE = 1.0  # of the gap asked, what a way that is decided may add to the relaxe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dived:
-    """Replicas by cell of the services that were decided, (C,), and those that are still open.
-
-    ``likely`` are replicas of all services, of each that is open by the way that it has the largest share of.
-    """
+    """Replicas by cell of the services that were decided, (C,), and those that are still open."""
 
     replicas: Floats
-    likely: Floats
     open: tuple[int, ...]
 
 
 def dived(wide: Wide) -> Dived | None:
-    """Decide all services but a few; None where what tiers are held at cannot be kept so.
+    """Decide all services but a few; None where what tiers are held at cannot be kept so, or time is nearly over.
 
-    Where time is nearly over, or too many ways were taken back, more are left open.
+    Where too many ways were taken back, more are left open.
     """
     part = replace(
         wide, kept=[*wide.kept], wanted=[*wide.wanted], branches=[], search=replace(wide.search, is_on=False)
@@ -67,8 +63,10 @@ def dived(wide: Wide) -> Dived | None:
         value, new = relaxed.value, []
         split = _split(wide, among, relaxed, decided)
         last = _written(wide, among, relaxed, split)
-        if len(split) <= MOST_OPEN or wide.crew.is_late(DIVE_UNTIL):
+        if len(split) <= MOST_OPEN:
             return last
+        if wide.crew.is_late(DIVE_UNTIL):
+            return None
         if pricings <= len(decided) // every:
             pricings += 1
             known = len(wide.table.ways)
@@ -109,5 +107,4 @@ def _written(wide: Wide, among: list[int], relaxed: Solution, split: Mapping[int
     services = wide.table.service
     whole = (way for way, share in zip(among, relaxed.x, strict=True) if share > 0.5)
     replicas = wide.table.replicas([way for way in whole if int(services[way]) not in split])
-    likely = replicas + wide.table.replicas([way for _, way in split.values()])
-    return Dived(replicas=replicas, likely=likely, open=tuple(sorted(split)))
+    return Dived(replicas=replicas, open=tuple(sorted(split)))

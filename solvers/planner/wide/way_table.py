@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -43,6 +43,10 @@ class WayTable:
     _service: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _cost: Floats = field(default_factory=lambda: np.zeros(0))
     _penalty: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def apart(self) -> WayTable:
+        """The same ways, to which others may be added that are none of this table's."""
+        return replace(self, ways=[*self.ways], _known={**self._known})
 
     def add(self, way: SparseWay | None) -> bool:
         """Remember a way; False when it is none or known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from solvers.planner.placing.places import cell_counts
 from solvers.planner.pools.cells import Floats
 from solvers.planner.pools.crew import Aside
 from solvers.planner.pools.tally import Worth
+from solvers.planner.wide.moves import moved
 from solvers.planner.wide.rows import best_ways, split_ways, taken_in_turn, ways_near
 from solvers.planner.wide.wide import SPLIT, Wide
 
@@ -40,6 +42,20 @@ def choose(wide: Wide, worth: Worth, lost: Floats | None = None) -> Floats:
     for _ in range(2):
         _blend(wide, wide.relaxed())
     return _chosen_near(wide, worth) if wide.is_held else _chosen_first(wide)
+
+
+def choose_soon(wide: Wide) -> list[Floats]:
+    """Take one way of each service without a search, (C,) replicas each time; some find no place, of the last fewest.
+
+    No way is remembered: among ways that are made to fit a dive finds worse ones.
+    """
+    part = replace(wide, table=wide.table.apart())
+    for _ in range(2):
+        _blend(part, part.relaxed())
+    relaxed = part.relaxed()
+    prices = np.maximum(part.choice_prices(relaxed), part.floor)
+    choices = moved(part.choice(is_whole=True), part.table.service, relaxed.x, prices)
+    return [part.table.replicas(ways) for ways in choices]
 
 
 def improve(wide: Wide, worth: Worth) -> Floats:
