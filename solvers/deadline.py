@@ -12,7 +12,8 @@ Clock = Callable[[], float]
 PRICES_UNTIL = 0.7  # prices of the whole fleet; choosing and placing come after them
 HELD_PRICES_UNTIL = 0.8, 0.6  # prices beside held tiers; of very many services, whose choice takes long
 HELD_PRICES_LEAST = 0.15, 0.25  # what they get at least
-DIVE_UNTIL = 0.85  # a dive that has not come to its end is given up
+DIVE_UNTIL = 0.9  # a dive that has not come to its end is given up
+FITTED_UNTIL = 0.95  # when what a dive leaves open should be planned too
 AT_ONCE_UNTIL = 0.7  # no whole choice of very many services is begun any more
 NEAR_UNTIL = 0.8  # of very many services no plan is looked near any more: choosing and placing take long
 CHOICE_UNTIL = 0.9  # what an integer choice found that is all but the last thing done; its places come after it
@@ -51,3 +52,22 @@ class Deadline:
         """
         left_s = self.began_s + until * self.limit_s - self.clock()
         return min(asked_s, max(left_s, SOLVE_LEAST * self.limit_s))
+
+
+@dataclass(slots=True, kw_only=True)
+class Turns:
+    """How long the turns of a stage take, which tells how long one after it will; ``begun`` is a share of the limit."""
+
+    deadline: Deadline
+    begun: float
+    done: int = 0
+
+    @classmethod
+    def of(cls, deadline: Deadline) -> Turns:
+        """Begin now."""
+        return cls(deadline=deadline, begun=deadline.passed_share())
+
+    def leave(self, turns: int, until: float) -> bool:
+        """Tell whether so many more, as long as those so far, would end by that share of the limit."""
+        passed = self.deadline.passed_share()
+        return passed + turns * (passed - self.begun) / max(1, self.done) <= until

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from solvers.deadline import PRICES_UNTIL, Deadline
+from solvers.deadline import PRICES_UNTIL, Deadline, Turns
 from solvers.errors import SolveFailed
 from solvers.plan import Plan, SolveStatus
 from solvers.planner import desk_for, make_plan
@@ -107,6 +107,16 @@ def test_a_solve_in_a_process_of_its_own_is_waited_for_a_little_longer_than_it_m
         clock.now_s = now_s
         crew.whole(one_column(time_limit=4.0))
     assert waited == pytest.approx([GRACE_S] * 3)
+
+
+def test_turns_so_far_tell_how_long_so_many_more_take() -> None:
+    clock = Stepped(now_s=2.0)
+    turns = Turns.of(Deadline(clock=clock, limit_s=10.0))
+    assert turns.begun == 0.2
+    clock.now_s, turns.done = 4.0, 4  # a twentieth of the limit each
+    assert turns.leave(6, 0.71)
+    assert not turns.leave(7, 0.71)
+    assert Turns.of(Deadline()).leave(10**9, 0.0)  # without a clock there is always time
 
 
 @pytest.mark.parametrize("is_late", [False, True])

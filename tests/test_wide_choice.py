@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from solvers.deadline import AT_ONCE_UNTIL, DIVE_UNTIL, Deadline
+from solvers.deadline import AT_ONCE_UNTIL, DIVE_UNTIL, FITTED_UNTIL, HELD_PRICES_UNTIL, Deadline, Turns
 from solvers.errors import SOLVER_FAULTS, InvalidInput
 from solvers.planner import desk_for
 from solvers.planner.model.relax import state
@@ -20,7 +20,7 @@ from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.wide import choice
 from solvers.planner.wide import wide as wide_module
-from solvers.planner.wide.choice import Chooser
+from solvers.planner.wide.choice import DIVE_TURNS, SOON_TURNS, Chooser
 from solvers.planner.wide.dive import MOST_OPEN, Dived
 from solvers.planner.wide.wide import Wide
 from tests.clocks import Stepped
@@ -28,6 +28,7 @@ from tests.test_wide_fit import lacking
 from tests.wide_world import short_fleet
 
 HELD_USD = (0.0, 2000.0)
+TURN = 0.01  # of the time limit, what a pricing took
 
 
 def never(*_: object) -> Worth:
@@ -70,6 +71,12 @@ def chooser(desk: Desk, wide: Wide, told: list[Exception] | None = None) -> Choo
         told_fault=([] if told is None else told).append,
         settled=never,
     )
+
+
+def turns_at(made: Chooser, share: float = TURN) -> Turns:
+    """Pricings so far, so long each."""
+    deadline = made.desk.crew.deadline
+    return Turns(deadline=deadline, begun=deadline.passed_share() - 10 * share, done=10)
 
 
 @pytest.mark.parametrize("fault", SOLVER_FAULTS)
@@ -137,7 +144,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Worth, list[st
     """What a dive comes to and which ways were gone, where these find what is said."""
 
     def go(
-        made: Chooser, best: Worth, by_dive: Worth | None, at_once: Worth, soon: Worth | None = None, share: float = 0.0
+        made: Chooser, best: Worth, by_dive: Worth | None, at_once: Worth, soon: Worth | None = None
     ) -> tuple[Worth, list[str]]:
         gone = list[str]()
 
@@ -151,7 +158,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Worth, list[st
         monkeypatch.setattr(Chooser, "_soon", going("soon", [soon or best]))
         monkeypatch.setattr(Chooser, "_by_dive", going("by dive", by_dive))
         monkeypatch.setattr(Chooser, "_at_once", going("at once", at_once))
-        return made._dived(best, share), gone
+        return made._dived(best, turns_at(made)), gone
 
     return go
 
@@ -184,10 +191,9 @@ def test_where_nothing_keeps_the_tiers_what_is_better_by_their_order_will_do(
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-@pytest.mark.parametrize(("most_dived", "share", "until"), [(100, 0.3, DIVE_UNTIL - 0.3), (0, 0.3, AT_ONCE_UNTIL)])
+@pytest.mark.parametrize(("most_dived", "until"), [(100, FITTED_UNTIL - DIVE_TURNS * TURN), (0, AT_ONCE_UNTIL)])
 def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
     most_dived: int,
-    share: float,
     until: float,
     is_late: bool,
     asked: Callable[..., tuple[Worth, list[str]]],
@@ -200,7 +206,7 @@ def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
     clock = Stepped(now_s=until + (1e-6 if is_late else -1e-6))
     hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
     worse, soon = lacking(best, *HELD_USD, 50_000.0), lacking(best, *HELD_USD, 35_000.0)
-    found, gone = asked(chooser(hurried, wide), best, worse, worse, soon, share)
+    found, gone = asked(chooser(hurried, wide), best, worse, worse, soon)
     if is_late:
         assert (found, gone) == (soon, ["soon"])
     else:
@@ -220,7 +226,31 @@ def test_of_what_is_soon_found_the_better_is_taken(
     clock = Stepped(now_s=DIVE_UNTIL)
     hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
     made = replace(chooser(hurried, wide), placed=lambda replicas: found[id(replicas)])
-    assert made._dived(best) is found[id(first if most_dived else last)]  # of very many the last alone is placed
+    assert made._dived(best, turns_at(made)) is found[id(first if most_dived else last)]  # of very many only the last
+
+
+def test_pricing_leaves_time_for_a_dive_unless_it_could_not_end_in_time(
+    desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pricings of a hundredth, and of a tenth, of the limit; a dive and what comes before it take 19 of them."""
+    steps, left = [0.01, 0.1], list[float]()
+
+    def priced(made: Wide, is_enough: Callable[[float], bool]) -> float:
+        while not is_enough(-np.inf):
+            clock.now_s += steps[len(left)]
+        left.append(clock.now_s)
+        return made.best
+
+    monkeypatch.setattr(Wide, "bound", priced)
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
+    for _ in steps:
+        clock = Stepped(now_s=0.2)
+        crew = Crew(deadline=Deadline(clock=clock, limit_s=1.0))
+        turns = chooser(replace(desk, crew=crew), wide)._priced(best)
+        assert crew.was_late
+        assert turns.begun == 0.2
+    assert left[0] == pytest.approx(FITTED_UNTIL - (SOON_TURNS + DIVE_TURNS) * 0.01, abs=0.021)
+    assert left[1] == pytest.approx(HELD_PRICES_UNTIL[False], abs=0.1 + 1e-9)
 
 
 STAGES = ("_chosen", "_in_order", "_fitted", "_branched", "_improved", "_beside")

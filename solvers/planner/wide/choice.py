@@ -9,10 +9,11 @@ from functools import reduce
 from solvers.deadline import (
     AT_ONCE_UNTIL,
     CLOSER_OF_REST,
-    DIVE_UNTIL,
+    FITTED_UNTIL,
     HELD_PRICES_LEAST,
     HELD_PRICES_UNTIL,
     NEAR_UNTIL,
+    Turns,
 )
 from solvers.errors import SOLVER_FAULTS
 from solvers.planner.menus.compose import Enough
@@ -33,6 +34,8 @@ MOST_IMPROVED, WORK_IMPROVED = 6, 100  # times that a plan's ways are chosen aga
 MOST_ROUNDS = 4  # times that some of few services are planned in full beside ways
 MOST_TURNS = 4  # times in turn that plans of few services are told apart, and some fitted
 MOST_CHOSEN_IN = 3  # branches, those of the least bounds, in which ways are chosen
+LEAST_TURNS = 4  # pricings beside held tiers that a dive begins with
+SOON_TURNS, DIVE_TURNS = 3, 16  # pricings that take about as long as what is soon found, and as a dive and its fit
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 
@@ -133,18 +136,12 @@ class Chooser:
         """Choose again among the plans that leave no tier but the last more short, which the bound is then of."""
         if self.desk.is_large and (lacks_clearly(found) or not self.wide.has_many):
             found = best_of([found, self.desk.repaired({})])
-        is_rough = self.wide.has_very_many
-        self.wide.hold(found, is_rough=is_rough)
-        begun = self.desk.crew.deadline.passed_share()
-        self.wide.bound(self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], begun + HELD_PRICES_LEAST[is_rough])))
-        took = self.desk.crew.deadline.passed_share() - begun
-        again = (
-            found
-            if self.desk.crew.is_late()
-            else self._dived(found, took)
-            if self.wide.has_many
-            else self._chosen(found)
-        )
+        self.wide.hold(found, is_rough=self.wide.has_very_many)
+        turns = self._priced(found)
+        if self.desk.crew.is_late():
+            again = found
+        else:
+            again = self._dived(found, turns) if self.wide.has_many else self._chosen(found)
         if self._moves_tiers(again, found):
             self.wide.hold(again)
         found = again
@@ -152,6 +149,22 @@ class Chooser:
         if self.wide.has_many and not self.is_done(found):
             self._closer(found)
         return found
+
+    def _priced(self, found: Worth) -> Turns:
+        """Price beside held tiers while a dive would still end in time; where none would, on. Returns how it went."""
+        crew, turns, is_rough = self.desk.crew, Turns.of(self.desk.crew.deadline), self.wide.has_very_many
+        is_near = self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], turns.begun + HELD_PRICES_LEAST[is_rough]))
+
+        def is_enough(bound: float) -> bool:
+            turns.done += 1
+            if is_rough or turns.done <= LEAST_TURNS or not turns.leave(SOON_TURNS + DIVE_TURNS, FITTED_UNTIL):
+                return is_near(bound)
+            is_last = not turns.leave(SOON_TURNS + DIVE_TURNS + 1, FITTED_UNTIL)
+            crew.was_late = crew.was_late or is_last
+            return is_last or is_near(bound)
+
+        self.wide.bound(is_enough)
+        return turns
 
     def _closer(self, found: Worth) -> None:
         """Bound the plans that keep the tiers as this one does, now that it is known.
@@ -168,30 +181,33 @@ class Chooser:
         value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
         return lambda bound: value - bound <= self.gap * abs(value) or is_late(until)
 
-    def _dived(self, best: Worth, pricing_share: float = 0.0) -> Worth:
+    def _dived(self, best: Worth, turns: Turns) -> Worth:
         """Decide services one after another and plan the last few beside these; if no better, choose at once.
 
         Of very many services a dive takes long and comes second. What is soon found comes before either where time may
-        not do for these: a dive takes about as long as pricing did. What tiers are held at comes of a rough plan: where
-        nothing found keeps it, one that is better by their order, though it lacks a little more, will do.
-
-        Parameters
-        ----------
-        pricing_share : float
-            Of the time limit, what pricing beside the held tiers took.
+        not do for these, as the ``turns`` of pricing tell. What tiers are held at comes of a rough plan: where nothing
+        found keeps it, one that is better by their order, though it lacks a little more, will do.
         """
-        is_late, tried = self.desk.crew.is_late, list[Worth]()
-        until = AT_ONCE_UNTIL if self.wide.has_very_many else DIVE_UNTIL - pricing_share
-        if not self.wide.has_very_many or is_late(until):
+        tried = list[Worth]()
+        if not self.wide.has_very_many or self._is_late_for(turns):
             tried = list(self._soon())
             best = reduce(self._better, tried, best)
         ways: list[Callable[[], Worth | None]] = [self._by_dive, lambda: self._at_once(best)]
         for way in ways[::-1] if self.wide.has_very_many else ways:
-            found = None if is_late(until) else way()
+            found = None if self._is_late_for(turns) else way()
             if found is not None and self._better(best, found) is found:
                 return found
             tried += [] if found is None else [found]
         return best_of([best, *tried])
+
+    def _is_late_for(self, turns: Turns) -> bool:
+        """Tell whether neither a dive nor, of very many services, a choice at once would end in time."""
+        crew = self.desk.crew
+        if self.wide.has_very_many:
+            return crew.is_late(AT_ONCE_UNTIL)
+        is_late = not turns.leave(DIVE_TURNS, FITTED_UNTIL)
+        crew.was_late = crew.was_late or is_late
+        return is_late
 
     def _soon(self) -> Iterator[Worth]:
         """What is found without a search; of very many services placing takes long, and the last choice will do."""
