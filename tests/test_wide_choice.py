@@ -229,6 +229,22 @@ def test_of_what_is_soon_found_the_better_is_taken(
     assert made._dived(best, turns_at(made)) is found[id(first if most_dived else last)]  # of very many only the last
 
 
+@pytest.mark.parametrize("fault", SOLVER_FAULTS)
+def test_what_fails_to_be_found_soon_takes_nothing_from_a_dive(
+    fault: type[Exception], desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(wide: Wide) -> list[Floats]:
+        raise fault("too bad")
+
+    told, better = list[Exception](), lacking(best, *HELD_USD, 30_000.0)
+    monkeypatch.setattr(choice, "choose_soon", failing)
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
+    monkeypatch.setattr(Chooser, "_by_dive", lambda made: better)
+    made = chooser(desk, wide, told)
+    assert made._dived(best, turns_at(made)) is better
+    assert [str(one) for one in told] == ["too bad"]
+
+
 def test_pricing_leaves_time_for_a_dive_unless_it_could_not_end_in_time(
     desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
 ) -> None:

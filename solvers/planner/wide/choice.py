@@ -211,7 +211,11 @@ class Chooser:
 
     def _soon(self) -> Iterator[Worth]:
         """What is found without a search; of very many services placing takes long, and the last choice will do."""
-        choices = choose_soon(self.wide)
+        try:
+            choices = choose_soon(self.wide)
+        except SOLVER_FAULTS as fault:  # what takes longer may find something still
+            self.told_fault(fault)
+            return
         yield from map(self.placed, choices[-1:] if self.wide.has_very_many else choices)
 
     def _by_dive(self) -> Worth | None:
