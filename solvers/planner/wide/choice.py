@@ -156,11 +156,11 @@ class Chooser:
         is_near = self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], turns.begun + HELD_PRICES_LEAST[is_rough]))
 
         def is_enough(bound: float) -> bool:
-            turns.done += 1
-            if is_rough or turns.done <= LEAST_TURNS or not turns.leave(SOON_TURNS + DIVE_TURNS, FITTED_UNTIL):
-                return is_near(bound)
-            is_last = not turns.leave(SOON_TURNS + DIVE_TURNS + 1, FITTED_UNTIL)
+            is_early = is_rough or turns.done < LEAST_TURNS
+            is_in_time, is_next = (turns.leave(SOON_TURNS + DIVE_TURNS + more, FITTED_UNTIL) for more in (0, 1))
+            is_last = not is_early and is_in_time and not is_next
             crew.was_late = crew.was_late or is_last
+            turns.done += 1
             return is_last or is_near(bound)
 
         self.wide.bound(is_enough)
