@@ -67,7 +67,7 @@ class Turns:
         """Begin now."""
         return cls(deadline=deadline, begun=deadline.passed_share())
 
-    def leave(self, turns: int, until: float) -> bool:
+    def allow(self, turns: int, until: float) -> bool:
         """Tell whether so many more, as long as those so far, would end by that share of the limit."""
         passed = self.deadline.passed_share()
         return passed + turns * (passed - self.begun) / max(1, self.done) <= until

@@ -114,9 +114,9 @@ def test_turns_so_far_tell_how_long_so_many_more_take() -> None:
     turns = Turns.of(Deadline(clock=clock, limit_s=10.0))
     assert turns.begun == 0.2
     clock.now_s, turns.done = 4.0, 4  # a twentieth of the limit each
-    assert turns.leave(6, 0.71)
-    assert not turns.leave(7, 0.71)
-    assert Turns.of(Deadline()).leave(10**9, 0.0)  # without a clock there is always time
+    assert turns.allow(6, 0.71)
+    assert not turns.allow(7, 0.71)
+    assert Turns.of(Deadline()).allow(10**9, 0.0)  # without a clock there is always time
 
 
 @pytest.mark.parametrize("is_late", [False, True])

@@ -158,7 +158,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Worth, list[st
         monkeypatch.setattr(Chooser, "_soon", going("soon", [soon or best]))
         monkeypatch.setattr(Chooser, "_by_dive", going("by dive", by_dive))
         monkeypatch.setattr(Chooser, "_at_once", going("at once", at_once))
-        return made._dived(best, turns_at(made)), gone
+        return made._chosen_of_many(best, turns_at(made)), gone
 
     return go
 
@@ -215,6 +215,19 @@ def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
         )
 
 
+def test_a_dive_has_to_find_something_better_than_what_is_soon_found(
+    asked: Callable[..., tuple[Worth, list[str]]],
+    desk: Desk,
+    wide: Wide,
+    best: Worth,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soon, dived, at_once = (lacking(best, *HELD_USD, usd) for usd in (35_000.0, 38_000.0, 30_000.0))
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
+    assert asked(chooser(desk, wide), best, dived, at_once, soon) == (at_once, ["soon", "by dive", "at once"])
+    assert asked(chooser(desk, wide), best, dived, dived, soon)[0] == soon
+
+
 @pytest.mark.parametrize("most_dived", [100, 0])
 def test_of_what_is_soon_found_the_better_is_taken(
     most_dived: int, desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
@@ -226,7 +239,9 @@ def test_of_what_is_soon_found_the_better_is_taken(
     clock = Stepped(now_s=DIVE_UNTIL)
     hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
     made = replace(chooser(hurried, wide), placed=lambda replicas: found[id(replicas)])
-    assert made._dived(best, turns_at(made)) is found[id(first if most_dived else last)]  # of very many only the last
+    assert (
+        made._chosen_of_many(best, turns_at(made)) is found[id(first if most_dived else last)]
+    )  # of very many only the last
 
 
 @pytest.mark.parametrize("fault", SOLVER_FAULTS)
@@ -241,7 +256,7 @@ def test_what_fails_to_be_found_soon_takes_nothing_from_a_dive(
     monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
     monkeypatch.setattr(Chooser, "_by_dive", lambda made: better)
     made = chooser(desk, wide, told)
-    assert made._dived(best, turns_at(made)) is better
+    assert made._chosen_of_many(best, turns_at(made)) is better
     assert [str(one) for one in told] == ["too bad"]
 
 

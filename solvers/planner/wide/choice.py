@@ -141,7 +141,7 @@ class Chooser:
         if self.desk.crew.is_late():
             again = found
         else:
-            again = self._dived(found, turns) if self.wide.has_many else self._chosen(found)
+            again = self._chosen_of_many(found, turns) if self.wide.has_many else self._chosen(found)
         if self._moves_tiers(again, found):
             self.wide.hold(again)
         found = again
@@ -157,7 +157,7 @@ class Chooser:
 
         def is_enough(bound: float) -> bool:
             is_early = is_rough or turns.done < LEAST_TURNS
-            is_in_time, is_next = (turns.leave(SOON_TURNS + DIVE_TURNS + more, FITTED_UNTIL) for more in (0, 1))
+            is_in_time, is_next = (turns.allow(SOON_TURNS + DIVE_TURNS + more, FITTED_UNTIL) for more in (0, 1))
             is_last = not is_early and is_in_time and not is_next
             crew.was_late = crew.was_late or is_last
             turns.done += 1
@@ -181,7 +181,7 @@ class Chooser:
         value, is_late = found.objective_usd_per_hour, self.desk.crew.is_late
         return lambda bound: value - bound <= self.gap * abs(value) or is_late(until)
 
-    def _dived(self, best: Worth, turns: Turns) -> Worth:
+    def _chosen_of_many(self, best: Worth, turns: Turns) -> Worth:
         """Decide services one after another and plan the last few beside these; if no better, choose at once.
 
         Of very many services a dive takes long and comes second. What is soon found comes before either where time may
@@ -205,7 +205,7 @@ class Chooser:
         crew = self.desk.crew
         if self.wide.has_very_many:
             return crew.is_late(AT_ONCE_UNTIL)
-        is_late = not turns.leave(DIVE_TURNS, FITTED_UNTIL)
+        is_late = not turns.allow(DIVE_TURNS, FITTED_UNTIL)
         crew.was_late = crew.was_late or is_late
         return is_late
 
