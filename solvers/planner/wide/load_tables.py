@@ -20,6 +20,7 @@ from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.stocks import ANY_PENALTY, MOST_EVERY, PARTS, Stocks, members
 
 NEAR = 1e-6  # of a part; far above the rounding of a division
+MOST_AT_ONCE = 40_000  # loads times sizes that are added at once; rows of more no longer fit the processor's caches
 TOGETHER = 8  # pools told apart at once when a value rests on one that is not, of few services that are finely cut
 
 
@@ -191,6 +192,30 @@ def _with_rest(stage: Stage) -> Floats:
 
 def _with_pool(task: Task, pool: int, told: Told, useful: Ints, table: Floats, stages: list[Stage]) -> Floats:
     stage = Stage(pool=pool, before=table, loads=told.loads, costs=told.costs)
+    if not task.floor and table.size * len(useful) <= MOST_AT_ONCE:
+        grown = _with_sizes(table, told.loads[useful], told.costs[useful])
+    else:
+        grown = _with_each_size(task, told, useful, table)
+    if told.beyond_usd_per_hour is not None and useful[-1] == len(told.loads) - 1:
+        grown = _with_line(task, pool, told, table[0], grown, stage, told.beyond_usd_per_hour)
+    stages.append(stage)
+    return grown
+
+
+def _with_sizes(table: Floats, loads: Ints, costs: Floats) -> Floats:
+    """Let sizes add their loads to a table without a floor, all at once: what a call takes is more than a short row."""
+    end = table.shape[1]
+    most = min(int(loads[-1]), end)
+    padded = np.concatenate([np.repeat(table[0, :1], most), table[0]])
+    shifted: Floats = np.ndarray((most + 1, end), padded.dtype, padded, strides=padded.strides * 2)  # by most, …, 1, 0
+    moved = shifted[most - np.minimum(loads, end)]
+    moved += costs[:, None]
+    grown: Floats = np.minimum(table, moved.min(axis=0))
+    return grown
+
+
+def _with_each_size(task: Task, told: Told, useful: Ints, table: Floats) -> Floats:
+    """Let sizes add their loads to a table one by one, until none is worth its cost."""
     grown, moved = table.copy(), np.empty_like(table[0])
     for size, load, cost in zip(useful.tolist(), told.loads[useful].tolist(), told.costs[useful].tolist(), strict=True):
         is_used = _add_size(table[0], load, cost, grown[0], moved)
@@ -198,9 +223,6 @@ def _with_pool(task: Task, pool: int, told: Told, useful: Ints, table: Floats, s
             is_used |= _add_size(table[max(0, floor - size)], load, cost, grown[floor], moved)
         if not is_used and size >= task.floor and told.added[size - 1] >= 0.0:
             break  # from here on every replica costs something
-    if told.beyond_usd_per_hour is not None and useful[-1] == len(told.loads) - 1:
-        grown = _with_line(task, pool, told, table[0], grown, stage, told.beyond_usd_per_hour)
-    stages.append(stage)
     return grown
 
 
