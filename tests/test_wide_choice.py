@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from solvers.deadline import AT_ONCE_UNTIL, DIVE_UNTIL, FITTED_UNTIL, HELD_PRICES_UNTIL, Deadline, Turns
+from solvers.deadline import AT_ONCE_UNTIL, DIVE_UNTIL, FITTED_UNTIL, Deadline, Turns
 from solvers.errors import SOLVER_FAULTS, InvalidInput
 from solvers.planner import desk_for
 from solvers.planner.model.relax import state
@@ -20,7 +20,7 @@ from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.wide import choice
 from solvers.planner.wide import wide as wide_module
-from solvers.planner.wide.choice import DIVE_TURNS, SOON_TURNS, Chooser
+from solvers.planner.wide.choice import DIVE_TURNS, LEAST_DIVE_TURNS, LEAST_TURNS, Chooser
 from solvers.planner.wide.dive import MOST_OPEN, Dived
 from solvers.planner.wide.wide import Wide
 from tests.clocks import Stepped
@@ -70,6 +70,7 @@ def chooser(desk: Desk, wide: Wide, told: list[Exception] | None = None) -> Choo
         raise_bound=lambda worth: None,
         told_fault=([] if told is None else told).append,
         settled=never,
+        relaxed_beside=lambda: np.zeros(len(wide.room) + len(HELD_USD)),
     )
 
 
@@ -174,10 +175,11 @@ def test_very_many_services_are_chosen_at_once_before_a_dive(
 ) -> None:
     monkeypatch.setattr(wide_module, "MOST_DIVED", most_dived)
     better, worse = lacking(best, *HELD_USD, 30_000.0), lacking(best, *HELD_USD, 50_000.0)
-    order = ["soon", "by dive", "at once"] if most_dived else ["at once", "by dive"]
-    assert asked(chooser(desk, wide), best, better, better) == (better, order[: -1 if most_dived else 1])
-    assert asked(chooser(desk, wide), best, worse, worse) == (best, order)
-    assert asked(chooser(desk, wide), best, None, worse) == (best, order)
+    order = ["by dive", "at once"] if most_dived else ["at once", "by dive"]
+    assert asked(chooser(desk, wide), best, better, better) == (better, order[:1])
+    assert asked(chooser(desk, wide), best, worse, worse) == (best, [*order, "soon"])
+    assert asked(chooser(desk, wide), best, None, worse) == (best, [*order, "soon"])
+    assert asked(chooser(desk, wide), best, worse, worse, better) == (better, [*order, "soon"])
     found = (worse, better) if most_dived else (better, worse)
     assert asked(chooser(desk, wide), best, *found) == (better, order)
 
@@ -187,11 +189,11 @@ def test_where_nothing_keeps_the_tiers_what_is_better_by_their_order_will_do(
 ) -> None:
     drifted = lacking(best, 0.0, 2000.0 + 0.9 * CLEAR_SHARE * 1e5, 30_000.0)
     worse = lacking(best, *HELD_USD, 50_000.0)
-    assert asked(chooser(desk, wide), best, drifted, worse) == (drifted, ["soon", "by dive", "at once"])
+    assert asked(chooser(desk, wide), best, drifted, worse) == (drifted, ["by dive", "at once", "soon"])
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-@pytest.mark.parametrize(("most_dived", "until"), [(100, FITTED_UNTIL - DIVE_TURNS * TURN), (0, AT_ONCE_UNTIL)])
+@pytest.mark.parametrize(("most_dived", "until"), [(100, FITTED_UNTIL - LEAST_DIVE_TURNS * TURN), (0, AT_ONCE_UNTIL)])
 def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
     most_dived: int,
     until: float,
@@ -207,25 +209,8 @@ def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
     hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
     worse, soon = lacking(best, *HELD_USD, 50_000.0), lacking(best, *HELD_USD, 35_000.0)
     found, gone = asked(chooser(hurried, wide), best, worse, worse, soon)
-    if is_late:
-        assert (found, gone) == (soon, ["soon"])
-    else:
-        assert (found, gone) == (
-            (soon, ["soon", "by dive", "at once"]) if most_dived else (best, ["at once", "by dive"])
-        )
-
-
-def test_a_dive_has_to_find_something_better_than_what_is_soon_found(
-    asked: Callable[..., tuple[Worth, list[str]]],
-    desk: Desk,
-    wide: Wide,
-    best: Worth,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    soon, dived, at_once = (lacking(best, *HELD_USD, usd) for usd in (35_000.0, 38_000.0, 30_000.0))
-    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
-    assert asked(chooser(desk, wide), best, dived, at_once, soon) == (at_once, ["soon", "by dive", "at once"])
-    assert asked(chooser(desk, wide), best, dived, dived, soon)[0] == soon
+    before = ["by dive", "at once"] if most_dived else ["at once", "by dive"]
+    assert (found, gone) == (soon, [*([] if is_late else before), "soon"])
 
 
 @pytest.mark.parametrize("most_dived", [100, 0])
@@ -245,45 +230,48 @@ def test_of_what_is_soon_found_the_better_is_taken(
 
 
 @pytest.mark.parametrize("fault", SOLVER_FAULTS)
-def test_what_fails_to_be_found_soon_takes_nothing_from_a_dive(
+def test_what_fails_to_be_found_soon_takes_nothing_from_a_plan(
     fault: type[Exception], desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(wide: Wide) -> list[Floats]:
         raise fault("too bad")
 
-    told, better = list[Exception](), lacking(best, *HELD_USD, 30_000.0)
+    told, worse = list[Exception](), lacking(best, *HELD_USD, 50_000.0)
     monkeypatch.setattr(choice, "choose_soon", failing)
-    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
-    monkeypatch.setattr(Chooser, "_by_dive", lambda made: better)
+    monkeypatch.setattr(Chooser, "_by_dive", lambda made: None)
+    monkeypatch.setattr(Chooser, "_at_once", lambda made, best: worse)
     made = chooser(desk, wide, told)
-    assert made._chosen_of_many(best, turns_at(made)) is better
+    assert made._chosen_of_many(best, turns_at(made)) is best
     assert [str(one) for one in told] == ["too bad"]
 
 
-def test_pricing_leaves_time_for_a_dive_unless_it_could_not_end_in_time(
-    desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A dive and what comes before it take 19 pricings: of the second kind, as four of them show, no longer in time."""
-    steps, left = [0.01, 0.036, 0.1], list[float]()
+def test_pricing_leaves_time_for_a_dive(desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes so many pricings as these: begun at once where they would not end in time, but for the least of them."""
+    steps, begun, left = [0.01, 0.036, 0.1], 0.2, list[float]()
 
-    def priced(made: Wide, is_enough: Callable[[float], bool]) -> float:
+    def priced(made: Wide, prices: Floats) -> float:
+        clock.now_s += steps[len(left)]
+        return -np.inf
+
+    def bound(made: Wide, is_enough: Callable[[float], bool]) -> float:
         while not is_enough(-np.inf):
-            clock.now_s += steps[len(left)]
+            made.priced(made.prices)
         left.append(clock.now_s)
         return made.best
 
-    monkeypatch.setattr(Wide, "bound", priced)
+    monkeypatch.setattr(Wide, "bound", bound)
+    monkeypatch.setattr(Wide, "priced", priced)
     monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
     for _ in steps:
-        clock = Stepped(now_s=0.2)
+        clock = Stepped(now_s=begun)
         crew = Crew(deadline=Deadline(clock=clock, limit_s=1.0))
         turns = chooser(replace(desk, crew=crew), wide)._priced(best)
         assert crew.was_late
-        assert turns.begun == 0.2
-    in_time = FITTED_UNTIL - (SOON_TURNS + DIVE_TURNS) * 0.01
-    assert in_time - 0.01 <= left[0] <= in_time + 1e-9
+        assert turns.begun == begun
+    in_time = FITTED_UNTIL - DIVE_TURNS * steps[0]
+    assert in_time - steps[0] <= left[0] <= in_time + 1e-9
     for step, ended in zip(steps[1:], left[1:], strict=True):
-        assert HELD_PRICES_UNTIL[False] <= ended + 1e-9 <= HELD_PRICES_UNTIL[False] + step + 2e-9
+        assert ended == pytest.approx(begun + (LEAST_TURNS + 1) * step)
 
 
 STAGES = ("_chosen", "_in_order", "_fitted", "_branched", "_improved", "_beside")

@@ -20,7 +20,7 @@ from solvers.planner.pools.options import step_at
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
 from solvers.planner.wide.fit import OTHERS, Fitter, exact_steps
-from solvers.planner.wide.near import Near
+from solvers.planner.wide.near import Near, Neighbours
 from solvers.programme import Programme, Solution, solve
 from solvers.verify import verify
 from tests.wide_world import priced, short_fleet
@@ -114,7 +114,7 @@ def test_a_tier_clearly_less_short_counts_for_more_than_money(desk: Desk) -> Non
 
 def test_ways_chosen_near_a_plan_cost_no_more_than_its_own(desk: Desk, fitter: Fitter) -> None:
     greedy, wide = desk.repaired({}), fitter.wide
-    near = Near.of(wide, greedy)
+    near = Near.of(wide, greedy, Neighbours())
 
     def total_usd(replicas: Floats) -> float:
         return sum(way.cost_usd_per_hour + way.penalty_usd_per_hour for way in wide.maker.of_counts(replicas))
@@ -125,14 +125,14 @@ def test_ways_chosen_near_a_plan_cost_no_more_than_its_own(desk: Desk, fitter: F
 
 
 def test_what_a_service_could_move_is_no_more_than_is_open(desk: Desk, fitter: Fitter) -> None:
-    near = Near.of(fitter.wide, desk.repaired({}))
+    near = Near.of(fitter.wide, desk.repaired({}), Neighbours())
     swings = near.swings_usd_per_hour()
     assert swings.max() > 0.0
     assert ((swings >= 0.0) & (swings <= near.open_usd_per_hour)).all()
 
 
 def test_what_a_service_could_move_counts_up_to_what_is_open(desk: Desk, fitter: Fitter) -> None:
-    near = Near.of(fitter.wide, desk.repaired({}))
+    near = Near.of(fitter.wide, desk.repaired({}), Neighbours())
     for open_usd, most_usd in ((-5.0, 0.0), (0.0, 0.0), (1.0, 1.0)):
         assert replace(near, open_usd_per_hour=open_usd).swings_usd_per_hour().max() == most_usd
 
@@ -145,7 +145,7 @@ def test_ways_near_a_plan_are_chosen_from_its_own_on(desk: Desk, fitter: Fitter)
         begun.append(programme.start)
         return solve(programme)
 
-    near = Near.of(replace(fitter.wide, crew=Crew(solve=seen)), desk.repaired({}))
+    near = Near.of(replace(fitter.wide, crew=Crew(solve=seen)), desk.repaired({}), Neighbours())
     near.chosen()
     (start,) = begun
     assert [w for w, share in zip(near._among(), start, strict=True) if share == 1.0] == sorted(near.held.tolist())

@@ -105,7 +105,7 @@ class Predictor:
     def _predicted(self, desk: Desk, opened: Opened, *, is_loss: bool) -> Prediction:
         now, stops = self.plan.report.objective_usd_per_hour, opened.stops_usd_per_hour
         if not desk.problem.services:  # nothing is asked: there is no model to price
-            gone = stops + desk.repaired({}).objective_usd_per_hour - now
+            gone = stops + desk.greedy().objective_usd_per_hour - now
             return Prediction(low_usd_per_hour=gone, high_usd_per_hour=gone, expected_usd_per_hour=gone, short=())
         market = Market.of(desk)
         repaired = market.best([desk.repaired(planned_counts(desk.problem, opened.plan))])

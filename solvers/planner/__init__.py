@@ -147,7 +147,7 @@ def _planned(
     search = Search(desk=desk, on_plan=on_plan)
     tried = list(_tried(desk, search, in_force, kept, repaired))
     faults = list(search.faults)
-    stand_ins = chain(kept, repaired, (desk.repaired({}) for _ in range(1)))
+    stand_ins = chain(kept, repaired, (desk.greedy() for _ in range(1)))
     for worth, note in chain(tried, ((worth, STAND_IN) for worth in stand_ins)):
         plan, violations = search.write(worth, (note,) if note else ())
         if not violations:
@@ -188,7 +188,7 @@ def desk_for(
     held = (desk.worth(counts) for counts in in_force if desk.fits(counts))
     if not problem.services or any(not worth.short for worth in held):
         return desk
-    if desk.is_large or not (desk.is_wide or desk.repaired({}).short):
+    if desk.is_large or not (desk.is_wide or desk.greedy().short):
         return desk
     try:
         return desk.shared_fairly()

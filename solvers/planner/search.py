@@ -22,7 +22,14 @@ from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import cell_counts, narrowed, start_columns
 from solvers.planner.placing.shortage import reasons_by_service
-from solvers.planner.placing.tiers import IN_ORDER_NOTE, InOrder, hold_higher_tiers, lacking_values
+from solvers.planner.placing.tiers import (
+    IN_ORDER_NOTE,
+    InOrder,
+    held_in_sum,
+    hold_higher_tiers,
+    lacking_values,
+    relaxed_lacks_clearly,
+)
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.floors import pinned_most
 from solvers.planner.pools.options import find_options
@@ -81,7 +88,7 @@ class Search:
             return self._run_wide(starts, is_enough)
         best = best_of([*starts, self.desk.repaired(self.base, self.base)])
         if not self.desk.problem.services:  # nothing is asked, so nothing is placed; there is no model to state
-            best = self.desk.repaired({})
+            best = self.desk.greedy()
             self._raise_bound(best.objective_usd_per_hour)
             return best
         if self.desk.is_wide:
@@ -115,7 +122,7 @@ class Search:
     def _run_wide(self, starts: Sequence[Worth], is_enough: Enough) -> Worth:
         """Find ways at prices and take one of each service; what is known so far, or the greedy plan, if that fails."""
         if not self.desk.is_large and all(start.short for start in starts):
-            starts = [*starts, self.desk.repaired({})]
+            starts = [*starts, self.desk.greedy()]
         best = best_of(starts) if starts else None
         if best is not None:
             self._tell(best)
@@ -141,7 +148,7 @@ class Search:
             return self._fine(self._chooser(cells, arrays, wide).run(best))
         except SOLVER_FAULTS as fault:
             self._told_fault(fault, "ways")
-            return best or self.desk.repaired({})
+            return best or self.desk.greedy()
 
     def _near(self, best: Worth | None) -> Certificate | None:
         """The prices of the plan before; None where that and what is at hand are short."""
@@ -158,8 +165,9 @@ class Search:
         duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if self.desk.certificate is not None else None)
         wide.foresee(relaxed, arrays)
         wide.size_ahead()
-        rounded = self._placed(cells, arrays, wide.rounded(relaxed, arrays), is_rough=wide.is_short)
-        if (early := best_of([*([best] if best else []), rounded])) is not best:
+        is_greedy = wide.is_short and relaxed_lacks_clearly(cells, arrays, relaxed.x)  # rounded it would no less
+        first = self.desk.greedy() if is_greedy else self._placed(cells, arrays, wide.rounded(relaxed, arrays))
+        if (early := best_of([*([best] if best else []), first])) is not best:
             self._tell(early)
         return early, duals
 
@@ -183,7 +191,15 @@ class Search:
             raise_bound=lambda worth: self._raise_held_bound(cells, arrays, wide, worth),
             told_fault=self._told_fault,
             settled=self.settler.settled,
+            relaxed_beside=lambda: self._relaxed_beside(cells, arrays, wide),
         )
+
+    def _relaxed_beside(self, cells: Cells, arrays: Arrays, wide: Wide) -> Floats:
+        """Prices of the shared rows, links as free, and of the held tiers where replicas are divisible, (R + T,)."""
+        held = held_in_sum(cells, arrays, wide.held_usd_per_hour)
+        prices = np.maximum(0.0, -duals_of(solve_linear(held, time_limit_s=self._seconds())))
+        rows, tiers = prices[shared_rows(arrays)], prices[len(arrays.rows) :]
+        return np.concatenate([rows, np.zeros(len(wide.room) - len(rows)), tiers])
 
     def _told_fault(self, fault: Exception, stage: str = "choice") -> None:
         """Keep what a stage failed with; a solve that time ran out for is no failure worth a note."""
@@ -209,10 +225,10 @@ class Search:
             if not violations:
                 self.on_plan(plan)
 
-    def _placed(self, cells: Cells, arrays: Arrays, replicas: Floats, *, is_rough: bool = False) -> Worth:
+    def _placed(self, cells: Cells, arrays: Arrays, replicas: Floats) -> Worth:
         x = np.zeros(len(arrays.cost))
         x[arrays.columns["replicas"]] = replicas
-        return self.settler.settled(cells, x, arrays, is_rough=is_rough)
+        return self.settler.settled(cells, x, arrays)
 
     def _proved(self, worth: Worth) -> bool:
         gap = worth.objective_usd_per_hour - self.bound_usd_per_hour

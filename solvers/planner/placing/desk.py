@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from solvers.certificate import Certificate
+from solvers.derived import Derives, derived
 from solvers.fleet import ANYWHERE, PoolKey
 from solvers.plan import Plan
 from solvers.planner.bays.nodes import Counts, Room
@@ -27,7 +28,7 @@ FAIR_POOLS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
+class Desk(Derives):
     """One problem with what was worked out about it."""
 
     problem: Problem
@@ -144,13 +145,17 @@ class Desk:
         return {key: count for key, count in base.items() if count > 0}
 
     def repaired(self, counts: Counts, least: Counts | None = None) -> Worth:
-        """Keep what fits of the counts and fill what is short; from nothing, this is the greedy plan.
+        """Keep what fits of the counts and fill what is short.
 
         Of ``least`` nothing is given up that is not needed.
         """
         room = self.empty_room()
         kept = self.fitting(counts, room)
         return self.worth(fill(self.problem, self.sizer, self.fill_options(), room, kept, least))
+
+    def greedy(self) -> Worth:
+        """What is filled from nothing, the highest tier first; worked out once."""
+        return derived(self, _greedy)
 
     def is_uneven(self, counts: Counts, *, are_all: bool = True, are_paid: bool = True) -> bool:
         """True when a service that spreads or pairs by place is short or pays for links: perhaps for its places.
@@ -176,3 +181,7 @@ class Desk:
             best[at] = min(best.get(at, (price, option.pool)), (price, option.pool))
         kept = {pool for _, pool in best.values()} | self.wanted
         return replace(self.options, pools=tuple(o for o in self.options.pools if o.pool in kept), _by_service={})
+
+
+def _greedy(desk: Desk) -> Worth:
+    return desk.repaired({})

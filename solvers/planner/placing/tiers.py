@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 
 from solvers.planner.model.relax import Arrays, Solution
 from solvers.planner.placing.places import cell_counts
@@ -68,6 +69,21 @@ def hold_higher_tiers(cells: Cells, arrays: Arrays, x: Floats, solve: WholeSolve
         upper[mine] = np.minimum(upper[mine], x[mine] + HELD)
         arrays = replace(arrays, upper=upper)
     return arrays, _whole_part(arrays, x), is_changed
+
+
+def held_in_sum(cells: Cells, arrays: Arrays, most_usd_per_hour: Floats) -> Arrays:
+    """Leave no tier but the last more short than it may be, (T,) penalties; a row each, the last ones."""
+    ranks = np.array([service.tier_rank for service in cells.services])
+    rows = []
+    for rank in np.unique(ranks)[: len(most_usd_per_hour)]:
+        columns = lacking_columns(cells, arrays, np.flatnonzero(ranks == rank))
+        rows.append(sp.csr_array((arrays.cost[columns], (np.zeros(len(columns), int), columns)), (1, len(arrays.cost))))
+    return replace(
+        arrays,
+        matrix=sp.csc_array(sp.vstack([arrays.matrix, *rows])),
+        row_lower=np.append(arrays.row_lower, np.full(len(rows), -np.inf)),
+        row_upper=np.append(arrays.row_upper, most_usd_per_hour),
+    )
 
 
 def lacking_values(cells: Cells, arrays: Arrays, worth: Worth) -> Floats:
@@ -133,6 +149,13 @@ def lacks_clearly(worth: Worth) -> bool:
     """True when a tier but the last lacks more than solves leave open: another plan may be clearly better there."""
     above = sorted(worth.lacking_usd_by_tier)[:-1]
     return any(worth.lacking_usd_by_tier[rank] > worth.clear_usd(rank) for rank in above)
+
+
+def relaxed_lacks_clearly(cells: Cells, arrays: Arrays, x: Floats) -> bool:
+    """True when divisible replicas, (columns,), leave a tier but the last short of more than solves leave open."""
+    ranks = np.array([service.tier_rank for service in cells.services])
+    by_tier = ((rank, lacking_columns(cells, arrays, np.flatnonzero(ranks == rank))) for rank in np.unique(ranks)[:-1])
+    return any(float(arrays.cost[mine] @ x[mine]) > _clear(cells, ranks, rank) for rank, mine in by_tier)
 
 
 def lacking_columns(cells: Cells, arrays: Arrays, services: Ints) -> Ints:

@@ -35,7 +35,7 @@ MOST_ROUNDS = 4  # times that some of few services are planned in full beside wa
 MOST_TURNS = 4  # times in turn that plans of few services are told apart, and some fitted
 MOST_CHOSEN_IN = 3  # branches, those of the least bounds, in which ways are chosen
 LEAST_TURNS = 4  # pricings beside held tiers that a dive begins with
-SOON_TURNS, DIVE_TURNS = 3, 16  # pricings that take about as long as what is soon found, and as a dive and its fit
+DIVE_TURNS, LEAST_DIVE_TURNS = 18, 8  # pricings that take about as long as a dive and its fit, and without pricings
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 
@@ -58,6 +58,7 @@ class Chooser:
     raise_bound: Callable[[Worth], None]
     told_fault: Callable[[Exception], None]
     settled: Settled
+    relaxed_beside: Callable[[], Floats]
 
     def run(self, best: Worth) -> Worth:
         """Return the best plan found, no worse than the one at hand."""
@@ -135,7 +136,7 @@ class Chooser:
     def _in_order(self, found: Worth) -> Worth:
         """Choose again among the plans that leave no tier but the last more short, which the bound is then of."""
         if self.desk.is_large and (lacks_clearly(found) or not self.wide.has_many):
-            found = best_of([found, self.desk.repaired({})])
+            found = best_of([found, self.desk.greedy()])
         self.wide.hold(found, is_rough=self.wide.has_very_many)
         turns = self._priced(found)
         if self.desk.crew.is_late():
@@ -151,18 +152,20 @@ class Chooser:
         return found
 
     def _priced(self, found: Worth) -> Turns:
-        """Price beside held tiers while a dive would still end in time; where none would, on. Returns how it went."""
-        crew, turns, is_rough = self.desk.crew, Turns.of(self.desk.crew.deadline), self.wide.has_very_many
+        """Price beside held tiers while a dive after one more turn would still end in time. Returns how it went."""
+        beside, crew, is_rough = self.relaxed_beside(), self.desk.crew, self.wide.has_very_many
+        turns = Turns.of(crew.deadline)
         is_near = self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], turns.begun + HELD_PRICES_LEAST[is_rough]))
 
         def is_enough(bound: float) -> bool:
-            is_early = is_rough or turns.done < LEAST_TURNS
-            is_in_time, is_next = (turns.allow(SOON_TURNS + DIVE_TURNS + more, FITTED_UNTIL) for more in (0, 1))
-            is_last = not is_early and is_in_time and not is_next
-            crew.was_late = crew.was_late or is_last
             turns.done += 1
+            is_early = is_rough or turns.done <= LEAST_TURNS
+            is_last = not (is_early or turns.allow(DIVE_TURNS + 1, FITTED_UNTIL))
+            crew.was_late = crew.was_late or is_last
             return is_last or is_near(bound)
 
+        self.wide.cut_finer()
+        self.wide.priced(beside)
         self.wide.bound(is_enough)
         return turns
 
@@ -184,28 +187,26 @@ class Chooser:
     def _chosen_of_many(self, best: Worth, turns: Turns) -> Worth:
         """Decide services one after another and plan the last few beside these; if no better, choose at once.
 
-        Of very many services a dive takes long and comes second. What is soon found comes before either where time may
-        not do for these, as the ``turns`` of pricing tell. What tiers are held at comes of a rough plan: where nothing
-        found keeps it, one that is better by their order, though it lacks a little more, will do.
+        Of very many services a dive takes long and comes second. Where time does not do for either, as the ``turns``
+        of pricing tell, or neither is better, what is soon found has to do. What tiers are held at comes of a rough
+        plan: where nothing found keeps it, one that is better by their order, though it lacks a little more, will do.
         """
         tried = list[Worth]()
-        if not self.wide.has_very_many or self._is_late_for(turns):
-            tried = list(self._soon())
-            best = reduce(self._better, tried, best)
         ways: list[Callable[[], Worth | None]] = [self._by_dive, lambda: self._at_once(best)]
         for way in ways[::-1] if self.wide.has_very_many else ways:
             found = None if self._is_late_for(turns) else way()
             if found is not None and self._better(best, found) is found:
                 return found
             tried += [] if found is None else [found]
-        return best_of([best, *tried])
+        tried += self._soon()
+        return best_of([reduce(self._better, tried, best), *tried])
 
     def _is_late_for(self, turns: Turns) -> bool:
         """Tell whether neither a dive nor, of very many services, a choice at once would end in time."""
         crew = self.desk.crew
         if self.wide.has_very_many:
             return crew.is_late(AT_ONCE_UNTIL)
-        is_late = not turns.allow(DIVE_TURNS, FITTED_UNTIL)
+        is_late = not turns.allow(LEAST_DIVE_TURNS, FITTED_UNTIL)
         crew.was_late = crew.was_late or is_late
         return is_late
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solvers.deadline import DIVE_UNTIL
+from solvers.deadline import DIVE_PRICED_UNTIL, DIVE_UNTIL
 from solvers.errors import SolveFailed
 from solvers.planner.model.relax import Solution
 from solvers.planner.pools.cells import Floats
 from solvers.planner.wide.wide import SPLIT, Wide
 
-MOST_OPEN = 4  # services that are left open
+MOST_OPEN = 8  # services that are left open
 LEAST_EVERY, PRICINGS = 4, 12  # services decided between two pricings, or so many of these
 CHOICES = 60  # relaxed choices at most, of services beyond decided several at once
 PARTS = 8000  # of the demand; no bound comes of these prices
@@ -67,7 +67,7 @@ def dived(wide: Wide) -> Dived | None:
             return last
         if wide.crew.is_late(DIVE_UNTIL):
             return None
-        if pricings <= len(decided) // every:
+        if pricings <= len(decided) // every and not wide.crew.is_late(DIVE_PRICED_UNTIL):
             pricings += 1
             known = len(wide.table.ways)
             part.stocks = [replace(mine, demand_per_s=0.0) if s in decided else mine for s, mine in enumerate(coarse)]

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
-import scipy.sparse as sp
 
+from solvers.deadline import AGAIN_UNTIL
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner.model.relax import UNUSED, Arrays, Solution, solve_whole, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import Placed, cell_counts, start_columns
 from solvers.planner.placing.repack import unusable
-from solvers.planner.placing.tiers import is_clearly_better, is_taken, keeps_held, lacking_above, lacking_columns
+from solvers.planner.placing.tiers import held_in_sum, is_clearly_better, is_taken, keeps_held, lacking_above
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.options import Options, PoolOption, Step
 from solvers.planner.pools.sizer import Sizer
 from solvers.planner.pools.tally import Worth, best_of
-from solvers.planner.wide.near import AMPLE, Near
+from solvers.planner.wide.near import AMPLE, Near, Neighbours
 from solvers.planner.wide.wide import HELD_SLACK, Wide
 from solvers.programme import Word
 from solvers.sizing import Capacity
@@ -63,6 +63,7 @@ class Fitter:
     seated: Seated
     placed: Callable[[Floats], Worth]
     unusable: dict[tuple[str, str], float] = field(default_factory=dict)
+    neighbours: Neighbours = field(default_factory=Neighbours)
 
     def run(self, best: Worth, is_done: Callable[[Worth], bool]) -> Worth:
         """Plan some services at a time anew and choose among ways near the plan's in turn, until that brings little.
@@ -79,7 +80,7 @@ class Fitter:
     def _nearby(self, best: Worth, is_done: Callable[[Worth], bool]) -> Worth:
         """Choose among ways near the plan's, and then near those of what that finds, while it brings something."""
         for _ in range(MOST_NEARBY):
-            before, found = best.objective_usd_per_hour, self.placed(Near.of(self.wide, best).chosen())
+            before, found = best.objective_usd_per_hour, self.placed(Near.of(self.wide, best, self.neighbours).chosen())
             best = found if self._is_taken(found, best) else best
             if is_done(best) or before - best.objective_usd_per_hour < LEAST_FIT * self.gap * before:
                 break
@@ -126,7 +127,7 @@ class Fitter:
 
     def _scores(self, best: Worth) -> list[float]:
         """What services leave open, and part of what they could do to others by another way; by service."""
-        swings = SWING * Near.of(self.wide, best).swings_usd_per_hour()
+        swings = SWING * Near.of(self.wide, best, self.neighbours).swings_usd_per_hour()
         if not self.wide.has_many:
             least = min(self.wide.branches, key=lambda branch: branch.best, default=self.wide)
             swings += SPLIT_SWING * np.minimum(least.split_usd_per_hour(), best.objective_usd_per_hour - least.best)
@@ -158,7 +159,7 @@ class Fitter:
         fixed = np.flatnonzero(~np.isin(cells.pool_service[cells.cell_pool], free)) + replicas.start
         lower, upper = arrays.lower.copy(), arrays.upper.copy()
         lower[fixed] = upper[fixed] = start[fixed]
-        arrays = replace(_held(cells, arrays, self._held(best)), lower=lower, upper=upper)
+        arrays = replace(held_in_sum(cells, arrays, self._held(best)), lower=lower, upper=upper)
         found: list[Worth] = []
         for _ in range(MOST_TRIES):
             try:
@@ -168,7 +169,7 @@ class Fitter:
             found.append(self.settled(cells, solved.x, arrays))
             placed = self.seated(cells, solved.x[replicas])
             lost = unusable(cells, arrays, solved.x[replicas], placed) if placed.left else {}
-            if not lost:
+            if not lost or self.desk.crew.is_late(AGAIN_UNTIL):
                 break
             for row, room in lost.items():
                 self.unusable[row] = self.unusable.get(row, 0.0) + room
@@ -227,21 +228,6 @@ def _sizes(worth: Worth) -> dict[PoolKey, set[int]]:
     for (pool, _), count in sorted(worth.counts.items()):
         totals[pool] = totals.get(pool, 0) + count
     return {pool: {total} for pool, total in totals.items()}
-
-
-def _held(cells: Cells, arrays: Arrays, most: Floats) -> Arrays:
-    """Leave no tier but the last more short than it may be, (T,) penalties."""
-    ranks = np.array([service.tier_rank for service in cells.services])
-    rows = []
-    for rank in np.unique(ranks)[: len(most)]:
-        columns = lacking_columns(cells, arrays, np.flatnonzero(ranks == rank))
-        rows.append(sp.csr_array((arrays.cost[columns], (np.zeros(len(columns), int), columns)), (1, len(arrays.cost))))
-    return replace(
-        arrays,
-        matrix=sp.csc_array(sp.vstack([arrays.matrix, *rows])),
-        row_lower=np.append(arrays.row_lower, np.full(len(most), -np.inf)),
-        row_upper=np.append(arrays.row_upper, most),
-    )
 
 
 def exact_steps(option: PoolOption, sizer: Sizer, sizes: Iterable[int], is_free: bool) -> tuple[Step, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from solvers.planner.placing.places import cell_counts
 from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.pools.tally import Worth
 from solvers.planner.wide.rows import ways_near
+from solvers.planner.wide.ways import SparseWay
 from solvers.planner.wide.wide import Wide
 
 NEAR_OF_FEW, AMONG_FEW, NODES_OF_FEW = 60, 300, 10  # ways near a plan's of each service, those chosen among, nodes
@@ -18,6 +20,25 @@ MOST_NEAR, MOST_AMONG, LEAST_NEAR, MOST_NODES = 2000, 1000, 12, 20  # of all ser
 AMPLE = 8.0  # times the seconds of other solves, long before which nodes are to end one
 NEAR_GAP = 0.2  # of the gap asked, what the choice may leave open
 IN_REACH = 0.1  # of what is open in all, what a way may cost more for a service to take it
+
+
+@dataclass(slots=True, kw_only=True)
+class Neighbours:
+    """The ways near each way of a plan, which most services keep from one plan to the next; anew at other prices."""
+
+    prices: Floats = field(default_factory=lambda: np.zeros(0))
+    known: dict[tuple[int, tuple[tuple[int, int], ...]], list[SparseWay]] = field(default_factory=dict)
+
+    def of(self, wide: Wide, ways: Iterable[SparseWay]) -> Iterator[SparseWay]:
+        """Those near each of the ways, the best at the prices."""
+        if not np.array_equal(self.prices, wide.prices):
+            self.prices, self.known = wide.prices, {}
+        asked, weights, most = wide.asked(wide.prices), wide.weights(wide.prices), _share(wide, MOST_NEAR, NEAR_OF_FEW)
+        for way in ways:
+            key = way.service, way.replicas
+            if key not in self.known:
+                self.known[key] = ways_near(wide.maker, way, asked, weights, most)
+            yield from self.known[key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +62,11 @@ class Near:
     open_usd_per_hour: float
 
     @classmethod
-    def of(cls, wide: Wide, worth: Worth) -> Near:
+    def of(cls, wide: Wide, worth: Worth, known: Neighbours) -> Near:
         """Find the ways near the plan's own, the best of each service at the prices."""
         replicas, table = cell_counts(wide.cells, worth.counts), wide.table
-        ways, most = list(wide.maker.of_counts(replicas)), _share(wide, MOST_NEAR, NEAR_OF_FEW)
-        near = ways_near(wide.maker, replicas, wide.asked(wide.prices), wide.weights(wide.prices), most)
-        table.take([*ways, *near])
+        ways = list(wide.maker.of_counts(replicas))
+        table.take([*ways, *known.of(wide, ways)])
         held = np.array([table.index(way) for way in ways], dtype=np.int64)
         return cls(
             wide=wide,

@@ -117,12 +117,12 @@ def rounded_ways(maker: WayMaker, parts: Floats, served: Floats, asked: Floats) 
     return [way for way in ways if way is not None]
 
 
-def ways_near(maker: WayMaker, replicas: Floats, asked: Floats, weights: Floats, most: int) -> Iterator[SparseWay]:
-    """Ways near those of a plan, by cell, (C,): the best of each service where cells are ``asked``, (C,)."""
-    for s, way in enumerate(maker.of_counts(replicas)):
-        near = list({w.replicas: w for w in maker.near(s, way, maker.cells_near(s, way, asked))}.values())
-        values = priced_ways(near, asked, weights)
-        yield from (near[int(at)] for at in np.argsort(values, kind="stable")[:most])
+def ways_near(maker: WayMaker, way: SparseWay, asked: Floats, weights: Floats, most: int) -> list[SparseWay]:
+    """Ways near one, the best of them where cells are ``asked``, (C,), and penalties weigh so much, (S,)."""
+    cells = maker.cells_near(way.service, way, asked)
+    near = list({other.replicas: other for other in maker.near(way.service, way, cells)}.values())
+    order = np.argsort(priced_ways(near, asked, weights), kind="stable")[:most]
+    return [near[at] for at in order.tolist()]
 
 
 def split_ways(

@@ -61,7 +61,9 @@ def choose_soon(wide: Wide) -> list[Floats]:
 def improve(wide: Wide, worth: Worth) -> Floats:
     """Choose again with ways near those of a plan, and near to it in price; (C,) replicas."""
     most, counts = max(LEAST_NEAR, MOST_NEAR // len(wide.stocks)), cell_counts(wide.cells, worth.counts)
-    wide.table.take(ways_near(wide.maker, counts, wide.asked(wide.prices), wide.weights(wide.prices), most))
+    asked, weights = wide.asked(wide.prices), wide.weights(wide.prices)
+    for way in wide.maker.of_counts(counts):
+        wide.table.take(ways_near(wide.maker, way, asked, weights, most))
     return _chosen_near(wide, worth)
 
 
