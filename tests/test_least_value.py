@@ -11,6 +11,7 @@ import pytest
 from solvers.engine import Role
 from solvers.planner.pools.penalties import EXCESS_WEIGHT
 from solvers.planner.wide import least_value as tables
+from solvers.planner.wide import load_tables
 from solvers.planner.wide.curve import Curve
 from solvers.planner.wide.least_value import least_value
 from solvers.planner.wide.stocks import ANY_PENALTY, MOST_EVERY, PARTS, Stocks
@@ -219,3 +220,21 @@ def test_of_few_finely_cut_services_several_pools_are_told_apart_at_once() -> No
             looked += 1
         assert few.parts == stocks.parts
     assert looked > 12
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sizes_added_at_once_or_one_by_one_come_to_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stocks, curves, asked = drawn(seed)
+    plain, added = load_tables._with_sizes, list[int]()
+
+    def seen(table: np.ndarray, loads: np.ndarray, costs: np.ndarray) -> np.ndarray:
+        added.append(len(loads))
+        return plain(table, loads, costs)
+
+    monkeypatch.setattr(load_tables, "_with_sizes", seen)
+    picks = []
+    for most in (0, load_tables.MOST_AT_ONCE, 10**9):
+        monkeypatch.setattr(load_tables, "MOST_AT_ONCE", most)
+        picks.append(least_value(stocks, curves, frozenset(curves), asked))
+        assert bool(added) is bool(most)
+    assert picks[0] == picks[1] == picks[2]

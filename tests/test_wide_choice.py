@@ -274,6 +274,21 @@ def test_pricing_leaves_time_for_a_dive(desk: Desk, wide: Wide, best: Worth, mon
         assert ended == pytest.approx(begun + (LEAST_TURNS + 1) * step)
 
 
+@pytest.mark.parametrize("fault", SOLVER_FAULTS)
+def test_where_the_relaxation_beside_held_tiers_fails_pricing_goes_on_from_the_prices_at_hand(
+    fault: type[Exception], desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> Floats:
+        raise fault("too bad")
+
+    told, asked = list[Exception](), list[Floats]()
+    monkeypatch.setattr(Wide, "bound", lambda made, is_enough: made.best)
+    monkeypatch.setattr(Wide, "priced", lambda made, prices: asked.append(prices))
+    replace(chooser(desk, wide, told), relaxed_beside=failing)._priced(best)
+    assert [prices is wide.prices for prices in asked] == [True]
+    assert [str(one) for one in told] == ["too bad"]
+
+
 STAGES = ("_chosen", "_in_order", "_fitted", "_branched", "_improved", "_beside")
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from solvers.deadline import DIVE_UNTIL, Deadline
+from solvers.deadline import DIVE_PRICED_UNTIL, DIVE_UNTIL, Deadline
 from solvers.planner import desk_for, make_plan
 from solvers.planner.model.relax import Solution
+from solvers.planner.pools.cells import Floats
 from solvers.planner.pools.crew import Crew
 from solvers.planner.wide import dive as wide_dive
 from solvers.planner.wide import wide as wide_ways
@@ -64,6 +65,24 @@ def test_a_dive_is_given_up_where_time_is_nearly_over_and_it_is_not_done(
     assert found is not None
     owners = held.cells.pool_service[held.cells.cell_pool[found.replicas > 0.0]]
     assert not set(owners.tolist()) & set(found.open)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_dive_prices_in_between_while_there_is_time(
+    is_late: bool, held: Wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Stepped(now_s=DIVE_PRICED_UNTIL - (0.0 if is_late else 0.01))
+    hurried = replace(held, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
+    pricings, plain = list[None](), Wide.priced
+
+    def counted(made: Wide, prices: Floats) -> float:
+        pricings.append(None)
+        return plain(made, prices)
+
+    monkeypatch.setattr(Wide, "priced", counted)
+    monkeypatch.setattr(wide_dive, "MOST_OPEN", 1)
+    assert dived(hurried) is not None
+    assert bool(pricings) is not is_late
 
 
 def test_the_clearest_way_is_decided_first_and_stays(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
 
+from solvers.deadline import AGAIN_UNTIL, Deadline
 from solvers.fleet import PoolKey
 from solvers.planner import desk_for, make_plan
 from solvers.planner.model.relax import Arrays, state
 from solvers.planner.placing.desk import Desk
-from solvers.planner.placing.places import cell_counts
+from solvers.planner.placing.places import Placed, cell_counts
 from solvers.planner.placing.tiers import is_taken, lacking_above
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.options import step_at
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
-from solvers.planner.wide.fit import OTHERS, Fitter, exact_steps
+from solvers.planner.wide import fit as fit_module
+from solvers.planner.wide import near as near_module
+from solvers.planner.wide import rows
+from solvers.planner.wide.fit import MOST_TRIES, OTHERS, Fitter, exact_steps
 from solvers.planner.wide.near import Near, Neighbours
+from solvers.planner.wide.ways import SparseWay, WayMaker
 from solvers.programme import Programme, Solution, solve
 from solvers.verify import verify
+from tests.clocks import Stepped
 from tests.wide_world import priced, short_fleet
 
 
@@ -233,3 +240,42 @@ def test_a_slightly_short_wide_plan_is_sound_and_in_reach_of_its_bound() -> None
     assert plan.is_short
     assert verify(plan, problem) == ()
     assert plan.report.gap_ratio < 0.15
+
+
+def test_ways_near_those_that_a_plan_keeps_are_looked_for_again_at_other_prices_only(
+    desk: Desk, fitter: Fitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, plain = list[SparseWay](), rows.ways_near
+
+    def seen(maker: WayMaker, way: SparseWay, *rest: Any) -> list[SparseWay]:
+        looked.append(way)
+        return plain(maker, way, *rest)
+
+    monkeypatch.setattr(near_module, "ways_near", seen)
+    known, wide = Neighbours(), replace(fitter.wide, table=fitter.wide.table.apart())
+    ways = list(wide.maker.of_counts(cell_counts(wide.cells, desk.repaired({}).counts)))
+    first = list(known.of(wide, ways))
+    assert (first, looked) == (list(known.of(wide, ways)), ways)
+    others = [*ways[1:], next(wide.maker.nothing())]
+    list(known.of(wide, others))
+    assert looked == [*ways, others[-1]]
+    wide.prices = 1.01 * wide.prices
+    list(known.of(wide, ways))
+    assert looked == [*ways, others[-1], *ways]
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_where_replicas_find_no_place_a_fit_is_tried_again_while_there_is_time(
+    is_late: bool, desk: Desk, fitter: Fitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, tries = Stepped(now_s=AGAIN_UNTIL - (0.0 if is_late else 0.01)), list[Cells]()
+    hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
+
+    def seated(cells: Cells, replicas: Floats) -> Placed:
+        tries.append(cells)
+        return replace(fitter.seated(cells, replicas), left=1)
+
+    monkeypatch.setattr(fit_module, "unusable", lambda *_: {("gpus", "somewhere"): 1.0})
+    found, _ = replace(fitter, desk=hurried, seated=seated).fitted(desk.repaired({}), (0, 3))
+    assert found is not None
+    assert len(tries) == (1 if is_late else MOST_TRIES)

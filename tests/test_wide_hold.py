@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 
 from solvers.planner import desk_for
+from solvers.planner.menus.compose import shared_rows
+from solvers.planner.model.relax import Arrays, duals_of, solve_linear, state
 from solvers.planner.placing.desk import Desk
+from solvers.planner.placing.tiers import held_in_sum, lacking_columns, relaxed_lacks_clearly
+from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
+from solvers.planner.search import Search
 from solvers.planner.wide.branches import _within
 from solvers.planner.wide.wide import Wide
-from tests.wide_world import priced, short_fleet
+from tests import synthetic
+from tests.wide_world import POLICY, SIZE, priced, short_fleet
 
 TIERS = (0.3, 0.7)  # prices of the two tiers that are held
 
@@ -86,3 +92,66 @@ def test_a_branch_of_a_branch_keeps_what_both_say(held: Wide) -> None:
     assert deeper.penalties == {0: (0.0, 100.0), 1: (50.0, np.inf)}
     assert held.best <= part.best * (1.0 + 1e-9)
     assert part.best <= deeper.best * (1.0 + 1e-9)
+
+
+@pytest.fixture(scope="module")
+def tiered() -> tuple[Cells, Arrays, Search]:
+    """A short fleet with services of three tiers."""
+    desk = desk_for(synthetic.make_problem(SIZE, 10, load=0.7, policy=POLICY))
+    cells = build_cells(desk.problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
+    return cells, state(cells), Search(desk=desk)
+
+
+def test_prices_of_divisible_replicas_beside_held_tiers_say_more_than_those_before(
+    tiered: tuple[Cells, Arrays, Search],
+) -> None:
+    """Those of the tiers are the last."""
+    cells, arrays, search = tiered
+    wide = Wide.of(cells, arrays, search.desk.sizer, search.desk.crew, gap=0.01, seconds=60.0)
+    plain = solve_linear(arrays, time_limit_s=60.0)
+    wide.begin(np.maximum(0.0, -duals_of(plain)[shared_rows(arrays)]))
+    mine = lacking_columns(cells, arrays, np.flatnonzero([service.tier_rank == 0 for service in cells.services]))
+    lacks = float(arrays.cost[mine] @ plain.x[mine])  # by the penalties alone
+    wide.hold(lacking(search.desk, 0.5 * lacks, 0.0, 9e9))
+    prices = search._relaxed_beside(cells, arrays, wide)
+    divisible = solve_linear(held_in_sum(cells, arrays, wide.held_usd_per_hour), time_limit_s=60.0)
+    assert len(prices) == len(wide.prices)
+    assert (prices >= 0.0).all()
+    assert prices[-2] > 1.0
+    assert divisible.value > 1.1 * plain.value
+    begun = wide.prices
+    for _ in range(2):  # the first time finds sizes that are to be told apart
+        bounds = [wide.priced(each) for each in (begun, prices)]
+    assert bounds[1] > 1.1 * bounds[0]
+
+
+def test_a_fleet_foreseen_to_be_short_is_not_priced_before_tiers_are_held(
+    made: Wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pricings = list[None]()
+
+    def counted(wide: Wide, prices: Floats) -> float:
+        pricings.append(None)
+        return 1.0
+
+    monkeypatch.setattr(Wide, "priced", counted)
+    for is_short, is_held, asked in ((True, False, 0), (False, False, 1), (True, True, 1)):
+        pricings.clear()
+        wide = replace(made, is_short=is_short, is_held=is_held, best=-np.inf)
+        assert wide.first() == (1.0 if asked else -np.inf)
+        assert len(pricings) == asked
+
+
+def test_divisible_replicas_are_clearly_short_by_more_than_a_clear_difference_above_the_last_tier(
+    tiered: tuple[Cells, Arrays, Search],
+) -> None:
+    cells, arrays, _ = tiered
+    ranks = np.array([service.tier_rank for service in cells.services])
+    for rank in (0, 1, 2):
+        mine = np.flatnonzero(ranks == rank)
+        column = arrays.columns["unserved"].start + int(mine[0])
+        clear = CLEAR_SHARE * cells.penalty_usd_per_hour[mine].sum() / arrays.cost[column]
+        for share in (0.9, 1.1):
+            x = np.zeros(len(arrays.cost))
+            x[column] = share * clear
+            assert relaxed_lacks_clearly(cells, arrays, x) is (share > 1.0 and rank < 2)

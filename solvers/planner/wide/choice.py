@@ -153,7 +153,11 @@ class Chooser:
 
     def _priced(self, found: Worth) -> Turns:
         """Price beside held tiers while a dive after one more turn would still end in time. Returns how it went."""
-        beside, crew, is_rough = self.relaxed_beside(), self.desk.crew, self.wide.has_very_many
+        crew, is_rough, beside = self.desk.crew, self.wide.has_very_many, self.wide.prices
+        try:
+            beside = self.relaxed_beside()
+        except SOLVER_FAULTS as fault:  # those at hand will do, from further away
+            self.told_fault(fault)
         turns = Turns.of(crew.deadline)
         is_near = self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], turns.begun + HELD_PRICES_LEAST[is_rough]))
 
