@@ -152,7 +152,7 @@ class Chooser:
         return found
 
     def _priced(self, found: Worth) -> Turns:
-        """Price beside held tiers while a dive after one more turn would still end in time. Returns how it went."""
+        """Price beside held tiers while a dive after one more turn would still end in time; on, where none would."""
         crew, is_rough, beside = self.desk.crew, self.wide.has_very_many, self.wide.prices
         try:
             beside = self.relaxed_beside()
@@ -164,7 +164,8 @@ class Chooser:
         def is_enough(bound: float) -> bool:
             turns.done += 1
             is_early = is_rough or turns.done <= LEAST_TURNS
-            is_last = not (is_early or turns.allow(DIVE_TURNS + 1, FITTED_UNTIL))
+            could_still, could_later = (turns.allow(n, FITTED_UNTIL) for n in (LEAST_DIVE_TURNS, DIVE_TURNS + 1))
+            is_last = could_still and not (is_early or could_later)
             crew.was_late = crew.was_late or is_last
             return is_last or is_near(bound)
 
