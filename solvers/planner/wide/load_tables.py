@@ -205,7 +205,7 @@ def _with_pool(task: Task, pool: int, told: Told, useful: Ints, table: Floats, s
 def _with_sizes(table: Floats, loads: Ints, costs: Floats) -> Floats:
     """Let sizes add their loads to a table without a floor, all at once: what a call takes is more than a short row."""
     end = table.shape[1]
-    most = min(int(loads[-1]), end)
+    most = min(int(loads.max()), end)
     padded = np.concatenate([np.repeat(table[0, :1], most), table[0]])
     shifted: Floats = np.ndarray((most + 1, end), padded.dtype, padded, strides=padded.strides * 2)  # by most, …, 1, 0
     moved = shifted[most - np.minimum(loads, end)]
