@@ -169,7 +169,6 @@ class Chooser:
             crew.was_late = crew.was_late or is_last
             return is_last or is_near(bound)
 
-        self.wide.cut_finer()
         self.wide.priced(beside)
         self.wide.bound(is_enough)
         return turns

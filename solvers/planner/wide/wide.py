@@ -156,7 +156,7 @@ class Wide:
             self.at_hand(running)
         self.is_near = is_near
         if is_near:
-            self.cut_finer()
+            self._cut_finer()
 
     def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
         """Return what the relaxed model places, in whole ways, (C,) replicas: higher tiers first, as far as they fit.
@@ -187,8 +187,8 @@ class Wide:
         self.is_short = self.has_many and usd > SHORT * abs(relaxed.value)
 
     def first(self) -> float:
-        """Bound the objective at the prices begun with, and find ways; not where tiers are held at once, at others."""
-        if not (self.is_short and not self.is_held):
+        """Bound the objective at the prices begun with, finding ways; not where tiers come first, at other prices."""
+        if not self.is_short:
             self.best = self.priced(self.prices)
         return self.best
 
@@ -211,7 +211,7 @@ class Wide:
             if is_enough(self.best) or self._looks_short(is_first):
                 return self.best
             if not self.is_fine:
-                self.cut_finer()
+                self._cut_finer()
         if self.search.rounds and not (is_enough(self.best) or self.is_held):
             self.search.is_on, self.trust = True, SEARCH_TRUST
             self.priced(self.prices)
@@ -243,7 +243,6 @@ class Wide:
         """
         if self.has_many:
             self.trust = HELD_TRUST
-        self.cut_finer()
         most = 1 if self.has_many else max(MOST_TOLD_APART, WORK_TOLD_APART // len(self.stocks))
         for left in range(most, -1, -1):
             before = self.best
@@ -283,8 +282,7 @@ class Wide:
                 self.trust *= 2.0
         return pricings
 
-    def cut_finer(self) -> None:
-        """Cut loads finely from now on."""
+    def _cut_finer(self) -> None:
         self.is_fine, self.trust = True, max(self.trust, FINE_TRUST)
         self.stocks, self.sides = cut_finer(self.stocks, self.sides)
 
@@ -330,6 +328,7 @@ class Wide:
         else:
             self.best += float(prices @ (self.held_usd_per_hour - held))
         self.held_usd_per_hour, self.is_held = held, True
+        self._cut_finer()
         self.at_hand(worth)
 
     def bound_beside(self, worth: Worth) -> float:
