@@ -15,6 +15,7 @@ from solvers.planner import desk_for
 from solvers.planner.model.relax import state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import Placed
+from solvers.planner.placing.tiers import lacks
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
@@ -130,14 +131,16 @@ def test_once_tiers_are_held_a_plan_that_drifts_from_them_is_not_taken(desk: Des
     assert chooser(desk, wide)._better(best, drifted) is best
 
 
-def test_a_little_that_the_last_tier_lacks_is_no_reason_to_go_on(desk: Desk, wide: Wide) -> None:
+def test_a_little_that_the_last_tier_lacks_is_no_reason_to_go_on(desk: Desk) -> None:
     served = desk.worth({})
     little = 0.009 * served.objective_usd_per_hour
-    lacks = chooser(desk, wide)._lacks
     assert served.short
-    assert not lacks(replace(served, lacking_usd_by_tier={0: 0.0, 1: 0.0, 2: little}))
-    assert lacks(replace(served, lacking_usd_by_tier={0: 0.0, 1: 0.0, 2: 2.0 * little}))
-    assert lacks(replace(served, lacking_usd_by_tier={0: 0.0, 1: 1.0, 2: 0.0}))
+    for lacks_usd, is_reason in (
+        ((0.0, 0.0, little), False),
+        ((0.0, 0.0, 2.0 * little), True),
+        ((0.0, 1.0, 0.0), True),
+    ):
+        assert lacks(replace(served, lacking_usd_by_tier=dict(enumerate(lacks_usd))), 0.01) is is_reason
 
 
 @pytest.fixture

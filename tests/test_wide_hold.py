@@ -7,14 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from solvers.planner import desk_for
+from solvers.planner import desk_for, make_plan
 from solvers.planner.menus.compose import shared_rows
-from solvers.planner.model.relax import Arrays, duals_of, solve_linear, state
+from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.tiers import held_in_sum, lacking_columns, relaxed_lacks_clearly
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
+from solvers.planner.wide import wide as wide_module
 from solvers.planner.wide.branches import _within
 from solvers.planner.wide.wide import Wide
 from tests import synthetic
@@ -135,11 +136,33 @@ def test_a_fleet_foreseen_to_be_short_is_not_priced_before_tiers_are_held(
         return 1.0
 
     monkeypatch.setattr(Wide, "priced", counted)
-    for is_short, is_held, asked in ((True, False, 0), (False, False, 1), (True, True, 1)):
+    for is_short in (True, False):
         pricings.clear()
-        wide = replace(made, is_short=is_short, is_held=is_held, best=-np.inf)
-        assert wide.first() == (1.0 if asked else -np.inf)
-        assert len(pricings) == asked
+        wide = replace(made, is_short=is_short, best=-np.inf)
+        assert wide.first() == (-np.inf if is_short else 1.0)
+        assert len(pricings) == (not is_short)
+
+
+def test_what_is_filled_from_nothing_is_worked_out_once(desk: Desk) -> None:
+    filled = desk.repaired({})
+    assert desk.greedy() is desk.greedy()
+    assert desk.greedy() is not filled
+    assert desk.greedy() == filled
+
+
+def test_a_fleet_that_serves_all_though_it_was_foreseen_to_be_short_is_priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divisible replicas at the least cost may leave more undone than the plan at hand."""
+
+    def foresee(wide: Wide, relaxed: Solution, arrays: Arrays) -> None:
+        wide.is_short = True
+
+    monkeypatch.setattr(Wide, "foresee", foresee)
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 3)
+    problem = short_fleet(load=0.1)
+    plan = make_plan(problem)
+    assert not plan.report.notes
+    assert not plan.is_short
+    assert plan.report.gap_ratio <= problem.policy.relative_gap
 
 
 def test_divisible_replicas_are_clearly_short_by_more_than_a_clear_difference_above_the_last_tier(

@@ -28,6 +28,7 @@ from solvers.planner.placing.tiers import (
     held_in_sum,
     hold_higher_tiers,
     lacking_values,
+    lacks,
     relaxed_lacks_clearly,
 )
 from solvers.planner.pools.cells import Cells, Floats, build_cells
@@ -86,7 +87,7 @@ class Search:
         """
         if self.desk.is_wide and not self.base and self.desk.problem.services:
             return self._run_wide(starts, is_enough)
-        best = best_of([*starts, self.desk.repaired(self.base, self.base)])
+        best = best_of([*starts, self.desk.repaired(self.base, self.base) if self.base else self.desk.greedy()])
         if not self.desk.problem.services:  # nothing is asked, so nothing is placed; there is no model to state
             best = self.desk.greedy()
             self._raise_bound(best.objective_usd_per_hour)
@@ -165,10 +166,13 @@ class Search:
         duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if self.desk.certificate is not None else None)
         wide.foresee(relaxed, arrays)
         wide.size_ahead()
-        is_greedy = wide.is_short and relaxed_lacks_clearly(cells, arrays, relaxed.x)  # rounded it would no less
-        first = self.desk.greedy() if is_greedy else self._placed(cells, arrays, wide.rounded(relaxed, arrays))
+        if wide.is_short and relaxed_lacks_clearly(cells, arrays, relaxed.x):  # whole replicas would lack no less
+            first = self.desk.greedy()
+        else:
+            first = self._placed(cells, arrays, wide.rounded(relaxed, arrays), is_rough=wide.is_short)
         if (early := best_of([*([best] if best else []), first])) is not best:
             self._tell(early)
+        wide.is_short = wide.is_short and lacks(early, self._gap())  # what serving costs more than lacking is no lack
         return early, duals
 
     def _begin(
@@ -225,10 +229,10 @@ class Search:
             if not violations:
                 self.on_plan(plan)
 
-    def _placed(self, cells: Cells, arrays: Arrays, replicas: Floats) -> Worth:
+    def _placed(self, cells: Cells, arrays: Arrays, replicas: Floats, *, is_rough: bool = False) -> Worth:
         x = np.zeros(len(arrays.cost))
         x[arrays.columns["replicas"]] = replicas
-        return self.settler.settled(cells, x, arrays)
+        return self.settler.settled(cells, x, arrays, is_rough=is_rough)
 
     def _proved(self, worth: Worth) -> bool:
         gap = worth.objective_usd_per_hour - self.bound_usd_per_hour

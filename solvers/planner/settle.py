@@ -52,8 +52,11 @@ class Settler:
     faults: list[str]
     seats: tuple[bytes, Placed | None] = field(default=(b"", None))
 
-    def settled(self, cells: Cells, x: Floats, arrays: Arrays) -> Worth:
-        """Give every replica its place; in large fleets filling elsewhere may do, else bays are chosen anew."""
+    def settled(self, cells: Cells, x: Floats, arrays: Arrays, *, is_rough: bool = False) -> Worth:
+        """Give every replica its place; in large fleets filling elsewhere may do, else bays are chosen anew.
+
+        Not for what is ``is_rough``: then filling has to do there.
+        """
         replicas = x[arrays.columns["replicas"]]
         placed = self._placed(cells, replicas)
         if placed.left and self.desk.is_large:
@@ -62,7 +65,7 @@ class Settler:
         if not placed.left or not self.desk.is_wide:
             return self._filled(cells, replicas, placed)
         plain = [self._filled(cells, replicas, placed)] if self.desk.is_large else []
-        if plain and not plain[0].short:
+        if plain and (is_rough or not plain[0].short):
             return plain[0]
         is_few = any(w.penalty_usd_per_hour <= FEW_SHORT * abs(w.objective_usd_per_hour) for w in plain)
         run, most_columns = self.desk.crew.whole, SMALL if is_few else np.inf

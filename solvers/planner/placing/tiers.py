@@ -145,6 +145,12 @@ def is_clearly_better(found: Worth, best: Worth, rank: int) -> bool:
     return found.lacking_usd_by_tier[rank] < best.lacking_usd_by_tier[rank] - best.clear_usd(rank)
 
 
+def lacks(worth: Worth, gap: float) -> bool:
+    """True when something is short: not a little of the last tier, a share ``gap`` of all, which would cost more."""
+    *above, last = (usd for _, usd in sorted(worth.lacking_usd_by_tier.items()))
+    return bool(worth.short) and (any(above) or last > gap * abs(worth.objective_usd_per_hour))
+
+
 def lacks_clearly(worth: Worth) -> bool:
     """True when a tier but the last lacks more than solves leave open: another plan may be clearly better there."""
     above = sorted(worth.lacking_usd_by_tier)[:-1]

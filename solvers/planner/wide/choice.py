@@ -19,7 +19,7 @@ from solvers.errors import SOLVER_FAULTS
 from solvers.planner.menus.compose import Enough
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import lost_counts, place
-from solvers.planner.placing.tiers import is_clearly_better, is_taken, keeps_held, lacks_clearly
+from solvers.planner.placing.tiers import is_clearly_better, is_taken, keeps_held, lacks, lacks_clearly
 from solvers.planner.pools.cells import Cells, Floats
 from solvers.planner.pools.tally import Worth, best_of
 from solvers.planner.wide.beside import Beside
@@ -64,9 +64,9 @@ class Chooser:
         """Return the best plan found, no worse than the one at hand."""
         if not (self.wide.is_short and self.wide.has_many):
             best = self._tried(self._chosen, best)
-        if self._lacks(best) and not self.is_done(best):
+        if lacks(best, self.gap) and not self.is_done(best):
             best = self._tried(self._in_order, best)
-        if self._lacks(best):
+        if lacks(best, self.gap):
             return self._short(best)
         if self.is_done(best):
             return best
@@ -107,11 +107,6 @@ class Chooser:
         except SOLVER_FAULTS as fault:
             self.told_fault(fault)
             return best
-
-    def _lacks(self, worth: Worth) -> bool:
-        """Tell whether something is short: not a little of the last tier, which would cost more to serve."""
-        *above, last = (lacks for _, lacks in sorted(worth.lacking_usd_by_tier.items()))
-        return bool(worth.short) and (any(above) or last > self.gap * abs(worth.objective_usd_per_hour))
 
     def _chosen(self, best: Worth) -> Worth:
         """Take ways and place them; while some replica finds no place, choose again with less room where it should go.
