@@ -205,6 +205,14 @@ class Room:
             return groups
         return min(groups, int((watts + WATT_TOLERANCE) // extra))
 
+    def has_room(self, pool: PoolKey, location: str | None = None) -> bool:
+        """Tell whether a replica fits anywhere that its service may go, as far as GPUs, quotas and watts go.
+
+        ``location`` is that of a pool placed ``Class``.
+        """
+        _, rows = self._tables(self.shape(pool)).in_order(self.bays_of(pool))
+        return self._best_row(pool, rows, location) is not None
+
     def take(self, pool: PoolKey, location: str, count: int, bay: Bay | None = None) -> int:
         """Take in up to ``count`` replicas; returns how many."""
         at = bay or self.bays.get((location, pool.gpu_class))

@@ -179,19 +179,24 @@ class _Growing:
         able = _at_one_cap(self.options.of(name), totals)
         least_usd |= {o.pool: self._least_price(o, totals) for o in able if o.pool not in least_usd}
         for least, option in sorted(((least_usd[o.pool], o) for o in able), key=lambda row: (row[0], row[1].pool)):
-            if best is not None and least > best.usd_per_request_per_s:
+            if math.isinf(least) or (best is not None and least > best.usd_per_request_per_s):
                 break  # the rest is not worth being sized
             for site, most in self._sites(option.pool):
                 if (option.pool, site) in blocked:
                     continue
                 wanted = pairs.wants(option.pool.role, sizer.pairing.domain(option.pool, site), demand)
-                for block in self._blocks(option, wanted, totals, site, most):
-                    if best is None or _rank(block) < _rank(best):
-                        best = block
+                block = self._block(option, wanted, totals, site, most)
+                if block is not None and (best is None or _rank(block) < _rank(best)):
+                    best = block
         return best
 
     def _least_price(self, option: PoolOption, totals: Mapping[PoolKey, int]) -> float:
-        """What a request per second costs at least in a block of the pool, if every chain wants it at its best rate."""
+        """What a request per second costs at least in a block of the pool, if every chain wants it at its best rate.
+
+        Infinite where there is no room for it.
+        """
+        if not self.room.has_room(option.pool, ANYWHERE if option.is_anywhere else None):
+            return math.inf
         now = totals.get(option.pool, 0)
         rate = RATE_SLACK * option.steps[-1].capacity_requests_per_s
         gain = rate + max(0.0, now * rate - self._carried(option, now))  # what runs gains too when a pool grows
@@ -206,24 +211,48 @@ class _Growing:
         rooms = ((bay.location, self.room.room(pool, bay.location, bay)) for bay in self.room.bays_of(pool))
         return sorted((at, most) for at, most in rooms if most)
 
-    def _blocks(
+    def _block(
         self, option: PoolOption, wanted: Sequence[float], totals: Mapping[PoolKey, int], site: str, most: float
-    ) -> list[_Block]:
-        """Blocks of 1, 2, 4, … replicas of one pool, at ``most`` so many, up to the first that covers all it can."""
+    ) -> _Block | None:
+        """The block of one pool, at ``most`` so many, that is cheapest per useful request.
+
+        A replica carries no less in a larger pool, so that is as many as carry what some chain wants, or one fewer.
+        """
         now = totals.get(option.pool, 0)
         in_role = sum(n for pool, n in totals.items() if pool.role is option.pool.role)
-        blocks, size, base = [], 1, self._carried(option, now)
         useful_most = option.most if math.isinf(most) else now + most  # at a place of its own a pair may serve little
-        while now + size <= useful_most and in_role + size <= self.service.max_replicas and size <= most:
+        limit = int(min(useful_most - now, self.service.max_replicas - in_role, most))
+        base, best = self._carried(option, now), None
+        for size in self._sizes(option, now, {base + want for want in wanted}, limit):
             gain = self._carried(option, now + size) - base
             useful = sum(min(gain, want) for want in wanted)
             if useful > 0.0:
                 price = size * option.price_usd_per_hour / useful
-                blocks.append(_Block(option=option, replicas=size, usd_per_request_per_s=price, site=site))
-            if gain >= max(wanted):
-                break
-            size *= 2
-        return blocks
+                block = _Block(option=option, replicas=size, usd_per_request_per_s=price, site=site)
+                best = block if best is None or _rank(block) < _rank(best) else best
+        return best
+
+    def _sizes(self, option: PoolOption, now: int, targets: Collection[float], limit: int) -> list[int]:
+        """Replicas to add for the pool to carry each target, requests per second, and one fewer; within the limit."""
+        enough = [self._enough(option, now, target, limit) for target in targets]
+        return sorted({size for most in enough for size in (most - 1, most) if size > 0})
+
+    def _enough(self, option: PoolOption, now: int, target_per_s: float, limit: int) -> int:
+        """The fewest replicas to add that carry the target, or the limit.
+
+        At the rate of a larger pool fewer than these would do, at that of a smaller one no more are needed.
+        """
+        low, high, rate = 0, limit, option.steps[-1].capacity_requests_per_s
+        guess = math.ceil(target_per_s / rate) - now if rate > 0.0 else limit
+        while high - low > 1:
+            size = min(max(guess, low + 1), high - 1)
+            carried = self._carried(option, now + size)
+            guess = math.ceil(target_per_s / carried * (now + size)) - now if carried > 0.0 else limit
+            if carried >= target_per_s:
+                high = size
+            else:
+                low, high, guess = size, min(high, max(guess, size + 1)), guess - 1
+        return high
 
     def _carried(self, option: PoolOption, replicas: int) -> float:
         return self.sizer.carried(option.pool, option.profile, replicas) if replicas else 0.0
