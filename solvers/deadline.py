@@ -11,7 +11,7 @@ Clock = Callable[[], float]
 # Shares of the limit: when a stage has to do with what it has, and what is kept for what comes after it.
 PRICES_UNTIL = 0.7  # prices of the whole fleet; choosing and placing come after them
 HELD_PRICES_UNTIL = 0.8, 0.6  # prices beside held tiers; of very many services, whose choice takes long
-HELD_PRICES_LEAST = 0.15, 0.25  # what they get at least
+HELD_PRICES_LEAST = 0.15, 0.0  # what they get at least; of very many services a plan is at hand by then
 DIVE_PRICED_UNTIL = 0.7  # a dive has to do with the ways that are known from then on
 DIVE_UNTIL = 0.9  # a dive that has not come to its end is given up
 FITTED_UNTIL = 0.95  # when what a dive leaves open should be planned too

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from solvers.deadline import AT_ONCE_UNTIL, DIVE_UNTIL, FITTED_UNTIL, HELD_PRICES_UNTIL, Deadline, Turns
-from solvers.errors import SOLVER_FAULTS, InvalidInput
+from solvers.deadline import AT_ONCE_UNTIL, FITTED_UNTIL, HELD_PRICES_UNTIL, Deadline, Turns
+from solvers.errors import SOLVER_FAULTS, InvalidInput, SolveFailed
 from solvers.planner import desk_for
 from solvers.planner.model.relax import state
 from solvers.planner.placing.desk import Desk
@@ -212,8 +212,11 @@ def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
     hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
     worse, soon = lacking(best, *HELD_USD, 50_000.0), lacking(best, *HELD_USD, 35_000.0)
     found, gone = asked(chooser(hurried, wide), best, worse, worse, soon)
-    before = ["by dive", "at once"] if most_dived else ["at once", "by dive"]
-    assert (found, gone) == (soon, [*([] if is_late else before), "soon"])
+    if is_late:  # of very many services it was looked for before
+        assert (found, gone) == ((soon, ["soon"]) if most_dived else (best, []))
+    else:
+        before = ["by dive", "at once"] if most_dived else ["at once", "by dive"]
+        assert (found, gone) == (soon, [*before, "soon"])
 
 
 @pytest.mark.parametrize("most_dived", [100, 0])
@@ -224,12 +227,11 @@ def test_of_what_is_soon_found_the_better_is_taken(
     first, last = np.zeros(len(wide.cells.cell_pool)), np.ones(len(wide.cells.cell_pool))
     monkeypatch.setattr(choice, "choose_soon", lambda wide: [first, last])
     found = {id(first): lacking(best, *HELD_USD, 30_000.0), id(last): lacking(best, *HELD_USD, 35_000.0)}
-    clock = Stepped(now_s=DIVE_UNTIL)
-    hurried = replace(desk, crew=Crew(deadline=Deadline(clock=clock, limit_s=1.0)))
-    made = replace(chooser(hurried, wide), placed=lambda replicas: found[id(replicas)])
-    assert (
-        made._chosen_of_many(best, turns_at(made)) is found[id(first if most_dived else last)]
-    )  # of very many only the last
+    made = replace(chooser(desk, wide), placed=lambda replicas: found[id(replicas)])
+    assert [*made._soon()] == [*found.values()][0 if most_dived else 1 :]  # of very many only the last
+    monkeypatch.setattr(Chooser, "_by_dive", lambda made: None)
+    monkeypatch.setattr(Chooser, "_at_once", lambda made, before: lacking(best, *HELD_USD, 50_000.0))
+    assert made._chosen_of_many(best, turns_at(made)) is found[id(first if most_dived else last)]
 
 
 @pytest.mark.parametrize("fault", SOLVER_FAULTS)
@@ -268,7 +270,8 @@ def test_pricing_leaves_time_for_a_dive(desk: Desk, wide: Wide, best: Worth, mon
     for _ in steps:
         clock = Stepped(now_s=begun)
         crew = Crew(deadline=Deadline(clock=clock, limit_s=1.0))
-        turns = chooser(replace(desk, crew=crew), wide)._priced(best)
+        made = chooser(replace(desk, crew=crew), wide)
+        made._priced(best, turns := made._begun_beside())
         assert crew.was_late
         assert turns.begun == begun
     in_time = FITTED_UNTIL - DIVE_TURNS * steps[0]
@@ -285,11 +288,39 @@ def test_where_the_relaxation_beside_held_tiers_fails_pricing_goes_on_from_the_p
         raise fault("too bad")
 
     told, asked = list[Exception](), list[Floats]()
-    monkeypatch.setattr(Wide, "bound", lambda made, is_enough: made.best)
     monkeypatch.setattr(Wide, "priced", lambda made, prices: asked.append(prices))
-    replace(chooser(desk, wide, told), relaxed_beside=failing)._priced(best)
+    replace(chooser(desk, wide, told), relaxed_beside=failing)._begun_beside()
     assert [prices is wide.prices for prices in asked] == [True]
     assert [str(one) for one in told] == ["too bad"]
+
+
+@pytest.mark.parametrize("most_dived", [0, 100])
+def test_of_very_many_services_what_is_soon_found_is_at_hand_before_pricing_goes_on(
+    most_dived: int, desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And stays where what comes after it fails; of fewer pricing and a dive come first."""
+    soon, gone = lacking(best, *HELD_USD, 30_000.0), list[str]()
+
+    def found(made: Chooser) -> list[Worth]:
+        gone.append("soon")
+        return [soon]
+
+    def failing(made: Chooser, before: Worth, turns: Turns) -> Worth:
+        raise SolveFailed(f"{before.penalty_usd_per_hour:.0f}")
+
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
+    monkeypatch.setattr(wide_module, "MOST_DIVED", most_dived)
+    monkeypatch.setattr(Chooser, "_soon", found)
+    monkeypatch.setattr(Chooser, "_closer", lambda made, worth: None)
+    monkeypatch.setattr(Chooser, "_chosen_of_many", failing)
+    monkeypatch.setattr(Wide, "hold", lambda made, worth, is_rough=False: None)
+    monkeypatch.setattr(Wide, "priced", lambda made, prices: gone.append("beside"))
+    monkeypatch.setattr(Wide, "bound", lambda made, is_enough: gone.append("prices"))
+    told = list[Exception]()
+    at_hand = best if most_dived else soon
+    assert chooser(desk, wide, told)._in_order(best) is at_hand
+    assert gone == (["beside", "prices"] if most_dived else ["beside", "soon", "prices"])
+    assert [str(one) for one in told] == [f"{at_hand.penalty_usd_per_hour:.0f}"]
 
 
 STAGES = ("_chosen", "_in_order", "_fitted", "_branched", "_improved", "_beside")

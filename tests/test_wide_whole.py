@@ -65,11 +65,11 @@ def test_services_that_the_relaxed_choice_splits_get_ways_between(
 ) -> None:
     asked = list[int]()
 
-    def blends(maker: object, service: int, *_: object) -> Sequence[SparseWay]:
+    def near_parts(maker: object, service: int, *_: object) -> Sequence[SparseWay]:
         asked.append(service)
         return []
 
-    monkeypatch.setattr(type(wide.maker), "blends", blends)
+    monkeypatch.setattr(type(wide.maker), "near_parts", near_parts)
     wide.at_hand(worth := desk.repaired({}))
     shares, service = wide.relaxed().x, wide.table.service
     is_split = (shares > 1e-3) & (shares < 1.0 - 1e-3)

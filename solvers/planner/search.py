@@ -40,6 +40,7 @@ from solvers.planner.proof.certify import Evidence, best_certificate, certificat
 from solvers.planner.settle import SPLIT_CELLS, Settler
 from solvers.planner.wide.branches import bound_of_branches, branch_prices
 from solvers.planner.wide.choice import Chooser
+from solvers.planner.wide.relaxed_ways import rounded, take_near
 from solvers.planner.wide.wide import Wide
 from solvers.verify import verify
 
@@ -166,10 +167,11 @@ class Search:
         duals = self._begin(cells, arrays, wide, duals_of(relaxed), best if self.desk.certificate is not None else None)
         wide.foresee(relaxed, arrays)
         wide.size_ahead()
-        if wide.is_short and relaxed_lacks_clearly(cells, arrays, relaxed.x):  # whole replicas would lack no less
+        if wide.is_short and (wide.has_very_many or relaxed_lacks_clearly(cells, arrays, relaxed.x)):
+            # whole replicas would lack no less, or of very many services so much that filling is wanted all the same
             first = self.desk.greedy()
         else:
-            first = self._placed(cells, arrays, wide.rounded(relaxed, arrays), is_rough=wide.is_short)
+            first = self._placed(cells, arrays, rounded(wide, relaxed, arrays), is_rough=wide.is_short)
         if (early := best_of([*([best] if best else []), first])) is not best:
             self._tell(early)
         wide.is_short = wide.is_short and lacks(early, self._gap())  # what serving costs more than lacking is no lack
@@ -199,11 +201,17 @@ class Search:
         )
 
     def _relaxed_beside(self, cells: Cells, arrays: Arrays, wide: Wide) -> Floats:
-        """Prices of the shared rows, links as free, and of the held tiers where replicas are divisible, (R + T,)."""
+        """Prices of the shared rows, links as free, and of the held tiers where replicas are divisible, (R + T,).
+
+        The ways near what is placed there are remembered.
+        """
         held = held_in_sum(cells, arrays, wide.held_usd_per_hour)
-        prices = np.maximum(0.0, -duals_of(solve_linear(held, time_limit_s=self._seconds())))
+        relaxed = solve_linear(held, time_limit_s=self._seconds())
+        prices = np.maximum(0.0, -duals_of(relaxed))
         rows, tiers = prices[shared_rows(arrays)], prices[len(arrays.rows) :]
-        return np.concatenate([rows, np.zeros(len(wide.room) - len(rows)), tiers])
+        beside = np.concatenate([rows, np.zeros(len(wide.room) - len(rows)), tiers])
+        take_near(wide, relaxed, held, beside)
+        return beside
 
     def _told_fault(self, fault: Exception, stage: str = "choice") -> None:
         """Keep what a stage failed with; a solve that time ran out for is no failure worth a note."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 from solvers.deadline import (
     AT_ONCE_UNTIL,
@@ -133,27 +133,34 @@ class Chooser:
         if self.desk.is_large and (lacks_clearly(found) or not self.wide.has_many):
             found = best_of([found, self.desk.greedy()])
         self.wide.hold(found, is_rough=self.wide.has_very_many)
-        turns = self._priced(found)
-        if self.desk.crew.is_late():
-            again = found
-        else:
-            again = self._chosen_of_many(found, turns) if self.wide.has_many else self._chosen(found)
-        if self._moves_tiers(again, found):
-            self.wide.hold(again)
-        found = again
-        self.raise_bound(found)
-        if self.wide.has_many and not self.is_done(found):
-            self._closer(found)
-        return found
+        turns, best = self._begun_beside(), found
+        if self.wide.has_very_many and not self.desk.crew.is_late():
+            best = self._best_kept(found, [*self._soon()])
+        self._priced(best, turns)
+        if not self.desk.crew.is_late():
+            choose = partial(self._chosen_of_many, turns=turns) if self.wide.has_many else self._chosen
+            best = self._tried(choose, best)
+        if self._moves_tiers(best, found):
+            self.wide.hold(best)
+        self.raise_bound(best)
+        if self.wide.has_many and not self.is_done(best):
+            self._closer(best)
+        return best
 
-    def _priced(self, found: Worth) -> Turns:
-        """Price beside held tiers while a dive after one more turn would still end in time; on, where none would."""
-        crew, is_rough, beside = self.desk.crew, self.wide.has_very_many, self.wide.prices
+    def _begun_beside(self) -> Turns:
+        """Price once where divisible replicas would be beside held tiers, and know the ways near these."""
+        beside = self.wide.prices
         try:
             beside = self.relaxed_beside()
         except SOLVER_FAULTS as fault:  # those at hand will do, from further away
             self.told_fault(fault)
-        turns = Turns.of(crew.deadline)
+        turns = Turns.of(self.desk.crew.deadline)
+        self.wide.priced(beside)
+        return turns
+
+    def _priced(self, found: Worth, turns: Turns) -> None:
+        """Price beside held tiers while a dive after one more turn would still end in time; on, where none would."""
+        crew, is_rough = self.desk.crew, self.wide.has_very_many
         is_near = self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], turns.begun + HELD_PRICES_LEAST[is_rough]))
 
         def is_enough(bound: float) -> bool:
@@ -164,9 +171,7 @@ class Chooser:
             crew.was_late = crew.was_late or is_last
             return is_last or is_near(bound)
 
-        self.wide.priced(beside)
         self.wide.bound(is_enough)
-        return turns
 
     def _closer(self, found: Worth) -> None:
         """Bound the plans that keep the tiers as this one does, now that it is known.
@@ -187,8 +192,7 @@ class Chooser:
         """Decide services one after another and plan the last few beside these; if no better, choose at once.
 
         Of very many services a dive takes long and comes second. Where time does not do for either, as the ``turns``
-        of pricing tell, or neither is better, what is soon found has to do. What tiers are held at comes of a rough
-        plan: where nothing found keeps it, one that is better by their order, though it lacks a little more, will do.
+        of pricing tell, or neither is better, what is soon found has to do; of very many that was looked for before.
         """
         tried = list[Worth]()
         ways: list[Callable[[], Worth | None]] = [self._by_dive, lambda: self._at_once(best)]
@@ -197,7 +201,15 @@ class Chooser:
             if found is not None and self._better(best, found) is found:
                 return found
             tried += [] if found is None else [found]
-        tried += self._soon()
+        if not (self.wide.has_very_many and self._is_late_for(turns)):
+            tried += self._soon()
+        return self._best_kept(best, tried)
+
+    def _best_kept(self, best: Worth, tried: Sequence[Worth]) -> Worth:
+        """The best that keeps what tiers are held at, which comes of a rough plan.
+
+        Where none does, one that is better by their order, though it lacks a little more, will do.
+        """
         return best_of([reduce(self._better, tried, best), *tried])
 
     def _is_late_for(self, turns: Turns) -> bool:

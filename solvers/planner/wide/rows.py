@@ -92,29 +92,17 @@ def taken_in_turn(choice: Arrays, tiers: Ints, shares: Floats) -> Floats:
     return x
 
 
-def as_they_fit(ways: Sequence[SparseWay], cells: Cells, shared: sp.csr_array, room: Floats) -> Floats:
-    """Ways of different services, higher tiers first, each as far as there is room; (C,) replicas."""
-    room, columns = room.copy(), shared.tocsc()
-    total = np.zeros(len(cells.cell_pool))
-    for way in sorted(ways, key=lambda way: (cells.services[way.service].tier_rank, way.service)):
+def blends(
+    maker: WayMaker, service: int, split: Sequence[tuple[SparseWay, float]], asked: Floats
+) -> Iterator[SparseWay | None]:
+    """Whole ways of a service near a mix of its ways."""
+    mixed, served = dict[int, float](), 0.0
+    for way, share in split:
         for cell, count in way.replicas:
-            at = slice(columns.indptr[cell], columns.indptr[cell + 1])
-            rows, uses = columns.indices[at], columns.data[at]
-            fits = int(np.floor((room[rows] / uses).min() + 1e-9)) if len(rows) else count
-            taken = max(0, min(count, fits))
-            room[rows] -= taken * uses
-            total[cell] += taken
-    return total
-
-
-def rounded_ways(maker: WayMaker, parts: Floats, served: Floats, asked: Floats) -> list[SparseWay]:
-    """Whole ways near parts of replicas by cell, (C,), of the services that have one; ``served`` of each, (S,)."""
-    ways: list[SparseWay | None] = []
-    for s, stocks in enumerate(maker.stocks):
-        inside = stocks.cells.start + np.flatnonzero(parts[stocks.cells])
-        amounts = {int(cell): float(parts[cell]) for cell in inside}
-        ways.append(maker.rounded(s, amounts, min(1.0, float(served[s])), asked))
-    return [way for way in ways if way is not None]
+            mixed[cell] = mixed.get(cell, 0.0) + share * count
+        lacks = way.penalty_usd_per_hour / max(maker.stocks[service].unserved_usd_per_hour, 1e-9)
+        served += share * (1.0 - min(1.0, lacks))
+    return maker.near_parts(service, mixed, served, asked)
 
 
 def ways_near(maker: WayMaker, way: SparseWay, asked: Floats, weights: Floats, most: int) -> list[SparseWay]:

@@ -155,18 +155,12 @@ class WayMaker:
             service, self._as_served(service, draft) if may_cross else draft, served, asked, sorted(sizes)
         )
 
-    def blends(
-        self, service: int, split: Sequence[tuple[SparseWay, float]], asked: Floats
+    def near_parts(
+        self, service: int, amounts: dict[int, float], served: float, asked: Floats
     ) -> Iterator[SparseWay | None]:
-        """Whole ways near a mix of ways: rounded down and completed, and rounded down alone."""
-        mixed, served = dict[int, float](), 0.0
-        for way, share in split:
-            for cell, count in way.replicas:
-                mixed[cell] = mixed.get(cell, 0.0) + share * count
-            lacks = way.penalty_usd_per_hour / max(self.stocks[service].unserved_usd_per_hour, 1e-9)
-            served += share * (1.0 - min(1.0, lacks))
+        """Whole ways near parts of replicas by cell: rounded down and completed, rounded down alone, and rounded."""
         for lift, ratio in ((1e-6, served), (1e-6, 0.0), (0.5, served)):
-            yield self.rounded(service, mixed, ratio, asked, lift)
+            yield self.rounded(service, amounts, ratio, asked, lift)
 
     def rounded(
         self, service: int, amounts: dict[int, float], served: float, asked: Floats, lift: float = 1e-6

@@ -16,7 +16,7 @@ from solvers.planner.pools.cells import Floats
 from solvers.planner.pools.crew import Aside
 from solvers.planner.pools.tally import Worth
 from solvers.planner.wide.moves import moved
-from solvers.planner.wide.rows import best_ways, split_ways, taken_in_turn, ways_near
+from solvers.planner.wide.rows import best_ways, blends, split_ways, taken_in_turn, ways_near
 from solvers.planner.wide.wide import SPLIT, Wide
 
 MOST_NODES, CHOICE_WORK = 400, 200_000  # nodes, and nodes times ways, of the whole choice
@@ -71,7 +71,7 @@ def _blend(wide: Wide, relaxed: Solution) -> None:
     """Turn each split choice into whole ways that use about as much of each place."""
     asked = wide.asked(wide.choice_prices(relaxed))
     for service, split in split_ways(wide.table.ways, relaxed.x, SPLIT):
-        wide.table.take(wide.maker.blends(service, split, asked))
+        wide.table.take(blends(wide.maker, service, split, asked))
 
 
 def _chosen_first(wide: Wide) -> Floats:

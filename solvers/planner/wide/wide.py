@@ -28,7 +28,7 @@ from solvers.planner.wide.least_value import least_value
 from solvers.planner.wide.links import WideLinks
 from solvers.planner.wide.pace import Pace
 from solvers.planner.wide.price_box import BoxStep, box_step
-from solvers.planner.wide.rows import as_they_fit, priced_ways, rounded_ways, tiers_of, usd_per_unit
+from solvers.planner.wide.rows import priced_ways, tiers_of, usd_per_unit
 from solvers.planner.wide.search import SideSearch
 from solvers.planner.wide.sides import Sides
 from solvers.planner.wide.stock_taking import build_stocks
@@ -157,15 +157,6 @@ class Wide:
         self.is_near = is_near
         if is_near:
             self._cut_finer()
-
-    def rounded(self, relaxed: Solution, arrays: Arrays) -> Floats:
-        """Return what the relaxed model places, in whole ways, (C,) replicas: higher tiers first, as far as they fit.
-
-        This comes before any size but theirs is worked out.
-        """
-        parts, served = relaxed.x[arrays.columns["replicas"]], 1.0 - relaxed.x[arrays.columns["unserved"]]
-        ways = rounded_ways(self.maker, np.where(parts > SPLIT, parts, 0.0), served, self.asked(self.prices))
-        return as_they_fit(ways, self.cells, self.shared, self.room)
 
     @property
     def has_many(self) -> bool:
