@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from solvers.planner import desk_for, make_plan
+from solvers.planner import search as search_module
 from solvers.planner.menus.compose import shared_rows
 from solvers.planner.model.relax import Arrays, Solution, duals_of, solve_linear, state
 from solvers.planner.placing.desk import Desk
@@ -17,6 +18,7 @@ from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
 from solvers.planner.wide import wide as wide_module
 from solvers.planner.wide.branches import _within
+from solvers.planner.wide.whole import choose_soon
 from solvers.planner.wide.wide import Wide
 from tests import synthetic
 from tests.wide_world import POLICY, SIZE, priced, short_fleet
@@ -124,6 +126,24 @@ def test_prices_of_divisible_replicas_beside_held_tiers_say_more_than_those_befo
     for _ in range(2):  # the first time finds sizes that are to be told apart
         bounds = [wide.priced(each) for each in (begun, prices)]
     assert bounds[1] > 1.1 * bounds[0]
+
+
+def test_ways_near_what_divisible_replicas_do_make_a_better_plan_soon(
+    tiered: tuple[Cells, Arrays, Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Better than the ways that one pricing finds."""
+    cells, arrays, search = tiered
+
+    def soon_usd_per_hour() -> float:
+        wide = Wide.of(cells, arrays, search.desk.sizer, search.desk.crew, gap=0.01, seconds=60.0)
+        wide.begin(np.zeros(len(wide.room)))
+        wide.hold(search.desk.greedy())
+        wide.priced(search._relaxed_beside(cells, arrays, wide))
+        return min(search._placed(cells, arrays, chosen).objective_usd_per_hour for chosen in choose_soon(wide))
+
+    near = soon_usd_per_hour()
+    monkeypatch.setattr(search_module, "take_near", lambda *_: None)
+    assert near < 0.95 * soon_usd_per_hour()
 
 
 def test_a_fleet_foreseen_to_be_short_is_not_priced_before_tiers_are_held(

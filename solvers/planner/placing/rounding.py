@@ -214,9 +214,10 @@ class _Growing:
     def _block(
         self, option: PoolOption, wanted: Sequence[float], totals: Mapping[PoolKey, int], site: str, most: float
     ) -> _Block | None:
-        """The block of one pool, at ``most`` so many, that is cheapest per useful request.
+        """As many of one pool as carry what some chain wants, or one fewer, at ``most`` so many: what costs less.
 
-        A replica carries no less in a larger pool, so that is as many as carry what some chain wants, or one fewer.
+        A replica carries no less in a larger pool, so from nothing no other block is cheaper per useful request. To a
+        pool that gains most by its first few more they would be added next.
         """
         now = totals.get(option.pool, 0)
         in_role = sum(n for pool, n in totals.items() if pool.role is option.pool.role)
