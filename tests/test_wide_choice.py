@@ -294,32 +294,32 @@ def test_where_the_relaxation_beside_held_tiers_fails_pricing_goes_on_from_the_p
     assert [str(one) for one in told] == ["too bad"]
 
 
-@pytest.mark.parametrize("most_dived", [0, 100])
-def test_of_very_many_services_what_is_soon_found_is_at_hand_before_pricing_goes_on(
-    most_dived: int, desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("most_chosen", [0, 100])
+def test_of_many_services_what_is_soon_found_is_at_hand_before_pricing_goes_on(
+    most_chosen: int, desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And stays where what comes after it fails; of fewer pricing and a dive come first."""
+    """And stays where what comes after it fails; few are chosen at once, but not before."""
     soon, gone = lacking(best, *HELD_USD, 30_000.0), list[str]()
 
     def found(made: Chooser) -> list[Worth]:
         gone.append("soon")
         return [soon]
 
-    def failing(made: Chooser, before: Worth, turns: Turns) -> Worth:
+    def failing(made: Chooser, before: Worth, turns: Turns | None = None) -> Worth:
         raise SolveFailed(f"{before.penalty_usd_per_hour:.0f}")
 
-    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
-    monkeypatch.setattr(wide_module, "MOST_DIVED", most_dived)
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", most_chosen)
     monkeypatch.setattr(Chooser, "_soon", found)
     monkeypatch.setattr(Chooser, "_closer", lambda made, worth: None)
     monkeypatch.setattr(Chooser, "_chosen_of_many", failing)
+    monkeypatch.setattr(Chooser, "_chosen", failing)
     monkeypatch.setattr(Wide, "hold", lambda made, worth, is_rough=False: None)
     monkeypatch.setattr(Wide, "priced", lambda made, prices: gone.append("beside"))
     monkeypatch.setattr(Wide, "bound", lambda made, is_enough: gone.append("prices"))
     told = list[Exception]()
-    at_hand = best if most_dived else soon
+    at_hand = best if most_chosen else soon
     assert chooser(desk, wide, told)._in_order(best) is at_hand
-    assert gone == (["beside", "prices"] if most_dived else ["beside", "soon", "prices"])
+    assert gone == (["beside", "prices"] if most_chosen else ["beside", "soon", "prices"])
     assert [str(one) for one in told] == [f"{at_hand.penalty_usd_per_hour:.0f}"]
 
 

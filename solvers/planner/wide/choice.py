@@ -134,7 +134,7 @@ class Chooser:
             found = best_of([found, self.desk.greedy()])
         self.wide.hold(found, is_rough=self.wide.has_very_many)
         turns, best = self._begun_beside(), found
-        if self.wide.has_very_many and not self.desk.crew.is_late():
+        if self.wide.has_many and not self.desk.crew.is_late():  # whatever comes of what takes longer
             best = self._best_kept(found, [*self._soon()])
         self._priced(best, turns)
         if not self.desk.crew.is_late():
