@@ -51,6 +51,7 @@ def wide(desk: Desk) -> Wide:
     cells = build_cells(desk.problem, desk.options, fair_ratio=desk.penalties.fair_ratio)
     made = Wide.of(cells, state(cells), desk.sizer, desk.crew, gap=0.01, seconds=600.0)
     made.held_usd_per_hour = np.array(HELD_USD)
+    made.prices = np.zeros(len(made.room) + len(HELD_USD))
     return made
 
 
@@ -195,6 +196,19 @@ def test_where_nothing_keeps_the_tiers_what_is_better_by_their_order_will_do(
     assert asked(chooser(desk, wide), best, drifted, worse) == (drifted, ["by dive", "at once", "soon"])
 
 
+@pytest.mark.parametrize(("usd_per_usd", "is_drifted"), [(0.0, True), (10.0, True), (1e4, False)])
+def test_where_nothing_keeps_the_tiers_the_bound_beside_a_plan_counts(
+    usd_per_usd: float, is_drifted: bool, desk: Desk, wide: Wide, best: Worth
+) -> None:
+    """What a plan lacks more than the tiers are held at lowers it, by their prices."""
+    priced = replace(wide, prices=np.append(np.zeros(len(wide.room)), [0.0, usd_per_usd]))
+    nearly, drifted = lacking(best, 0.0, 2001.0, 35_000.0), lacking(best, 0.0, 2011.0, 30_000.0)
+    found = chooser(desk, priced)._best_beside(best, [nearly, drifted])
+    assert found is (drifted if is_drifted else best)
+    clearly = lacking(best, 0.0, 2000.0 - 1.1 * CLEAR_SHARE * 1e5, 90_000.0)
+    assert chooser(desk, priced)._best_beside(best, [drifted, clearly, nearly]) is clearly
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize(("most_dived", "until"), [(100, FITTED_UNTIL - LEAST_DIVE_TURNS * TURN), (0, AT_ONCE_UNTIL)])
 def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
@@ -252,7 +266,7 @@ def test_what_fails_to_be_found_soon_takes_nothing_from_a_plan(
 
 def test_pricing_leaves_time_for_a_dive(desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes so many pricings as these: begun at once where they would not end in time, but for the least of them."""
-    steps, begun, left = [0.01, 0.036, 0.1], 0.2, list[float]()
+    steps, begun, left = [0.02, 0.05, 0.1], 0.2, list[float]()
 
     def priced(made: Wide, prices: Floats) -> float:
         clock.now_s += steps[len(left)]
@@ -271,9 +285,8 @@ def test_pricing_leaves_time_for_a_dive(desk: Desk, wide: Wide, best: Worth, mon
         clock = Stepped(now_s=begun)
         crew = Crew(deadline=Deadline(clock=clock, limit_s=1.0))
         made = chooser(replace(desk, crew=crew), wide)
-        made._priced(best, turns := made._begun_beside())
+        assert made._priced(best).begun == begun
         assert crew.was_late
-        assert turns.begun == begun
     in_time = FITTED_UNTIL - DIVE_TURNS * steps[0]
     assert in_time - steps[0] <= left[0] <= in_time + 1e-9
     assert left[1] == pytest.approx(begun + (LEAST_TURNS + 1) * steps[1])
@@ -289,7 +302,7 @@ def test_where_the_relaxation_beside_held_tiers_fails_pricing_goes_on_from_the_p
 
     told, asked = list[Exception](), list[Floats]()
     monkeypatch.setattr(Wide, "priced", lambda made, prices: asked.append(prices))
-    replace(chooser(desk, wide, told), relaxed_beside=failing)._begun_beside()
+    replace(chooser(desk, wide, told), relaxed_beside=failing)._begin_beside()
     assert [prices is wide.prices for prices in asked] == [True]
     assert [str(one) for one in told] == ["too bad"]
 

@@ -25,7 +25,7 @@ from solvers.planner.wide import fit as fit_module
 from solvers.planner.wide import near as near_module
 from solvers.planner.wide import rows
 from solvers.planner.wide.fit import MOST_TRIES, OTHERS, Fitter, exact_steps
-from solvers.planner.wide.near import Near, Neighbours
+from solvers.planner.wide.near import Near, Neighbours, split_usd_per_hour
 from solvers.planner.wide.ways import SparseWay, WayMaker
 from solvers.programme import Programme, Solution, solve
 from solvers.verify import verify
@@ -217,7 +217,7 @@ def test_tiers_are_held_anew_where_a_plan_is_clearly_less_short(desk: Desk, fitt
 
 def test_services_that_the_relaxed_choice_splits_are_told(fitter: Fitter) -> None:
     wide = fitter.wide
-    spread, shares = wide.split_usd_per_hour(), wide.relaxed().x
+    spread, shares = split_usd_per_hour(wide), wide.relaxed().x
     is_split = [((shares > 1e-4) & (shares < 1.0 - 1e-4) & (wide.table.service == s)).any() for s in range(len(spread))]
     assert any(is_split)
     assert (spread[np.logical_not(is_split)] <= 1e-6 * (1.0 + spread.max())).all()

@@ -17,6 +17,7 @@ from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
 from solvers.planner.search import Search
 from solvers.planner.wide import wide as wide_module
+from solvers.planner.wide.apart import HURRIED_FINEST
 from solvers.planner.wide.branches import _within
 from solvers.planner.wide.whole import choose_soon
 from solvers.planner.wide.wide import Wide
@@ -198,3 +199,47 @@ def test_divisible_replicas_are_clearly_short_by_more_than_a_clear_difference_ab
             x = np.zeros(len(arrays.cost))
             x[column] = share * clear
             assert relaxed_lacks_clearly(cells, arrays, x) is (share > 1.0 and rank < 2)
+
+
+def looked(wide: Wide, monkeypatch: pytest.MonkeyPatch, most_hidden: float) -> list[tuple[float, bool]]:
+    """The bounds at which pricing beside held tiers looked at what is hidden more closely, and whether in a hurry."""
+    seen = list[tuple[float, bool]]()
+    look = Wide._look_closer
+
+    def looking(made: Wide, *, is_hurried: bool = False) -> bool:
+        seen.append((made.best, is_hurried))
+        return look(made, is_hurried=is_hurried)
+
+    monkeypatch.setattr(Wide, "_look_closer", looking)
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", 0)
+    monkeypatch.setattr(wide_module, "MOSTLY_HIDDEN", most_hidden)
+    wide.raised(8, lambda bound: False)
+    return seen
+
+
+def test_what_is_mostly_hidden_is_looked_at_closely_once_the_bound_rises(
+    held: Wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, begun = held.stocks, held.best
+    seen = looked(held, monkeypatch, most_hidden=0.0)
+    bounds = [bound for bound, _ in seen]
+    assert seen
+    assert all(is_hurried for _, is_hurried in seen)
+    assert min(bounds) > begun
+    assert sorted(set(bounds)) == bounds  # once at each
+    parts = [(mine.parts, now.parts) for mine, now in zip(before, held.stocks, strict=True)]
+    assert any(least < now for least, now in parts)
+    assert all(least <= now <= HURRIED_FINEST for least, now in parts)
+
+
+def test_what_hides_less_than_is_open_otherwise_is_left_for_later(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert looked(held, monkeypatch, most_hidden=1e9) == []
+
+
+def test_what_is_hidden_is_what_ways_cost_above_least_values(held: Wide) -> None:
+    values = held.priced_ways(held.prices)
+    least = [float(values[held.table.service == s].min()) for s in range(len(held.stocks))]
+    assert held._hidden_usd_per_hour() == pytest.approx(sum(least) - float(held.values.sum()))
+    assert held._hidden_usd_per_hour() > 0.0
+    held._look_closer(is_hurried=True)
+    assert held._hidden_usd_per_hour() == pytest.approx(0.0, abs=1e-6)  # until there are picks of a better bound

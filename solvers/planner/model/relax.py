@@ -30,12 +30,9 @@ UNUSED: Mapping[str, bool] = {
     "mip_heuristic_run_feasibility_jump": False,
 }
 """Of the time of a search that begins with a good solution a quarter goes into these, for nothing."""
-SPARED: Mapping[str, bool] = {
-    **UNUSED,
-    "mip_heuristic_run_rins": False,
-    "mip_heuristic_run_rens": False,
-    "mip_heuristic_run_root_reduced_cost": False,
-}
+LEAN: Mapping[str, bool] = {**UNUSED, "mip_heuristic_run_root_reduced_cost": False}
+"""Of a few services of a large fleet: without these others find a plan in half the time, and seldom a worse one."""
+SPARED: Mapping[str, bool] = {**LEAN, "mip_heuristic_run_rins": False, "mip_heuristic_run_rens": False}
 """Of a tiny model's time six parts in seven go into these."""
 
 

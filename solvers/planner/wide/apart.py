@@ -18,6 +18,7 @@ from solvers.planner.wide.stocks import Pick, Stocks
 FINE_PARTS, FINE_WORK = (4000, 8000), 800_000  # of the demand, and of all services, once coarse ones say no more
 FINER = 4  # times that loads are cut finer
 LEAST_FINEST, MOST_FINEST, FINEST_WORK = 64_000, 128_000, 1_600_000  # parts at most: of a service, and of all
+HURRIED_FINEST = 32_000  # the same while every pricing counts
 
 
 def cut_finer(stocks: Sequence[Stocks], sides: Sequence[Sides | None]) -> tuple[list[Stocks], list[Sides | None]]:
@@ -34,6 +35,7 @@ def closer_stocks(
     asked: Floats,
     weights: Floats,
     most_hidden: float,
+    is_hurried: bool = False,
 ) -> dict[int, Stocks]:
     """Look closer at the services whose least value lies clearly below the way that is made of it.
 
@@ -47,9 +49,11 @@ def closer_stocks(
         What a replica of each cell pays for what services share, and what penalties are multiplied by.
     most_hidden : float
         USD per hour that a least value may hide.
+    is_hurried : bool
+        Cut no loads so finely that pricing takes several times as long.
     """
     finer: dict[int, Stocks] = {}
-    finest = max(LEAST_FINEST, min(MOST_FINEST, FINEST_WORK // len(stocks)))
+    finest = HURRIED_FINEST if is_hurried else max(LEAST_FINEST, min(MOST_FINEST, FINEST_WORK // len(stocks)))
     for s, (mine, pick) in enumerate(zip(stocks, picks, strict=False)):
         way = None if pick is None else book.maker.way(s, pick, asked)
         if pick is None or way is None:

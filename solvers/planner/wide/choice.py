@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 
 from solvers.deadline import (
     AT_ONCE_UNTIL,
@@ -35,7 +35,7 @@ MOST_ROUNDS = 4  # times that some of few services are planned in full beside wa
 MOST_TURNS = 4  # times in turn that plans of few services are told apart, and some fitted
 MOST_CHOSEN_IN = 3  # branches, those of the least bounds, in which ways are chosen
 LEAST_TURNS = 4  # pricings beside held tiers that a dive begins with
-DIVE_TURNS, LEAST_DIVE_TURNS = 18, 8  # pricings that take about as long as a dive and its fit, and without pricings
+DIVE_TURNS, LEAST_DIVE_TURNS = 12, 8  # pricings that take about as long as a dive and its fit, and without pricings
 LEAST_IMPROVED = 0.1  # of the gap asked, what one more time has to bring
 
 
@@ -133,10 +133,11 @@ class Chooser:
         if self.desk.is_large and (lacks_clearly(found) or not self.wide.has_many):
             found = best_of([found, self.desk.greedy()])
         self.wide.hold(found, is_rough=self.wide.has_very_many)
-        turns, best = self._begun_beside(), found
+        self._begin_beside()
+        best = found
         if self.wide.has_many and not self.desk.crew.is_late():  # whatever comes of what takes longer
-            best = self._best_kept(found, [*self._soon()])
-        self._priced(best, turns)
+            best = self._best_beside(found, [*self._soon()])
+        turns = self._priced(best)
         if not self.desk.crew.is_late():
             choose = partial(self._chosen_of_many, turns=turns) if self.wide.has_many else self._chosen
             best = self._tried(choose, best)
@@ -147,20 +148,19 @@ class Chooser:
             self._closer(best)
         return best
 
-    def _begun_beside(self) -> Turns:
+    def _begin_beside(self) -> None:
         """Price once where divisible replicas would be beside held tiers, and know the ways near these."""
         beside = self.wide.prices
         try:
             beside = self.relaxed_beside()
         except SOLVER_FAULTS as fault:  # those at hand will do, from further away
             self.told_fault(fault)
-        turns = Turns.of(self.desk.crew.deadline)
         self.wide.priced(beside)
-        return turns
 
-    def _priced(self, found: Worth, turns: Turns) -> None:
+    def _priced(self, found: Worth) -> Turns:
         """Price beside held tiers while a dive after one more turn would still end in time; on, where none would."""
         crew, is_rough = self.desk.crew, self.wide.has_very_many
+        turns = Turns.of(crew.deadline)
         is_near = self._is_enough(found, max(HELD_PRICES_UNTIL[is_rough], turns.begun + HELD_PRICES_LEAST[is_rough]))
 
         def is_enough(bound: float) -> bool:
@@ -172,6 +172,7 @@ class Chooser:
             return is_last or is_near(bound)
 
         self.wide.bound(is_enough)
+        return turns
 
     def _closer(self, found: Worth) -> None:
         """Bound the plans that keep the tiers as this one does, now that it is known.
@@ -203,14 +204,21 @@ class Chooser:
             tried += [] if found is None else [found]
         if not (self.wide.has_very_many and self._is_late_for(turns)):
             tried += self._soon()
-        return self._best_kept(best, tried)
+        return self._best_beside(best, tried)
 
-    def _best_kept(self, best: Worth, tried: Sequence[Worth]) -> Worth:
-        """The best that keeps what tiers are held at, which comes of a rough plan.
+    def _best_beside(self, best: Worth, tried: Sequence[Worth]) -> Worth:
+        """The best of some plans: the order of the tiers but the last first, then what is open above the bound."""
+        for found in tried:
+            best = found if self._is_nearer(found, best) else best
+        return best
 
-        Where none does, one that is better by their order, though it lacks a little more, will do.
-        """
-        return best_of([reduce(self._better, tried, best), *tried])
+    def _is_nearer(self, found: Worth, best: Worth) -> bool:
+        """Tell whether a tier but the last is clearly less short, or none is more so and the bound beside it nearer."""
+        for rank in sorted(best.lacking_usd_by_tier)[:-1]:
+            if is_clearly_better(found, best, rank) or is_clearly_better(best, found, rank):
+                return is_clearly_better(found, best, rank)
+        found_usd, best_usd = (w.objective_usd_per_hour + self.wide.drift_usd_per_hour(w) for w in (found, best))
+        return found_usd < best_usd
 
     def _is_late_for(self, turns: Turns) -> bool:
         """Tell whether neither a dive nor, of very many services, a choice at once would end in time."""
@@ -248,7 +256,7 @@ class Chooser:
         if len(dive.open) > MOST_OPEN:
             return self.placed(dive.replicas)
         decided = self.desk.worth(place(self.cells, dive.replicas).counts)
-        return self._fitter().fitted(decided, dive.open)[0] or self.desk.repaired(decided.counts)
+        return self._fitter().fitted(decided, dive.open, is_rough=True)[0] or self.desk.repaired(decided.counts)
 
     def _branched(self, found: Worth) -> Worth:
         """Bound plans again, told apart by what short services leave undone, and choose where the bound is least."""

@@ -16,7 +16,7 @@ import numpy as np
 from solvers.deadline import AGAIN_UNTIL
 from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
-from solvers.planner.model.relax import UNUSED, Arrays, Solution, solve_whole, state
+from solvers.planner.model.relax import LEAN, UNUSED, Arrays, Solution, solve_whole, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import Placed, cell_counts, start_columns
 from solvers.planner.placing.repack import unusable
@@ -25,7 +25,7 @@ from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.options import Options, PoolOption, Step
 from solvers.planner.pools.sizer import Sizer
 from solvers.planner.pools.tally import Worth, best_of
-from solvers.planner.wide.near import AMPLE, Near, Neighbours
+from solvers.planner.wide.near import AMPLE, Near, Neighbours, split_usd_per_hour
 from solvers.planner.wide.wide import HELD_SLACK, Wide
 from solvers.programme import Word
 from solvers.sizing import Capacity
@@ -47,6 +47,7 @@ MOST_WAYS = 10  # of a service, the best at the prices: their pools are what it 
 WAYS_OF_FEW = 4  # the same of few services, ways with pools of their own
 NEAR_SIZES, NEAR_RATIO = 3, 0.1  # around the sizes of those ways, which sizes are told apart
 FIT_GAP = 0.2  # of the gap asked, what one such plan may leave open
+ROUGH_GAP = 1.0  # the same of a plan that is fitted again
 
 Settled = Callable[[Cells, Floats, Arrays], Worth]
 Seated = Callable[[Cells, Floats], Placed]
@@ -130,7 +131,7 @@ class Fitter:
         swings = SWING * Near.of(self.wide, best, self.neighbours).swings_usd_per_hour()
         if not self.wide.has_many:
             least = min(self.wide.branches, key=lambda branch: branch.best, default=self.wide)
-            swings += SPLIT_SWING * np.minimum(least.split_usd_per_hour(), best.objective_usd_per_hour - least.best)
+            swings += SPLIT_SWING * np.minimum(split_usd_per_hour(least), best.objective_usd_per_hour - least.best)
         return [left + float(swing) for left, swing in zip(self.wide.left_open(best), swings, strict=True)]
 
     def _at_once(self, idle: int) -> int:
@@ -146,10 +147,17 @@ class Fitter:
         left = [free for free in able if frozenset(free) not in closed]
         return min(left, key=lambda free: (-sum(worth[s] for s in free), free), default=())
 
-    def fitted(self, best: Worth, free: Sequence[int], ways: int = MOST_WAYS) -> tuple[Worth | None, bool]:
+    def fitted(
+        self, best: Worth, free: Sequence[int], ways: int = MOST_WAYS, *, is_rough: bool = False
+    ) -> tuple[Worth | None, bool]:
         """The best plan found that changes these services only, and whether no other is better.
 
-        ``ways`` is how many of each, the best at the prices, say what pools it may have.
+        Parameters
+        ----------
+        ways : int
+            How many of each service, the best at the prices, say what pools it may have.
+        is_rough : bool
+            The plan is fitted again, some of these services at a time.
         """
         cells, arrays = self._model(best, free, ways)
         start = start_columns(cells, arrays, best.counts)
@@ -163,7 +171,7 @@ class Fitter:
         found: list[Worth] = []
         for _ in range(MOST_TRIES):
             try:
-                solved = self._solved(self._usable(cells, arrays, best), start)
+                solved = self._solved(self._usable(cells, arrays, best), start, is_rough=is_rough)
             except SolveFailed:  # for want of time or nodes
                 return self._best_kept(found, best), False
             found.append(self.settled(cells, solved.x, arrays))
@@ -190,15 +198,15 @@ class Fitter:
         most[rows] = np.maximum(used, most[rows] - [self.unusable[arrays.rows[r]] for r in rows])
         return replace(arrays, row_upper=most)
 
-    def _solved(self, arrays: Arrays, start: Floats) -> Solution:
+    def _solved(self, arrays: Arrays, start: Floats, *, is_rough: bool) -> Solution:
         return solve_whole(
             arrays,
-            relative_gap=FIT_GAP * self.gap,
+            relative_gap=(ROUGH_GAP if is_rough else FIT_GAP) * self.gap,
             time_limit_s=AMPLE * self.wide.seconds,
             node_limit=MOST_NODES if self.wide.has_many else NODES_OF_FEW,
             start=start,
             run=self.desk.crew.whole,
-            spared=UNUSED,
+            spared=LEAN if self.wide.has_many else UNUSED,
         )
 
     def _model(self, best: Worth, free: Sequence[int], ways: int) -> tuple[Cells, Arrays]:

@@ -13,7 +13,7 @@ from solvers.planner.pools.cells import Floats, Ints
 from solvers.planner.pools.tally import Worth
 from solvers.planner.wide.rows import ways_near
 from solvers.planner.wide.ways import SparseWay
-from solvers.planner.wide.wide import Wide
+from solvers.planner.wide.wide import SPLIT, Wide
 
 NEAR_OF_FEW, AMONG_FEW, NODES_OF_FEW = 60, 300, 10  # ways near a plan's of each service, those chosen among, nodes
 MOST_NEAR, MOST_AMONG, LEAST_NEAR, MOST_NODES = 2000, 1000, 12, 20  # of all services together, of each, and nodes
@@ -117,3 +117,13 @@ class Near:
 def _share(wide: Wide, most: int, of_few: int) -> int:
     """How many of something each service has."""
     return max(LEAST_NEAR, most // len(wide.stocks)) if wide.has_many else of_few
+
+
+def split_usd_per_hour(wide: Wide) -> Floats:
+    """How far the room that each service takes, in its price, lies from the mean of its relaxed choice; (S,)."""
+    shares, table, found = wide.relaxed().x, wide.table, np.zeros(len(wide.stocks))
+    for s in range(len(found)):
+        mine = np.flatnonzero((table.service == s) & (shares > SPLIT))
+        taken = table.used[:, mine].toarray() * wide.prices[: len(wide.room), None]
+        found[s] = np.abs(taken - (taken @ shares[mine])[:, None]).sum(axis=0) @ shares[mine]
+    return found

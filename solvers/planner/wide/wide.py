@@ -48,6 +48,7 @@ FINE_TRUST, SEARCH_TRUST = 0.06, 1.0  # the least trust that finely cut loads be
 FAR_WORSE = 0.5  # of what is open; prices whose bound lies so far below the best were too far away
 MOST_COMPLETED = 2  # pricings in the end whose ways carry all that they promise
 LEAST_COMPLETED = 0.1  # of the gap asked, what one has to bring before another where a plan is at hand
+MOSTLY_HIDDEN = 0.5  # of what is open beside held tiers, hidden values that are looked at more closely at once
 HIDDEN = 0.5  # of a service's part of the gap asked, that its least value may hide
 RAISED = 0.1  # of the gap asked, what pricing beside held tiers has to bring to go on where services are few
 MOST_TOLD_APART, WORK_TOLD_APART = 2, 80  # times that hidden values are looked for, and those times services
@@ -73,9 +74,10 @@ class Wide:
     """Ways found so far, and the rows that they share. ``gap`` is the relative gap asked of the whole decision.
 
     ``held_usd_per_hour`` (T,) is what the first T tiers may leave undone, in penalties; ``prices`` are those of the
-    shared rows, then those of the held tiers. ``unusable`` (R,) is room where replicas found no place, ``used`` what
-    the plan at hand takes all the same. ``penalties`` says what the plans in question leave undone of some services,
-    USD per hour, at least and at most; ``branches``, if any, together hold all of these.
+    shared rows, then those of the held tiers. ``picks`` are what the least ``values`` there are made of, until they are
+    looked at more closely. ``unusable`` (R,) is room where replicas found no place, ``used`` what the plan at hand
+    takes all the same. ``penalties`` says what the plans in question leave undone of some services, USD per hour, at
+    least and at most; ``branches``, if any, together hold all of these.
     """
 
     cells: Cells
@@ -104,6 +106,7 @@ class Wide:
     is_held: bool = False
     is_near: bool = False
     values: Floats = field(default_factory=lambda: np.zeros(0))
+    picks: Sequence[Pick] = ()
     held_usd_per_hour: Floats = field(default_factory=lambda: np.zeros(0))
     unusable: Floats = field(default_factory=lambda: np.zeros(0))
     used: Floats = field(default_factory=lambda: np.zeros(0))
@@ -239,15 +242,13 @@ class Wide:
             before = self.best
             self.raised(LEAST_PRICINGS, is_enough)
             is_raised = left > MOST_TOLD_APART and self.best - before > RAISED * self.gap * abs(self.best)
-            if is_enough(self.best) or not left or not (self._told_apart() or is_raised):
+            if is_enough(self.best) or not left or not (self._look_closer() or is_raised):
                 break
 
     def raised(self, pricings: int, is_enough: Enough) -> int:
         """Price until nothing more is to be had; returns how often."""
-        pace = Pace(
-            is_search=self.search.is_on,
-            is_hurried=(is_hurried := self.is_held and self.has_many and not self.penalties),
-        )
+        is_hurried, begun = self.is_held and self.has_many and not self.penalties, self.best
+        pace = Pace(is_search=self.search.is_on, is_hurried=is_hurried)
         for done in range(pricings):
             step = self._step()
             pace.open_usd_per_hour.append(open_usd := step.value - self.best)
@@ -259,6 +260,8 @@ class Wide:
             if is_closed:
                 self.trust *= WIDER
                 continue
+            if is_hurried and self.best > begun and self._hidden_usd_per_hour() > MOSTLY_HIDDEN * open_usd:
+                self._look_closer(is_hurried=True)  # the prices begun with say too little for that
             before, best = len(self.table.ways), self.best
             kept = 0.0 if is_hurried and step.is_free else SMOOTHING
             value = self.priced(kept * self.prices + (1.0 - kept) * step.prices)
@@ -277,22 +280,33 @@ class Wide:
         self.is_fine, self.trust = True, max(self.trust, FINE_TRUST)
         self.stocks, self.sides = cut_finer(self.stocks, self.sides)
 
-    def _told_apart(self) -> bool:
-        """Look more closely at what least values hide; True if there was anything to do."""
-        asked, weights = self.asked(self.prices), self.weights(self.prices)
+    def _look_closer(self, *, is_hurried: bool = False) -> bool:
+        """Look more closely at what least values hide at the best prices, once; True if there was anything to do.
+
+        Then price again there, unless ``is_hurried``: as long as every pricing counts, which very fine loads make slow.
+        """
+        picks, self.picks = self.picks, ()
         finer = closer_stocks(
             self.stocks,
-            [pick if cut is None else None for pick, cut in zip(self._picks(self.prices), self.sides, strict=False)],
+            [pick if cut is None else None for pick, cut in zip(picks, self.sides, strict=False)],
             book=self.book,
-            asked=asked,
-            weights=weights,
+            asked=self.asked(self.prices),
+            weights=self.weights(self.prices),
             most_hidden=HIDDEN * self.gap * abs(self.best) / len(self.stocks),
+            is_hurried=is_hurried,
         )
         if finer:
             self.stocks = [finer.get(s, stocks) for s, stocks in enumerate(self.stocks)]
             self.trust = max(self.trust, FINE_TRUST)
-            self.priced(self.prices)
+            if not is_hurried:
+                self.priced(self.prices)
         return bool(finer)
+
+    def _hidden_usd_per_hour(self) -> float:
+        """How far the best ways known lie above the least values, at the best prices; 0 once that was looked at."""
+        hidden = np.full(len(self.stocks), np.inf if self.picks else 0.0)
+        np.minimum.at(hidden, self.table.service, self.over_usd_per_hour())
+        return float(hidden.sum())
 
     def _step(self) -> BoxStep:
         """The best prices for the ways known so far, near the best prices so far."""
@@ -324,9 +338,13 @@ class Wide:
 
     def bound_beside(self, worth: Worth) -> float:
         """The bound of the plans that leave no tier but the last more short than this one does."""
+        return self.best - self.drift_usd_per_hour(worth)
+
+    def drift_usd_per_hour(self, worth: Worth) -> float:
+        """What a plan lacks more than the tiers are held at, in their prices: so much lower is the bound beside it."""
         *above, _ = worth.lacking_usd_by_tier.values()
         prices = self.prices[len(self.room) :]
-        return self.best - float(prices @ np.maximum(0.0, np.array(above) - self.held_usd_per_hour))
+        return float(prices @ np.maximum(0.0, np.array(above) - self.held_usd_per_hour))
 
     def at_hand(self, worth: Worth) -> list[SparseWay]:
         """The ways of a plan at hand, which stays possible whatever room turned out to be of no use."""
@@ -359,21 +377,13 @@ class Wide:
         value = float(values.sum() - prices @ self._rooms())
         if value > self.best:
             self.best, self.prices, self.values, self.search.in_best = value, prices, values, self.search.added
+            self.picks = picks
         return value
 
     def left_open(self, worth: Worth) -> list[float]:
         """What each service's part of a plan costs at the prices above the least that it could, USD per hour."""
         ways, asked = list(self.maker.of_counts(cell_counts(self.cells, worth.counts))), self.asked(self.prices)
         return list(map(float, priced_ways(ways, asked, self.weights(self.prices)) - self.values))
-
-    def split_usd_per_hour(self) -> Floats:
-        """How far the room that each service takes, in its price, lies from the mean of its relaxed choice; (S,)."""
-        shares, table, found = self.relaxed().x, self.table, np.zeros(len(self.stocks))
-        for s in range(len(found)):
-            mine = np.flatnonzero((table.service == s) & (shares > SPLIT))
-            taken = table.used[:, mine].toarray() * self.prices[: len(self.room), None]
-            found[s] = np.abs(taken - (taken @ shares[mine])[:, None]).sum(axis=0) @ shares[mine]
-        return found
 
     def sizes_near(self, services: Sequence[int], most: int, *, are_unlike: bool = False) -> list[tuple[PoolKey, int]]:
         """Pools and their sizes in the best ways of services at the prices, so many of each service."""
