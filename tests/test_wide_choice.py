@@ -23,6 +23,7 @@ from solvers.planner.wide import choice
 from solvers.planner.wide import wide as wide_module
 from solvers.planner.wide.choice import DIVE_TURNS, LEAST_DIVE_TURNS, LEAST_TURNS, Chooser
 from solvers.planner.wide.dive import MOST_OPEN, Dived
+from solvers.planner.wide.fit import Fitter
 from solvers.planner.wide.wide import Wide
 from tests.clocks import Stepped
 from tests.test_wide_fit import lacking
@@ -380,6 +381,22 @@ def test_what_a_dive_leaves_open_is_filled_where_it_is_much(desk: Desk, wide: Wi
     dive = Dived(replicas=np.zeros(len(wide.cells.cell_pool)), open=tuple(range(MOST_OPEN + 1)))
     assert replace(chooser(desk, wide), placed=place_all)._completed(dive) is best
     assert [replicas is dive.replicas for replicas in placed] == [True]
+
+
+def test_what_a_dive_leaves_open_is_planned_roughly_or_filled_where_that_fails(
+    desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits, found = list[tuple[tuple[int, ...], bool]](), [best, None]
+
+    def fitted(fitter: Fitter, decided: Worth, free: tuple[int, ...], *, is_rough: bool) -> tuple[Worth | None, bool]:
+        fits.append((free, is_rough))
+        return found.pop(0), False
+
+    monkeypatch.setattr(Fitter, "fitted", fitted)
+    dive = Dived(replicas=np.zeros(len(wide.cells.cell_pool)), open=(0, 1))
+    assert chooser(desk, wide)._completed(dive) is best
+    assert chooser(desk, wide)._completed(dive).counts == desk.repaired({}).counts
+    assert fits == [((0, 1), True)] * 2
 
 
 @pytest.mark.parametrize(("done_after", "chosen_in"), [(0, []), (1, [1.0]), (9, [1.0, 2.0, 3.0])])

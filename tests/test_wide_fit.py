@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import comb
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from solvers.deadline import AGAIN_UNTIL, Deadline
+from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner import desk_for, make_plan
-from solvers.planner.model.relax import Arrays, state
+from solvers.planner.model.relax import LEAN, UNUSED, Arrays, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import Placed, cell_counts
 from solvers.planner.placing.tiers import is_taken, lacking_above
@@ -24,7 +26,8 @@ from solvers.planner.search import Search
 from solvers.planner.wide import fit as fit_module
 from solvers.planner.wide import near as near_module
 from solvers.planner.wide import rows
-from solvers.planner.wide.fit import MOST_TRIES, OTHERS, Fitter, exact_steps
+from solvers.planner.wide import wide as wide_module
+from solvers.planner.wide.fit import FIT_GAP, MOST_TRIES, OTHERS, ROUGH_GAP, Fitter, exact_steps
 from solvers.planner.wide.near import Near, Neighbours, split_usd_per_hour
 from solvers.planner.wide.ways import SparseWay, WayMaker
 from solvers.programme import Programme, Solution, solve
@@ -279,3 +282,28 @@ def test_where_replicas_find_no_place_a_fit_is_tried_again_while_there_is_time(
     found, _ = replace(fitter, desk=hurried, seated=seated).fitted(desk.repaired({}), (0, 3))
     assert found is not None
     assert len(tries) == (1 if is_late else MOST_TRIES)
+
+
+@pytest.mark.parametrize(("is_rough", "gap"), [(False, FIT_GAP), (True, ROUGH_GAP)])
+@pytest.mark.parametrize(("most_chosen", "spared"), [(0, LEAN), (100, UNUSED)])
+def test_what_is_fitted_again_may_leave_more_open(
+    is_rough: bool,
+    gap: float,
+    most_chosen: int,
+    spared: Mapping[str, bool],
+    desk: Desk,
+    fitter: Fitter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And many services are fitted without what finds them little."""
+    asked = list[tuple[float, Mapping[str, bool]]]()
+
+    def solved(arrays: Arrays, **how: Any) -> Solution:
+        asked.append((how["relative_gap"], how["spared"]))
+        raise SolveFailed("enough")
+
+    monkeypatch.setattr(fit_module, "solve_whole", solved)
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", most_chosen)
+    assert fitter.fitted(desk.repaired({}), (0, 1), is_rough=is_rough) == (None, False)
+    assert asked == [(gap * fitter.gap, spared)]
+    assert FIT_GAP < ROUGH_GAP
