@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import comb
 from typing import Any
@@ -307,3 +307,31 @@ def test_what_is_fitted_again_may_leave_more_open(
     assert fitter.fitted(desk.repaired({}), (0, 1), is_rough=is_rough) == (None, False)
     assert asked == [(gap * fitter.gap, spared)]
     assert FIT_GAP < ROUGH_GAP
+
+
+@pytest.mark.parametrize(("most_chosen", "most_dived", "is_first"), [(100, 100, True), (0, 100, False), (0, 0, True)])
+@pytest.mark.parametrize("is_done_at", [0, 1, 9])
+def test_ways_near_a_plan_are_chosen_among_before_fits_of_few_and_of_very_many_services(
+    most_chosen: int,
+    most_dived: int,
+    is_first: bool,
+    is_done_at: int,
+    desk: Desk,
+    fitter: Fitter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, best = list[str](), desk.repaired({})
+
+    def stage(name: str) -> Callable[..., Worth]:
+        def run(made: Fitter, worth: Worth, is_done: Callable[[Worth], bool]) -> Worth:
+            begun.append(name)
+            return worth
+
+        return run
+
+    for name in ("_nearby", "_fits"):
+        monkeypatch.setattr(Fitter, name, stage(name))
+    monkeypatch.setattr(wide_module, "MOST_CHOSEN", most_chosen)
+    monkeypatch.setattr(wide_module, "MOST_DIVED", most_dived)
+    assert fitter.run(best, lambda worth: len(begun) >= is_done_at) is best
+    assert begun == (["_nearby", "_fits"] if is_first else ["_fits"])[:is_done_at]  # fits in vain end it
