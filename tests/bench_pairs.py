@@ -24,7 +24,7 @@ CHECKED = ("bound is", "supported", "bound_s", "rss_mb")
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
-    for size in args.sizes.split(","):
+    for size in args.sizes:
         for seed in range(1, args.seeds + 1):
             policy = Policy(time_limit_s=args.patience * LIMITS_S[size], min_saving_ratio=0.0)
             problem = synthetic.make_problem(synthetic.SIZES[size], seed, load=args.load, policy=policy)
@@ -40,7 +40,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="S,M", help="of " + ", ".join(synthetic.SIZES))
+    parser.add_argument("--sizes", type=synthetic.sizes, default="S,M", help="of " + ", ".join(synthetic.SIZES))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--load", type=float, default=synthetic.LOAD)
     parser.add_argument("--worlds", default=",".join(WORLDS), help="of " + ", ".join(WORLDS))

@@ -40,7 +40,7 @@ Row = dict[str, object]
 def cases(args: argparse.Namespace) -> Iterator[tuple[str, int, float]]:
     """(size, seed, load), smallest first."""
     loads = [args.load, *(args.load * times for times in OVERLOADS)] if args.overload else [args.load]
-    for size in args.sizes.split(","):
+    for size in args.sizes:
         for load in loads:
             for seed in range(1, args.seeds + 1):
                 yield size, seed, load
@@ -127,7 +127,7 @@ def greedy_usd_per_hour(problem: Problem) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="S,M,L", help="of " + ", ".join(synthetic.SIZES))
+    parser.add_argument("--sizes", type=synthetic.sizes, default="S,M,L", help="of " + ", ".join(synthetic.SIZES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--load", type=float, default=synthetic.LOAD)
     parser.add_argument("--overload", action="store_true", help="1.3 and 2 times the load too")

@@ -25,7 +25,7 @@ from solvers.problem import Problem
 from solvers.sizing import replica_capacity
 from solvers.tick import Ticker
 from solvers.workload import Demand
-from tests.synthetic import SIZES, make_problem
+from tests.synthetic import SIZES, make_problem, sizes
 
 AIMS_MS = {"S": 2.0, "M": 15.0, "L": 200.0}
 Change = Callable[[Problem, np.random.Generator], tuple[dict[str, float], dict[str, float]]]
@@ -178,14 +178,14 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="S,M,L", help="fleets of tests.synthetic, as S,M,L (all)")
+    parser.add_argument("--sizes", type=sizes, default="S,M,L", help="fleets of tests.synthetic (%(default)s)")
     parser.add_argument("--seeds", default="0", help="seeds, as 0,1,2 (0)")
     parser.add_argument("--ticks", type=int, default=15, help="ticks of each kind of change (15)")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     args = parser.parse_args()
     rows = [
         row
-        for size in args.sizes.split(",")
+        for size in args.sizes
         for seed in map(int, args.seeds.split(","))
         for row in measure(size, seed, args.ticks)
     ]

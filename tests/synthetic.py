@@ -7,6 +7,7 @@ everything would cost, over the price of the fleet.
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -83,6 +84,20 @@ SIZES: Mapping[str, Size] = {
 }
 LOAD = 0.5
 POWER_RATIO = 0.66
+
+
+def sizes(text: str) -> list[str]:
+    """Names of sizes joined by commas, as a command line says them.
+
+    Raises
+    ------
+    ArgumentTypeError
+        When one is none of ``SIZES``.
+    """
+    names = text.split(",")
+    if unknown := [name for name in names if name not in SIZES]:
+        raise ArgumentTypeError(f"no fleet is of size {unknown[0]!r}: say some of {','.join(SIZES)}, with commas")
+    return names
 
 
 def make_problem(
