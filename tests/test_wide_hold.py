@@ -243,3 +243,15 @@ def test_what_is_hidden_is_what_ways_cost_above_least_values(held: Wide) -> None
     assert held._hidden_usd_per_hour() > 0.0
     held._look_closer(is_hurried=True)
     assert held._hidden_usd_per_hour() == pytest.approx(0.0, abs=1e-6)  # until there are picks of a better bound
+
+
+def test_where_looking_closer_raises_no_bound_it_can_be_done_again(held: Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide_module, "HIDDEN", 0.0)
+    begun = [stocks.parts for stocks in held.stocks]
+    held.best = out_of_reach = 1e12
+    assert held._look_closer()
+    once = [stocks.parts for stocks in held.stocks]
+    assert held._look_closer()
+    twice = [stocks.parts for stocks in held.stocks]
+    assert held.best == out_of_reach
+    assert sum(begun) < sum(once) < sum(twice)

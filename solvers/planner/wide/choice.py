@@ -215,8 +215,10 @@ class Chooser:
     def _is_nearer(self, found: Worth, best: Worth) -> bool:
         """Tell whether a tier but the last is clearly less short, or none is more so and the bound beside it nearer."""
         for rank in sorted(best.lacking_usd_by_tier)[:-1]:
-            if is_clearly_better(found, best, rank) or is_clearly_better(best, found, rank):
-                return is_clearly_better(found, best, rank)
+            if is_clearly_better(found, best, rank):
+                return True
+            if is_clearly_better(best, found, rank):
+                return False
         found_usd, best_usd = (w.objective_usd_per_hour + self.wide.drift_usd_per_hour(w) for w in (found, best))
         return found_usd < best_usd
 

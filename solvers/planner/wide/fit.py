@@ -72,8 +72,8 @@ class Fitter:
         Of few services the choice is quick and comes first; of many it takes longer than most fits. Of very many one
         choice brings more than all fits that there is time for.
         """
-        is_first = self.wide.has_very_many or not self.wide.has_many
-        best = self._nearby(best, is_done) if is_first and not is_done(best) else best
+        is_near_first = self.wide.has_very_many or not self.wide.has_many
+        best = self._nearby(best, is_done) if is_near_first and not is_done(best) else best
         for stage in (self._fits, self._nearby) * (MOST_ROUNDS if self.wide.has_many else ROUNDS_OF_FEW):
             before, best = best.objective_usd_per_hour, best if is_done(best) else stage(best, is_done)
             if is_done(best) or before - best.objective_usd_per_hour < LEAST_ROUND * self.gap * before:

@@ -377,6 +377,7 @@ class Wide:
         value = float(values.sum() - prices @ self._rooms())
         if value > self.best:
             self.best, self.prices, self.values, self.search.in_best = value, prices, values, self.search.added
+        if prices is self.prices:
             self.picks = picks
         return value
 
