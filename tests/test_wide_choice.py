@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from solvers.deadline import AT_ONCE_UNTIL, FITTED_UNTIL, HELD_PRICES_UNTIL, Deadline, Turns
+from solvers.deadline import FITTED_UNTIL, HELD_PRICES_UNTIL, WHOLE_UNTIL, Deadline, Turns
 from solvers.errors import SOLVER_FAULTS, InvalidInput, SolveFailed
 from solvers.planner import desk_for
 from solvers.planner.model.relax import state
@@ -211,7 +211,7 @@ def test_where_nothing_keeps_the_tiers_the_bound_beside_a_plan_counts(
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-@pytest.mark.parametrize(("most_dived", "until"), [(100, FITTED_UNTIL - LEAST_DIVE_TURNS * TURN), (0, AT_ONCE_UNTIL)])
+@pytest.mark.parametrize(("most_dived", "until"), [(100, FITTED_UNTIL - LEAST_DIVE_TURNS * TURN), (0, WHOLE_UNTIL)])
 def test_what_is_soon_found_has_to_do_when_a_dive_would_not_end_in_time(
     most_dived: int,
     until: float,

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from solvers.deadline import (
-    AT_ONCE_UNTIL,
     CLOSER_OF_REST,
     FITTED_UNTIL,
     HELD_PRICES_LEAST,
     HELD_PRICES_UNTIL,
-    NEAR_UNTIL,
+    WHOLE_UNTIL,
     Turns,
 )
 from solvers.errors import SOLVER_FAULTS
@@ -226,7 +225,7 @@ class Chooser:
         """Tell whether neither a dive nor, of very many services, a choice at once would end in time."""
         crew = self.desk.crew
         if self.wide.has_very_many:
-            return crew.is_late(AT_ONCE_UNTIL)
+            return crew.is_late(WHOLE_UNTIL)
         is_late = not turns.allow(LEAST_DIVE_TURNS, FITTED_UNTIL)
         crew.was_late = crew.was_late or is_late
         return is_late
@@ -279,7 +278,7 @@ class Chooser:
 
     def _is_fitted(self, worth: Worth) -> bool:
         """Tell whether to leave off; of very many services whoever begins once more is late."""
-        return self.is_done(worth) or (self.wide.has_very_many and self.desk.crew.is_late(NEAR_UNTIL))
+        return self.is_done(worth) or (self.wide.has_very_many and self.desk.crew.is_late(WHOLE_UNTIL))
 
     def _fitter(self) -> Fitter:
         return Fitter(
