@@ -8,13 +8,11 @@ simulated cluster shares it; compare them with each other, not with limits.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import urllib3
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,7 +24,7 @@ from controller.tables import Cell, render_table
 from tests import fleets
 from tests.bench_simcluster import MEBIBYTE, deployments, lap, nodes, wait_for_pods
 from tests.list_costs import compare
-from tests.operator_harness import child_pids
+from tests.processes import child_pids, cpu_s, resident_bytes
 from tests.resource_cases import crd_bodies
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
@@ -121,15 +119,6 @@ class OperatorProcess:
     def close(self) -> None:
         self._supervisor.close()
         self._pool.clear()
-
-
-def resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def version_of(cluster: SimCluster, path: str) -> str:

@@ -7,7 +7,9 @@ per request (``Desk.repaired``); *x cheaper* is its objective over the plan's. S
 this process alone, and is what to judge by where others share the machine. Warm plans start from the running plan with
 every demand shifted by a normal factor of spread ``--sigma``, with ``minSavingRatio`` 0: what is kept for calm is
 measured elsewhere. They know what sizing said for the cold plan, as an operator's process does (``Sizings``), and the
-modeller is loaded before the clock starts, as it is in an operator's process once that has planned.
+modeller is loaded before the clock starts, as it is in an operator's process once that has planned. *family_mb* is the
+most that this process, its workers and HiGHS's processes held at once while planning (pages they share count for each),
+*rss_mb* the most that this process held so far, checks included.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from solvers.verify import verify
 from solvers.verify.bound import verify_bound
 from tests import synthetic
 from tests.printed_rows import add_output, written
+from tests.processes import peak_of_family
 
 OVERLOADS = (1.3, 2.0)  # times the usual load
 LIMITS_S = {"XS": 5.0, "S": 5.0, "M": 8.0, "L": 20.0}
@@ -57,14 +60,15 @@ def measured(
     """Plan once; times, evidence, and the check's own time."""
     first: list[float] = []
     wall, cpu = time.perf_counter(), time.process_time()
-    plan = make_plan(
-        problem,
-        previous=previous,
-        workers=workers,
-        on_plan=lambda _: first.append(time.perf_counter() - wall),
-        sizings=sizings,
-        clock=clock,
-    )
+    with peak_of_family() as peak:
+        plan = make_plan(
+            problem,
+            previous=previous,
+            workers=workers,
+            on_plan=lambda _: first.append(time.perf_counter() - wall),
+            sizings=sizings,
+            clock=clock,
+        )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     began = time.process_time()
     faults = verify(plan, problem)
@@ -88,6 +92,7 @@ def measured(
         "bound_s": round(bound_s, 2),
         "bound is": "no prices" if bound is None else str(bound).partition(":")[0],
         "supported": "-" if bound is None else f"{math.floor(1000.0 * bound.supported_ratio) / 10.0:.1f} %",
+        "family_mb": round(peak.resident_bytes / 1e6),
         "rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -316,16 +316,6 @@ class OperatorProcess:
         if self.process.poll() is None:
             self.resume()
             self.close()
-
-
-def child_pids(pid: int) -> set[int]:
-    """Processes whose parent a process is. Not by its threads' lists: those vanish with their threads."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.add(int(stat.parent.name))
-    return found
 
 
 def holds_for(claim: Callable[[], bool], seconds: float, interval_s: float = 0.1) -> bool:

@@ -15,7 +15,6 @@ from tests.operator_harness import (
     Gateway,
     OperatorProcess,
     World,
-    child_pids,
     costs_at_leaving,
     holds_for,
     is_done,
@@ -24,6 +23,7 @@ from tests.operator_harness import (
     running,
     wait_settled,
 )
+from tests.processes import child_pids
 from tests.simcluster.api import Json
 from tests.simcluster.cluster import SimCluster
 from tests.simcluster.nodes import condition

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from tests.processes import cpu_s, resident_bytes
+
 STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL
 _BOUND = Path(__file__).parent / "bound.py"
 _TCP_LISTEN = "0A"  # the state column of /proc/net/tcp
@@ -126,11 +128,11 @@ class Supervisor:
 
     def memory_bytes(self) -> dict[str, int]:
         """Return the resident memory of each component that runs."""
-        return {name: _resident_bytes(pid) for name, pid in self.pids().items()}
+        return {name: resident_bytes(pid) for name, pid in self.pids().items()}
 
     def cpu_s(self) -> dict[str, float]:
         """Return the processor time that each running component has used, in seconds."""
-        return {name: _cpu_s(pid) for name, pid in self.pids().items()}
+        return {name: cpu_s(pid) for name, pid in self.pids().items()}
 
     def _command(self, name: str) -> Command:
         if name not in self._commands:
@@ -200,16 +202,6 @@ def _dotted(address: str) -> str:
     words = [int(address[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(address), 8)]
     packed = b"".join(words)
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-
-
-def _resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime + stime
 
 
 def minimal_environment(home: Path, extra: Sequence[tuple[str, str]] = ()) -> tuple[tuple[str, str], ...]:
