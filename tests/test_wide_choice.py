@@ -12,22 +12,24 @@ import pytest
 from solvers.deadline import FITTED_UNTIL, HELD_PRICES_UNTIL, WHOLE_UNTIL, Deadline, Turns
 from solvers.errors import SOLVER_FAULTS, InvalidInput, SolveFailed
 from solvers.planner import desk_for
-from solvers.planner.model.relax import state
+from solvers.planner.model.relax import Arrays, state
 from solvers.planner.placing.desk import Desk
 from solvers.planner.placing.places import Placed
 from solvers.planner.placing.tiers import lacks
 from solvers.planner.pools.cells import Cells, Floats, build_cells
 from solvers.planner.pools.crew import Crew
 from solvers.planner.pools.tally import CLEAR_SHARE, Worth
+from solvers.planner.search import Search
 from solvers.planner.wide import choice
 from solvers.planner.wide import wide as wide_module
 from solvers.planner.wide.choice import DIVE_TURNS, LEAST_DIVE_TURNS, LEAST_TURNS, Chooser
 from solvers.planner.wide.dive import MOST_OPEN, Dived
-from solvers.planner.wide.fit import Fitter
+from solvers.planner.wide.fit import ROUGH_GAP
 from solvers.planner.wide.wide import Wide
+from solvers.programme import Programme, Solution, solve
 from tests.clocks import Stepped
 from tests.test_wide_fit import lacking
-from tests.wide_world import short_fleet
+from tests.wide_world import priced, short_fleet
 
 HELD_USD = (0.0, 2000.0)
 TURN = 0.01  # of the time limit, what a pricing took
@@ -383,20 +385,30 @@ def test_what_a_dive_leaves_open_is_filled_where_it_is_much(desk: Desk, wide: Wi
     assert [replicas is dive.replicas for replicas in placed] == [True]
 
 
-def test_what_a_dive_leaves_open_is_planned_roughly_or_filled_where_that_fails(
-    desk: Desk, wide: Wide, best: Worth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fits, found = list[tuple[tuple[int, ...], bool]](), [best, None]
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_what_a_dive_leaves_open_is_planned_roughly_or_filled_where_that_fails(is_failing: bool, desk: Desk) -> None:
+    gaps, kept = list[float](), list[Worth]()
 
-    def fitted(fitter: Fitter, decided: Worth, free: tuple[int, ...], *, is_rough: bool) -> tuple[Worth | None, bool]:
-        fits.append((free, is_rough))
-        return found.pop(0), False
+    def settled(cells: Cells, x: Floats, arrays: Arrays) -> Worth:
+        kept.append(settler.settled(cells, x, arrays))
+        return kept[-1]
 
-    monkeypatch.setattr(Fitter, "fitted", fitted)
-    dive = Dived(replicas=np.zeros(len(wide.cells.cell_pool)), open=(0, 1))
-    assert chooser(desk, wide)._completed(dive) is best
-    assert chooser(desk, wide)._completed(dive).counts == desk.repaired({}).counts
-    assert fits == [((0, 1), True)] * 2
+    def solved(programme: Programme) -> Solution:
+        gaps.append(programme.options["mip_rel_gap"])
+        if is_failing:
+            raise SolveFailed("too bad")
+        return solve(programme)
+
+    watched = replace(desk, crew=Crew(solve=solved))
+    settler = Search(desk=desk).settler
+    wide = priced(desk)
+    made = replace(chooser(watched, wide), settled=settled, seated=settler.seated)
+    found = made._completed(Dived(replicas=np.zeros(len(wide.cells.cell_pool)), open=(0, 1)))
+    assert gaps[0] == ROUGH_GAP * made.gap
+    if is_failing:
+        assert (found.counts, kept) == (desk.repaired({}).counts, [])
+    else:
+        assert any(found is one for one in kept)
 
 
 @pytest.mark.parametrize(("done_after", "chosen_in"), [(0, []), (1, [1.0]), (9, [1.0, 2.0, 3.0])])

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from solvers.deadline import AGAIN_UNTIL, Deadline
-from solvers.errors import SolveFailed
 from solvers.fleet import PoolKey
 from solvers.planner import desk_for, make_plan
 from solvers.planner.model.relax import LEAN, UNUSED, Arrays, state
@@ -295,17 +294,19 @@ def test_what_is_fitted_again_may_leave_more_open(
     fitter: Fitter,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And many services are fitted without what finds them little."""
-    asked = list[tuple[float, Mapping[str, bool]]]()
+    """And of many services without what brings them little."""
+    asked = list[Mapping[str, Any]]()
 
-    def solved(arrays: Arrays, **how: Any) -> Solution:
-        asked.append((how["relative_gap"], how["spared"]))
-        raise SolveFailed("enough")
+    def solved(programme: Programme) -> Solution:
+        asked.append(programme.options)
+        return solve(programme)
 
-    monkeypatch.setattr(fit_module, "solve_whole", solved)
     monkeypatch.setattr(wide_module, "MOST_CHOSEN", most_chosen)
-    assert fitter.fitted(desk.repaired({}), (0, 1), is_rough=is_rough) == (None, False)
-    assert asked == [(gap * fitter.gap, spared)]
+    watched = replace(fitter, desk=replace(desk, crew=Crew(solve=solved)))
+    found, _ = watched.fitted(desk.repaired({}), (0, 1), is_rough=is_rough)
+    assert found is not None
+    assert {options["mip_rel_gap"] for options in asked} == {gap * fitter.gap}
+    assert {name for name in asked[0] if name in LEAN} == set(spared)
     assert FIT_GAP < ROUGH_GAP
 
 

@@ -140,7 +140,7 @@ def solve_whole(
     run : callable
         Who solves: this process, or a crew that keeps HiGHS apart from it.
     spared : mapping
-        What HiGHS is not to try, ``UNUSED`` or ``SPARED``; the bound stays true.
+        What HiGHS is not to try: ``UNUSED``, ``LEAN`` or ``SPARED``; the bound stays true.
     """
     options: dict[str, Any] = {
         "time_limit": time_limit_s,
